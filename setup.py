@@ -1,0 +1,45 @@
+"""Installs tfusion and the command `tfusion`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(
+  r'__version__ = "(.+)"', (here / "tfusion" / "__init__.py").read_text()
+).group(1)
+
+setup(
+  name="tfusion",
+  version=version,
+  description="Transfusion models (arXiv 2408.11039) in JAX",
+  long_description=(here / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["tfusion", "tfusion.*"]),
+  install_requires=[
+    "absl-py>=2.1",
+    "einops>=0.8",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "matplotlib>=3.9",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11",
+    "scikit-learn>=1.5",
+    "sentencepiece>=0.2.1",
+  ],
+  extras_require={
+    "bench": ["torch==2.13.0", "transfusion-pytorch==0.20.0"],
+    "cuda": ["jax[cuda13]>=0.10.2"],
+    "tensorboard": ["tensorboardX>=2.6"],
+    "test": ["chex>=0.1.90", "pytest>=8", "ruff>=0.14"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+  },
+  entry_points={"console_scripts": ["tfusion = tfusion.cli:main"]},
+)

@@ -1,0 +1,300 @@
+"""Host batches: the same for every count of hosts and workers, and after a stop."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfusion import config as config_lib
+from tfusion import sequence
+from tfusion.data import pipeline, sources
+from tfusion.data.pipeline import HostBatches, heldout_rows, open_corpus
+from tfusion.data.tokenizer import Tokenizer
+
+
+def changed(**data):
+  config = config_lib.Config()
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+CONFIG = changed(workers=0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> pipeline.Corpus:
+  return open_corpus(CONFIG, tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def expected(corpus):
+  """Twelve batches of one host without workers, and the states after each."""
+  data = HostBatches(corpus, CONFIG, host=0, hosts=1)
+  batches = []
+  states = [data.lane_states()]
+  for _ in range(12):
+    batches.append(next(data))
+    states.append(json.loads(json.dumps(data.lane_states())))
+  return batches, states
+
+
+def assert_same(a: sequence.Batch, b: sequence.Batch):
+  for name, x, y in zip(a._fields, a, b, strict=True):
+    assert type(y) is np.ndarray and x.dtype == y.dtype
+    np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def joined(batches):
+  """Host batches in order of the hosts as the global batch."""
+  return sequence.Batch(*(np.concatenate(f) for f in zip(*batches, strict=True)))
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_global_batch_is_the_same_on_every_host_count(corpus, expected, hosts):
+  data = [HostBatches(corpus, CONFIG, host=h, hosts=hosts) for h in range(hosts)]
+  for batch in expected[0][:6]:
+    assert_same(batch, joined([next(d) for d in data]))
+
+
+def test_rows_of_a_lane_lie_together(corpus, expected):
+  lane = pipeline.lanes.Lane(corpus.train, corpus.tokenizer, CONFIG, lane=1)
+  batch = expected[0][0]
+  for n in range(4, 8):
+    assert_same(next(lane), sequence.Batch(*(field[n] for field in batch)))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5])
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_a_run_goes_on_bit_by_bit_on_another_host_count(corpus, expected, stop, hosts):
+  batches, states = expected
+  data = [HostBatches(corpus, CONFIG, host=h, hosts=hosts) for h in range(hosts)]
+  for d in data:
+    d.restore(states[stop])
+  for batch in batches[stop : stop + 4]:
+    assert_same(batch, joined([next(d) for d in data]))
+  after = {lane: s for d in data for lane, s in d.lane_states().items()}
+  assert {str(k): s for k, s in after.items()} == states[stop + 4]
+
+
+@pytest.mark.parametrize("workers, stop", [(1, 3), (2, 0)])
+def test_worker_processes_change_no_batch_and_no_state(corpus, expected, workers, stop):
+  batches, states = expected
+  data = HostBatches(corpus, changed(workers=workers), host=0, hosts=1)
+  data.restore(states[stop])
+  try:
+    for n in range(stop, stop + 5):
+      assert_same(batches[n], next(data))
+      assert json.loads(json.dumps(data.lane_states())) == states[n + 1]
+    # Back and on again: batches that a worker had prepared ahead are forgotten.
+    data.restore(states[1])
+    assert_same(batches[1], next(data))
+  finally:
+    data.close()
+
+
+def test_a_dead_worker_is_an_error_and_the_run_can_go_on(corpus, expected):
+  data = HostBatches(corpus, changed(workers=1), host=0, hosts=1)
+  before = set(multiprocessing.active_children())
+  try:
+    next(data)
+    (worker,) = set(multiprocessing.active_children()) - before
+    # What the whole process group gets must not end a worker: the parent decides.
+    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, signal.SIGTERM)
+    next(data)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGKILL)
+    taken = 2
+    with pytest.raises(RuntimeError, match="data worker process.*-9.*data.workers"):
+      while taken < 12:  # what it had prepared comes first
+        next(data)
+        taken += 1
+    assert_same(expected[0][taken], next(data))
+  finally:
+    data.close()
+
+
+KILLED = """
+import multiprocessing, os, pickle, signal, sys
+from tfusion.data.pipeline import HostBatches
+if __name__ == "__main__":
+  corpus, config = pickle.load(open(sys.argv[1], "rb"))
+  data = HostBatches(corpus, config, host=0, hosts=1)
+  next(data)
+  print(multiprocessing.active_children()[0].pid, flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_leaves_no_worker_behind(corpus, tmp_path):
+  (tmp_path / "run.py").write_text(KILLED)
+  (tmp_path / "args").write_bytes(pickle.dumps((corpus, changed(workers=1))))
+  root = Path(pipeline.__file__).parents[2]
+  run = subprocess.Popen(
+    [sys.executable, tmp_path / "run.py", tmp_path / "args"],
+    stdout=subprocess.PIPE,
+    env=os.environ | {"PYTHONPATH": str(root)},
+  )
+  worker = int(run.stdout.readline())
+  try:
+    run.communicate(timeout=30)  # ends when the last process with this output has
+  except subprocess.TimeoutExpired:
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlives its parent")
+  assert run.returncode == -signal.SIGKILL
+
+
+def test_a_state_that_lacks_lanes_is_refused(corpus, expected):
+  data = HostBatches(corpus, CONFIG, host=1, hosts=2)
+  states = {lane: s for lane, s in expected[1][3].items() if int(lane) < 3}
+  with pytest.raises(ValueError, match=r"lacks lanes \[3\].*data.lanes=4"):
+    data.restore(states)
+
+
+def test_counts_and_fill_tell_what_was_drawn(corpus, expected):
+  data = HostBatches(corpus, CONFIG, host=0, hosts=2)
+  data.restore(expected[1][12])
+  counts = data.counts()
+  assert set(counts) == {"digits", "pydoc"}
+  digits = counts["digits"]
+  assert digits["epochs"] == digits["documents"] / (len(corpus.train[0]) / 2)
+  assert digits["rejected"] == 0 and digits["elements"] > 20 * digits["documents"]
+  own = [b.hi_bl[:8] >= b.lo_bl[:8] for b in expected[0]]
+  assert data.fill() == np.mean(own)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_held_out_rows_are_the_same_for_every_host_count_and_seed(corpus, hosts):
+  whole = heldout_rows(corpus.test, corpus.tokenizer, CONFIG, rows=40)
+  assert [b.tokens_bl.shape for b in whole] == [(16, 128)] * 3
+  other_seed = dataclasses.replace(CONFIG, seed=5)
+  shares = [
+    heldout_rows(
+      corpus.test, corpus.tokenizer, other_seed, rows=40, host=h, hosts=hosts
+    )
+    for h in range(hosts)
+  ]
+  for n, batch in enumerate(whole):
+    assert_same(batch, joined([share[n] for share in shares]))
+
+
+def test_held_out_rows_beyond_the_asked_ones_are_empty(corpus):
+  last = heldout_rows(corpus.test, corpus.tokenizer, CONFIG, rows=40)[-1]
+  assert last.weights_bl[:8].any(axis=1).all()
+  assert not last.weights_bl[8:].any() and not last.image_weight_bn[8:].any()
+  assert sequence.live_elements(sequence.Batch(*(f[8:] for f in last))) == 0
+
+
+def test_held_out_rows_give_each_test_document_once_with_its_caption(corpus):
+  batches = heldout_rows(corpus.test, corpus.tokenizer, CONFIG, rows=10**6)
+  texts, images = [], 0
+  for batch in batches:
+    for tokens_l, lo_l, hi_l, patch_l in zip(
+      batch.tokens_bl, batch.lo_bl, batch.hi_bl, batch.patch_bl
+    ):
+      for lo in np.unique(lo_l[hi_l >= lo_l]):
+        texts.append(corpus.tokenizer.decode(tokens_l[lo_l == lo]))
+        images += np.any(patch_l[lo_l == lo] >= 0)
+  assert images == len(corpus.test[0]) == 297 * 8
+  shown = [text for source in corpus.test for text in source.texts()]
+  assert sorted(texts) == sorted(shown)
+
+
+def test_held_out_rows_of_nothing_are_refused(corpus):
+  empty = sources.Prose("empty", ())
+  with pytest.raises(ValueError, match="empty.*no row"):
+    heldout_rows([empty], corpus.tokenizer, CONFIG, rows=8)
+
+
+def test_prose_is_cut_to_rows_and_complete(corpus):
+  whole = sources.open_sources(
+    ["pydoc"], split="train", image_shape=(8, 8, 1), workdir=""
+  )[0]
+  pieces = corpus.train[1].documents
+  assert "".join(pieces) == "".join(whole.documents)
+  lengths = [len(corpus.tokenizer.encode(piece)) for piece in pieces]
+  assert max(lengths) <= CONFIG.data.row_length - 1
+  assert np.mean(lengths) > 0.6 * CONFIG.data.row_length
+
+
+def test_the_tokenizer_of_a_workdir_stays(tmp_path):
+  config = dataclasses.replace(
+    changed(sources=("digits",)),
+    model=dataclasses.replace(CONFIG.model, vocab_size=300),
+  )
+  first = open_corpus(config, tmp_path).tokenizer
+  larger = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, vocab_size=400)
+  )
+  assert open_corpus(larger, tmp_path).tokenizer.sha256 == first.sha256
+  smaller = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, vocab_size=290)
+  )
+  with pytest.raises(ValueError, match="model.vocab_size=290.*300 pieces"):
+    open_corpus(smaller, tmp_path)
+
+
+def test_a_named_tokenizer_is_copied_into_the_workdir(tmp_path):
+  path = tmp_path / "own.model"
+  own = Tokenizer.train(["a handwritten seven"], vocab_size=290, path=path)
+  config = changed(sources=("digits",), tokenizer=str(path))
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
+  path.unlink()
+  assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
+
+
+def write_photos(root, captions):
+  root.mkdir()
+  for name, caption in captions.items():
+    Image.new("RGB", (9, 9)).save(root / f"{name}.png")
+    (root / f"{name}.txt").write_text(caption)
+
+
+def test_what_is_skipped_is_listed_in_the_workdir_and_logged(tmp_path, caplog):
+  captions = {f"good{i}": "a square" for i in range(4)}
+  write_photos(
+    tmp_path / "photos", captions | {"silent": " ", "essay": "many words " * 200}
+  )
+  (tmp_path / "photos" / "good0.png").write_bytes(b"")
+  spec = f"folder:{tmp_path / 'photos'}"
+  config = changed(sources=(spec,))
+  corpus = open_corpus(config, tmp_path)
+  listed = json.loads((tmp_path / "skipped.json").read_text())[spec]
+  assert set(listed) == {"good0.png", "silent.png", "essay.png"}
+  assert listed["essay.png"].startswith("caption too long")
+  assert len(corpus.train[0]) + len(corpus.test[0]) == 3
+  assert "skipped 3: " in caplog.text and "1 empty caption" in caplog.text
+  # Mended, the list goes.
+  for name in ("good0", "silent", "essay"):
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / f"{name}.txt").write_text("a square")
+  open_corpus(config, tmp_path)
+  assert not (tmp_path / "skipped.json").exists()
+
+
+@pytest.mark.parametrize("ratio, said", [(1.0, True), (20.0, False)])
+def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, said):
+  write_photos(
+    tmp_path / "photos", {f"{i}": "many different words " * 3 for i in range(9)}
+  )
+  config = changed(
+    sources=(f"folder:{tmp_path / 'photos'}", "pydoc"), text_per_image=ratio, workers=0
+  )
+  corpus = open_corpus(config, tmp_path)
+  data = HostBatches(corpus, config, host=0, hosts=1)
+  for _ in range(8):
+    next(data)
+  assert caplog.text.count("cannot be reached") == said
+  # A lane that begins with a dropped caption draws one all the same.
+  few = data.counts()["pydoc"]["documents"] <= config.data.lanes
+  assert few == said

@@ -1,0 +1,183 @@
+"""Promises of tfusion/model/layers.py, against plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from tfusion.model.layers import (
+  Attention,
+  Keys,
+  RMSNorm,
+  SwiGLU,
+  View,
+  rope,
+  rope_angles,
+)
+from tfusion.sharding import spec
+
+
+@pytest.fixture(autouse=True)
+def mesh():
+  with tiny.one_device() as mesh:
+    yield mesh
+
+
+def first_layer(kind, model) -> nnx.Module:
+  """The module that the scan hands to the first layer."""
+  graphdef, params = nnx.split(tiny.fill(lambda rngs: kind(model, rngs=rngs)))
+  return nnx.merge(graphdef, jax.tree.map(lambda x: x[0], params))
+
+
+def numbers(module: nnx.Module) -> dict:
+  values = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+  return {k: np.asarray(v, np.float64) for k, v in values.items()}
+
+
+# RoPE.
+
+
+def test_rope_is_a_rotation_of_complex_numbers():
+  b, l, h, k = 2, 5, 3, 8
+  x = np.random.default_rng(0).normal(size=(b, l, h, k)).astype(np.float32)
+  positions = np.asarray([[0, 1, 2, 3, 4], [7, 100, 0, 4095, 31]])
+  cos, sin = rope_angles(jnp.asarray(positions), head_dim=k, theta=10_000.0)
+  got = np.asarray(rope(jnp.asarray(x), cos, sin))
+  frequency = 10_000.0 ** (-2 * np.arange(k // 2) / k)
+  turn = np.exp(1j * positions[:, :, None, None] * frequency)
+  z = (x[..., : k // 2] + 1j * x[..., k // 2 :]) * turn
+  want = np.concatenate([z.real, z.imag], -1)
+  # float32 holds an angle of 4095 to 2.4e-4.
+  np.testing.assert_allclose(got, want, atol=1e-3)
+  np.testing.assert_allclose(got[0], want[0], atol=1e-6)
+  np.testing.assert_array_equal(got[0, 0], x[0, 0])  # position 0 does not turn
+
+
+def test_scores_after_rope_depend_on_the_distance_alone():
+  q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
+
+  def score(m, n):
+    turned = [
+      rope(jnp.asarray(x), *rope_angles(jnp.asarray([[p]]), head_dim=16, theta=1e4))
+      for x, p in ((q, m), (k, n))
+    ]
+    return float(jnp.sum(turned[0] * turned[1]))
+
+  # float32 angles of about 100.
+  assert score(7, 3) == pytest.approx(score(107, 103), abs=1e-4)
+  assert abs(score(7, 3) - score(7, 4)) > 1e-2
+
+
+def test_rope_keeps_bfloat16_but_turns_in_float32():
+  x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8)).astype(jnp.bfloat16)
+  angles = rope_angles(jnp.arange(4)[None], head_dim=8, theta=1e4)
+  got = rope(x, *angles)
+  assert got.dtype == jnp.bfloat16 and angles[0].dtype == jnp.float32
+  assert jnp.array_equal(got, rope(x.astype(jnp.float32), *angles).astype(jnp.bfloat16))
+
+
+# RMSNorm and SwiGLU.
+
+
+def test_rmsnorm_divides_by_the_root_mean_square_and_scales():
+  norm = tiny.fill(lambda rngs: RMSNorm(6, stack=(), eps=1e-5, rngs=rngs))
+  scale = np.asarray(norm.scale[...])
+  x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32) * 5
+  want = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
+  got = np.asarray(norm(jnp.asarray(x)))
+  np.testing.assert_allclose(got, want * scale, rtol=1e-6)
+  tiny_x = norm(jnp.full((1, 1, 6), 1e-10))
+  assert np.all(np.abs(np.asarray(tiny_x)) < 1e-6)  # eps, not 0 / 0
+
+
+def test_rmsnorm_keeps_bfloat16_but_computes_in_float32():
+  norm = jax.jit(tiny.fill(lambda rngs: RMSNorm(64, stack=(), eps=1e-5, rngs=rngs)))
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 64)), jnp.bfloat16)
+  want = norm(x.astype(jnp.float32)).astype(jnp.bfloat16)
+  assert norm(x).dtype == jnp.bfloat16 and jnp.array_equal(norm(x), want)
+
+
+def test_swiglu_gates_one_projection_with_the_silu_of_the_other():
+  mlp = first_layer(SwiGLU, tiny.config().model)
+  x = np.random.default_rng(0).normal(size=(2, 3, 32)).astype(np.float32)
+  p = numbers(mlp)
+  gate = x @ p["w_gate"]
+  want = (gate / (1 + np.exp(-gate)) * (x @ p["w_up"])) @ p["w_down"]
+  # float32 sums of 48 terms of about 1.
+  got = jax.jit(mlp)(tiny.put(x))
+  np.testing.assert_allclose(np.asarray(got), want, atol=1e-5)
+
+
+# Attention.
+
+
+def view(positions, lo, hi, *, head_dim: int, write_at=None) -> View:
+  positions, lo, hi, write_at = tiny.put((positions, lo, hi, write_at))
+  angles = rope_angles(positions, head_dim=head_dim, theta=10_000.0)
+  return View(*angles, lo, hi, write_at)
+
+
+def turned(x, positions) -> np.ndarray:
+  """RoPE of [b, l, heads, k], float64."""
+  half = x.shape[-1] // 2
+  angle = positions[:, :, None, None] * 10_000.0 ** (-np.arange(half) / half)
+  z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
+  return np.concatenate([z.real, z.imag], -1)
+
+
+def reference(p: dict, x, positions, lo, hi) -> np.ndarray:
+  """Attention with grouped queries, one query and head at a time, float64."""
+  q = turned(np.einsum("bld,dhk->blhk", x, p["wq"]), positions)
+  k = turned(np.einsum("bld,dgk->blgk", x, p["wk"]), positions)
+  v = np.einsum("bld,dgk->blgk", x, p["wv"])
+  out = np.zeros(x.shape)
+  for b, i, head in np.ndindex(q.shape[:3]):
+    group = head * k.shape[2] // q.shape[2]
+    seen = slice(lo[b, i], hi[b, i] + 1)
+    score = k[b, seen, group] @ q[b, i, head] / np.sqrt(q.shape[-1])
+    share = np.exp(score - score.max())
+    out[b, i] += share / share.sum() @ v[b, seen, group] @ p["wo"][head]
+  return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_sees_its_interval_and_shares_keys_among_neighbouring_heads(kv_heads):
+  model = tiny.config(model__kv_heads=kv_heads).model
+  attention = first_layer(Attention, model)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 7, 32)).astype(np.float32)
+  # Row 0: text of 2, three patches, text. Row 1: two documents.
+  positions = np.asarray([[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 0, 1, 2, 3]])
+  lo = np.asarray([[0] * 7, [0, 0, 0, 3, 3, 3, 3]])
+  hi = np.asarray([[0, 1, 4, 4, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
+  sees = view(positions, lo, hi, head_dim=8)
+  got, keys = jax.jit(lambda x: attention(x, sees, None))(tiny.put(x))
+  assert keys is None
+  want = reference(numbers(attention), x, positions, lo, hi)
+  # float32 against float64.
+  np.testing.assert_allclose(np.asarray(got), want, atol=1e-5)
+
+
+def test_new_keys_are_written_at_each_rows_own_place_in_the_cache(mesh):
+  model = tiny.config().model
+  attention = first_layer(Attention, model)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 32)).astype(np.float32)
+  old = rng.normal(size=(2, 9, 2, 8)).astype(np.float32)
+  places = np.asarray([[4, 5, 6], [0, 1, 2]])
+  sees = view(
+    places, np.zeros_like(places), places, head_dim=8, write_at=np.asarray([4, 0])
+  )
+  heads = jax.NamedSharding(mesh, spec("batch", None, "kv_heads", None))
+  cache = jax.device_put(Keys(old, old), heads)
+  _, keys = jax.jit(lambda x, cache: attention(x, sees, cache))(tiny.put(x), cache)
+  p = numbers(attention)
+  new_k = turned(np.einsum("bld,dgk->blgk", x, p["wk"]), places)
+  new_v = np.einsum("bld,dgk->blgk", x, p["wv"])
+  for got, new in ((keys.k_bsgk, new_k), (keys.v_bsgk, new_v)):
+    want = old.astype(np.float64)
+    want[0, 4:7], want[1, 0:3] = new[0], new[1]
+    np.testing.assert_allclose(np.asarray(got), want, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(got)[1, 3:], old[1, 3:])

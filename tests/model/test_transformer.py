@@ -1,0 +1,126 @@
+"""Promises of tfusion/model/transformer.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from tfusion.model.layers import View, rope_angles
+from tfusion.model.transformer import Transformer, empty_keys
+
+MODEL = dataclasses.replace(tiny.config().model, layers=3)
+B, L, D = 2, 8, MODEL.width
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+  with tiny.one_device() as mesh:
+    yield mesh
+
+
+def make(model=MODEL) -> Transformer:
+  return tiny.fill(lambda rngs: Transformer(model, rngs=rngs))
+
+
+@pytest.fixture(scope="module")
+def transformer(mesh) -> Transformer:
+  return make()
+
+
+@pytest.fixture(scope="module")
+def x_bld(mesh):
+  return tiny.put(np.random.default_rng(0).normal(size=(B, L, D)).astype(np.float32))
+
+
+def view(first: int = 0, stop: int = L, *, lo=0, write_at=None) -> View:
+  """Causal text with an image at positions 3 to 5."""
+  positions = np.broadcast_to(np.arange(first, stop), (B, stop - first))
+  hi = np.where((positions >= 3) & (positions <= 5), 5, positions)
+  positions, lo, hi, write_at = tiny.put(
+    (positions, np.full_like(positions, lo), hi, write_at)
+  )
+  angles = rope_angles(positions, head_dim=MODEL.head_dim, theta=MODEL.rope_theta)
+  return View(*angles, lo, hi, write_at)
+
+
+def test_the_scan_over_layers_is_one_layer_after_the_other(transformer, x_bld):
+  sees = view()
+  scanned, keys = jax.jit(lambda x: transformer(x, sees))(x_bld)
+  assert keys is None
+  graphdef, params = nnx.split(transformer.blocks)
+
+  def unrolled(x):
+    for i in range(MODEL.layers):
+      layer = nnx.merge(graphdef, jax.tree.map(lambda p: p[i], params))  # noqa: B023
+      x, _ = layer(x, sees, None)
+    return transformer.norm(x)
+
+  # The compiler may fuse and so round differently; values are about 1.
+  np.testing.assert_allclose(scanned, jax.jit(unrolled)(x_bld), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def gradient_without_remat(x_bld):
+  return gradient("none", x_bld)
+
+
+def gradient(remat: str, x_bld):
+  model = dataclasses.replace(MODEL, remat=remat)
+  graphdef, params = nnx.split(make(model))
+  sees = view()
+
+  def loss(params, x):
+    return jnp.sum(jnp.square(nnx.merge(graphdef, params)(x, sees)[0]))
+
+  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x_bld).compile()
+  return compiled, jax.tree.leaves(compiled(params, x_bld))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_memory_and_no_gradient(remat, x_bld, gradient_without_remat):
+  plain, want = gradient_without_remat
+  compiled, got = gradient(remat, x_bld)
+  for a, b in zip(got, want, strict=True):
+    # Recomputed values may be fused and so rounded differently.
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+  flops = [c.cost_analysis()["flops"] for c in (compiled, plain)]
+  assert flops[0] > flops[1]  # something is computed again
+
+
+def test_a_row_fed_in_parts_to_the_cache_gives_what_it_gives_at_once(
+  transformer, x_bld
+):
+  sees = view()
+  whole, _ = jax.jit(lambda x: transformer(x, sees))(x_bld)
+  # More places than positions: what was never written must not be seen.
+  cache = empty_keys(MODEL, batch=B, length=L + 3, dtype=jnp.float32)
+  cache = jax.tree.map(lambda k: k + 100.0, cache)
+  parts = []
+  for first, stop in ((0, 3), (3, 6), (6, 7), (7, 8)):  # the image in one part
+    sees = view(first, stop, write_at=np.full(B, first))
+    out, cache = jax.jit(transformer)(x_bld[:, first:stop], sees, cache)
+    parts.append(np.asarray(out))
+  # Sums run over another number of keys.
+  np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
+
+
+def test_an_image_written_again_replaces_the_one_before(transformer, x_bld):
+  noisy = x_bld.at[:, 3:6].add(1.0)
+  cache = empty_keys(MODEL, batch=B, length=L, dtype=jnp.float32)
+  step = jax.jit(transformer)
+  _, cache = step(x_bld[:, :3], view(0, 3, write_at=np.zeros(B, int)), cache)
+  image = view(3, 6, write_at=np.full(B, 3))
+  _, dirty = step(noisy[:, 3:6], image, cache)
+  once, _ = step(x_bld[:, 3:6], image, cache)
+  again, _ = step(x_bld[:, 3:6], image, dirty)
+  np.testing.assert_array_equal(once, again)
+
+
+def test_an_empty_cache_has_a_place_for_every_layer_and_key_head():
+  cache = empty_keys(MODEL, batch=B, length=11, dtype=jnp.bfloat16)
+  assert cache.k_bsgk.shape == cache.v_bsgk.shape == (3, B, 11, 2, 8)
+  assert cache.k_bsgk.dtype == jnp.bfloat16 and not cache.k_bsgk.any()

@@ -1,0 +1,177 @@
+"""Promises of tfusion/model/transfusion.py."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+import tfusion
+from tfusion import config as config_lib
+from tfusion.model.transfusion import (
+  axis_names,
+  bind,
+  build,
+  dtype_of,
+  parameter_count,
+)
+from tfusion.sharding import RULES
+
+PAPER = pathlib.Path(tfusion.__file__).parents[1] / "experiments" / "paper.py"
+CONFIG = tiny.config()
+# Table 2's sizes with a vocabulary of 32,000: parameters without the patch layers, in
+# millions, and what linear patch layers of side 2 add, in percent (Table 7 prints
+# 0.5, 0.4, 0.4, 0.4, 0.3).
+SIZES = {
+  "0.16b": (162.4, 0.516),
+  "0.37b": (373.9, 0.369),
+  "0.76b": (777.9, 0.367),
+  "1.4b": (1364.3, 0.356),
+  "7b": (6738.4, 0.269),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+  with tiny.one_device() as mesh:
+    yield mesh
+
+
+@pytest.fixture(scope="module")
+def params(mesh):
+  return tiny.params(CONFIG.model)
+
+
+@pytest.fixture(scope="module")
+def forward(params):
+  """A compiled forward pass of numpy rows."""
+  compiled = jax.jit(lambda *args: bind(CONFIG.model, params)(*args))
+
+  def run(batch, noisy=None, t=None):
+    b, n = batch.image_start_bn.shape
+    noisy = batch.latents_bnhwc if noisy is None else noisy
+    t = np.full((b, n), 500, np.int32) if t is None else t
+    return jax.tree.map(np.asarray, compiled(*tiny.put((batch, noisy, t))))
+
+  return run
+
+
+def paper(arg: str) -> config_lib.ModelConfig:
+  spec = importlib.util.spec_from_file_location("paper", PAPER)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return config_lib.from_dict(module.get_config(arg)).model
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_papers_sizes_have_the_papers_parameters(size):
+  model = dataclasses.replace(paper(f"size={size}"), vocab_size=32_000)
+  millions, added_percent = SIZES[size]
+  total = parameter_count(model)
+  patches = sum(x.size for x in jax.tree.leaves(nnx.state(build(model).patches)))
+  assert round((total - patches) / 1e6, 1) == millions
+  assert round(100 * patches / (total - patches), 3) == added_percent
+
+
+def test_only_the_vocabulary_separates_the_experiment_from_table_2():
+  model = paper("size=0.16b")
+  rows = model.vocab_size - 32_000
+  assert 2 <= rows < 130 and model.vocab_size % 128 == 0
+  plain = dataclasses.replace(model, vocab_size=32_000)
+  assert parameter_count(model) - parameter_count(plain) == 2 * rows * model.width
+
+
+@pytest.mark.parametrize("patch, added", [(1, 16), (2, 64), (4, 256), (8, 1024)])
+def test_larger_patches_add_two_larger_matrices(patch, added):
+  numbers = patch**2 * 8
+  model = paper(f"patch={patch}")
+  time = (256 + 1) * 768 + (768 + 1) * 768
+  want = numbers * 768 + 768 + time + 768 * numbers + numbers
+  patches = sum(x.size for x in jax.tree.leaves(nnx.state(build(model).patches)))
+  assert patches == want and 2 * numbers == added
+  assert model.patches_per_image == (32 // patch) ** 2
+
+
+def test_parameter_count_counts_every_number(params):
+  assert parameter_count(CONFIG.model) == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_every_parameter_is_float32_and_names_each_of_its_axes(params):
+  names = axis_names(CONFIG.model)
+  flat = {
+    tuple(k.key for k in path): x
+    for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
+  }
+  assert flat.keys() == names.keys()
+  for path, x in flat.items():
+    assert x.dtype == jnp.float32
+    assert len(names[path]) == x.ndim, path
+    assert set(names[path]) <= set(RULES), path
+
+
+# Forward.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_model_answers_in_float32_with_tokens_and_noise(params, dtype):
+  model, batch = dataclasses.replace(CONFIG.model, dtype=dtype), tiny.batch(CONFIG)
+  inputs = tiny.put((batch, batch.latents_bnhwc, np.zeros((4, 3), np.int32)))
+  logits, noise = jax.eval_shape(lambda *args: bind(model, params)(*args), *inputs)
+  assert (logits.shape, logits.dtype) == ((4, 24, 32), jnp.float32)
+  assert (noise.shape, noise.dtype) == ((4, 3, 4, 4, 2), jnp.float32)
+
+
+def test_auto_is_float32_on_a_cpu_and_bfloat16_elsewhere(monkeypatch):
+  auto = dataclasses.replace(CONFIG.model, dtype="auto")
+  for backend, name in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):
+    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+    assert dtype_of(auto).name == name
+    assert dtype_of(dataclasses.replace(auto, dtype="float32")).name == "float32"
+
+
+def test_a_patch_enters_where_the_batch_says_and_leaves_from_there(forward):
+  # Two captioned images in one row; nudging one patch of the noisy latent moves the
+  # prediction of its own image, and of the later one only if it is the same document.
+  rng = np.random.default_rng(0)
+  first, second = (tiny.text(rng, 2), tiny.image(rng)), (tiny.image(rng),)
+  for documents, reaches in (([first, second], False), ([first + second], True)):
+    batch = jax.tree.map(lambda x: x[None], tiny.pack(documents, CONFIG))
+    noisy = batch.latents_bnhwc.copy()
+    before = forward(batch)[1]
+    noisy[0, 0, 0, 0, 0] += 1.0  # upper left number of the first image
+    after = forward(batch, noisy)[1]
+    moved = (before != after).reshape(1, 3, -1).any(-1)[0]
+    assert moved[:2].tolist() == [True, reaches]
+    assert (before != after)[0, 0].all()  # patches of one image see each other
+
+
+def test_tokens_under_patches_and_padding_are_never_read(forward):
+  batch = tiny.batch(CONFIG)
+  free = (batch.patch_bl >= 0) | (batch.hi_bl < batch.lo_bl)
+  assert free.sum() > 8
+  other = batch._replace(tokens_bl=np.where(free, 31, batch.tokens_bl))
+  (logits, noise), (logits2, noise2) = forward(batch), forward(other)
+  # Padding's own logits follow its token, as it attends to nothing.
+  live = batch.hi_bl >= batch.lo_bl
+  np.testing.assert_array_equal(logits[live], logits2[live])
+  used = batch.image_weight_bn > 0
+  np.testing.assert_array_equal(noise[used], noise2[used])
+
+
+def test_every_images_own_timestep_reaches_its_patches(forward):
+  batch = tiny.batch(CONFIG)
+  t = np.full((4, 3), 500, np.int32)
+  other = t.copy()
+  other[3, 1] = 501  # row 3 holds two documents with an image each
+  before, after = forward(batch, t=t)[1], forward(batch, t=other)[1]
+  moved = (before != after).reshape(4, 3, -1).all(-1)
+  assert np.argwhere(moved).tolist() == [[3, 1]]
+  assert np.argwhere((before != after).reshape(4, 3, -1).any(-1)).tolist() == [[3, 1]]

@@ -1,0 +1,223 @@
+"""Promises of the command line: quick help, one clear message for what one can mend."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import logging
+
+from tfusion import cli
+from tfusion import config as config_lib
+
+ROOT = pathlib.Path(cli.__file__).parents[1]
+DIGITS = str(ROOT / "experiments" / "digits.py")
+COMMANDS = ("train", "sample", "eval", "inspect", "bench")
+# Importing one of these takes a second or more.
+HEAVY = ("jax", "flax", "optax", "orbax", "grain", "sklearn", "matplotlib", "numpy")
+
+
+@pytest.fixture(autouse=True)
+def same_verbosity_afterwards():
+  before = logging.get_verbosity()
+  yield
+  logging.set_verbosity(before)
+
+
+def python(*args: str, **environment: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, *args],
+    env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def refusal(capsys, *args: str) -> str:
+  """What the command writes to stderr when it ends with status 2."""
+  assert cli.main(list(args)) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and "Traceback" not in err
+  return err
+
+
+# Help.
+
+
+def test_help_of_every_command_imports_nothing_heavy():
+  code = f"""
+import sys
+from tfusion import cli
+for command in {("", *COMMANDS)}:
+  try:
+    cli.main([*filter(None, [command]), "--help"])
+  except SystemExit as stop:
+    assert stop.code == 0
+heavy = [name for name in {HEAVY} if name in sys.modules]
+assert not heavy, heavy
+"""
+  done = python("-c", code)
+  assert done.returncode == 0, done.stderr
+  for command in COMMANDS:
+    assert f"usage: tfusion {command}" in done.stdout
+
+
+def test_python_m_tfusion_is_the_command():
+  done = python("-m", "tfusion", "--help")
+  assert done.returncode == 0 and done.stdout.startswith("usage: tfusion ")
+  assert all(f"\n    {command} " in done.stdout for command in COMMANDS)
+  done = python("-m", "tfusion", "train", "--config", "none.py", "--workdir", "x")
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr == "tfusion train: --config=none.py: there is no file none.py\n"
+
+
+def test_a_command_that_does_not_exist_lists_those_that_do(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(["trane"])
+  assert stop.value.code == 2
+  err = capsys.readouterr().err
+  assert all(f"'{command}'" in err for command in COMMANDS)
+
+
+# Configs.
+
+
+def test_overrides_change_values_of_every_type():
+  overrides = [
+    "--config.train.steps=7",
+    "--config.optim.peak_lr=1e-3",
+    "--config.optim.end_lr",
+    "1e-4",
+    "--config.model.image_shape=(16,16,3)",
+    "--config.data.sources=('digits',)",
+    "--config.sample.sampler=ddim",
+  ]
+  config = cli.read_config(DIGITS, overrides)
+  plain = cli.read_config(DIGITS, [])
+  assert config.train.steps == 7 and plain.train.steps != 7
+  assert (config.optim.peak_lr, config.optim.end_lr) == (1e-3, 1e-4)
+  assert config.model.image_shape == (16, 16, 3)
+  assert config.data.sources == ("digits",)
+  assert config.sample.sampler == "ddim"
+  assert config.model.width == plain.model.width
+
+
+def test_overrides_reach_the_program_from_the_real_command_line(tmp_path):
+  # With the order turned round too: the override before --config.
+  done = python(
+    *("-m", "tfusion", "train", "--config.train.batch_rows=3"),
+    *("--config", DIGITS, "--workdir", str(tmp_path / "w"), "--config.data.lanes=2"),
+  )
+  assert done.returncode == 2
+  assert done.stderr == (
+    "tfusion train: train.batch_rows=3: must divide by data.lanes=2\n"
+  )
+  assert not (tmp_path / "w").exists()
+
+
+def test_the_argument_behind_the_colon_reaches_the_experiment(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "from tfusion import config as config_lib\n"
+    "def get_config(arg=''):\n"
+    "  arg = config_lib.parse_arg(arg, rows=16, big=False)\n"
+    "  c = config_lib.defaults()\n"
+    "  c.train.batch_rows = arg.rows\n"
+    "  c.model.layers = 9 if arg.big else 1\n"
+    "  return c\n"
+  )
+  config = cli.read_config(f"{file}:rows=32,big", ["--config.train.steps=3"])
+  assert (config.train.batch_rows, config.model.layers) == (32, 9)
+  assert config.train.steps == 3
+  assert cli.read_config(str(file), []).model.layers == 1
+
+
+@pytest.mark.parametrize(
+  "config, overrides, says",
+  [
+    (DIGITS, ["--config.train.stepz=3"], "did you mean train.steps"),
+    (DIGITS, ["--config.train=3"], "did you mean train.steps"),
+    (DIGITS, ["--config.model.image_shape[0]=4"], "did you mean model.image_shape"),
+    (DIGITS, ["--config.train.steps=many"], "config.train.steps=many: invalid"),
+    (DIGITS, ["--config.train.steps=2.5"], "config.train.steps=2.5: invalid"),
+    (DIGITS, ["--config.train.steps"], "Missing value for flag --config.train.steps"),
+    (DIGITS, ["--config.optim.peak_lr=fast"], "config.optim.peak_lr=fast: could not"),
+    (DIGITS, ["--config.model.image_shape=abc"], "image_shape[0]='abc': expected int"),
+    (DIGITS, ["--config.train.batch_rows=18"], "train.batch_rows=18: must divide by"),
+    (DIGITS, ["--frobnicate"], "'frobnicate'"),
+    (DIGITS, ["more"], "unknown arguments: more"),
+    (f"{DIGITS}:smok", [], "'smok' is not known; known: ['smoke']"),
+    (f"{DIGITS}:smoke=x", [], "smoke='x': expected bool"),
+    ("none.py", [], "--config=none.py: there is no file none.py"),
+    (str(ROOT), [], "there is no file"),
+    (str(ROOT / "setup.cfg"), [], "there is no file"),
+    (str(ROOT / "pyproject.toml"), [], "not a Python file"),
+    (config_lib.__file__, [], "no function get_config"),
+  ],
+)
+def test_a_config_that_cannot_be_is_one_message_and_no_work(
+  capsys, tmp_path, config, overrides, says
+):
+  workdir = tmp_path / "w"
+  args = ["train", "--config", config, "--workdir", str(workdir), *overrides]
+  err = refusal(capsys, *args)
+  assert err.startswith("tfusion train: ") and says in err
+  assert err.count("\n") == 1
+  assert not workdir.exists()
+
+
+def test_a_wrong_folder_of_images_is_one_message(capsys, tmp_path):
+  folder = ROOT / "experiments" / "folder.py"
+  for arg, says in (("", "which folder?"), (":data=/none/such", "no such folder")):
+    args = ("--config", f"{folder}{arg}", "--workdir", str(tmp_path / "w"))
+    err = refusal(capsys, "train", *args)
+    assert says in err and err.count("\n") == 1
+
+
+def test_a_workdir_that_cannot_be_written_is_one_message(capsys, tmp_path):
+  (tmp_path / "file").write_text("")
+  args = ("--config", DIGITS, "--workdir", str(tmp_path / "file"))
+  err = refusal(capsys, "train", *args)
+  assert "choose another directory" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["eval", "inspect", "sample"])
+def test_a_workdir_without_a_run_is_one_message(capsys, tmp_path, command):
+  prompt = ("--prompt", "x") if command == "sample" else ()
+  err = refusal(capsys, command, "--workdir", str(tmp_path), *prompt)
+  assert err.startswith(f"tfusion {command}: ") and "tfusion train --config" in err
+  assert err.count("\n") == 1
+
+
+def test_a_saved_config_takes_overrides_too(tmp_path):
+  config_lib.save(cli.read_config(DIGITS, []), tmp_path)
+  config = cli.read_saved_config(str(tmp_path), ["--config.sample.steps=5"])
+  assert config.sample.steps == 5
+  with pytest.raises(ValueError, match="did you mean sample.steps"):
+    cli.read_saved_config(str(tmp_path), ["--config.sample.stepz=5"])
+
+
+def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path):
+  config_lib.save(cli.read_config(DIGITS, []), tmp_path)
+  before = sorted(p.name for p in tmp_path.iterdir())
+  args = ("--config", DIGITS, "--workdir", str(tmp_path), "--config.model.layers=7")
+  err = refusal(capsys, "train", *args)
+  assert "model.layers: 4 in the workdir, 7 now" in err
+  assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_verbose_shows_the_whole_traceback():
+  with pytest.raises(ValueError, match="there is no file"):
+    cli.main(["train", "-v", "--config", "none.py", "--workdir", "x"])
+
+
+def test_ctrl_c_outside_the_loop_ends_quietly(capsys, monkeypatch):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(cli, "read_config", interrupted)
+  assert cli.main(["train", "--config", DIGITS, "--workdir", "x"]) == 130
+  assert capsys.readouterr().err == "tfusion train: interrupted\n"

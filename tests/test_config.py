@@ -1,0 +1,272 @@
+"""Promises of tfusion/config.py: whatever the user can mend is said at the door."""
+
+import dataclasses
+import json
+import os
+import stat
+
+import ml_collections
+import pytest
+
+from tfusion import config as config_lib
+from tfusion.config import Config
+
+
+def changed(**values) -> dict:
+  """The default config as a nested dict with `section__key` values replaced."""
+  nested = dataclasses.asdict(Config())
+  for name, value in values.items():
+    *sections, key = name.split("__")
+    inner = nested
+    for section in sections:
+      inner = inner[section]
+    inner[key] = value
+  return nested
+
+
+def build(**values) -> Config:
+  return config_lib.from_dict(changed(**values))
+
+
+def refusal(**values) -> str:
+  with pytest.raises(ValueError) as error:
+    build(**values)
+  return str(error.value)
+
+
+def test_the_defaults_are_valid_and_every_default_says_so_itself():
+  assert config_lib.from_dict(config_lib.defaults()) == Config()
+
+
+def test_an_unknown_or_missing_key_is_named_with_the_known_ones():
+  text = refusal(train__stepz=3)
+  assert "train" in text and "stepz" in text and "batch_rows" in text
+  assert "optimizer" in refusal(optimizer={})
+  nested = dataclasses.asdict(Config())
+  del nested["model"]["patch"]
+  with pytest.raises(ValueError, match="missing.*patch"):
+    config_lib.from_dict(nested)
+
+
+@pytest.mark.parametrize(
+  "key, value, kind",
+  [
+    ("train__steps", "many", "int"),
+    ("train__steps", 2.0, "int"),
+    ("train__steps", True, "int"),
+    ("optim__peak_lr", "3e-4", "float"),
+    ("optim__peak_lr", float("nan"), "float"),
+    ("optim__peak_lr", None, "float"),
+    ("model__image_shape", 8, "tuple"),
+    ("sample__sampler", 3, "str"),
+    ("model", 3, "keys"),
+  ],
+)
+def test_a_wrong_type_names_key_value_and_type(key, value, kind):
+  text = refusal(**{key: value})
+  assert key.replace("__", ".") in text and kind in text and repr(value)[:5] in text
+
+
+def test_a_wrong_type_inside_a_tuple_names_its_place():
+  text = refusal(model__image_shape=(8, 8, "1"))
+  assert "model.image_shape[2]='1'" in text and "int" in text
+
+
+def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
+  config = build(optim__peak_lr=1, optim__end_lr=0, model__image_shape=[8, 8, 1])
+  assert isinstance(config.optim.peak_lr, float)
+  assert config.model.image_shape == (8, 8, 1)
+  assert hash(config)  # a static argument of jit
+
+
+@pytest.mark.parametrize(
+  "values, says",
+  [
+    ({"train__batch_rows": 18}, ["train.batch_rows=18", "data.lanes=4"]),
+    (
+      {"train__batch_rows": 16, "train__accumulate": 3},
+      ["train.batch_rows=16", "train.accumulate=3"],
+    ),
+    ({"model__patch": 3}, ["model.patch=3", "(1, 2, 4, 8)"]),
+    ({"model__image_shape": (8, 7, 1)}, ["model.image_shape=(8, 7, 1)", "model.patch"]),
+    ({"model__image_shape": (8, 8)}, ["model.image_shape=(8, 8)", "h, w, c"]),
+    ({"model__image_shape": (8, 8, 0)}, ["model.image_shape=(8, 8, 0)"]),
+    ({"model__heads": 5}, ["model.width=192", "model.heads=5"]),
+    ({"model__kv_heads": 3}, ["model.heads=4", "model.kv_heads=3"]),
+    ({"data__row_length": 19}, ["data.row_length=19", "an image alone takes 19"]),
+    ({"data__sources": ()}, ["data.sources"]),
+    ({"sample__steps": 1001}, ["sample.steps=1001", "diffusion.timesteps=1000"]),
+    ({"optim__end_lr": 1.0}, ["optim.end_lr=1.0", "optim.peak_lr"]),
+    ({"optim__ema_decay": 1.0}, ["optim.ema_decay=1.0"]),
+    ({"data__caption_dropout": 1.5}, ["data.caption_dropout=1.5"]),
+    ({"diffusion__image_first_noise_cap": 0.0}, ["image_first_noise_cap=0.0"]),
+    ({"mesh__data": 0}, ["mesh.data=0"]),
+    ({"model__norm_eps": 0.0}, ["model.norm_eps=0.0"]),
+    ({"seed": -1}, ["seed=-1"]),
+    ({"train__steps": 0}, ["train.steps=0"]),
+    ({"model__remat": "some"}, ["model.remat='some'", "dots"]),
+  ],
+)
+def test_a_value_that_cannot_be_names_its_key_and_the_remedy(values, says):
+  text = refusal(**values)
+  assert all(part in text for part in says), text
+
+
+def test_all_problems_come_in_one_message():
+  text = refusal(train__steps=0, data__workers=-1, model__patch=5, optim__b1=1.0)
+  assert len(text.split("\n")) == 4
+  text = refusal(train__batch_rows=18, optim__end_lr=1.0, sample__steps=2000)
+  assert len(text.split("\n")) == 3
+
+
+def test_arguments_of_an_experiment_are_typed_by_their_defaults():
+  parse = config_lib.parse_arg
+  known = dict(size="0.16b", patch=2, lr=0.1, smoke=False)
+  assert parse("", **known).to_dict() == known
+  given = parse("size=7b,patch=4,smoke", **known).to_dict()
+  assert given == {"size": "7b", "patch": 4, "lr": 0.1, "smoke": True}
+  assert parse("smoke=0", **known).smoke is False
+  with pytest.raises(ValueError, match="'sizes' is not known.*'size'"):
+    parse("sizes=3", **known)
+  for bad in ("patch=two", "patch", "smoke=perhaps"):
+    with pytest.raises(ValueError, match=f"{bad.partition('=')[0]}.*expected"):
+      parse(bad, **known)
+
+
+# The saved config.
+
+
+def test_a_saved_config_comes_back_equal(tmp_path):
+  config = build(
+    model__image_shape=(16, 8, 3), eval__prompts=("a <image>",), optim__peak_lr=1e-3
+  )
+  config_lib.save(config, tmp_path)
+  assert config_lib.load(tmp_path) == config
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_workdir_without_a_config_says_what_to_do(tmp_path):
+  with pytest.raises(ValueError, match="tfusion train --config FILE"):
+    config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", '{"seed": 0}', '{"seed": "x"}'])
+def test_an_unreadable_saved_config_is_named(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match="config.json"):
+    config_lib.load(tmp_path)
+
+
+def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tmp_path):
+  config_lib.check_same_run(Config(), tmp_path)  # a new workdir takes anything
+  config_lib.save(Config(), tmp_path)
+  config_lib.check_same_run(Config(), tmp_path)
+  other = build(model__layers=5, data__row_length=256, seed=3, optim__peak_lr=1e-2)
+  with pytest.raises(ValueError) as error:
+    config_lib.check_same_run(other, tmp_path)
+  text = str(error.value)
+  for line in (
+    "seed: 0 in the workdir, 3 now",
+    "model.layers: 4 in the workdir, 5 now",
+    "data.row_length: 128 in the workdir, 256 now",
+  ):
+    assert line in text
+  assert str(tmp_path) in text
+  assert "peak_lr" not in text and "width" not in text
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"train__steps": 9},
+    {"optim__peak_lr": 1e-2},
+    {"data__workers": 3},
+    {"model__remat": "full"},
+    {"model__attention": "dense"},
+    {"model__dtype": "bfloat16"},
+    {"mesh__fsdp": 2},
+    {"sample__guidance": 1.5},
+    {"train__batch_rows": 32},
+  ],
+)
+def test_what_the_state_does_not_depend_on_may_change(tmp_path, values):
+  config_lib.save(Config(), tmp_path)
+  config_lib.check_same_run(build(**values), tmp_path)
+
+
+# Machines and directories.
+
+
+def test_a_mesh_that_does_not_fit_the_devices_is_refused():
+  check = config_lib.validate_devices
+  check(build(), devices=16, hosts=1)
+  check(build(mesh__fsdp=2, mesh__tensor=2), devices=8, hosts=1)
+  for mesh, devices in (
+    ({"mesh__fsdp": 3}, 8),
+    ({"mesh__fsdp": 16}, 8),
+    ({"mesh__data": 4}, 8),
+    ({"mesh__data": 4, "mesh__tensor": 4}, 8),
+  ):
+    with pytest.raises(ValueError, match=f"does not fit {devices} devices"):
+      check(build(**mesh), devices=devices, hosts=1)
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
+  with pytest.raises(ValueError, match=r"batch_rows=16.*8 rows.*data\*fsdp=16"):
+    config_lib.validate_devices(build(train__accumulate=2), devices=16, hosts=1)
+
+
+@pytest.mark.parametrize(
+  "values, key",
+  [
+    ({"mesh__tensor": 8}, "model.heads=4"),
+    ({"mesh__tensor": 4, "model__kv_heads": 2}, "model.kv_heads=2"),
+    ({"mesh__tensor": 4, "model__mlp": 510}, "model.mlp=510"),
+    ({"mesh__tensor": 4, "model__vocab_size": 510}, "model.vocab_size=510"),
+    ({"mesh__fsdp": 8, "model__width": 24 * 9}, None),
+    ({"mesh__fsdp": 8, "model__width": 196, "model__heads": 2}, "model.width=196"),
+  ],
+)
+def test_sizes_that_do_not_divide_over_the_mesh_are_refused(values, key):
+  values = {"model__kv_heads": values.get("model__heads", 4)} | values
+  config = build(**values)
+  if key is None:
+    config_lib.validate_devices(config, devices=8, hosts=1)
+    return
+  with pytest.raises(ValueError, match=key):
+    config_lib.validate_devices(config, devices=8, hosts=1)
+
+
+def test_hosts_that_do_not_divide_the_lanes_learn_which_counts_do():
+  config = build(data__lanes=8)
+  for hosts in (1, 2, 4, 8):
+    config_lib.validate_devices(config, devices=8, hosts=hosts)
+  with pytest.raises(ValueError, match=r"lanes=8.*3 hosts.*\[1, 2, 4, 8\]"):
+    config_lib.validate_devices(config, devices=8, hosts=3)
+
+
+def test_a_workdir_is_made_and_left_clean(tmp_path):
+  path = config_lib.check_workdir(tmp_path / "a" / "b")
+  assert path.is_dir() and not list(path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="--workdir=.*choose another directory"):
+    config_lib.check_workdir(tmp_path / "file")
+  with pytest.raises(ValueError, match="cannot be written"):
+    config_lib.check_workdir(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_without_write_permission_is_refused(tmp_path):
+  tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+  with pytest.raises(ValueError, match="cannot be written"):
+    config_lib.check_workdir(tmp_path)
+
+
+def test_a_config_dict_in_and_json_out_hold_every_knob():
+  saved = json.loads(json.dumps(dataclasses.asdict(Config())))
+  flat = config_lib.flatten(Config())
+  assert len(flat) == sum(len(v) if isinstance(v, dict) else 1 for v in saved.values())
+  assert config_lib.from_dict(ml_collections.ConfigDict(saved)) == Config()

@@ -1,0 +1,346 @@
+"""Promises of tfusion/report.py, on small workdirs written here."""
+
+import base64
+import html.parser
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfusion import report
+
+STEPS = 480
+EVAL = {
+  "step": STEPS,
+  "caption_accuracy": 291 / 297,
+  "captions_right": 291,
+  "captions": 297,
+  "image_accuracy": 0.992,
+  "images_right": 496,
+  "images": 500,
+  "judge_accuracy": 0.9663,
+  "judge_right": 287,
+  "judge_scans": 297,
+  "text_perplexity": 3.25,
+  "text_tokens": 30_000,
+}
+FILES = (
+  "config.json run.json data.json skipped.json eval.json metrics.jsonl speed.jsonl"
+  " validation.jsonl"
+).split()
+
+
+class Page(html.parser.HTMLParser):
+  """The tags of a page, its text, and the pictures in it."""
+
+  def __init__(self, path: Path):
+    super().__init__()
+    self.source = path.read_text()
+    self.tags, self.text, self.pictures = [], "", {}
+    self.feed(self.source)
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.tags.append((tag, attrs))
+    if tag == "img":
+      kind, _, data = attrs["src"].partition(";base64,")
+      self.pictures[attrs["alt"]] = kind, base64.b64decode(data)
+
+  def handle_data(self, data):
+    self.text += data + "\n"
+
+  def plots(self) -> list[str]:
+    return [d.decode() for kind, d in self.pictures.values() if kind.endswith("+xml")]
+
+
+def write_run(workdir: Path, *, lines: int = 48, loss: float = 1.0) -> Path:
+  """A finished run whose text loss falls to `loss`."""
+  workdir.mkdir(parents=True)
+  every = STEPS // lines
+  steps = range(every, STEPS + 1, every)
+  metrics = [
+    {
+      "step": step,
+      "loss": 6 * loss + 5 / step,
+      "loss_text": loss + 5 / step,
+      "loss_image": loss,
+      "grad_norm": 1 + 1 / step,
+      "lr": 1e-3,
+      "elements": 2048.0,
+      "skipped": 0.0,
+      "skipped_total": 2.0,
+    }
+    for step in steps
+  ]
+  speed = [
+    {
+      "step": step,
+      "seconds": step / 4,
+      "elements_per_s": 15_000.0,
+      "step_ms": 130.0,
+      "mfu": 0.4,
+      "data_wait_share": 0.01,
+      "eta_seconds": (STEPS - step) / 4,
+    }
+    for step in steps
+  ]
+  validation = [
+    {
+      "step": step,
+      "loss_text": loss + 0.1,
+      "loss_image": loss,
+      "perplexity": math.exp(loss),
+      "loss_image_bins": [loss / (i + 1) for i in range(10)],
+    }
+    for step in (STEPS // 2, STEPS)
+  ]
+  config = {"seed": 0, "model": {"width": 192}, "train": {"steps": STEPS}}
+  run = {"device": "cpu", "devices": 1, "cores": 2, "cpu": "Some CPU", "jax": "0.10.2"}
+  data = {"sources": {"digits": {"elements": 12_345_678}}, "row_fill": 0.98}
+  skipped = {"folder": {"broken.png": "image file is truncated"}}
+  for name, value in zip(FILES, (config, run, data, skipped, EVAL)):
+    (workdir / name).write_text(json.dumps(value, indent=2))
+  for name, value in zip(FILES[5:], (metrics, speed, validation)):
+    (workdir / name).write_text("".join(json.dumps(x) + "\n" for x in value))
+  for folder, stem in (("samples", "step_00000240"), ("samples", "step_00000480")):
+    write_picture(workdir / folder / f"{stem}.png", np.zeros((19, 91, 3), np.uint8))
+  write_picture(workdir / "eval" / "digits.png", np.zeros((91, 451, 3), np.uint8))
+  return workdir
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+  path.parent.mkdir(exist_ok=True)
+  Image.fromarray(pixels).save(path)
+
+
+def test_page_shows_all_there_is_of_a_run(tmp_path):
+  page = Page(report.write_report(write_run(tmp_path / "seven")))
+  assert "Finished: update 480 of 480, 2.0 minutes" in page.text
+  assert "2 updates skipped" in page.text
+  assert "Nothing yet" not in page.text and "Cannot be shown" not in page.text
+  assert len(page.plots()) == 12 and len(page.pictures) == 12 + 3
+  for text in ("98.0%", "291 of 297", "496 of 500", "3.25", "30,000 tokens"):
+    assert text in page.text
+  for text in ("Some CPU", "12,345,678", "width", "folder / broken.png"):
+    assert text in page.text
+  assert page.text.index("step 240") < page.text.index("step 480")
+
+
+def test_page_needs_nothing_from_outside(tmp_path):
+  path = report.write_report(write_run(tmp_path / "run"))
+  page = Page(path)
+  assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "base", "a"}
+  assert "http" not in page.source and "@import" not in page.source
+  assert all(
+    attrs["src"].startswith("data:image/") for t, attrs in page.tags if t == "img"
+  )
+  for plot in page.plots():
+    assert not re.findall(r"(?:href=\"|url\()(?!#)", plot)
+  assert path.stat().st_size < 1_000_000
+
+
+def test_plots_take_the_colours_of_the_readers_theme(tmp_path):
+  page = Page(report.write_report(write_run(tmp_path / "run")))
+  names = ("Text loss, nats per token", "Image loss, squared error")
+  text, image = (page.pictures[f"Training loss: {x}"][1].decode() for x in names)
+  assert "stroke: var(--text)" in text and "stroke: var(--image)" in image
+  assert "var(--image)" not in text and "var(--text)" not in image
+  for plot in page.plots():
+    assert "prefers-color-scheme:dark" in plot and "#0000" not in plot
+
+
+def test_an_empty_workdir_gives_a_page_that_says_so(tmp_path):
+  known, empty = write_run(tmp_path / "known", lines=4), tmp_path / "empty"
+  report.save_reference(known, tmp_path / "known.json")
+  empty.mkdir()
+  for reference in (None, tmp_path / "missing.json", tmp_path / "known.json"):
+    page = Page(report.write_report(empty, reference=reference))
+    assert page.text.count("Nothing yet") == 5 and not page.pictures
+    assert "Cannot be shown" not in page.text
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path):
+  workdir = write_run(tmp_path / "run")
+  whole = report.write_report(workdir).read_text()
+  for name in FILES[5:]:
+    with (workdir / name).open("a") as file:
+      file.write('{"step": 481, "loss": 1.5, "loss_te')
+  assert report.write_report(workdir).read_text() == whole
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_half_written_file_costs_no_more_than_itself(tmp_path, name):
+  workdir = write_run(tmp_path / "run", lines=4)
+  data = (workdir / name).read_bytes()
+  (workdir / name).write_bytes(data[: len(data) // 2])
+  page = Page(report.write_report(workdir))
+  lost = {"metrics.jsonl": 0, "speed.jsonl": 0, "validation.jsonl": 0, "eval.json": 1}
+  assert page.text.count("Nothing yet") == lost.get(name, 0)
+  assert "Cannot be shown" not in page.text and len(page.plots()) == 12
+
+
+def test_half_written_pictures_are_named(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  for name in ("samples/step_00000240.png", "samples/step_00000480.png"):
+    data = (workdir / name).read_bytes()
+    (workdir / name).write_bytes(data[: 1 if "240" in name else len(data) // 2])
+  page = Page(report.write_report(workdir))
+  assert "step_00000240.png cannot be read yet" in page.text
+  assert "step_00000480.png cannot be read yet" in page.text
+  assert len(page.pictures) == 12 + 1
+
+
+def test_odd_content_costs_one_section(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  (workdir / "skipped.json").write_text('{"folder": 3}')
+  page = Page(report.write_report(workdir))
+  assert page.text.count("Cannot be shown") == 1 and len(page.plots()) == 12
+
+
+def test_text_from_files_is_escaped(tmp_path):
+  bad = "<script>alert('a &amp; b')</script>"
+  workdir = write_run(tmp_path / "a <script> run", lines=4)
+  for name in FILES[1:5]:
+    values = json.loads((workdir / name).read_text())
+    nested = {bad: {f"{bad} of {name}": bad}}
+    (workdir / name).write_text(json.dumps(values | nested))
+  config = json.loads((workdir / "config.json").read_text())
+  (workdir / "config.json").write_text(json.dumps(config | {bad: {bad: [bad]}}))
+  known = {"name": bad, "metrics": [{"step": 1, "loss": 1.0}], "eval": {bad: bad}}
+  (tmp_path / "known.json").write_text(json.dumps(known))
+  page = Page(report.write_report(workdir, reference=tmp_path / "known.json"))
+  assert "script" not in {tag for tag, _ in page.tags}
+  assert page.source.count("<script") == 0
+  for name in FILES[1:5]:
+    assert f"{bad} of {name}" in page.text
+
+
+def test_undecodable_file_names_do_not_stop_the_page(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  (workdir / "skipped.json").write_text('{"folder": {"caf\\udce9.png": "truncated"}}')
+  assert "caf?.png" in Page(report.write_report(workdir)).text
+
+
+def test_reference_is_drawn_behind_and_listed_beside(tmp_path):
+  known, path = write_run(tmp_path / "known", loss=2.0), tmp_path / "results.json"
+  (known / "eval.json").write_text(json.dumps(EVAL | {"captions_right": 280}))
+  report.save_reference(known, path)
+  workdir = write_run(tmp_path / "run")
+  alone = Page(report.write_report(workdir))
+  page = Page(report.write_report(workdir, reference=path))
+  assert not any("stroke: var(--known)" in plot for plot in alone.plots())
+  drawn = [plot for plot in page.plots() if "stroke: var(--known)" in plot]
+  assert len(drawn) == 6  # three training losses, two held-out ones, the noise bins
+  for plot in drawn:
+    own = re.search(r"stroke: var\(--(text|image|ink)\)", plot)
+    assert plot.index("stroke: var(--known)") < own.start()
+  assert "In grey: the reference run known, 1 x cpu, 2 cores of Some CPU" in page.text
+  assert "291 of 297" in page.text and "280 of 297" in page.text
+  assert "ref 2.10" in page.text and "1.10" in page.text  # held-out text
+
+
+def test_reference_is_thinned_and_rounded(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=STEPS)
+  report.save_reference(workdir, tmp_path / "known.json")
+  text = (tmp_path / "known.json").read_text()
+  known = json.loads(text)
+  assert set(known) >= {"name", "command", "hardware", "commit", "validation", "eval"}
+  assert len(known["metrics"]) == 400 and len(known["validation"]) == 2
+  assert [known["metrics"][i]["step"] for i in (0, -1)] == [1, STEPS]
+  assert known["metrics"][6]["loss_text"] == float(f"{1 + 5 / 8:.5g}")
+  digits = re.findall(r"\d+\.\d+", text)
+  assert digits and max(len(x.replace(".", "").strip("0")) for x in digits) <= 5
+
+
+def test_reference_of_an_unfinished_run_is_refused(tmp_path):
+  workdir = write_run(tmp_path / "run")
+  config = {"train": {"steps": STEPS + 1}}
+  (workdir / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match="at update 480 of 481"):
+    report.save_reference(workdir, tmp_path / "known.json")
+  assert not (tmp_path / "known.json").exists()
+
+
+def test_newest_figure_is_a_mean_over_the_last_updates(tmp_path):
+  workdir = write_run(tmp_path / "run")
+  lines = [{"step": step, "loss_text": float(step % 7)} for step in range(1, 49)]
+  (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  page = Page(report.write_report(workdir))
+  newest = np.mean([46 % 7, 47 % 7, 48 % 7])  # half of 48 / 12, and the last itself
+  assert f"Text loss\n{newest:.2f}\n" in page.text
+
+
+def test_time_of_a_restarted_run_is_added_up(tmp_path):
+  workdir = write_run(tmp_path / "run")
+  seconds = (10, 60, 5, 125)  # the second process began at 0 again
+  lines = [{"step": i + 1, "seconds": s} for i, s in enumerate(seconds)]
+  (workdir / "speed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  assert "3.1 minutes" in Page(report.write_report(workdir)).text  # 60 + 125 s
+
+
+def test_values_that_are_not_numbers_leave_gaps(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  with (workdir / "metrics.jsonl").open("a") as file:
+    for value in ("NaN", "Infinity", "null", '"?"'):
+      file.write(f'{{"step": 480, "loss": {value}, "loss_text": {value}}}\n')
+  line = {"step": 480, "loss_text": 1.0, "loss_image": None}
+  bins = {"loss_image_bins": [None, 0.5] * 5}
+  (workdir / "validation.jsonl").write_text(json.dumps(line | bins) + "\n")
+  page = Page(report.write_report(workdir))
+  assert "Cannot be shown" not in page.text and "nan" not in page.text
+  assert len(page.plots()) == 11  # all but the held-out image loss
+
+
+def test_page_stays_small_beside_large_pictures_and_long_runs(tmp_path):
+  workdir = write_run(tmp_path / "run")
+  noise = np.random.default_rng(0).integers(0, 256, (800, 1200, 3), np.uint8)
+  write_picture(workdir / "samples" / "step_00000001.png", noise)
+  data = (workdir / "samples" / "step_00000001.png").read_bytes()
+  for i in range(2, 9):
+    (workdir / "samples" / f"step_0000100{i}.png").write_bytes(data)
+    (workdir / "eval" / f"{i}.png").write_bytes(data)
+  lines = (f'{{"step": {i}, "loss": {i % 97}, "lr": {i % 31}}}' for i in range(20_000))
+  (workdir / "metrics.jsonl").write_text("\n".join(lines))
+  path = report.write_report(workdir)
+  page = Page(path)
+  assert "Cannot be shown" not in page.text and "cannot be read" not in page.text
+  assert [kind for kind, _ in page.pictures.values()].count("data:image/jpeg") > 8
+  assert path.stat().st_size < 3_000_000
+
+
+def test_a_failed_write_leaves_the_last_page(tmp_path, monkeypatch):
+  workdir = write_run(tmp_path / "run", lines=4)
+  path = report.write_report(workdir)
+  before, write = path.read_text(), Path.write_text
+
+  def write_half(self, text, **options):
+    write(self, text[: len(text) // 2], **options)
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(Path, "write_text", write_half)
+  with pytest.raises(OSError, match="No space left"):
+    report.write_report(workdir)
+  assert path.read_text() == before
+
+
+def test_import_is_light_and_global_plot_state_is_left_alone(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  code = f"""
+import sys
+from tfusion import report
+assert not {{"matplotlib", "PIL", "jax"}} & set(sys.modules), "imported too early"
+import matplotlib
+names = [x for x in matplotlib.rcParams if x != "backend"]
+before = [matplotlib.rcParams[x] for x in names]  # "backend" would import pyplot
+report.write_report({str(workdir)!r})
+assert "matplotlib.pyplot" not in sys.modules
+assert [matplotlib.rcParams[x] for x in names] == before
+"""
+  root = Path(report.__file__).parents[1]
+  subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)

@@ -1,0 +1,189 @@
+"""tfusion.sequence against a slow, separate statement of its rules."""
+
+import numpy as np
+import pytest
+
+from tfusion import sequence
+from tfusion.sequence import Image, SpecialTokens, Text
+
+SPECIAL = SpecialTokens(pad=0, bos=2, eos=3, boi=4, eoi=5)
+PATCHES = 4
+SHAPE = (4, 4, 1)
+
+
+def random_document(rng, *, weights=(1.0,)) -> sequence.Document:
+  spans = []
+  for _ in range(rng.integers(0, 5)):
+    weight = float(rng.choice(weights))
+    if rng.random() < 0.4:
+      latent = rng.normal(size=SHAPE).astype(np.float32)
+      spans.append(Image(latent, weight, noise_cap=float(rng.uniform(0.1, 1))))
+    else:
+      ids = rng.integers(6, 90, rng.integers(0, 6)).astype(np.int32)
+      spans.append(Text(ids, weight))
+  return tuple(spans)
+
+
+def spelled_out(document) -> list[tuple]:
+  """Every input as (kind, token, weight as a target, image), and EOS at the end."""
+  inputs = [("bos", SPECIAL.bos, None, None)]
+  for n, span in enumerate(document):
+    if isinstance(span, Text):
+      inputs += [("text", i, span.weight, None) for i in span.ids]
+    else:
+      inputs += [("boi", SPECIAL.boi, span.weight, None)]
+      inputs += [("patch", SPECIAL.pad, None, n)] * PATCHES
+      inputs += [("eoi", SPECIAL.eoi, None, None)]
+  end = document[-1].weight if document else 1.0
+  return inputs + [("eos", SPECIAL.eos, end, None)]
+
+
+def lay_out(document):
+  return sequence.lay_out(document, special=SPECIAL, patches_per_image=PATCHES)
+
+
+def pack(documents, *, row_length=64, image_slots=9):
+  return sequence.pack(
+    [lay_out(d) for d in documents],
+    row_length=row_length,
+    image_slots=image_slots,
+    latent_shape=SHAPE,
+    special=SPECIAL,
+    patches_per_image=PATCHES,
+  )
+
+
+def packed_documents(rng, *, row_length=64):
+  documents, left = [], row_length
+  while True:
+    document = random_document(rng)
+    left -= sequence.element_count(document, patches_per_image=PATCHES)
+    if left < 0:
+      return documents
+    documents.append(document)
+
+
+def test_the_example_of_the_module_docstring_holds():
+  latent = np.zeros(SHAPE, np.float32)
+  laid = lay_out((Text(np.array([10, 11])), Image(latent)))
+  pad = SPECIAL.pad
+  np.testing.assert_array_equal(laid.tokens_l, [2, 10, 11, 4, pad, pad, pad, pad, 5])
+  np.testing.assert_array_equal(laid.targets_l, [10, 11, 4, pad, pad, pad, pad, pad, 3])
+  np.testing.assert_array_equal(laid.weights_l, [1, 1, 1, 0, 0, 0, 0, 0, 1])
+  np.testing.assert_array_equal(laid.hi_l, [0, 1, 2, 3, 7, 7, 7, 7, 8])
+  np.testing.assert_array_equal(laid.patch_l, [-1, -1, -1, -1, 0, 1, 2, 3, -1])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_inputs_targets_and_weights_follow_the_rules_one_by_one(seed):
+  document = random_document(np.random.default_rng(seed), weights=(0.0, 1.0))
+  laid, inputs = lay_out(document), spelled_out(document)
+  assert len(laid.tokens_l) == len(inputs) - 1
+  for i, (kind, token, _, image) in enumerate(inputs[:-1]):
+    next_kind, next_token, next_weight, _ = inputs[i + 1]
+    learned = kind != "boi" and next_kind in ("text", "boi", "eos") and next_weight > 0
+    assert laid.tokens_l[i] == token
+    assert laid.weights_l[i] == (next_weight if learned else 0)
+    assert laid.targets_l[i] == (next_token if learned else SPECIAL.pad)
+    same = [
+      j for j, other in enumerate(inputs) if image is not None and other[3] is image
+    ]
+    assert laid.hi_l[i] == (max(same) if same else i)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_patch_sees_its_image_and_all_else_sees_only_its_own_past(seed):
+  documents = packed_documents(np.random.default_rng(seed))
+  row = pack(documents)
+  owner, image = [], []
+  for n, document in enumerate(documents):
+    inputs = spelled_out(document)[:-1]
+    owner += [n] * len(inputs)
+    image += [None if i[3] is None else (n, i[3]) for i in inputs]
+  for q in range(64):
+    seen = set(range(row.lo_bl[q], row.hi_bl[q] + 1))
+    expected = set()
+    if q < len(owner):
+      expected = {
+        k
+        for k in range(len(owner))
+        if owner[k] == owner[q]
+        and (k <= q or (image[q] is not None and image[k] == image[q]))
+      }
+    assert seen == expected
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_boi_input_learns_and_no_eoi_or_padding_is_a_target(seed):
+  row = pack(packed_documents(np.random.default_rng(seed)))
+  learned = row.weights_bl > 0
+  assert not np.any(learned & (row.tokens_bl == SPECIAL.boi))
+  assert not np.any(learned & (row.patch_bl >= 0))
+  assert not np.any(learned & (row.hi_bl < row.lo_bl))
+  assert SPECIAL.eoi not in row.targets_bl[learned]
+  assert SPECIAL.pad not in row.targets_bl[learned]
+  assert np.all(row.targets_bl[~learned] == SPECIAL.pad)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_packing_changes_nothing_inside_a_document(seed):
+  documents = packed_documents(np.random.default_rng(seed))
+  row = pack(documents)
+  start = slot = 0
+  for document in documents:
+    laid = lay_out(document)
+    own = slice(start, start + len(laid.tokens_l))
+    np.testing.assert_array_equal(row.tokens_bl[own], laid.tokens_l)
+    np.testing.assert_array_equal(row.targets_bl[own], laid.targets_l)
+    np.testing.assert_array_equal(row.weights_bl[own], laid.weights_l)
+    np.testing.assert_array_equal(row.positions_bl[own], range(len(laid.tokens_l)))
+    # The last input ends its own document and knows nothing of the next.
+    assert row.targets_bl[own][-1] == SPECIAL.eos
+    for span in (s for s in document if isinstance(s, Image)):
+      first = row.image_start_bn[slot]
+      np.testing.assert_array_equal(row.latents_bnhwc[slot], span.latent)
+      np.testing.assert_array_equal(
+        row.patch_bl[first : first + PATCHES], slot * PATCHES + np.arange(PATCHES)
+      )
+      assert row.tokens_bl[first - 1] == SPECIAL.boi
+      assert row.tokens_bl[first + PATCHES] == SPECIAL.eoi
+      assert row.image_weight_bn[slot] == span.weight
+      assert row.noise_cap_bn[slot] == np.float32(span.noise_cap)
+      slot += 1
+    start = own.stop
+  assert not row.image_weight_bn[slot:].any()
+  assert not row.latents_bnhwc[slot:].any()
+  assert np.sum(row.patch_bl >= 0) == slot * PATCHES
+  assert sequence.live_elements(sequence.stack([row])) == start
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_element_count_is_the_length_that_lay_out_gives(seed):
+  document = random_document(np.random.default_rng(seed))
+  count = sequence.element_count(document, patches_per_image=PATCHES)
+  assert count == len(lay_out(document).tokens_l)
+
+
+def test_a_dropped_caption_leaves_an_image_behind_bos():
+  document = (Text(np.array([10, 11])), Image(np.zeros(SHAPE, np.float32)))
+  laid = lay_out(sequence.drop_text(document))
+  assert list(laid.tokens_l[:2]) == [SPECIAL.bos, SPECIAL.boi]
+  assert len(laid.images) == 1
+  assert list(lay_out(sequence.unconditional()).tokens_l) == [SPECIAL.bos]
+
+
+def test_image_first_keeps_every_span_and_caps_the_noise_of_images():
+  text, image = Text(np.array([10])), Image(np.ones(SHAPE, np.float32))
+  first, second = sequence.image_first((text, image), noise_cap=0.5)
+  assert isinstance(first, Image) and first.noise_cap == 0.5
+  assert second is text and image.noise_cap == 1.0
+
+
+def test_a_row_refuses_what_does_not_fit():
+  document = (Image(np.zeros(SHAPE, np.float32)),)
+  with pytest.raises(ValueError, match="data.row_length=10"):
+    pack([document, document], row_length=10)
+  with pytest.raises(ValueError, match="1 image slots"):
+    pack([document, document], image_slots=1)
+  with pytest.raises(ValueError, match="image of shape"):
+    pack([(Image(np.zeros((2, 2, 1), np.float32)),)])

@@ -1,0 +1,136 @@
+"""A config, rows and a mesh so small that compiling is all that a test waits for.
+
+Not a test: shared by tests/model and tests/train.
+"""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tfusion import config as config_lib
+from tfusion import sequence
+from tfusion.config import Config, MeshConfig, ModelConfig
+from tfusion.model.transfusion import Params, Transfusion
+from tfusion.sequence import Document, SpecialTokens
+from tfusion.sharding import global_batch, make_mesh
+
+SPECIAL = SpecialTokens(pad=0, bos=1, eos=2, boi=3, eoi=4)
+FIRST_TEXT = 5  # ids from here on are text
+
+VALUES = {
+  "model.layers": 2,
+  "model.width": 32,
+  "model.heads": 4,
+  "model.kv_heads": 2,  # grouped queries
+  "model.mlp": 48,
+  "model.vocab_size": 32,
+  "model.image_shape": (4, 4, 2),
+  "model.patch": 2,  # 4 patches of 8 numbers
+  "data.row_length": 24,
+  "data.image_slots": 3,
+  "data.lanes": 1,
+  "train.batch_rows": 4,
+  "train.steps": 20,
+  "train.eval_rows": 4,
+  "optim.peak_lr": 1e-2,
+  "optim.warmup_steps": 2,
+}
+
+
+def config(**changes) -> Config:
+  """The tiny config with `section__key=value` changed; checked."""
+  values = VALUES | {key.replace("__", "."): v for key, v in changes.items()}
+  nested = dataclasses.asdict(Config())
+  for key, value in values.items():
+    section, _, name = key.rpartition(".")
+    (nested[section] if section else nested)[name] = value
+  return config_lib.from_dict(nested)
+
+
+@contextlib.contextmanager
+def one_device():
+  """The mesh of a single device; programs compile in a third of the time."""
+  mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    with jax.set_mesh(mesh):
+      yield mesh
+  finally:
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def put(rows):
+  """Numpy rows on the mesh in use, sharded like a batch."""
+  return global_batch(rows, mesh=jax.sharding.get_mesh())
+
+
+def fill(make, *, seed: int = 0) -> nnx.Module:
+  """A module with plain random numbers; no compilation, no zero bias, no scale of 1.
+
+  Args:
+    make: makes the module from `nnx.Rngs`.
+    seed: of the numbers.
+  """
+  graphdef, state = nnx.split(
+    nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0))))
+  )
+  rng = np.random.default_rng(seed)
+
+  def numbers(path, leaf):
+    value = 0.2 * rng.normal(size=leaf.shape).astype(np.float32)
+    return jnp.asarray(value + ("scale" in jax.tree_util.keystr(path)))
+
+  return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(numbers, state))
+
+
+def params(model: ModelConfig, *, seed: int = 0) -> Params:
+  """Random parameters of the whole model."""
+  filled = fill(lambda rngs: Transfusion(model, rngs=rngs), seed=seed)
+  return nnx.to_pure_dict(nnx.state(filled, nnx.Param))
+
+
+def text(rng: np.random.Generator, length: int, *, weight: float = 1.0):
+  """Random text."""
+  ids = rng.integers(FIRST_TEXT, VALUES["model.vocab_size"], length)
+  return sequence.Text(ids.astype(np.int32), weight)
+
+
+def image(rng: np.random.Generator, *, weight: float = 1.0, noise_cap: float = 1.0):
+  """A random image."""
+  latent = rng.normal(size=VALUES["model.image_shape"]).astype(np.float32)
+  return sequence.Image(latent, weight, noise_cap)
+
+
+def pack(documents: list[Document], c: Config) -> sequence.Batch:
+  """One row that holds these documents."""
+  patches = c.model.patches_per_image
+  elements = [
+    sequence.lay_out(d, special=SPECIAL, patches_per_image=patches) for d in documents
+  ]
+  return sequence.pack(
+    elements,
+    row_length=c.data.row_length,
+    image_slots=c.data.image_slots,
+    latent_shape=c.model.image_shape,
+    special=SPECIAL,
+    patches_per_image=patches,
+  )
+
+
+def batch(c: Config, *, seed: int = 0, rows: int | None = None) -> sequence.Batch:
+  """Rows of captioned images, pictures with text behind them, and text."""
+  rng = np.random.default_rng(seed)
+  packed = []
+  for row in range(rows or c.train.batch_rows):
+    documents = [
+      (text(rng, 2 + row % 2), image(rng)),  # 9 or 10 elements
+      (image(rng, noise_cap=0.5), text(rng, 3)),  # 10
+    ]
+    # Rows differ in images, text and padding.
+    packed.append(pack(documents[: 1 + row % 4] if row % 4 < 2 else documents, c))
+  return sequence.stack(packed)

@@ -1,0 +1,400 @@
+"""Checkpoints of a run: save, restore, list, refuse. The only file that imports orbax.
+
+Owns: the directory <workdir>/checkpoints. Not: what a state is or when to save it
+(train/), nor what a data lane's state means (data/pipeline.py).
+
+  1200/                  a checkpoint; the label is the number of updates done
+    state/...            the arrays, written by orbax
+    record.0-of-2        one per process, written last: JSON with leaves, versions, its
+                         data lanes, size and CRC-32 of its files, then its own CRC-32
+  1400.partial           marks 1400 as being written or deleted: it does not count
+  900.corrupt/           failed its check and was moved aside
+
+Orbax and tensorstore check their indexes only: a flipped bit in the numbers loads in
+silence. So every byte is checked against the records before anything is loaded.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging as std_logging
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+import tfusion
+
+Path = ocp.path.Path
+_SAVES = itertools.count()  # a barrier's name may be used only once per program
+_VERSIONS = {m.__name__: m.__version__ for m in (jax, flax, orbax.checkpoint, tfusion)}
+
+
+class Restored(NamedTuple):
+  """What `Checkpoints.restore` found."""
+
+  step: int  # updates done
+  state: Any  # like the abstract tree
+  lanes: dict[int, dict]  # of all lanes, whichever process saved them
+  skipped: dict[int, str]  # newer step -> why it could not be used
+
+
+class Checkpoints:
+  """The checkpoints of one run; a context manager that waits for the last save.
+
+  With several processes, all of them call every method, in the same order, on one
+  shared directory. `blocked_seconds` sums the time that callers waited for saves.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep_last: int = 3,
+    keep_every_steps: int = 0,
+    read_only: bool = False,
+  ):
+    """Opens `directory`, which need not exist yet.
+
+    After a save the newest `keep_last` checkpoints stay, and every multiple of
+    `keep_every_steps` (0: none). `read_only` is for readers of a run that may still
+    be training: nothing is moved or deleted. Raises ValueError if out of range.
+    """
+    if keep_last < 1 or keep_every_steps < 0:
+      raise ValueError(f"{keep_last=} must be >= 1 and {keep_every_steps=} >= 0")
+    self.directory = Path(os.fspath(directory)).expanduser().resolve()
+    self.blocked_seconds = 0.0
+    self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+    self._read_only = read_only
+    self._tidies = jax.process_index() == 0 and not read_only
+    self._context = ocp.Context()
+    # zstd saves a tenth of the bytes of fp32 weights and takes three times as long.
+    self._context.array.saving.use_compression = False
+    self._thread = futures.ThreadPoolExecutor(max_workers=1)
+    self._pending: tuple[int, int, futures.Future] | None = None  # step, bytes, save
+    logging.get_absl_logger().addFilter(_is_worth_reading)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, error_type: type | None, *_: Any) -> None:
+    try:
+      self.close()
+    except OSError as error:
+      if error_type is None:
+        raise
+      logging.error("%s", error)  # must not hide the error that ended the block
+
+  def steps(self) -> list[int]:
+    """Returns the finished steps, ascending, without checking their contents."""
+    have = self._names()
+    return sorted(int(n) for n in have if n.isdecimal() and f"{n}.partial" not in have)
+
+  @property
+  def latest(self) -> int | None:
+    """The newest finished step, or None."""
+    return max(self.steps(), default=None)
+
+  def save(
+    self, step: int, state: Any, lanes: dict[int, dict], *, wait: bool = False
+  ) -> bool:
+    """Starts to save `state` after `step` updates; returns once it may be donated.
+
+    `state` is a tree of jax.Arrays with any sharding, `lanes` the JSON-able iterator
+    state of this process's data lanes (tuples come back as lists). A step that exists
+    is left as it is and False is returned: a periodic save and one at exit may meet.
+    Waits for the previous save first, and with `wait` for this one.
+
+    Raises OSError, naming the directory, if this or the previous save failed.
+    """
+    assert not self._read_only, "opened read_only"
+    with self._blocking():
+      self._join()
+      if _from_first_process(step in self.steps()):
+        logging.info("checkpoint %s exists and is not saved again", self._at(step))
+        return False
+      leaves = _leaves(state)
+      record = {
+        "step": step,
+        "process": jax.process_index(),
+        "processes": jax.process_count(),
+        "unix_seconds": time.time(),
+        "versions": _VERSIONS,
+        "leaves": _specs(leaves),
+        # Copied now: the iterator moves on while the arrays are written.
+        "lanes": json.loads(json.dumps(lanes)),
+      }
+      n_bytes = sum(x.nbytes for x in leaves.values())
+      try:
+        self._clear_partial()
+        if self._tidies:
+          self.directory.mkdir(parents=True, exist_ok=True)
+          self._at(step, ".partial").touch()
+        with self._context:
+          response = ocp.save_async(self._at(step), leaves)
+      except OSError as error:
+        raise self._failure(step, n_bytes, error) from error
+      save = self._thread.submit(self._finish, response, record, next(_SAVES))
+      self._pending = step, n_bytes, save
+      if wait:
+        self._join()
+    return True
+
+  def wait(self) -> None:
+    """Waits for the save in progress. Raises OSError if it failed."""
+    with self._blocking():
+      self._join()
+
+  def close(self) -> None:
+    """Waits like `wait` and ends the thread; the object is not used again."""
+    try:
+      self.wait()
+    finally:
+      self._thread.shutdown()
+
+  def restore(self, abstract_state: Any, *, partial: bool = False) -> Restored | None:
+    """Loads the newest good checkpoint, or returns None if there is none at all.
+
+    `abstract_state` is a tree of jax.ShapeDtypeStruct with sharding; the mesh and the
+    number of processes may differ from those of the save. With `partial` it may leave
+    out leaves of the checkpoint, say the optimizer's. Checkpoints with a missing,
+    truncated or altered file are skipped with a warning and renamed `<step>.corrupt`.
+
+    Raises ValueError if checkpoints exist and none is good, and if names, shapes or
+    dtypes differ from those saved (orbax alone would cast dtypes in silence).
+    """
+    self.wait()
+    self._clear_partial()
+    skipped, candidates = {}, self.steps()
+    while (step := _from_first_process(candidates.pop() if candidates else -1)) >= 0:
+      records, fault = self._check(step)
+      if not fault:
+        break
+      skipped[step] = fault
+      logging.warning("checkpoint %s is skipped: %s", self._at(step), fault)
+    else:
+      aside = sorted(name for name in self._names() if name.endswith(".corrupt"))
+      if _from_first_process(not skipped and not aside):
+        return None
+      raise ValueError(
+        f"no checkpoint in {self.directory} can be read ({skipped or aside}): put "
+        "back a good copy, or remove the directory to start from scratch"
+      )
+    leaves = _leaves(abstract_state)
+    _refuse_other_tree(self._at(step), records[0]["leaves"], _specs(leaves), partial)
+    context = ocp.Context(self._context)
+    context.pytree.loading.partial_load = partial
+    with context:
+      loaded = ocp.load(self._at(step), leaves)
+    treedef = jax.tree.structure(abstract_state)
+    state = jax.tree.unflatten(treedef, map(loaded.__getitem__, leaves))
+    for bad in skipped if self._tidies else ():
+      aside = self._at(bad, ".corrupt")
+      aside.rmtree(missing_ok=True)
+      self._at(bad).rename(aside)
+      logging.warning("it was moved to %s", aside)
+    return Restored(step, state, _lanes(records), skipped)
+
+  def describe(self, step: int) -> dict[str, Any]:
+    """Returns what `step` holds, JSON-able, without reading arrays.
+
+    Keys: step, directory, bytes, unix_seconds (of the save), processes, versions,
+    lanes (of all processes) and leaves: path -> {dtype, shape, bytes}. Raises
+    ValueError if there is no such step; that or OSError if a record is not sound.
+    """
+    if step not in self.steps():
+      raise ValueError(f"no step {step} in {self.directory}: it has {self.steps()}")
+    records = self._records(step)
+    kept = ("step", "unix_seconds", "processes", "versions", "leaves")
+    return {key: records[0][key] for key in kept} | {
+      "directory": str(self._at(step)),
+      "bytes": sum(leaf["bytes"] for leaf in records[0]["leaves"].values()),
+      "lanes": _lanes(records),
+    }
+
+  def _at(self, step: int, suffix: str = "") -> Path:
+    return self.directory / f"{step}{suffix}"
+
+  def _names(self, step: int | None = None) -> set[str]:
+    directory = self.directory if step is None else self._at(step)
+    return {p.name for p in directory.iterdir()} if directory.exists() else set()
+
+  @contextlib.contextmanager
+  def _blocking(self) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      self.blocked_seconds += time.monotonic() - start
+
+  def _join(self) -> None:
+    if self._pending is not None:
+      step, n_bytes, save = self._pending
+      futures.wait([save])  # an interrupt here leaves the save pending
+      self._pending = None
+      if error := save.exception():
+        raise self._failure(step, n_bytes, error) from error
+
+  def _failure(self, step: int, n_bytes: int, error: BaseException) -> OSError:
+    space = f"it needs {n_bytes / 2**20:.1f} MiB"
+    if os.path.isdir(self.directory):
+      free = shutil.disk_usage(self.directory).free
+      space += f", {free / 2**20:.1f} MiB are free"
+    return OSError(
+      f"checkpoint of step {step} could not be written to {self.directory} ({space}): "
+      f"{str(error)[:500]}. The earlier checkpoints {self.steps()} are intact: make "
+      "room there, or make it writable, and start again to resume from the newest"
+    )
+
+  def _finish(self, response: ocp.AsyncResponse[None], record: dict, save: int) -> None:
+    """Runs in the thread: waits for orbax, writes the record, commits, deletes old."""
+    step, process, n = record["step"], record["process"], record["processes"]
+    try:
+      response.result()
+      root = self._at(step)
+      files = [d / name for d, _, names in root.walk() for name in names]
+      mine = [f for f in files if _writer(f) == process]
+      record["files"] = {str(f.relative_to(root)): _size_and_crc(f) for f in mine}
+      text = json.dumps(record)
+      text += f"\n{zlib.crc32(text.encode()):08x}"
+      (root / f"record.{process}-of-{n}").write_text(text)
+      _barrier(f"{save}.recorded")
+    except Exception:
+      self._clear_partial()
+      raise
+    if self._tidies:
+      self._at(step, ".partial").unlink()  # the commit
+      for old in self.steps()[: -self._keep_last]:
+        if not self._keep_every_steps or old % self._keep_every_steps:
+          self._delete(old)
+    _barrier(f"{save}.committed")
+
+  def _delete(self, step: int) -> None:
+    self._at(step, ".partial").touch()  # half deleted counts as not there
+    self._at(step).rmtree(missing_ok=True)
+    self._at(step, ".partial").unlink()
+
+  def _clear_partial(self) -> None:
+    """Deletes what a killed or failed save, or deletion, left behind."""
+    for name in self._names() if self._tidies else ():
+      if re.fullmatch(r"\d+\.orbax-checkpoint-tmp.*", name):
+        (self.directory / name).rmtree()
+      elif re.fullmatch(r"\d+\.partial", name):
+        logging.warning("unfinished checkpoint %s is removed", self.directory / name)
+        self._delete(int(name.removesuffix(".partial")))
+
+  def _records(self, step: int) -> list[dict]:
+    """Reads all records. Raises OSError or ValueError if one is missing or altered."""
+    names = [re.fullmatch(r"record\.\d+-of-(\d+)", n) for n in self._names(step)]
+    n = max((int(name[1]) for name in names if name), default=1)
+    records = []
+    for process in range(n):
+      path = self._at(step) / f"record.{process}-of-{n}"
+      text, _, crc = path.read_bytes().rpartition(b"\n")
+      if crc != b"%08x" % zlib.crc32(text):
+        raise ValueError(f"{path} fails its checksum")
+      records.append(json.loads(text))
+    return records
+
+  def _check(self, step: int) -> tuple[list[dict], str]:
+    """Reads every file, each process a share; returns the records and what is wrong."""
+    records, fault = [], ""
+    try:
+      records = self._records(step)
+      files = sorted(item for record in records for item in record["files"].items())
+      mine = dict(files[jax.process_index() :: jax.process_count()])
+      with futures.ThreadPoolExecutor(max_workers=8) as pool:
+        found = pool.map(_size_and_crc, [self._at(step) / name for name in mine])
+        for (name, want), got in zip(mine.items(), found):
+          if want != got:
+            raise ValueError(f"{name} has size and CRC-32 {got}, not {want}")
+    except (OSError, ValueError) as error:
+      fault = str(error)
+    if jax.process_count() > 1:
+      sound = bool(multihost_utils.process_allgather(np.array(not fault)).all())
+      fault = "" if sound else fault or "another process cannot read its share"
+    return records, fault
+
+
+def _lanes(records: list[dict]) -> dict[int, dict]:
+  return {int(k): v for record in records for k, v in record["lanes"].items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """Flattens a tree; a leaf's path does not depend on the kind of its containers."""
+  flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in flat}
+
+
+def _specs(leaves: dict[str, Any]) -> dict[str, dict]:
+  return {
+    path: dict(dtype=x.dtype.name, shape=[*x.shape], bytes=x.size * x.dtype.itemsize)
+    for path, x in leaves.items()
+  }
+
+
+def _refuse_other_tree(path: Path, saved: dict, wanted: dict, partial: bool) -> None:
+  """Raises ValueError naming the first leaves that differ from those saved."""
+  names = sorted(wanted.keys() if partial else wanted.keys() | saved.keys())
+  differ = [
+    f"{name}: {_show(saved.get(name))}, here {_show(wanted.get(name))}"
+    for name in names
+    if saved.get(name) != wanted.get(name)
+  ]
+  if differ:
+    raise ValueError(
+      f"checkpoint {path} is of another model or optimizer; {len(differ)} leaves "
+      f"differ: {'; '.join(differ[:5])}. Use the config it was saved with, or another "
+      "workdir"
+    )
+
+
+def _show(leaf: dict | None) -> str:
+  return f"{leaf['dtype']}{leaf['shape']}" if leaf else "absent"
+
+
+def _writer(path: Path) -> int:
+  """The process that records a file: each its own arrays, the first all the rest."""
+  if path.name.startswith("record."):
+    return -1  # records carry a checksum of their own
+  own = re.search(r"/ocdbt\.process_(\d+)/", str(path))
+  return int(own[1]) if own else 0
+
+
+def _size_and_crc(path: Path) -> list[int]:
+  size, crc = 0, 0
+  with path.open("rb") as file:
+    while chunk := file.read(1 << 22):
+      size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+  return [size, crc]
+
+
+def _from_first_process(value: int) -> int:
+  """Gives every process the first one's value: its view of the directory decides."""
+  if jax.process_count() == 1:
+    return value
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _barrier(name: str) -> None:
+  """Waits for all processes; fit for a thread, as no device takes part."""
+  asyncio.run(ocp.multihost.sync_global_processes(name, operation_id="tfusion"))
+
+
+def _is_worth_reading(record: std_logging.LogRecord) -> bool:
+  """Drops orbax's dozens of lines per save, and tracebacks of what it raises anyway."""
+  from_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+  return not from_orbax or not (record.exc_info or record.levelno < std_logging.WARNING)

@@ -1,0 +1,225 @@
+"""The command `tfusion`: one function per command, each importing what it needs.
+
+Owns: arguments. Not: work. `--help` answers without importing jax.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
+
+from tfusion import __version__
+from tfusion import config as config_lib
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command; returns its exit status: 2 for what the user can mend."""
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  if rest and not args.takes_config:
+    parser.error(f"unknown arguments: {' '.join(rest)}")
+  _quiet(verbose=args.verbose)
+  try:
+    return args.run(args, rest) or 0
+  except (ValueError, FileNotFoundError, OSError, FloatingPointError) as error:
+    if args.verbose:
+      raise
+    print(f"tfusion {args.command}: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f"tfusion {args.command}: interrupted", file=sys.stderr)
+    return 130
+
+
+def train(args: argparse.Namespace, rest: list[str]) -> None:
+  """Trains, evaluates on the way, and writes report.html."""
+  config = read_config(args.config, rest)
+  workdir = config_lib.check_workdir(args.workdir)
+  from tfusion.evaluate import pictures, suite
+  from tfusion.train import loop, trained
+
+  def draw(step, params, corpus):
+    path = workdir / "samples" / f"step_{step:08d}.png"
+    pictures.sample_grid(config, params, corpus.tokenizer, path=path)
+
+  known_good = Path(args.config.partition(":")[0])
+  known_good = known_good.parent / "results" / f"{known_good.stem}.json"
+  if known_good.is_file():  # the report draws it behind this run's curves
+    shutil.copy(known_good, workdir / "reference.json")
+  last = loop.train(config, workdir, evaluations=[draw])
+  if int(last.step) >= config.train.steps:
+    _evaluate(trained.open_trained(config, workdir), workdir, suite)
+
+
+def sample(args: argparse.Namespace, rest: list[str]) -> None:
+  """Continues prompts; writes PNGs and text files."""
+  config = read_saved_config(args.workdir, rest)
+  from tfusion.evaluate import pictures
+  from tfusion.train import trained
+
+  out = Path(args.out or Path(args.workdir) / "sampled")
+  model = trained.open_trained(config, args.workdir)
+  paths = pictures.sample(model, args.prompt, out=out, count=args.count, seed=args.seed)
+  for path in paths:
+    print(path)
+    if path.suffix == ".txt":
+      print("  " + path.read_text().strip())
+
+
+def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
+  """Judges the newest checkpoint; prints a table, writes eval.json and report.html."""
+  config = read_saved_config(args.workdir, rest)
+  from tfusion.evaluate import suite
+  from tfusion.train import trained
+
+  _evaluate(trained.open_trained(config, args.workdir), args.workdir, suite)
+
+
+def inspect(args: argparse.Namespace, rest: list[str]) -> None:
+  """Shows what a workdir holds: config, checkpoints, one checkpoint's leaves."""
+  config = read_saved_config(args.workdir, rest)
+  from tfusion.checkpoint import Checkpoints
+
+  for key, value in config_lib.flatten(config).items():
+    print(f"{key} = {value!r}")
+  with Checkpoints(Path(args.workdir) / "checkpoints", read_only=True) as checkpoints:
+    print(f"checkpoints: {checkpoints.steps()}")
+    step = checkpoints.latest if args.step is None else args.step
+    if step is not None:
+      print(f"checkpoint {step}:")
+      print(_indented(checkpoints.describe(step)))
+
+
+def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
+  """Times the training step and its loop against this machine's matmul rate."""
+  config = read_config(args.config, rest)
+  from tfusion import bench
+
+  for name, value in bench.bench_step(config, steps=args.steps).items():
+    print(
+      f"{name:<16} {value:,.3f}" if isinstance(value, float) else f"{name:<16} {value}"
+    )
+
+
+def read_config(path: str, overrides: list[str]) -> config_lib.Config:
+  """Reads `file.py[:arg]`, applies `--config.a.b=value`, checks everything.
+
+  Raises:
+    ValueError: a missing file, an unknown key, a wrong type or value.
+  """
+  file, _, arg = path.partition(":")
+  if not Path(file).is_file():
+    raise ValueError(f"--config={path}: there is no file {file}")
+  # Not DEFINE_config_file: it answers an experiment's own ValueError with a traceback.
+  spec = importlib.util.spec_from_file_location("experiment", file)
+  if spec is None:
+    raise ValueError(f"--config={path}: {file} is not a Python file")
+  experiment = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(experiment)
+  if not hasattr(experiment, "get_config"):
+    raise ValueError(f"--config={path}: {file} has no function get_config")
+  return _with_overrides(experiment.get_config(arg), overrides)
+
+
+def read_saved_config(workdir: str, overrides: list[str]) -> config_lib.Config:
+  """Reads workdir/config.json and applies `--config.a.b=value`."""
+  saved = dataclasses.asdict(config_lib.load(workdir))
+  return _with_overrides(ml_collections.ConfigDict(saved), overrides)
+
+
+def _with_overrides(
+  config: ml_collections.ConfigDict, args: list[str]
+) -> config_lib.Config:
+  known = config_lib.flatten(config_lib.Config())
+  for arg in args:
+    key = arg.partition("=")[0].removeprefix("--config.")
+    if arg.startswith("--config.") and key not in known:
+      near = difflib.get_close_matches(key, known, n=3) or known
+      raise ValueError(f"{arg}: no such knob; did you mean {', '.join(near)}?")
+  args, values = ["tfusion", *args], flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=args)
+    left = values(args)
+  except (flags.Error, TypeError) as error:
+    raise ValueError(str(error)) from error
+  if left[1:]:
+    raise ValueError(f"unknown arguments: {' '.join(left[1:])}")
+  return config_lib.from_dict(values.config)
+
+
+def _evaluate(model, workdir, suite) -> None:
+  from tfusion import report
+
+  results = suite.evaluate(model, workdir)
+  print(suite.table(results))
+  print(report.write_report(workdir))
+
+
+def _indented(values: dict) -> str:
+  return "\n".join(f"  {key}: {value}" for key, value in values.items())
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="tfusion",
+    description="Train Transfusion models: text and images in one transformer.",
+  )
+  parser.add_argument("--version", action="version", version=__version__)
+  commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+  def add(name, function, *, overrides=True):
+    text = function.__doc__.partition("\n")[0]
+    more = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
+    command = commands.add_parser(
+      name, help=text, description=text, epilog=more if overrides else None
+    )
+    command.set_defaults(run=function, takes_config=overrides)
+    command.add_argument(
+      "-v", "--verbose", action="store_true", help="log more, and whole tracebacks"
+    )
+    return command
+
+  c = add("train", train)
+  c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
+  c.add_argument("--workdir", required=True, help="goes on if it holds a checkpoint")
+  c = add("sample", sample)
+  c.add_argument("--workdir", required=True, help="of a run")
+  c.add_argument(
+    "--prompt",
+    action="append",
+    required=True,
+    help="text with <image> where one is to be drawn and <image:FILE> to show one;"
+    " may be repeated",
+  )
+  c.add_argument("--out", help="folder to write to (default: WORKDIR/sampled)")
+  c.add_argument("--count", type=int, default=1, help="samples of each prompt")
+  c.add_argument("--seed", type=int, default=0, help="of the noise and of text")
+  c = add("eval", evaluate)
+  c.add_argument("--workdir", required=True, help="of a run")
+  c = add("inspect", inspect)
+  c.add_argument("--workdir", required=True, help="of a run")
+  c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
+  c = add("bench", bench_step)
+  c.add_argument("what", choices=["step"], help="step: one update and its loop")
+  c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
+  c.add_argument("--steps", type=int, default=30, help="timed steps of each part")
+  return parser
+
+
+def _quiet(*, verbose: bool) -> None:
+  """Our own lines go to the console; libraries speak from warnings on."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

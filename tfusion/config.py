@@ -1,0 +1,460 @@
+"""Every knob of a run, once, with its unit; all validation.
+
+Owns: the frozen dataclasses, ConfigDict <-> dataclass, the checks at the door, the
+saved config of a workdir. Not: values of an experiment (experiments/).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import typing
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The transformer and its patch layers (arXiv 2408.11039, section 4.1, Table 2)."""
+
+  layers: int = 4
+  width: int = 192
+  heads: int = 4  # query heads; width / heads numbers each
+  kv_heads: int = 4  # key/value heads; fewer than `heads` is grouped-query attention
+  mlp: int = 512  # hidden width of SwiGLU
+  vocab_size: int = 512  # rows of the embedding; the tokenizer may use fewer
+  image_shape: tuple[int, ...] = (8, 8, 1)  # h, w, c of an image or latent
+  patch: int = 2  # side of a patch, in pixels of image_shape: 1, 2, 4 or 8
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  dtype: str = "auto"  # of matmuls: auto (bfloat16, on CPU float32) or a name
+  remat: str = "none"  # none, dots (keep matmul outputs) or full
+  unroll: int = 1  # layers per iteration of the scan; a CPU is fastest with all
+  attention: str = "auto"  # auto, dense (the reference) or chunked
+
+  @property
+  def head_dim(self) -> int:
+    """Numbers per head."""
+    return self.width // self.heads
+
+  @property
+  def patches_per_image(self) -> int:
+    """Patches of one image: positions between BOI and EOI."""
+    return (self.image_shape[0] // self.patch) * (self.image_shape[1] // self.patch)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The noise process; t = 0 is clean, t = timesteps is noise (section 3)."""
+
+  timesteps: int = 1000
+  image_weight: float = 5.0  # lambda, the weight of the diffusion loss
+  image_first_noise_cap: float = 1.0  # share of t for image-first pairs; Table 8: 0.5
+  clip: float = 3.0  # bound on the predicted clean image in sampling; ours; 0 is none
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What rows are made of (section 4.1)."""
+
+  sources: tuple[str, ...] = ("digits", "pydoc")  # digits, pydoc, folder:PATH
+  tokenizer: str = ""  # a sentencepiece model file; empty: trained on the sources
+  row_length: int = 128  # elements in a row
+  image_slots: int = 8  # images a row can hold
+  text_per_image: float = 1.0  # text elements per patch, if the sources allow it
+  caption_first: float = 0.8  # share of pairs with the caption before the image
+  caption_dropout: float = 0.1  # share of caption-first pairs that lose it; ours
+  lanes: int = 4  # independent data streams; hosts must divide them
+  packing_bins: int = 16  # rows open at a time in first-fit packing
+  workers: int = 1  # processes per host that prepare rows; 0: none, in line
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW as in section 4.1; EMA is ours."""
+
+  peak_lr: float = 3e-4  # 1/update, after warm-up
+  end_lr: float = 1.5e-5  # 1/update, after the last step
+  warmup_steps: int = 4000
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1  # on matrices; never on norms
+  clip_norm: float = 1.0  # of the global gradient
+  ema_decay: float = 0.0  # per update, of the weights used to sample; 0: no EMA
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; data may be -1: all that remain."""
+
+  data: int = -1  # copies of the parameters
+  fsdp: int = 1  # shards of parameters and batch
+  tensor: int = 1  # shards of heads, mlp and vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop. Steps are updates of the parameters."""
+
+  steps: int = 2000
+  batch_rows: int = 16  # rows per update, over all hosts
+  accumulate: int = 1  # microbatches per update
+  log_every_steps: int = 20
+  eval_every_steps: int = 500
+  eval_rows: int = 64  # held-out rows per evaluation
+  save_every_steps: int = 500
+  keep_last: int = 2  # newest checkpoints to keep
+  keep_every_steps: int = 0  # also keep every multiple of this; 0: none
+  max_skipped_updates: int = 5  # non-finite updates in a row before the run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """Generation (sections 3 and 4.1)."""
+
+  sampler: str = "ddpm"  # ddpm or ddim
+  steps: int = 250  # denoising steps, at most diffusion.timesteps
+  guidance: float = 3.0  # scale of classifier-free guidance; 1 is none
+  temperature: float = 0.0  # of text; 0 is greedy
+  max_elements: int = 256  # positions in the cache of one sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """What is drawn while training and measured by `tfusion eval`."""
+
+  images_per_class: int = 50  # generated images of every digit
+  batch: int = 100  # sequences generated at a time
+  text_rows: int = 256  # held-out rows for text perplexity, at most
+  prompts: tuple[str, ...] = ()  # drawn at every evaluation; <image> is where
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  seed: int = 0
+  model: ModelConfig = ModelConfig()
+  diffusion: DiffusionConfig = DiffusionConfig()
+  data: DataConfig = DataConfig()
+  optim: OptimConfig = OptimConfig()
+  mesh: MeshConfig = MeshConfig()
+  train: TrainConfig = TrainConfig()
+  sample: SampleConfig = SampleConfig()
+  eval: EvalConfig = EvalConfig()
+
+
+CHOICES = {
+  "model.patch": (1, 2, 4, 8),
+  "model.dtype": ("auto", "float32", "bfloat16"),
+  "model.remat": ("none", "dots", "full"),
+  "model.attention": ("auto", "dense", "chunked"),
+  "sample.sampler": ("ddpm", "ddim"),
+}
+
+# A workdir is bound to these: its parameters or its data state mean nothing without.
+BOUND = ("seed", "model", "diffusion.timesteps", "data", "optim.ema_decay")
+UNBOUND = (
+  "data.workers",
+  "model.dtype",
+  "model.remat",
+  "model.unroll",
+  "model.attention",
+)
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """Returns the default Config as a ConfigDict for an experiment file to change."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def parse_arg(arg: str, **known: Any) -> ml_collections.ConfigDict:
+  """Parses the `arg,key=value` behind `--config file.py:`.
+
+  Args:
+    arg: comma-separated `key=value`; a bare `key` is True.
+    **known: every key with its default, whose type the value takes.
+
+  Raises:
+    ValueError: an unknown key or a value of another type.
+  """
+  values = dict(known)
+  for item in filter(None, arg.split(",")):
+    key, _, text = item.partition("=")
+    if key not in known:
+      raise ValueError(f"config argument {key!r} is not known; known: {sorted(known)}")
+    kind = type(known[key])
+    try:
+      values[key] = _parse_bool(text or "true") if kind is bool else kind(text)
+    except ValueError as error:
+      raise ValueError(
+        f"config argument {key}={text!r}: expected {kind.__name__}"
+      ) from error
+  return ml_collections.ConfigDict(values)
+
+
+def from_dict(values: Any) -> Config:
+  """Turns a ConfigDict (or nested dict) into a checked Config.
+
+  Raises:
+    ValueError: an unknown or missing key, a wrong type, or a value that cannot be.
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
+  config = _build(Config, values, prefix="")
+  validate(config)
+  return config
+
+
+def validate(config: Config) -> None:
+  """Checks what can be known without devices, files or data.
+
+  Raises:
+    ValueError: names the key, the value and the remedy; all problems in one message.
+  """
+  flat, problems = flatten(config), []
+
+  def require(good: bool, message: str):
+    if not good:
+      problems.append(message)
+
+  for key, choices in CHOICES.items():
+    require(flat[key] in choices, f"{key}={flat[key]!r}: choose one of {choices}")
+  m, d, t, o = config.model, config.data, config.train, config.optim
+  positive = (
+    "model.layers model.unroll model.width model.heads model.kv_heads model.mlp"
+    " model.vocab_size diffusion.timesteps data.row_length data.image_slots data.lanes"
+    " data.packing_bins mesh.fsdp mesh.tensor train.steps train.batch_rows"
+    " train.accumulate train.log_every_steps train.eval_every_steps train.eval_rows"
+    " train.save_every_steps train.keep_last train.max_skipped_updates sample.steps"
+    " sample.max_elements eval.images_per_class eval.batch eval.text_rows"
+    " data.text_per_image optim.peak_lr optim.clip_norm optim.eps model.rope_theta"
+    " model.norm_eps"
+  ).split()
+  for key in positive:
+    require(flat[key] > 0, f"{key}={flat[key]}: must be above 0")
+  for key in ("data.caption_first", "data.caption_dropout"):
+    require(0 <= flat[key] <= 1, f"{key}={flat[key]}: a share between 0 and 1")
+  for key in ("optim.b1", "optim.b2", "optim.ema_decay"):
+    require(0 <= flat[key] < 1, f"{key}={flat[key]}: must be in [0, 1)")
+  for key in (
+    "optim.end_lr optim.weight_decay optim.warmup_steps diffusion.image_weight"
+    " diffusion.clip data.workers train.keep_every_steps sample.temperature seed"
+  ).split():
+    require(flat[key] >= 0, f"{key}={flat[key]}: must not be negative")
+  if problems:  # the checks below divide by these
+    raise ValueError("\n".join(problems))
+  cap = config.diffusion.image_first_noise_cap
+  require(0 < cap <= 1, f"diffusion.image_first_noise_cap={cap}: must be in (0, 1]")
+  require(len(m.image_shape) == 3, f"model.image_shape={m.image_shape}: give h, w, c")
+  require(
+    all(side % m.patch == 0 for side in m.image_shape[:2]) and min(m.image_shape) > 0,
+    f"model.image_shape={m.image_shape}: sides must divide by model.patch={m.patch}",
+  )
+  require(
+    m.width % (2 * m.heads) == 0,
+    f"model.width={m.width}: must be an even multiple of model.heads={m.heads}",
+  )
+  require(
+    m.heads % m.kv_heads == 0,
+    f"model.heads={m.heads}: must divide by model.kv_heads={m.kv_heads}",
+  )
+  if not problems:
+    require(
+      d.row_length >= m.patches_per_image + 4,
+      f"data.row_length={d.row_length}: an image alone takes"
+      f" {m.patches_per_image + 3} elements; make rows longer or model.patch larger",
+    )
+  for key, value in (("data.lanes", d.lanes), ("train.accumulate", t.accumulate)):
+    require(
+      t.batch_rows % value == 0,
+      f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
+    )
+  require(len(d.sources) > 0, "data.sources=(): name at least one source")
+  require(
+    config.sample.steps <= config.diffusion.timesteps,
+    f"sample.steps={config.sample.steps}: more than diffusion.timesteps"
+    f"={config.diffusion.timesteps}",
+  )
+  require(
+    o.end_lr <= o.peak_lr,
+    f"optim.end_lr={o.end_lr}: above optim.peak_lr={o.peak_lr}",
+  )
+  require(
+    config.mesh.data == -1 or config.mesh.data > 0,
+    f"mesh.data={config.mesh.data}: a count of devices, or -1 for the rest",
+  )
+  if problems:
+    raise ValueError("\n".join(problems))
+
+
+def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
+  """Checks what depends on the machines: mesh, batch and lanes.
+
+  Raises:
+    ValueError: the mesh does not use all devices, the batch does not divide over it,
+      or the lanes do not divide over the hosts (the message lists counts that do).
+  """
+  mesh, t = config.mesh, config.train
+  inner = mesh.fsdp * mesh.tensor
+  data = devices // inner if mesh.data == -1 else mesh.data
+  if data * inner != devices:
+    raise ValueError(
+      f"mesh data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not fit"
+      f" {devices} devices; the product must be the device count"
+    )
+  rows = t.batch_rows // t.accumulate
+  if rows % (data * mesh.fsdp):
+    raise ValueError(
+      f"train.batch_rows={t.batch_rows} in train.accumulate={t.accumulate} parts gives"
+      f" {rows} rows, which do not divide over mesh data*fsdp={data * mesh.fsdp}"
+    )
+  lanes = config.data.lanes
+  if lanes % hosts:
+    good = [n for n in range(1, lanes + 1) if lanes % n == 0]
+    raise ValueError(f"data.lanes={lanes} do not divide over {hosts} hosts; use {good}")
+  m = config.model
+  for key in ("heads", "kv_heads", "mlp", "vocab_size"):
+    if getattr(m, key) % mesh.tensor:
+      raise ValueError(
+        f"model.{key}={getattr(m, key)} does not divide by mesh.tensor={mesh.tensor}"
+      )
+  if m.width % mesh.fsdp:
+    raise ValueError(f"model.width={m.width} does not divide by mesh.fsdp={mesh.fsdp}")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+  """Returns {"section.key": value} in declaration order."""
+  flat = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      flat |= {
+        f"{field.name}.{f.name}": getattr(value, f.name)
+        for f in dataclasses.fields(value)
+      }
+    else:
+      flat[field.name] = value
+  return flat
+
+
+def save(config: Config, workdir: str | Path) -> None:
+  """Writes workdir/config.json, whole or not at all."""
+  path = Path(workdir) / "config.json"
+  aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # several hosts write the same
+  aside.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+  os.replace(aside, path)
+
+
+def load(workdir: str | Path) -> Config:
+  """Reads the config that a run saved in its workdir.
+
+  Raises:
+    ValueError: there is none, or it is of another version of tfusion.
+  """
+  path = Path(workdir) / "config.json"
+  if not path.is_file():
+    raise ValueError(
+      f"--workdir={workdir}: holds no config.json; train there first with"
+      " `tfusion train --config FILE --workdir DIR`"
+    )
+  try:
+    return from_dict(json.loads(path.read_text()))
+  except ValueError as error:  # not JSON is one too
+    raise ValueError(
+      f"{path}: damaged or of another version of tfusion ({error}); restore it, or"
+      " choose a new workdir"
+    ) from error
+
+
+def check_same_run(config: Config, workdir: str | Path) -> None:
+  """Refuses to continue a workdir with a config that its state does not fit.
+
+  Raises:
+    ValueError: names every differing key with both values.
+  """
+  if not (Path(workdir) / "config.json").is_file():
+    return
+  new, old = flatten(config), flatten(load(workdir))
+  differing = [
+    f"{key}: {old[key]!r} in the workdir, {new[key]!r} now"
+    for key in new
+    if new[key] != old[key] and _is_bound(key)
+  ]
+  if differing:
+    raise ValueError(
+      f"--workdir={workdir} holds a run of another config; choose a new workdir or"
+      " restore the values:\n  " + "\n  ".join(differing)
+    )
+
+
+def check_workdir(workdir: str | Path) -> Path:
+  """Creates the workdir and proves that files can be written in it.
+
+  Raises:
+    ValueError: it is a file or cannot be written.
+  """
+  path = Path(workdir).expanduser()
+  probe = path / ".write-probe"
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"ok")
+    probe.unlink(missing_ok=True)  # several hosts probe at once
+  except OSError as error:
+    raise ValueError(
+      f"--workdir={workdir}: cannot be written ({error}); choose another directory"
+    ) from error
+  return path
+
+
+def _is_bound(key: str) -> bool:
+  inside = any(key == b or key.startswith(b + ".") for b in BOUND)
+  return inside and key not in UNBOUND
+
+
+def _parse_bool(text: str) -> bool:
+  if text.lower() not in ("true", "false", "1", "0"):
+    raise ValueError(text)
+  return text.lower() in ("true", "1")
+
+
+def _build(kind: type, values: Any, *, prefix: str) -> Any:
+  """Builds a dataclass from a nested dict; every key must be there and be right."""
+  if not isinstance(values, dict):
+    raise ValueError(
+      f"config section {prefix or 'config'!r}: expected keys, got {values!r}"
+    )
+  types_by_name = typing.get_type_hints(kind)
+  unknown = sorted(set(values) - set(types_by_name))
+  missing = sorted(set(types_by_name) - set(values))
+  if unknown or missing:
+    raise ValueError(
+      f"config {prefix or 'keys'}: unknown {unknown}, missing {missing};"
+      f" known: {sorted(types_by_name)}"
+    )
+  built = {}
+  for name, hint in types_by_name.items():
+    key = f"{prefix}{name}"
+    if dataclasses.is_dataclass(hint):
+      built[name] = _build(hint, values[name], prefix=f"{key}.")
+    else:
+      built[name] = _check_type(key, values[name], hint)
+  return kind(**built)
+
+
+def _check_type(key: str, value: Any, hint: Any) -> Any:
+  if typing.get_origin(hint) is tuple:
+    item = typing.get_args(hint)[0]
+    if not isinstance(value, list | tuple):
+      raise ValueError(f"{key}={value!r}: expected a tuple of {item.__name__}")
+    return tuple(_check_type(f"{key}[{i}]", v, item) for i, v in enumerate(value))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+  if wrong or (hint is float and not math.isfinite(value)):
+    raise ValueError(f"{key}={value!r}: expected {hint.__name__}")
+  return value

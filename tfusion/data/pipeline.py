@@ -1,0 +1,368 @@
+"""The corpus of a run and its batches on this host.
+
+Owns: opening sources and tokenizer, dealing lanes to hosts and worker processes, held-
+out rows. Not: order, mixture and packing (lanes.py), what a row is (sequence.py), where
+documents come from (sources.py).
+
+Every lane gives batch_rows / data.lanes rows of each global batch, which is lane-major.
+A host owns neighbouring lanes, a worker process some of those: neither the count of
+hosts nor that of workers changes a batch or a state.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags, logging
+
+from tfusion import sequence
+from tfusion.config import Config
+from tfusion.data import lanes
+from tfusion.data import sources as sources_lib
+from tfusion.data.tokenizer import Tokenizer
+
+PREFETCHED_BATCHES = 4  # per worker process
+HELD_OUT_SEED = 0  # the same validation rows for every config.seed
+SAMPLED = 200  # documents per source for the estimate of the reachable mixture
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """What a run trains on and is judged on."""
+
+  train: tuple[sources_lib.Source, ...]
+  test: tuple[sources_lib.Source, ...]
+  tokenizer: Tokenizer
+
+
+def open_corpus(config: Config, workdir: str | Path) -> Corpus:
+  """Opens the sources and the tokenizer of a run.
+
+  The tokenizer is workdir/tokenizer.model; where that is missing it is copied from
+  data.tokenizer or, without one, trained on the training texts. What sources had to
+  skip is logged and listed in workdir/skipped.json.
+
+  Raises:
+    ValueError: a source or a tokenizer that cannot serve.
+  """
+  workdir = Path(workdir)
+  opened = {
+    split: sources_lib.open_sources(
+      config.data.sources,
+      split=split,
+      image_shape=config.model.image_shape,
+      workdir=workdir,
+    )
+    for split in (sources_lib.TRAIN, sources_lib.TEST)
+  }
+  tokenizer = _open_tokenizer(config, workdir, opened[sources_lib.TRAIN])
+
+  @functools.cache
+  def count(text: str) -> int:
+    return len(tokenizer.encode(text))
+
+  corpus = Corpus(
+    *(tuple(_fit(s, count, config) for s in sources) for sources in opened.values()),
+    tokenizer,
+  )
+  _report_skipped(corpus.train, workdir)
+  _report_unreachable(corpus.train, config, count)
+  return corpus
+
+
+class HostBatches(Iterator[sequence.Batch]):
+  """This host's share of every global batch, without end.
+
+  A batch is [batch_rows / hosts, ...], rows in order of the lanes; the batches of all
+  hosts, concatenated in order of the hosts, are the same for every host count.
+  """
+
+  def __init__(self, corpus: Corpus, config: Config, *, host: int, hosts: int):
+    """Prepares the lanes of a host; worker processes start at the first batch.
+
+    Args:
+      corpus: trains on `corpus.train`.
+      config: a checked Config; `hosts` divides data.lanes.
+      host: index of this process.
+      hosts: processes in the run.
+    """
+    own = config.data.lanes // hosts
+    self._corpus, self._config = corpus, config
+    self._open_lane = functools.partial(
+      lanes.Lane, corpus.train, corpus.tokenizer, config
+    )
+    self._lanes = range(host * own, (host + 1) * own)
+    self._states = {lane: lanes.fresh_state(corpus.train) for lane in self._lanes}
+    self._streams: list[grain.DatasetIterator] = []
+
+  def __next__(self) -> sequence.Batch:
+    """Returns the next batch.
+
+    Raises:
+      RuntimeError: a worker process died.
+    """
+    try:
+      if not self._streams:
+        self._start()
+      parts = [next(stream) for stream in self._streams]
+    except BaseException as error:
+      self.close()  # some may be a batch ahead: all start again from the states
+      if not isinstance(error, RuntimeError):
+        raise
+      raise RuntimeError(
+        f"a data worker process failed: {error}; if memory or /dev/shm is short, lower"
+        " data.workers, or set it to 0"
+      ) from error
+    for part in parts:
+      states = json.loads(part["states"].tobytes())
+      self._states.update((int(lane), state) for lane, state in states.items())
+    # Copies: what grain returns lives in shared memory and would go with it.
+    fields = zip(*(part["rows"] for part in parts), strict=True)
+    return sequence.Batch(*(np.concatenate(f) for f in fields))
+
+  def lane_states(self) -> dict[int, dict[str, Any]]:
+    """Lane -> JSON-able state after the last returned batch."""
+    return lanes.copy_state(self._states)
+
+  def restore(self, states: dict[int, dict[str, Any]]) -> None:
+    """Goes on after the batch at which the states were taken, on any host count.
+
+    Args:
+      states: of all lanes of this host at least; JSON may have made the keys strings.
+
+    Raises:
+      ValueError: a lane is missing, or the sources have changed since.
+    """
+    states = {int(lane): state for lane, state in states.items()}
+    missing = [lane for lane in self._lanes if lane not in states]
+    if missing:
+      raise ValueError(
+        f"the saved data state lacks lanes {missing}; it holds {sorted(states)}, and"
+        f" data.lanes={self._config.data.lanes}"
+      )
+    for lane in self._lanes:  # refuses a state of other sources here, not in a worker
+      self._open_lane(lane=lane, state=states[lane])
+    self.close()
+    self._states = {lane: lanes.copy_state(states[lane]) for lane in self._lanes}
+
+  def counts(self) -> dict[str, dict[str, float]]:
+    """Source -> documents, elements, rejected and epochs so far on this host."""
+    total: dict[str, dict[str, float]] = {}
+    own_share = len(self._lanes) / self._config.data.lanes
+    for source in self._corpus.train:
+      sums = {
+        key: sum(state[key][source.name] for state in self._states.values())
+        for key in ("drawn", "elements", "rejected")
+      }
+      total[source.name] = {
+        "documents": sums["drawn"],
+        "elements": sums["elements"],
+        "rejected": sums["rejected"],
+        "epochs": sums["drawn"] / max(own_share * len(source), 1),
+      }
+    return total
+
+  def fill(self) -> float:
+    """Share of the positions in all rows so far that are not padding."""
+    rows = sum(state["rows"] for state in self._states.values())
+    live = sum(state["live"] for state in self._states.values())
+    return live / max(rows * self._config.data.row_length, 1)
+
+  def close(self) -> None:
+    """Stops the worker processes; the next batch starts them again."""
+    for stream in self._streams:
+      stream.close()
+    self._streams = []
+
+  def _start(self) -> None:
+    rows_per_lane = self._config.train.batch_rows // self._config.data.lanes
+    workers = min(self._config.data.workers, len(self._lanes))
+    for own in np.array_split(self._lanes, max(workers, 1)):
+      states = {int(lane): self._states[int(lane)] for lane in own}
+      rows = _LaneRows(self._open_lane, states, rows_per_lane)
+      if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads its own flags
+          flags.FLAGS.mark_as_parsed()
+        rows = rows.mp_prefetch(
+          grain.MultiprocessingOptions(
+            num_workers=1, per_worker_buffer_size=PREFETCHED_BATCHES
+          ),
+          worker_init_fn=_init_worker,
+        )
+      self._streams.append(iter(rows))
+
+
+def heldout_rows(
+  sources: Sequence[sources_lib.Source],
+  tokenizer: Tokenizer,
+  config: Config,
+  *,
+  rows: int,
+  host: int = 0,
+  hosts: int = 1,
+) -> list[sequence.Batch]:
+  """Packs held-out documents, each at most once, with their captions.
+
+  The rows depend on nothing but the sources, the tokenizer and the sizes in config:
+  every seed, step and host count gives the same.
+
+  Args:
+    sources: the test sources, or those of them that are to be judged.
+    tokenizer: encodes their texts.
+    config: a checked Config; `hosts` divides train.batch_rows.
+    rows: at most so many over all hosts.
+    host: index of this process.
+    hosts: processes in the run.
+
+  Returns:
+    This host's share, [batch_rows / hosts, ...] each; the last global batch is filled
+    up with empty rows, which weigh nothing.
+
+  Raises:
+    ValueError: the sources hold nothing.
+  """
+  data = dataclasses.replace(config.data, lanes=1, caption_dropout=0.0)
+  fixed = dataclasses.replace(config, seed=HELD_OUT_SEED, data=data)
+  lane = lanes.Lane(sources, tokenizer, fixed, lane=0, repeat=False)
+  packed = list(itertools.islice(lane, rows))
+  if not packed:
+    raise ValueError(
+      f"{[source.name for source in sources]}: the held-out split gives no row"
+    )
+  total = config.train.batch_rows
+  packed += [lanes.pack([], config, tokenizer)] * (-len(packed) % total)
+  own = total // hosts
+  starts = range(host * own, len(packed), total)
+  return [sequence.stack(packed[start : start + own]) for start in starts]
+
+
+class _LaneRows(grain.IterDataset):
+  """The batches of some lanes, with the states after them as JSON.
+
+  The states travel with the rows, so that what a checkpoint holds does not depend on
+  how far a worker process is ahead, nor on how many there are. They are an array for
+  grain to put in shared memory: a worker killed in the middle of a long write to the
+  pipe would leave the reader waiting for the rest.
+  """
+
+  def __init__(self, open_lane: Callable, states: dict[int, dict], rows: int):
+    super().__init__()
+    self._args = open_lane, states, rows
+
+  def __iter__(self) -> "_LaneRowsIterator":
+    return _LaneRowsIterator(*self._args)
+
+
+class _LaneRowsIterator(grain.DatasetIterator):
+  def __init__(self, open_lane: Callable, states: dict[int, dict], rows: int):
+    super().__init__()
+    self._lanes = {k: open_lane(lane=k, state=state) for k, state in states.items()}
+    self._rows = rows  # of each lane
+
+  def __next__(self) -> dict[str, Any]:
+    rows = [next(lane) for lane in self._lanes.values() for _ in range(self._rows)]
+    states = {k: lane.state() for k, lane in self._lanes.items()}
+    encoded = np.frombuffer(json.dumps(states).encode(), np.uint8)
+    return {"rows": tuple(sequence.stack(rows)), "states": encoded}
+
+  def get_state(self) -> dict[str, Any]:
+    return {}  # the states travel with the rows
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    raise NotImplementedError("a restored HostBatches starts new iterators")
+
+
+def _init_worker(index: int, count: int) -> None:
+  """Lets the parent alone decide when a worker ends."""
+  # Ctrl-C and a preemption notice may reach the whole process group, but the parent
+  # still needs rows for the step it finishes.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def follow():
+    parent.join()  # a killed parent cannot stop its workers
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
+
+
+def _open_tokenizer(
+  config: Config, workdir: Path, sources: Sequence[sources_lib.Source]
+) -> Tokenizer:
+  path = workdir / "tokenizer.model"
+  if path.is_file():
+    tokenizer = Tokenizer.load(path)
+  elif config.data.tokenizer:
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    tokenizer.save(path)
+  else:
+    texts = (text for source in sources for text in source.texts())
+    tokenizer = Tokenizer.train(texts, vocab_size=config.model.vocab_size, path=path)
+  if tokenizer.vocab_size > config.model.vocab_size:
+    raise ValueError(
+      f"model.vocab_size={config.model.vocab_size}: the tokenizer has"
+      f" {tokenizer.vocab_size} pieces; the model needs at least as many"
+    )
+  return tokenizer
+
+
+def _fit(source: sources_lib.Source, count, config: Config) -> sources_lib.Source:
+  image = config.model.patches_per_image + 2  # BOI, EOI
+  room = config.data.row_length - 1 - (image if source.has_images else 0)  # BOS
+  return source.fit(count, room=room)
+
+
+def _report_skipped(sources: Sequence[sources_lib.Source], workdir: Path) -> None:
+  skipped = {source.name: source.skipped for source in sources if source.skipped}
+  path = workdir / "skipped.json"
+  if not skipped:
+    path.unlink(missing_ok=True)
+    return
+  path.write_text(json.dumps(skipped, indent=2) + "\n")
+  for name, reasons in skipped.items():
+    kinds = collections.Counter(r.split(":")[0] for r in reasons.values())
+    logging.warning(
+      "%s: skipped %d: %s; %s lists them",
+      name,
+      len(reasons),
+      ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)),
+      path,
+    )
+
+
+def _report_unreachable(
+  sources: Sequence[sources_lib.Source], config: Config, count
+) -> None:
+  """Says when captions alone exceed the text share, so text-only sources wait."""
+  captioned = [s for s in sources if s.has_images]
+  text_only = [s.name for s in sources if not s.has_images]
+  if not captioned or not text_only:
+    return
+  text = patches = 0
+  for source in captioned:
+    for index in range(0, len(source), -(-len(source) // SAMPLED)):
+      for span in source[index]:
+        is_text = isinstance(span, str)
+        text += count(span) if is_text else 2
+        patches += 0 if is_text else config.model.patches_per_image
+      text += 1
+  if text >= config.data.text_per_image * patches:
+    logging.warning(
+      "data.text_per_image=%g cannot be reached: captions alone give %.2f text elements"
+      " per patch, so %s will hardly be drawn; raise it, or use smaller patches",
+      config.data.text_per_image,
+      text / patches,
+      ", ".join(text_only),
+    )

@@ -1,0 +1,109 @@
+"""The reverse process: from noise to a clean image, given a noise predictor.
+
+Owns: the timesteps visited, DDPM and DDIM updates, guidance. Not: the predictor (it
+is a function handed in), text (generate/).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfusion.diffusion.process import cosine_abar
+
+
+class Steps(NamedTuple):
+  """Constants of every denoising step, from noise to data: f32[steps] each.
+
+  x_prev = clean * to_clean + x * to_x + noise_pred * to_noise + sigma * fresh noise.
+  """
+
+  t: np.ndarray  # i32, the timestep the predictor is asked at
+  signal: np.ndarray  # sqrt(abar), the share of clean in x
+  spread: np.ndarray  # sqrt(1 - abar), that of noise
+  to_clean: np.ndarray
+  to_x: np.ndarray
+  to_noise: np.ndarray
+  sigma: np.ndarray
+
+
+def ddpm(abar_s: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Ancestral sampling on the kept steps with the posterior variance
+  (arXiv 2006.11239, equations 6 and 7; respaced as in arXiv 2102.09672, section 4)."""
+  now, before = abar_s[1:], abar_s[:-1]
+  alpha = now / before
+  to_clean = np.sqrt(before) * (1 - alpha) / (1 - now)
+  to_x = np.sqrt(alpha) * (1 - before) / (1 - now)
+  sigma = np.sqrt((1 - before) / (1 - now) * (1 - alpha))
+  return to_clean, to_x, np.zeros_like(now), sigma
+
+
+def ddim(abar_s: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Deterministic sampling, eta = 0 (arXiv 2010.02502, equation 12)."""
+  before = abar_s[:-1]
+  zeros = np.zeros_like(before)
+  return np.sqrt(before), zeros, np.sqrt(1 - before), zeros
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+
+
+def make_steps(sampler: str, *, steps: int, timesteps: int) -> Steps:
+  """Keeps `steps` of the timesteps, evenly spaced, with T itself but not t = 1
+  ("trailing" in arXiv 2305.08891, Table 2).
+
+  Raises:
+    ValueError: an unknown sampler, or more steps than timesteps.
+  """
+  if sampler not in SAMPLERS:
+    raise ValueError(f"sample.sampler={sampler!r}: choose one of {sorted(SAMPLERS)}")
+  if not 1 <= steps <= timesteps:
+    raise ValueError(f"sample.steps={steps}: must be in 1 .. {timesteps}")
+  kept_s = np.round(np.linspace(0, timesteps, steps + 1)).astype(np.int32)
+  abar_s = cosine_abar(timesteps)[kept_s]
+  scales = (np.sqrt(abar_s[1:]), np.sqrt(1 - abar_s[1:]))
+  constants = (*scales, *SAMPLERS[sampler](abar_s))
+  return Steps(
+    kept_s[1:][::-1].copy(), *(c[::-1].astype(np.float32) for c in constants)
+  )
+
+
+def guide(conditional, unconditional, *, scale: float) -> jax.Array:
+  """Classifier-free guidance: u + scale (c - u) (arXiv 2207.12598); 1 is none."""
+  return unconditional + scale * (conditional - unconditional)
+
+
+def denoise(
+  predict: Callable[[jax.Array, jax.Array], jax.Array],
+  noise: jax.Array,
+  *,
+  steps: Steps,
+  draw: Callable[[jax.Array], jax.Array],
+  clip: float,
+) -> jax.Array:
+  """Runs the reverse process as one scan; returns the image at t = 0.
+
+  Args:
+    predict: (x, t i32[]) -> predicted noise like x.
+    noise: x at t = T, standard normal, f32[..., h, w, c].
+    steps: from make_steps.
+    draw: step number i32[] -> fresh standard normal noise like x.
+    clip: bound on the predicted clean image; 0 is none. Near t = T a small error of
+      the predicted noise is multiplied by 1 / sqrt(abar), 20,000 at T.
+  """
+  ancestral = np.any(steps.sigma > 0)
+
+  def step(x, inputs):
+    number, s = inputs
+    predicted = predict(x, s.t)
+    clean = (x - s.spread * predicted) / s.signal
+    if clip:
+      clean = jnp.clip(clean, -clip, clip)
+      predicted = (x - s.signal * clean) / s.spread
+    x = s.to_clean * clean + s.to_x * x + s.to_noise * predicted
+    return x + s.sigma * draw(number) if ancestral else x, None
+
+  numbers = jnp.arange(len(steps.t))
+  return jax.lax.scan(step, noise, (numbers, jax.tree.map(jnp.asarray, steps)))[0]

@@ -1,0 +1,125 @@
+"""Is the right digit read and drawn? Metrics of runs on the `digits` source.
+
+Owns: the judge, caption accuracy, image accuracy, distance to training scans. Not:
+generation, the scans (data/sources.py).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from sklearn.svm import SVC
+
+from tfusion.data.pipeline import Corpus
+from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
+from tfusion.evaluate.pictures import grid, write_png
+from tfusion.generate.interleaved import Draw, Generated, Prompt, generate
+from tfusion.sequence import Image, Text
+from tfusion.train.trained import Trained
+
+
+def fit_judge() -> SVC:
+  """A classifier fitted to the 1500 real training scans alone; it sees no model."""
+  scans, labels = load_digits("train")
+  return SVC(C=10.0, gamma="scale").fit(scans.reshape(len(scans), -1), labels)
+
+
+def evaluate_digits(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
+  """Captions of all unseen scans and drawings of every digit, judged.
+
+  Writes out/digits.png, a row for each digit.
+  """
+  judge = fit_judge()
+  unseen, unseen_labels = load_digits("test")
+  captions = caption_scans(trained, unseen)
+  images, labels = draw_digits(trained)
+  named = np.asarray(
+    [caption_label(text) == y for text, y in zip(captions, unseen_labels)]
+  )
+  seen_right = judge.predict(unseen.reshape(len(unseen), -1)) == unseen_labels
+  drawn_right = judge.predict(images.reshape(len(images), -1)) == labels
+  if jax.process_index() == 0:
+    write_png(
+      grid(list(images), columns=trained.config.eval.images_per_class),
+      out / "digits.png",
+      enlarge=False,
+    )
+  return {
+    "caption_accuracy": float(np.mean(named)),
+    "captions_right": int(np.sum(named)),
+    "captions": len(named),
+    "image_accuracy": float(np.mean(drawn_right)),
+    "images_right": int(np.sum(drawn_right)),
+    "images": len(drawn_right),
+    "judge_accuracy": float(np.mean(seen_right)),
+    "judge_right": int(np.sum(seen_right)),
+    "judge_scans": len(seen_right),
+  } | nearness(images)
+
+
+def caption_scans(trained: Trained, scans_nhwc: np.ndarray) -> list[str]:
+  """Greedy captions of real images, given clean."""
+  prompts = [(Image(scan),) for scan in scans_nhwc]
+  made = _generate(trained, prompts)
+  return [
+    "".join(trained.tokenizer.decode(s.ids) for s in g.spans if isinstance(s, Text))
+    for g in made
+  ]
+
+
+def draw_digits(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
+  """Draws eval.images_per_class images of every digit from the training templates.
+
+  Returns:
+    f32[n, h, w, c] in [-1, 1], and the digits asked for, i64[n].
+  """
+  each = trained.config.eval.images_per_class
+  labels = np.repeat(np.arange(len(DIGIT_WORDS)), each)
+  prompts = [
+    (
+      Text(
+        trained.tokenizer.encode(CAPTIONS[i % len(CAPTIONS)].format(DIGIT_WORDS[y]))
+      ),
+      Draw(),
+    )
+    for i, y in enumerate(labels)
+  ]
+  made = _generate(trained, prompts)
+  images = [next(s.latent for s in g.spans if isinstance(s, Image)) for g in made]
+  return np.clip(np.stack(images), -1, 1), labels
+
+
+def nearness(images_nhwc: np.ndarray) -> dict[str, float]:
+  """How near images lie to training scans, against how near real unseen scans do.
+
+  Distances are root mean squares over pixels in [-1, 1]. A model that memorises draws
+  images far nearer than unseen scans are: `copies` counts those nearer than any of
+  them.
+  """
+  train = load_digits("train")[0].reshape(-1, images_nhwc[0].size)
+
+  def nearest(x_nhwc):
+    x = x_nhwc.reshape(len(x_nhwc), -1)
+    square = np.sum(x**2, 1)[:, None] - 2 * x @ train.T + np.sum(train**2, 1)[None]
+    return np.sqrt(np.maximum(square.min(axis=1), 0) / x.shape[1])
+
+  drawn, unseen = nearest(images_nhwc), nearest(load_digits("test")[0])
+  return {
+    "nearest_distance_drawn": float(np.median(drawn)),
+    "nearest_distance_unseen": float(np.median(unseen)),
+    "copies": int(np.sum(drawn < unseen.min())),
+  }
+
+
+def _generate(trained: Trained, prompts: Sequence[Prompt]) -> list[Generated]:
+  """Generates eval.batch rows at a time, the last batch filled up to the same shape."""
+  config, made = trained.config, []
+  for start in range(0, len(prompts), config.eval.batch):
+    part = list(prompts[start : start + config.eval.batch])
+    filled = part + part[:1] * (min(config.eval.batch, len(prompts)) - len(part))
+    key = jax.random.fold_in(jax.random.key(config.seed), start)
+    made += generate(
+      config, trained.params, filled, special=trained.tokenizer.special, key=key
+    )[: len(part)]
+  return made

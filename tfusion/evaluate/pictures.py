@@ -1,0 +1,143 @@
+"""Pictures and texts to look at: sample grids while training, `tfusion sample`.
+
+Owns: images to PNG, files in prompts, what is written. Not: generation (generate/).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image as Picture
+
+from tfusion.config import Config
+from tfusion.data.images import decode
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.generate.interleaved import Generated, generate
+from tfusion.generate.prompt import parse_prompt
+from tfusion.model.transfusion import Params
+from tfusion.sequence import Image, Text
+from tfusion.train.trained import Trained
+
+LEAST_SIDE = 128  # pixels of a picture that is written; smaller images are enlarged
+GRID_SEED = 0  # the same noise at every evaluation, so that pictures compare
+
+
+def to_pixels(image_hwc: np.ndarray) -> np.ndarray:
+  """f32[h, w, 1 or 3] in [-1, 1] to u8[h, w, 3]; what lies outside is clipped."""
+  grey = np.round((np.clip(image_hwc, -1, 1) + 1) * 127.5).astype(np.uint8)
+  return np.repeat(grey, 3, axis=-1) if grey.shape[-1] == 1 else grey
+
+
+def write_png(image_hwc: np.ndarray, path: Path, *, enlarge: bool = True):
+  """Writes an image; small ones with every pixel drawn as a square."""
+  pixels = to_pixels(image_hwc)
+  times = -(-LEAST_SIDE // min(pixels.shape[:2])) if enlarge else 1
+  pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Picture.fromarray(pixels).save(path)
+
+
+def grid(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
+  """Lays images f32[h, w, c] out in rows with one pixel between: f32[H, W, c]."""
+  h, w, c = images[0].shape
+  rows = -(-len(images) // columns)
+  sheet = np.ones((rows * (h + 1) + 1, columns * (w + 1) + 1, c), np.float32)
+  for number, image in enumerate(images):
+    y, x = divmod(number, columns)
+    sheet[1 + y * (h + 1) :, 1 + x * (w + 1) :][:h, :w] = image
+  return sheet
+
+
+def draw_prompts(
+  config: Config,
+  params: Params,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  *,
+  key: jax.Array,
+) -> list[Generated]:
+  """Generates from prompts as the command line takes them.
+
+  Raises:
+    ValueError: a prompt with an unknown special token or too many images, or a file
+      in it that is not an image.
+  """
+  shape = config.model.image_shape
+
+  def load_image(path: str) -> np.ndarray:
+    try:
+      return decode(Path(path), shape).astype(np.float32) / 127.5 - 1
+    except Exception as error:  # Pillow's decoders raise almost any kind
+      reason = error or type(error).__name__
+      raise ValueError(
+        f"<image:{path}>: not an image that can be read ({reason}); give the path of a"
+        " whole PNG or JPEG file"
+      ) from error
+
+  parsed = [
+    parse_prompt(p, encode=tokenizer.encode, load_image=load_image) for p in prompts
+  ]
+  return generate(config, params, parsed, special=tokenizer.special, key=key)
+
+
+def sample_grid(
+  config: Config, params: Params, tokenizer: Tokenizer, *, path: Path
+) -> None:
+  """Draws eval.prompts and writes their images as one picture, if there are any."""
+  key = jax.random.key(GRID_SEED)
+  made = draw_prompts(config, params, tokenizer, config.eval.prompts, key=key)
+  images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
+  if images and jax.process_index() == 0:
+    write_png(grid(images, columns=min(len(images), 10)), path)
+
+
+def sample(
+  trained: Trained, prompts: Sequence[str], *, out: Path, count: int, seed: int
+) -> list[Path]:
+  """Continues every prompt `count` times and writes what came.
+
+  Writes out/sample_000.txt, with `<image:FILE>` where an image stands, and the images
+  beside it as out/sample_000_image_0.png.
+
+  Returns:
+    The paths of all files.
+
+  Raises:
+    ValueError: `count` is below 1, or a prompt cannot be parsed or does not fit.
+    OSError: `out` cannot be written.
+  """
+  if count < 1:
+    raise ValueError(f"--count={count}: must be at least 1")
+  out.mkdir(parents=True, exist_ok=True)  # to know before the work whether it can be
+  with jax.set_mesh(trained.mesh):
+    made = draw_prompts(
+      trained.config,
+      trained.params,
+      trained.tokenizer,
+      [prompt for prompt in prompts for _ in range(count)],
+      key=jax.random.key(seed),
+    )
+  if jax.process_index() != 0:
+    return []
+  return [
+    path
+    for number, generated in enumerate(made)
+    for path in _write(trained, generated, out / f"sample_{number:03d}.txt")
+  ]
+
+
+def _write(trained: Trained, generated: Generated, path: Path) -> list[Path]:
+  """Writes one text and its images; returns their paths, the text last."""
+  text, paths = "", []
+  for span in generated.spans:
+    if isinstance(span, Text):
+      text += trained.tokenizer.decode(span.ids)
+      continue
+    paths.append(path.with_name(f"{path.stem}_image_{len(paths)}.png"))
+    write_png(span.latent, paths[-1])
+    text += f"<image:{paths[-1].name}>"
+  if not generated.finished:
+    text += f" [stopped at sample.max_elements={trained.config.sample.max_elements}]"
+  path.write_text(text + "\n")
+  return [*paths, path]

@@ -1,0 +1,244 @@
+"""Text and images in any order, for a batch of prompts, on a cache of keys.
+
+Owns: the walk text -> BOI -> denoise -> EOI -> text (arXiv 2408.11039, section 3).
+Not: what a phase computes (phases.py), what can be asked (prompt.py), files (cli.py).
+
+All rows walk in step: `feed` puts what is given into the cache, `write` samples text
+until every row stands behind BOI or at its end, `draw` makes one image in every row
+that stands behind BOI; its EOI and what the prompt gives next are then fed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from tfusion import sequence
+from tfusion.config import Config
+from tfusion.generate import phases
+from tfusion.generate.prompt import Draw, Prompt, split_at_draws
+from tfusion.model.transfusion import Params
+from tfusion.sequence import Elements, Image, SpecialTokens, Text
+from tfusion.sharding import batch_shards, spec
+
+LENGTH_MULTIPLE = 16  # lengths are rounded up to it, so that few are compiled
+
+
+class Generated(NamedTuple):
+  """What stands after the prompt began: its own spans and the model's, in order."""
+
+  spans: tuple[Text | Image, ...]
+  made: tuple[bool, ...]  # the model made this span
+  finished: bool  # it ended with EOS; False: max_elements stopped it
+
+
+def generate(
+  config: Config,
+  params: Params,
+  prompts: Sequence[Prompt],
+  *,
+  special: SpecialTokens,
+  key: jax.Array,
+) -> list[Generated]:
+  """Continues every prompt to its end, all rows at once, on the mesh in use.
+
+  Args:
+    config: its `model`, `diffusion` and `sample` are read.
+    params: of the model.
+    prompts: spans in order; Draw stands for an image to be made.
+    special: ids of the special tokens.
+    key: a row's result depends on it and on the row's place in `prompts`, not on the
+      other rows.
+
+  Raises:
+    ValueError: a prompt and its images do not fit config.sample.max_elements, or a
+      given image has another shape than the run's.
+  """
+  for number, prompt in enumerate(prompts):
+    _check(config, prompt, number=number)
+  if not prompts:
+    return []
+  walk = _Walk(config, params, prompts, special=special, key=key)
+  while not all(row.done for row in walk.rows):
+    walk.feed()
+    walk.write()
+    walk.draw()
+  return [
+    Generated(tuple(row.spans), tuple(row.made), row.finished)
+    for row in walk.rows[: len(prompts)]
+  ]
+
+
+def _check(config: Config, prompt: Prompt, *, number: int) -> None:
+  """Refuses what cannot be, before any work."""
+  shape, limit = config.model.image_shape, config.sample.max_elements
+  for span in prompt:
+    if isinstance(span, Image) and span.latent.shape != shape:
+      raise ValueError(
+        f"prompt {number}: an image of shape {span.latent.shape}, but the model takes"
+        f" model.image_shape={shape}"
+      )
+  patches = config.model.patches_per_image
+  whole = tuple(Image(np.empty(shape)) if isinstance(s, Draw) else s for s in prompt)
+  count = sequence.element_count(whole, patches_per_image=patches)
+  if count > limit:
+    raise ValueError(
+      f"prompt {number}: {count} elements with its images of {patches} patches, but"
+      f" sample.max_elements={limit}; use fewer images or raise sample.max_elements"
+    )
+
+
+class _Row:
+  """Where one sequence stands."""
+
+  def __init__(self, prompt: Prompt, *, special: SpecialTokens):
+    self.special = special
+    self.parts = split_at_draws(prompt)
+    self.pending = [_token(special.bos)]  # spans that are not in the cache yet
+    self.at = 0  # elements in the cache
+    self.images = 0  # images drawn
+    self.drawing = False  # BOI is the last element, in the cache or pending
+    self.done = self.finished = False
+    self.spans, self.made = [], []
+    self._take_part()
+
+  def take_text(self, ids: np.ndarray, *, image_fits: bool):
+    """Takes sampled ids; the last ended the text: BOI, EOS or one too many."""
+    text, end = ids[:-1], ids[-1]
+    if len(text):
+      self._add(Text(text))
+    self.at += len(text)
+    if end == self.special.boi and image_fits:
+      self.at += 1  # `write` has put it into the cache
+      self.drawing = True
+    else:
+      self.done, self.finished = True, bool(end == self.special.eos)
+
+  def take_image(self, image: Image, *, patches: int):
+    """Takes the drawn image, puts EOI behind it and goes on with the prompt."""
+    self._add(image)
+    self.at += patches
+    self.images += 1
+    self.drawing = False
+    self.pending.append(_token(self.special.eoi))
+    if self.parts:
+      self._take_part()
+
+  def _take_part(self):
+    """Takes what is given up to the next place to draw, and BOI there."""
+    part = self.parts.pop(0)
+    self.pending += part
+    self.spans += part
+    self.made += [False] * len(part)
+    if self.parts:
+      self.pending.append(_token(self.special.boi))
+      self.drawing = True
+
+  def _add(self, span: Text | Image):
+    self.spans.append(span)
+    self.made.append(True)
+
+
+class _Walk:
+  """The rows of one call and their cache."""
+
+  def __init__(self, config: Config, params: Params, prompts, *, special, key):
+    self.config, self.params, self.special = config, params, special
+    self.patches = config.model.patches_per_image
+    self.limit = config.sample.max_elements
+    self.rows = [_Row(prompt, special=special) for prompt in prompts]
+    # Rows are padded to what the batch axes of the mesh divide.
+    for _ in range(-len(prompts) % batch_shards()):
+      self.rows.append(_Row((), special=special))
+      self.rows[-1].done = True
+    b = len(self.rows)
+    self.keys_b = _shard(jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(b)))
+    # Room for a row at the limit that is padded to another's EOI, next part and BOI.
+    parts = [part for row in self.rows for part in row.parts]
+    longest = max((len(self._lay_out(part).tokens_l) for part in parts), default=0)
+    self.cache = phases.empty_cache(
+      config.model, batch=b, length=self.limit + _round_up(longest + 2)
+    )
+    null = (_token(special.bos), *sequence.unconditional(), _token(special.boi))
+    self.unconditional = self._block([null] * b, at=[0] * b)
+
+  def feed(self):
+    """Puts what is pending into the cache."""
+    block = self._block([row.pending for row in self.rows], at=self._at())
+    self.cache, self.logits_bv = phases.feed(
+      self.config.model, self.params, cache=self.cache, block=_shard(block)
+    )
+    for row, count in zip(self.rows, block.count_b):
+      row.at += int(count)
+      row.pending = []
+
+  def write(self):
+    """Lets the rows that neither draw nor are done write text."""
+    writing_b = np.asarray([not (row.done or row.drawing) for row in self.rows])
+    if not writing_b.any():
+      return
+    self.cache, ids_bl, count_b = phases.write(
+      self.config.model,
+      self.params,
+      special=self.special,
+      temperature=self.config.sample.temperature,
+      limit=self.limit,
+      cache=self.cache,
+      logits_bv=self.logits_bv,
+      at_b=_shard(self._at()),
+      writing_b=_shard(writing_b),
+      keys_b=self.keys_b,
+    )
+    for row, ids_l, count in zip(self.rows, np.asarray(ids_bl), np.asarray(count_b)):
+      if count:
+        image_fits = row.at + count + self.patches + 1 <= self.limit
+        row.take_text(ids_l[:count], image_fits=bool(image_fits))
+
+  def draw(self):
+    """Draws one image in every row that stands behind BOI."""
+    if not any(row.drawing for row in self.rows):
+      return
+    at_b = self._at()
+    self.cache, clean_bhwc = phases.draw(
+      self.config.model,
+      self.params,
+      diffusion=self.config.diffusion,
+      sample=self.config.sample,
+      length=_round_up(max(at_b) + self.patches),
+      cache=self.cache,
+      unconditional=_shard(self.unconditional),
+      at_b=_shard(at_b),
+      image_b=_shard(np.asarray([row.images for row in self.rows], np.int32)),
+      keys_b=self.keys_b,
+    )
+    for row, latent in zip(self.rows, np.asarray(clean_bhwc)):
+      if row.drawing:
+        row.take_image(Image(latent), patches=self.patches)
+
+  def _at(self) -> np.ndarray:
+    """Elements of every row; 0 for one that is done, so that it needs no room."""
+    return np.asarray([0 if row.done else row.at for row in self.rows], np.int32)
+
+  def _block(self, documents, *, at) -> phases.Block:
+    laid = [self._lay_out(document) for document in documents]
+    length = _round_up(max(len(elements.tokens_l) for elements in laid))
+    return phases.make_block(self.config.model, laid, at=at, length=length)
+
+  def _lay_out(self, spans: sequence.Document) -> Elements:
+    return sequence.lay_out_part(
+      tuple(spans), special=self.special, patches_per_image=self.patches
+    )
+
+
+def _token(token: int) -> Text:
+  return Text(np.asarray([token], np.int32))
+
+
+def _round_up(length: int) -> int:
+  return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def _shard(tree):
+  """Puts rows where the mesh has them."""
+  return jax.tree.map(lambda x: jax.device_put(x, spec("batch")), tree)

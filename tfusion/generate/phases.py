@@ -1,0 +1,261 @@
+"""What generation computes on the device: feed, write, draw, on a cache of keys.
+
+Owns: the three phases. Not: which row is in which phase (interleaved.py), the reverse
+process (diffusion/samplers.py).
+
+Every row of a batch takes part in every phase. A row that does not need it computes
+too, but behind the elements that it shows, where its next ones overwrite the result.
+
+Randomness: fold_in(fold_in(key of the row, TEXT), position) for a token, and
+fold_in(fold_in(fold_in(key of the row, IMAGE), image), number) for an image, where
+number 0 is the noise at t = T and number 1 + s that of step s.
+
+b batch (guidance doubles it)  l queries  n image slots  m patches of an image
+d width  v vocab  h w c latent height, width, channels
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfusion.config import DiffusionConfig, ModelConfig, SampleConfig
+from tfusion.diffusion.samplers import denoise, guide, make_steps
+from tfusion.model.layers import Keys
+from tfusion.model.transformer import empty_keys
+from tfusion.model.transfusion import Params, Transfusion, bind, dtype_of
+from tfusion.sequence import Elements, SpecialTokens
+from tfusion.sharding import by_row, join_rows, spec, split_rows
+
+TEXT, IMAGE = 0, 1  # streams of randomness
+
+
+class Block(NamedTuple):
+  """Elements to put into the cache; ragged rows are padded at their ends."""
+
+  tokens_bl: np.ndarray  # i32
+  patch_bl: np.ndarray  # i32, as in sequence.Batch
+  hi_bl: np.ndarray  # i32, the last cache position seen
+  latents_bnhwc: np.ndarray  # f32, clean
+  at_b: np.ndarray  # i32, cache position of the first element
+  count_b: np.ndarray  # i32, elements of the row
+
+
+def make_block(
+  config: ModelConfig, laid: Sequence[Elements], *, at: np.ndarray, length: int
+) -> Block:
+  """Pads rows of elements, which go to the cache positions `at`, to one length."""
+  n = max(1, *(len(e.images) for e in laid))
+  b = len(laid)
+  block = Block(
+    tokens_bl=np.zeros((b, length), np.int32),
+    patch_bl=np.full((b, length), -1, np.int32),
+    hi_bl=np.asarray(at, np.int32)[:, None] + np.arange(length, dtype=np.int32),
+    latents_bnhwc=np.zeros((b, n, *config.image_shape), np.float32),
+    at_b=np.asarray(at, np.int32),
+    count_b=np.asarray([len(e.tokens_l) for e in laid], np.int32),
+  )
+  for row, e in enumerate(laid):
+    own = len(e.tokens_l)
+    block.tokens_bl[row, :own] = e.tokens_l
+    block.patch_bl[row, :own] = e.patch_l
+    block.hi_bl[row, :own] = at[row] + e.hi_l
+    for slot, image in enumerate(e.images):
+      block.latents_bnhwc[row, slot] = image.latent
+  return block
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch", "length"))
+def empty_cache(config: ModelConfig, *, batch: int, length: int) -> Keys:
+  """A cache of `length` positions for `batch` rows."""
+  return empty_keys(config, batch=batch, length=length, dtype=dtype_of(config))
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def feed(
+  config: ModelConfig, params: Params, *, cache: Keys, block: Block
+) -> tuple[Keys, jax.Array]:
+  """Puts given elements into the cache, images clean: at t = 0.
+
+  Returns:
+    The cache and the logits after each row's last element, f32[b, v].
+  """
+  model = bind(config, params)
+  x_bld, cache = _extend(model, block, cache)
+  last = by_row(lambda x_ld, count: x_ld[jnp.maximum(count - 1, 0)][None])
+  return cache, _logits(model, last(x_bld, block.count_b))
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("config", "special", "temperature", "limit"),
+  donate_argnames="cache",
+)
+def write(
+  config: ModelConfig,
+  params: Params,
+  *,
+  special: SpecialTokens,
+  temperature: float,
+  limit: int,
+  cache: Keys,
+  logits_bv: jax.Array,
+  at_b: jax.Array,
+  writing_b: jax.Array,
+  keys_b: jax.Array,
+) -> tuple[Keys, jax.Array, jax.Array]:
+  """Samples text until every writing row has sampled BOI or EOS or more than fits.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    special: ids of the special tokens.
+    temperature: of the softmax; 0 is greedy.
+    limit: elements that a row may have. One more is sampled: it may be EOS, which
+      takes no place.
+    cache: of every row's elements so far, with room for one behind the limit.
+    logits_bv: f32, after each row's last element.
+    at_b: i32, elements so far, at most `limit`.
+    writing_b: bool, the rows that take part.
+    keys_b: keys of the rows.
+
+  Returns:
+    The cache with the sampled elements; the ids i32[b, limit], of which the last is the
+    one that stopped the row; their counts i32[b], 0 for a row that took no part.
+  """
+  model = bind(config, params)
+  never = np.asarray([special.pad, special.bos, special.eoi])
+
+  def sample(logits_v, key, position):
+    logits_v = logits_v.at[never].set(-jnp.inf)
+    if temperature == 0:
+      return jnp.argmax(logits_v).astype(jnp.int32)
+    key = jax.random.fold_in(jax.random.fold_in(key, TEXT), position)
+    return jax.random.categorical(key, logits_v / temperature).astype(jnp.int32)
+
+  def step(state):
+    cache, logits_bv, writing_b, ids_bl, count_b = state
+    here_b = at_b + count_b
+    token_b = by_row(sample)(logits_bv, keys_b, here_b)
+    next_bl = jnp.arange(limit)[None] == count_b[:, None]
+    ids_bl = jnp.where(next_bl & writing_b[:, None], token_b[:, None], ids_bl)
+    x_bld = model.embed_text(token_b[:, None])
+    x_bld, cache = model.extend(x_bld, here_b[:, None], here_b[:, None], cache)
+    count_b = count_b + writing_b
+    stops_b = (token_b == special.boi) | (token_b == special.eos)
+    writing_b = writing_b & ~stops_b & (at_b + count_b <= limit)
+    return cache, _logits(model, x_bld), writing_b, ids_bl, count_b
+
+  count_b = jnp.zeros_like(at_b)
+  ids_bl = jnp.zeros_like(at_b[:, None] + jnp.arange(limit)[None])
+  state = (cache, logits_bv, writing_b, ids_bl, count_b)
+  state = jax.lax.while_loop(lambda state: jnp.any(state[2]), step, state)
+  return state[0], *map(_replicate, state[3:])
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("config", "diffusion", "sample", "length"),
+  donate_argnames="cache",
+)
+def draw(
+  config: ModelConfig,
+  params: Params,
+  *,
+  diffusion: DiffusionConfig,
+  sample: SampleConfig,
+  length: int,
+  cache: Keys,
+  unconditional: Block,
+  at_b: jax.Array,
+  image_b: jax.Array,
+  keys_b: jax.Array,
+) -> tuple[Keys, jax.Array]:
+  """Denoises one image in every row and writes the clean one into the cache.
+
+  Only the patches are computed, over the same cache positions in every step; at last
+  the clean image is written there at t = 0. With guidance every row has a second one
+  beside it that stands behind `unconditional`.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    diffusion: the noise process.
+    sample: sampler, steps and guidance; a guidance of 1 is none and costs half.
+    length: cache positions to attend over: those of all rows up to their image's end.
+    cache: of every row's elements so far, the last being BOI.
+    unconditional: the prefix of the guidance branch, up to BOI.
+    at_b: i32, elements so far: where the first patch goes.
+    image_b: i32, how many images the row drew before.
+    keys_b: keys of the rows.
+
+  Returns:
+    The cache and the images f32[b, h, w, c].
+  """
+  model = bind(config, params)
+  guided = sample.guidance != 1.0
+  # The loop below reads this copy and drops what the model adds to it: the keys of
+  # noisy patches are of no use to the next step.
+  prefix = jax.tree.map(lambda x: x[:, :, :length], cache)
+  behind_b = at_b
+  if guided:
+    null = empty_keys(
+      config, batch=at_b.shape[0], length=length, dtype=dtype_of(config)
+    )
+    _, null = _extend(model, unconditional, null)
+    prefix = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
+    behind_b = join_rows(at_b, unconditional.count_b)
+
+  def predict(x_bhwc, t):
+    if not guided:
+      return _denoised(model, x_bhwc, t, behind_b, prefix)[0]
+    noise, _ = _denoised(model, join_rows(x_bhwc, x_bhwc), t, behind_b, prefix)
+    return guide(*split_rows(noise), scale=sample.guidance)
+
+  def draw_noise(number):
+    def one(key, image, number):
+      for data in (IMAGE, image, number):
+        key = jax.random.fold_in(key, data)
+      return jax.random.normal(key, config.image_shape)
+
+    return by_row(one)(keys_b, image_b, jnp.zeros_like(image_b) + number)
+
+  clean_bhwc = denoise(
+    predict,
+    draw_noise(0),
+    steps=make_steps(sample.sampler, steps=sample.steps, timesteps=diffusion.timesteps),
+    draw=lambda number: draw_noise(1 + number),
+    clip=diffusion.clip,
+  )
+  _, cache = _denoised(model, clean_bhwc, 0, at_b, cache)
+  return cache, _replicate(clean_bhwc)
+
+
+def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, Keys]:
+  clean_t_bn = jnp.zeros_like(block.latents_bnhwc[..., 0, 0, 0], jnp.int32)
+  x_bld = model.embed(block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl)
+  positions_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
+  return model.extend(x_bld, positions_bl, block.hi_bl, cache)
+
+
+def _denoised(model: Transfusion, x_bhwc, t, at_b, cache: Keys):
+  """Predicts the noise of one image at t in every row; also returns the cache."""
+  t_bn = jnp.zeros_like(at_b)[:, None] + t
+  x_bmd = model.embed_images(x_bhwc[:, None], t_bn)[:, 0]
+  patches = x_bmd.shape[1]
+  positions_bl = at_b[:, None] + jnp.arange(patches)[None]
+  hi_bl = jnp.broadcast_to(at_b[:, None] + (patches - 1), positions_bl.shape)
+  x_bmd, cache = model.extend(x_bmd, positions_bl, hi_bl, cache)
+  return model.predict_noise(x_bmd[:, None])[:, 0], cache
+
+
+def _logits(model: Transfusion, x_b1d: jax.Array) -> jax.Array:
+  """f32[b, v] with the whole vocabulary on every device of a row, to sample from."""
+  return jax.sharding.reshard(model.logits(x_b1d)[:, 0], spec("batch", None))
+
+
+def _replicate(x: jax.Array) -> jax.Array:
+  return jax.sharding.reshard(x, jax.P())

@@ -1,0 +1,204 @@
+"""The layers of a Llama-shaped block: RMSNorm, RoPE, attention, SwiGLU.
+
+Owns: their parameters and forward passes. Not: the stack (transformer.py), the kernel
+(attention/).
+
+b batch  l queries  s keys in the cache  d width  h heads  g kv heads  k head dim
+f mlp
+
+Parameters are float32 with a leading `layers` axis, made at once for the whole stack;
+the scan hands each layer its slice. No biases (arXiv 2408.11039, section 4.1).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tfusion.attention import attend
+from tfusion.config import ModelConfig
+from tfusion.sharding import gathered, spec
+
+
+class Keys(NamedTuple):
+  """Keys and values of every position so far, [b, s, g, k] (a leading layers axis
+  outside the scan)."""
+
+  k_bsgk: jax.Array
+  v_bsgk: jax.Array
+
+
+class View(NamedTuple):
+  """Where the queries stand and what they see, the same for every layer."""
+
+  cos_blk: jax.Array  # f32, head_dim / 2 numbers
+  sin_blk: jax.Array
+  lo_bl: jax.Array  # i32, first key seen
+  hi_bl: jax.Array  # i32, last key seen
+  write_at_b: jax.Array | None = None  # i32, cache position of the first query
+
+
+def param(rngs: nnx.Rngs, names: tuple[str | None, ...], shape, *, std: float):
+  """Makes a float32 parameter ~ N(0, std^2), or ones for std = 0, with axis names."""
+  if std == 0.0:
+    return nnx.Param(jnp.ones(shape, jnp.float32), names=names)
+  value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+  return nnx.Param(value, names=names)
+
+
+def use(parameter: nnx.Param, *, dtype) -> jax.Array:
+  """The value to compute with: cast, then gathered over fsdp, in that order.
+
+  `names` may have lost its leading layers axis to the scan.
+  """
+  value = parameter[...].astype(dtype)
+  names = parameter.get_metadata("names")
+  return jax.sharding.reshard(value, gathered(names[len(names) - value.ndim :]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def linear(x, w, inputs: int = 1, out_sharding=None) -> jax.Array:
+  """Contracts the last `inputs` axes of x_bl... with the first of w.
+
+  The gradient of w is x^T g as written. JAX would ask for g^T x, for which XLA's CPU
+  backend transposes g, fused with all the elementwise work that made it.
+  """
+  last = tuple(range(x.ndim - inputs, x.ndim))
+  dims = ((last, tuple(range(inputs))), ((), ()))
+  return jax.lax.dot_general(x, w, dims, out_sharding=out_sharding)
+
+
+def _linear_forward(x, w, inputs, out_sharding):
+  return linear(x, w, inputs, out_sharding), (x, w)
+
+
+def _linear_backward(inputs, out_sharding, saved, g):
+  del out_sharding
+  x, w = saved
+  outputs = w.ndim - inputs
+  over = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(inputs, w.ndim))
+  dx = jax.lax.dot_general(g, w, (over, ((), ())), out_sharding=jax.typeof(x).sharding)
+  rows = tuple(range(x.ndim - inputs))
+  dw = jax.lax.dot_general(
+    x, g, ((rows, rows), ((), ())), out_sharding=jax.typeof(w).sharding
+  )
+  return dx, dw
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def rope_angles(positions_bl: jax.Array, *, head_dim: int, theta: float):
+  """Cosines and sines of arXiv 2104.09864, f32[b, l, head_dim / 2]."""
+  frequency_k = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle_blk = jnp.einsum("bl,k->blk", positions_bl.astype(jnp.float32), frequency_k)
+  return jnp.cos(angle_blk), jnp.sin(angle_blk)
+
+
+def rope(x_blhk: jax.Array, cos_blk: jax.Array, sin_blk: jax.Array) -> jax.Array:
+  """Rotates the pairs (i, i + k/2) of every head, in float32."""
+  a_blhk, b_blhk = jnp.split(x_blhk.astype(jnp.float32), 2, axis=-1)
+  cos, sin = cos_blk[:, :, None, :], sin_blk[:, :, None, :]
+  rotated = jnp.concatenate(
+    [a_blhk * cos - b_blhk * sin, b_blhk * cos + a_blhk * sin], axis=-1
+  )
+  return rotated.astype(x_blhk.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """Divides by the root mean square over the width, in float32 (arXiv 1910.07467)."""
+
+  def __init__(self, width: int, *, stack: tuple[int, ...], eps: float, rngs):
+    names = ("layers",) * len(stack) + (None,)
+    self.scale = param(rngs, names, (*stack, width), std=0.0)
+    self.eps = eps
+
+  def __call__(self, x_bld: jax.Array) -> jax.Array:
+    """Keeps the dtype of its input."""
+    x = x_bld.astype(jnp.float32)
+    square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    scale = self.scale[...][None, None, :]
+    return (x * jax.lax.rsqrt(square + self.eps) * scale).astype(x_bld.dtype)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention with RoPE; queries may share keys (arXiv 2305.13245)."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    n, d, k = config.layers, config.width, config.head_dim
+    h, g = config.heads, config.kv_heads
+    std = d**-0.5
+    out_std = std / (2 * n) ** 0.5  # keeps the residual stream at unit growth; ours
+    self.wq = param(rngs, ("layers", "embed", "heads", None), (n, d, h, k), std=std)
+    self.wk = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
+    self.wv = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
+    self.wo = param(rngs, ("layers", "heads", None, "embed"), (n, h, k, d), std=out_std)
+    self.implementation = None if config.attention == "auto" else config.attention
+
+  def __call__(self, x_bld, view: View, keys: Keys | None):
+    """Returns the output and, if `keys` were given, the keys with the new ones in."""
+    dtype = x_bld.dtype
+    q = linear(x_bld, use(self.wq, dtype=dtype))
+    k = linear(x_bld, use(self.wk, dtype=dtype))
+    v = linear(x_bld, use(self.wv, dtype=dtype))
+    q = rope(q, view.cos_blk, view.sin_blk)
+    k = rope(k, view.cos_blk, view.sin_blk)
+    if keys is not None:
+      keys = Keys(
+        _write(keys.k_bsgk, k, view.write_at_b), _write(keys.v_bsgk, v, view.write_at_b)
+      )
+      k, v = keys
+    o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, implementation=self.implementation)
+    wo = use(self.wo, dtype=dtype)
+    out = linear(o_blhk, wo, 2, spec("batch", None, None))
+    return out, keys
+
+
+class SwiGLU(nnx.Module):
+  """silu(x w_gate) * (x w_up) w_down (arXiv 2002.05202)."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    n, d, f = config.layers, config.width, config.mlp
+    out_std = f**-0.5 / (2 * n) ** 0.5
+    self.w_gate = param(rngs, ("layers", "embed", "mlp"), (n, d, f), std=d**-0.5)
+    self.w_up = param(rngs, ("layers", "embed", "mlp"), (n, d, f), std=d**-0.5)
+    self.w_down = param(rngs, ("layers", "mlp", "embed"), (n, f, d), std=out_std)
+
+  def __call__(self, x_bld: jax.Array) -> jax.Array:
+    """[b, l, d] to [b, l, d]."""
+    dtype = x_bld.dtype
+    gate = linear(x_bld, use(self.w_gate, dtype=dtype))
+    up = linear(x_bld, use(self.w_up, dtype=dtype))
+    w_down = use(self.w_down, dtype=dtype)
+    return linear(jax.nn.silu(gate) * up, w_down, 1, spec("batch", None, None))
+
+
+class Block(nnx.Module):
+  """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    norm = dict(stack=(config.layers,), eps=config.norm_eps, rngs=rngs)
+    self.attention_norm = RMSNorm(config.width, **norm)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = RMSNorm(config.width, **norm)
+    self.mlp = SwiGLU(config, rngs=rngs)
+
+  def __call__(self, x_bld, view: View, keys: Keys | None):
+    """Returns x and the keys with the new ones in."""
+    out, keys = self.attention(self.attention_norm(x_bld), view, keys)
+    x_bld = x_bld + out
+    return x_bld + self.mlp(self.mlp_norm(x_bld)), keys
+
+
+def _write(cache_bsgk, new_blgk, at_b):
+  """Writes each row's new entries at its own position."""
+
+  def local(cache_bsgk, new_blgk, at_b):
+    one = lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new, (at, 0, 0))  # noqa: E731
+    return jax.vmap(one)(cache_bsgk, new_blgk, at_b)
+
+  heads = spec("batch", None, "kv_heads", None)
+  write = jax.shard_map(local, in_specs=(heads, heads, spec("batch")), out_specs=heads)
+  return write(cache_bsgk, new_blgk.astype(cache_bsgk.dtype), at_b)

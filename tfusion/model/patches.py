@@ -1,0 +1,91 @@
+"""Latents to patch vectors and back, and the embedding of the timestep.
+
+Owns: the linear encoder and decoder. Not: noise (diffusion/), where patches stand in
+a row (sequence.py).
+
+b batch  n image slots  h w c latent height, width, channels  m patches of an image
+p numbers of a patch  d width
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from tfusion.config import ModelConfig
+from tfusion.model.layers import param, use
+from tfusion.sharding import by_row
+
+SINUSOIDS = 256  # as in DiT; with biases it gives the added share of Table 7
+
+
+def patchify(x_bnhwc: jax.Array, *, patch: int) -> jax.Array:
+  """Cuts latents into patch vectors in raster order: [b, n, m, p]."""
+  cut = by_row(
+    lambda x: rearrange(x, "n (r i) (s j) c -> n (r s) (i j c)", i=patch, j=patch)
+  )
+  return cut(x_bnhwc)
+
+
+def unpatchify(x_bnmp: jax.Array, *, patch: int, shape: tuple[int, ...]) -> jax.Array:
+  """Inverse of patchify; `shape` is h, w, c."""
+  sides = dict(r=shape[0] // patch, i=patch, j=patch)
+  join = by_row(lambda x: rearrange(x, "n (r s) (i j c) -> n (r i) (s j) c", **sides))
+  return join(x_bnmp)
+
+
+def sinusoids(t_bn: jax.Array) -> jax.Array:
+  """f32[b, n, 256]: cosines and sines of t (0 clean .. 1000 noise) at frequencies
+  from 1 to 1/10000 (arXiv 2006.11239, appendix B)."""
+  half = SINUSOIDS // 2
+  frequency_f = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+  angle_bnf = jnp.einsum("bn,f->bnf", t_bn.astype(jnp.float32), frequency_f)
+  return jnp.concatenate([jnp.cos(angle_bnf), jnp.sin(angle_bnf)], axis=-1)
+
+
+class LinearPatches(nnx.Module):
+  """One linear layer in and one out, with the timestep added in model width.
+
+  arXiv 2408.11039 footnote 6 adds the time embedding to every patch vector; an MLP of
+  sinusoids 256 -> d -> d added after the projection fits the parameter counts that
+  Table 7 prints, so that is what we do.
+  """
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    d = config.width
+    p = config.patch**2 * config.image_shape[2]
+    self.w_in = param(rngs, (None, "embed"), (p, d), std=p**-0.5)
+    self.b_in = _zeros(d)
+    self.w_time1 = param(rngs, (None, "embed"), (SINUSOIDS, d), std=SINUSOIDS**-0.5)
+    self.b_time1 = _zeros(d)
+    self.w_time2 = param(rngs, (None, "embed"), (d, d), std=d**-0.5)
+    self.b_time2 = _zeros(d)
+    self.w_out = param(rngs, ("embed", None), (d, p), std=d**-0.5)
+    self.b_out = _zeros(p)
+    self.patch, self.shape = config.patch, config.image_shape
+
+  def encode(self, x_bnhwc: jax.Array, t_bn: jax.Array, *, dtype) -> jax.Array:
+    """Noisy latents and their timesteps to [b, n, m, d]."""
+    x_bnmp = patchify(x_bnhwc, patch=self.patch).astype(dtype)
+    time = sinusoids(t_bn).astype(dtype)
+    time = jnp.einsum("bnf,fd->bnd", time, use(self.w_time1, dtype=dtype))
+    time = jax.nn.silu(time + self._bias(self.b_time1, dtype))
+    time = jnp.einsum("bnd,de->bne", time, use(self.w_time2, dtype=dtype))
+    time = time + self._bias(self.b_time2, dtype)
+    x = jnp.einsum("bnmp,pd->bnmd", x_bnmp, use(self.w_in, dtype=dtype))
+    x = x + self._bias(self.b_in, dtype)[:, None]
+    return x + time[:, :, None]
+
+  def decode(self, x_bnmd: jax.Array) -> jax.Array:
+    """Transformer outputs at the patches to predicted noise, f32[b, n, h, w, c]."""
+    dtype = x_bnmd.dtype
+    x = jnp.einsum("bnmd,dp->bnmp", x_bnmd, use(self.w_out, dtype=dtype))
+    x = x.astype(jnp.float32) + self.b_out[...][None, None, None]
+    return unpatchify(x, patch=self.patch, shape=self.shape)
+
+  def _bias(self, bias: nnx.Param, dtype) -> jax.Array:
+    return bias[...].astype(dtype)[None, None]
+
+
+def _zeros(size: int) -> nnx.Param:
+  return nnx.Param(jnp.zeros(size, jnp.float32), names=(None,))

@@ -1,0 +1,62 @@
+"""The stack of blocks: one scan over layers, remat, and the cache of keys.
+
+Owns: how layers follow each other. Not: what a layer is (layers.py), embeddings and
+heads (transfusion.py).
+
+b batch  l queries  s cache positions  d width  g kv heads  k head dim
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tfusion.config import ModelConfig
+from tfusion.model.layers import Block, Keys, RMSNorm, View
+from tfusion.sharding import spec
+
+REMAT = {
+  "none": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def empty_keys(config: ModelConfig, *, batch: int, length: int, dtype) -> Keys:
+  """A cache of zeros for `length` positions: [layers, b, s, g, k] twice."""
+  shape = (config.layers, batch, length, config.kv_heads, config.head_dim)
+  sharding = spec("layers", "batch", None, "kv_heads", None)
+  zeros = jnp.zeros(shape, dtype, out_sharding=sharding)
+  return Keys(zeros, zeros)
+
+
+class Transformer(nnx.Module):
+  """Blocks and the final norm."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.blocks = Block(config, rngs=rngs)
+    self.norm = RMSNorm(config.width, stack=(), eps=config.norm_eps, rngs=rngs)
+    self.remat, self.unroll = config.remat, config.unroll
+
+  def __call__(
+    self, x_bld: jax.Array, view: View, keys: Keys | None = None
+  ) -> tuple[jax.Array, Keys | None]:
+    """Runs the stack.
+
+    Args:
+      x_bld: embedded inputs.
+      view: positions and intervals of the inputs.
+      keys: the cache, [layers, b, s, g, k]; None attends among the inputs alone.
+
+    Returns:
+      The normed output and the cache with the inputs written at `view.write_at_b`.
+    """
+    graphdef, params = nnx.split(self.blocks)
+
+    def layer(x_bld, slices):
+      layer_params, layer_keys = slices
+      return nnx.merge(graphdef, layer_params)(x_bld, view, layer_keys)
+
+    if self.remat != "none":
+      layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
+    x_bld, keys = jax.lax.scan(layer, x_bld, (params, keys), unroll=self.unroll)
+    return self.norm(x_bld), keys

@@ -1,0 +1,155 @@
+"""The model: one transformer over text tokens and image patches.
+
+Owns: embeddings, how patches enter and leave the row, the two heads. Not: noise,
+losses, sampling.
+
+b batch  l sequence  n image slots  m patches of an image  d width  v vocab
+h w c latent height, width, channels
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tfusion.config import ModelConfig
+from tfusion.model.layers import Keys, View, param, rope_angles, use
+from tfusion.model.patches import LinearPatches
+from tfusion.model.transformer import Transformer
+from tfusion.sequence import Batch
+from tfusion.sharding import by_row, spec
+
+Params = dict[str, Any]  # nested, float32 leaves
+
+
+class Transfusion(nnx.Module):
+  """arXiv 2408.11039, section 3: parameters and forward passes."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    v, d = config.vocab_size, config.width
+    self.embedding = param(rngs, ("vocab", "embed"), (v, d), std=1.0)
+    self.patches = LinearPatches(config, rngs=rngs)
+    self.transformer = Transformer(config, rngs=rngs)
+    self.head = param(rngs, ("embed", "vocab"), (d, v), std=d**-0.5)
+    self.config = config
+
+  def __call__(
+    self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Predicts the next token everywhere and the noise of every image.
+
+    Args:
+      batch: packed rows.
+      noisy_bnhwc: f32, the noised latents of the batch.
+      t_bn: i32, their timesteps; 0 is clean.
+
+    Returns:
+      logits f32[b, l, v] (sharded over the vocabulary) and noise f32[b, n, h, w, c].
+    """
+    x_bld = self.embed(batch.tokens_bl, noisy_bnhwc, t_bn, batch.patch_bl)
+    view = self._view(batch.positions_bl, batch.lo_bl, batch.hi_bl)
+    x_bld, _ = self.transformer(x_bld, view)
+    patches = self.config.patches_per_image
+    noise = self.predict_noise(_take(x_bld, batch.image_start_bn, patches))
+    return self.logits(x_bld), noise
+
+  def embed(self, tokens_bl, noisy_bnhwc, t_bn, patch_bl) -> jax.Array:
+    """Token ids and noisy latents in the places that patch_bl names: [b, l, d]."""
+    x_bld = self.embed_text(tokens_bl)
+    return _place(x_bld, self.embed_images(noisy_bnhwc, t_bn), patch_bl)
+
+  def embed_text(self, tokens_bl: jax.Array) -> jax.Array:
+    """Token ids to [b, l, d]."""
+    table_vd = jax.sharding.reshard(
+      use(self.embedding, dtype=dtype_of(self.config)), spec(None)
+    )
+    return table_vd.at[tokens_bl].get(out_sharding=spec("batch", None, None))
+
+  def embed_images(self, noisy_bnhwc: jax.Array, t_bn: jax.Array) -> jax.Array:
+    """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]."""
+    return self.patches.encode(noisy_bnhwc, t_bn, dtype=dtype_of(self.config))
+
+  def extend(self, x_bld, positions_bl, hi_bl, cache: Keys) -> tuple[jax.Array, Keys]:
+    """Runs embedded inputs on a cache of one document per row, and adds them to it.
+
+    Args:
+      x_bld: inputs that follow each other in every row.
+      positions_bl: i32, their positions, which are their places in the cache.
+      hi_bl: i32, the last position that each sees.
+      cache: [layers, b, s, g, k] twice.
+
+    Returns:
+      Outputs [b, l, d] and the cache.
+    """
+    view = self._view(positions_bl, jnp.zeros_like(hi_bl), hi_bl, positions_bl[:, 0])
+    return self.transformer(x_bld, view, cache)
+
+  def logits(self, x_bld: jax.Array) -> jax.Array:
+    """f32[b, l, v]."""
+    logits = jnp.einsum("bld,dv->blv", x_bld, use(self.head, dtype=x_bld.dtype))
+    return logits.astype(jnp.float32)
+
+  def predict_noise(self, x_bnmd: jax.Array) -> jax.Array:
+    """Outputs at the patches to f32[b, n, h, w, c]."""
+    return self.patches.decode(x_bnmd)
+
+  def _view(self, positions_bl, lo_bl, hi_bl, write_at_b=None) -> View:
+    angles = rope_angles(
+      positions_bl, head_dim=self.config.head_dim, theta=self.config.rope_theta
+    )
+    return View(*angles, lo_bl, hi_bl, write_at_b)
+
+
+def dtype_of(config: ModelConfig) -> jnp.dtype:
+  """The dtype of matmuls and activations; auto is float32 on a CPU, else bfloat16."""
+  if config.dtype == "auto":
+    return jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")
+  return jnp.dtype(config.dtype)
+
+
+def build(config: ModelConfig) -> Transfusion:
+  """The model without numbers: shapes, dtypes and axis names."""
+  return nnx.eval_shape(
+    lambda: Transfusion(config, rngs=nnx.Rngs(params=jax.random.key(0)))
+  )
+
+
+def bind(config: ModelConfig, params: Params) -> Transfusion:
+  """The model with these parameters, inside or outside a transformation."""
+  graphdef, state = nnx.split(build(config))
+  nnx.replace_by_pure_dict(state, params)
+  return nnx.merge(graphdef, state)
+
+
+def axis_names(config: ModelConfig) -> dict[tuple[str, ...], tuple[str | None, ...]]:
+  """Logical axes of every parameter, by path."""
+  return {
+    tuple(str(key) for key in path): variable.get_metadata("names")
+    for path, variable in nnx.to_flat_state(nnx.state(build(config), nnx.Param))
+  }
+
+
+def parameter_count(config: ModelConfig) -> int:
+  """Numbers in all parameters, from shapes alone."""
+  return sum(x.size for x in jax.tree.leaves(nnx.state(build(config), nnx.Param)))
+
+
+def _place(x_bld, x_bnmd, patch_bl):
+  """Puts patches at the positions that the batch gives them."""
+
+  def place(x_ld, x_nmd, patch_l):
+    patches_qd = x_nmd.reshape(-1, x_nmd.shape[-1])
+    placed_ld = patches_qd[jnp.maximum(patch_l, 0)]
+    return jnp.where((patch_l >= 0)[:, None], placed_ld, x_ld)
+
+  return by_row(place)(x_bld, x_bnmd, patch_bl)
+
+
+def _take(x_bld, image_start_bn, patches_per_image: int):
+  """Takes the outputs at the patches of every slot: [b, n, m, d]."""
+
+  def take(x_ld, start_n):
+    return x_ld[start_n[:, None] + jnp.arange(patches_per_image)[None]]
+
+  return by_row(take)(x_bld, image_start_bn)

@@ -1,0 +1,286 @@
+"""What a mixed sequence is: Document -> Elements -> Row -> Batch.
+
+Owns: the order of elements, spans, positions, intervals lo/hi, loss weights, image
+slots. Not: where documents come from (data/), noise (diffusion/), the mask itself
+(attention/). numpy only.
+
+b batch  l sequence  n image slots  h w c latent height, width, channels
+
+A document of text "a b" and one image of four patches x, as inputs and targets:
+
+  position   0    1   2   3    4   5   6   7   8
+  input      BOS  a   b   BOI  x0  x1  x2  x3  EOI
+  target     a    b   BOI .    .   .   .   .   EOS     "." weighs nothing
+  lo         0    0   0   0    0   0   0   0   0       first key this input sees
+  hi         0    1   2   3    7   7   7   7   8       last key this input sees
+
+Text is causal; the patches of one image see each other (arXiv 2408.11039, section 3).
+There is no loss where the input is BOI (footnote 8), and EOI is never a target: the
+patch count is fixed, so the sampler appends EOI itself.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class SpecialTokens(NamedTuple):
+  """Token ids that are not text. `boi`/`eoi` enclose the patches of an image."""
+
+  pad: int
+  bos: int
+  eos: int
+  boi: int
+  eoi: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A span of token ids, i32[length]; `weight` 0 marks a prompt: read, not learned."""
+
+  ids: np.ndarray
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+  """A clean image or latent, f32[h, w, c].
+
+  `weight` 0 marks an image that is read, not learned. `noise_cap` in (0, 1] is the
+  share of the noise schedule from which t is drawn (arXiv 2408.11039, section 4.3.4).
+  """
+
+  latent: np.ndarray
+  weight: float = 1.0
+  noise_cap: float = 1.0
+
+
+Document = tuple[Text | Image, ...]
+
+
+class Elements(NamedTuple):
+  """One document laid out as inputs and targets; l is its own length.
+
+  `patch_l` counts the patches of the document from 0 and is -1 at text;
+  `lo_l`/`hi_l` count from the document's own first element.
+  """
+
+  tokens_l: np.ndarray  # i32, pad at patches
+  targets_l: np.ndarray  # i32, pad where nothing is predicted
+  weights_l: np.ndarray  # f32, the weight of the text loss
+  hi_l: np.ndarray  # i32
+  patch_l: np.ndarray  # i32
+  images: tuple[Image, ...]
+
+
+class Batch(NamedTuple):
+  """Packed rows (or one row, without b). Padding sees nothing: lo = l, hi = l - 1.
+
+  `patch_bl` is slot * patches_per_image + patch, -1 where the input is not a patch;
+  `image_start_bn` is the position of the first patch of a slot, 0 for an empty slot.
+  """
+
+  tokens_bl: np.ndarray  # i32
+  targets_bl: np.ndarray  # i32
+  weights_bl: np.ndarray  # f32
+  positions_bl: np.ndarray  # i32, counted inside each document
+  lo_bl: np.ndarray  # i32, first key in the row that this input sees
+  hi_bl: np.ndarray  # i32, last key
+  patch_bl: np.ndarray  # i32
+  latents_bnhwc: np.ndarray  # f32, clean; zeros in an empty slot
+  image_start_bn: np.ndarray  # i32
+  image_weight_bn: np.ndarray  # f32, 0 for an empty slot
+  noise_cap_bn: np.ndarray  # f32 in (0, 1]
+
+
+def unconditional() -> Document:
+  """The prefix of the guidance branch: nothing, so that lay_out gives [BOS].
+
+  Training meets it when a caption is dropped, the sampler uses it for the second
+  cache row (arXiv 2408.11039 leaves the branch open; Chameleon uses [BOS, BOI] too).
+  """
+  return ()
+
+
+def drop_text(document: Document) -> Document:
+  """Drops every text span: a captioned image then follows `unconditional()`."""
+  return unconditional() + tuple(s for s in document if isinstance(s, Image))
+
+
+def image_first(document: Document, *, noise_cap: float) -> Document:
+  """Moves the images before the text and caps their noise.
+
+  Args:
+    document: any spans; the order among images and among texts is kept.
+    noise_cap: share of the schedule, in (0, 1]; arXiv 2408.11039 section 4.3.4 uses
+      0.5 (t <= 500 of 1000), so that the caption can be read from the image.
+  """
+  images = tuple(
+    dataclasses.replace(s, noise_cap=noise_cap)
+    for s in document
+    if isinstance(s, Image)
+  )
+  return images + tuple(s for s in document if isinstance(s, Text))
+
+
+def element_count(document: Document, *, patches_per_image: int) -> int:
+  """Row positions that `lay_out` gives this document (its EOS takes none)."""
+  spans = (
+    len(s.ids) if isinstance(s, Text) else patches_per_image + 2 for s in document
+  )
+  return 1 + sum(spans)
+
+
+def lay_out(
+  document: Document, *, special: SpecialTokens, patches_per_image: int
+) -> Elements:
+  """Lays a whole document out as inputs and shifted targets, from BOS to EOS.
+
+  Args:
+    document: spans in order.
+    special: ids of the special tokens.
+    patches_per_image: patches between BOI and EOI, >= 1.
+  """
+  # EOS is a target only, so it takes no place among the inputs.
+  last_weight = document[-1].weight if document else 1.0
+  ends = (
+    Text(np.asarray([special.bos], np.int32)),
+    Text(np.asarray([special.eos], np.int32), last_weight),
+  )
+  whole = lay_out_part(
+    (ends[0], *document, ends[1]), special=special, patches_per_image=patches_per_image
+  )
+  target_weights_l = whole.weights_l[1:]
+  targets_l = np.where(target_weights_l > 0, whole.tokens_l[1:], special.pad)
+  return Elements(
+    tokens_l=whole.tokens_l[:-1],
+    targets_l=targets_l.astype(np.int32),
+    weights_l=target_weights_l,
+    hi_l=whole.hi_l[:-1],
+    patch_l=whole.patch_l[:-1],
+    images=whole.images,
+  )
+
+
+def lay_out_part(
+  spans: Document, *, special: SpecialTokens, patches_per_image: int
+) -> Elements:
+  """Lays spans out as elements alone: no BOS, no EOS, no targets (all pad).
+
+  `weights_l[i]` is what element i weighs as a target: 0 for patches, which are not
+  tokens, and for EOI, which follows by rule.
+  """
+  ids, weights, hi, patch, images = [], [], [], [], []
+  for span in spans:
+    if isinstance(span, Text):
+      ids.extend(int(i) for i in span.ids)
+      weights.extend([span.weight] * len(span.ids))
+      hi.extend(range(len(hi), len(ids)))
+      patch.extend([-1] * len(span.ids))
+      continue
+    first = len(ids) + 1
+    last = first + patches_per_image - 1
+    before = len(images) * patches_per_image
+    ids.extend([special.boi] + [special.pad] * patches_per_image + [special.eoi])
+    weights.extend([span.weight] + [0.0] * (patches_per_image + 1))
+    hi.extend([first - 1] + [last] * patches_per_image + [last + 1])
+    patch.extend([-1, *range(before, before + patches_per_image), -1])
+    images.append(span)
+  return Elements(
+    tokens_l=np.asarray(ids, np.int32),
+    targets_l=np.full(len(ids), special.pad, np.int32),
+    weights_l=np.asarray(weights, np.float32),
+    hi_l=np.asarray(hi, np.int32),
+    patch_l=np.asarray(patch, np.int32),
+    images=tuple(images),
+  )
+
+
+def pack(
+  documents: Sequence[Elements],
+  *,
+  row_length: int,
+  image_slots: int,
+  latent_shape: tuple[int, int, int],
+  special: SpecialTokens,
+  patches_per_image: int,
+) -> Batch:
+  """Places laid-out documents one after the other in a row of fixed length.
+
+  Args:
+    documents: laid-out documents, in order.
+    row_length: positions in the row.
+    image_slots: images the row can hold.
+    latent_shape: h, w, c of every image.
+    special: ids of the special tokens.
+    patches_per_image: patches of every image.
+
+  Returns:
+    A Batch without its leading dimension.
+
+  Raises:
+    ValueError: the documents have more elements or images than the row holds, or an
+      image has another shape.
+  """
+  length = sum(len(d.tokens_l) for d in documents)
+  images = [image for d in documents for image in d.images]
+  if length > row_length or len(images) > image_slots:
+    raise ValueError(
+      f"documents of {length} elements and {len(images)} images do not fit a row of"
+      f" data.row_length={row_length} and {image_slots} image slots"
+    )
+  row = _empty_row(row_length, image_slots, latent_shape, special)
+  start = slot = 0
+  for d in documents:
+    own = slice(start, start + len(d.tokens_l))
+    row.tokens_bl[own] = d.tokens_l
+    row.targets_bl[own] = d.targets_l
+    row.weights_bl[own] = d.weights_l
+    row.positions_bl[own] = np.arange(len(d.tokens_l))
+    row.lo_bl[own] = start
+    row.hi_bl[own] = start + d.hi_l
+    is_patch_l = d.patch_l >= 0
+    row.patch_bl[own] = np.where(
+      is_patch_l, d.patch_l + slot * patches_per_image, d.patch_l
+    )
+    firsts = start + np.flatnonzero(is_patch_l & (d.patch_l % patches_per_image == 0))
+    for first, image in zip(firsts, d.images, strict=True):
+      if image.latent.shape != tuple(latent_shape):
+        raise ValueError(
+          f"image of shape {image.latent.shape} in a run of {tuple(latent_shape)}"
+        )
+      row.latents_bnhwc[slot] = image.latent
+      row.image_start_bn[slot] = first
+      row.image_weight_bn[slot] = image.weight
+      row.noise_cap_bn[slot] = image.noise_cap
+      slot += 1
+    start = own.stop
+  return row
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+  """Stacks rows (Batches without b) or concatenates nothing else: adds b in front."""
+  return Batch(*(np.stack(fields) for fields in zip(*rows, strict=True)))
+
+
+def live_elements(batch: Batch) -> int:
+  """Positions that are not padding."""
+  return int(np.sum(np.asarray(batch.hi_bl) >= np.asarray(batch.lo_bl)))
+
+
+def _empty_row(row_length, image_slots, latent_shape, special) -> Batch:
+  return Batch(
+    tokens_bl=np.full(row_length, special.pad, np.int32),
+    targets_bl=np.full(row_length, special.pad, np.int32),
+    weights_bl=np.zeros(row_length, np.float32),
+    positions_bl=np.zeros(row_length, np.int32),
+    lo_bl=np.full(row_length, row_length, np.int32),
+    hi_bl=np.full(row_length, row_length - 1, np.int32),
+    patch_bl=np.full(row_length, -1, np.int32),
+    latents_bnhwc=np.zeros((image_slots, *latent_shape), np.float32),
+    image_start_bn=np.zeros(image_slots, np.int32),
+    image_weight_bn=np.zeros(image_slots, np.float32),
+    noise_cap_bn=np.ones(image_slots, np.float32),
+  )

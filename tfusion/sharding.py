@@ -1,0 +1,146 @@
+"""Meshes and the one table from logical axes to mesh axes.
+
+Owns: the mesh, RULES, shardings of a state tree. Not: which axes a parameter has
+(model/ names them where it makes them).
+
+Meshes are explicit: a bad sharding is an error while tracing, on a laptop too.
+`fsdp` shards parameters and batch: a layer's parameters are gathered where they are
+used and their gradients scattered back (ZeRO-3, arXiv 1910.02054). `tensor` shards
+heads, mlp and vocabulary. Only `data` should cross a slow network.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tfusion.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str | None, Any] = {
+  "batch": ("data", "fsdp"),
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "vocab": "tensor",
+  "layers": None,
+  None: None,
+}
+
+
+def make_mesh(
+  config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+  """Builds the explicit mesh `data, fsdp, tensor`; data = -1 takes what remains."""
+  devices = jax.devices() if devices is None else devices
+  inner = config.fsdp * config.tensor
+  data = len(devices) // inner if config.data == -1 else config.data
+  shape = (data, config.fsdp, config.tensor)
+  return jax.make_mesh(
+    shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
+  )
+
+
+def spec(*names: str | None) -> P:
+  """Turns logical axis names, one per dimension, into a PartitionSpec."""
+  return P(*(RULES[name] for name in names))
+
+
+def gathered(names: Sequence[str | None]) -> P:
+  """The spec of a parameter where it is computed with: without its fsdp shards."""
+  return P(*(None if RULES[name] == "fsdp" else RULES[name] for name in names))
+
+
+def by_row(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Maps a function over the rows of a batch, each on the device that holds it.
+
+  Gathers and scatters inside a row then never cross devices. Arguments and result
+  have the batch in front and are not sharded otherwise.
+  """
+
+  def local(*arrays):
+    return jax.vmap(function)(*arrays)
+
+  return jax.shard_map(local, in_specs=spec("batch"), out_specs=spec("batch"))
+
+
+def batch_shards() -> int:
+  """Shards of the batch on the mesh in use: row counts must divide by it."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape[axis] for axis in RULES["batch"])
+
+
+def join_rows(a: jax.Array, b: jax.Array, *, axis: int = 0) -> jax.Array:
+  """Concatenates two batches shard by shard, so that no row moves; see split_rows."""
+  both = jax.typeof(a).sharding.spec
+
+  def local(a, b):
+    return jnp.concatenate([a, b], axis)
+
+  return jax.shard_map(local, in_specs=(both, both), out_specs=both)(a, b)
+
+
+def split_rows(joined: jax.Array, *, axis: int = 0) -> tuple[jax.Array, jax.Array]:
+  """Undoes join_rows."""
+  both = jax.typeof(joined).sharding.spec
+
+  def local(joined):
+    return tuple(jnp.split(joined, 2, axis))
+
+  return jax.shard_map(local, in_specs=both, out_specs=(both, both))(joined)
+
+
+def state_shardings(
+  abstract: Any, *, names: dict[tuple[str, ...], tuple[str | None, ...]], mesh: Any
+) -> Any:
+  """Gives every leaf of a state the sharding of the parameter whose path ends its own.
+
+  Args:
+    abstract: a tree of arrays or shapes: parameters, optimizer state, EMA, counters.
+    names: logical axes of every parameter, by path.
+    mesh: the mesh.
+
+  Returns:
+    The same tree with NamedShardings; leaves that no parameter matches are replicated.
+  """
+
+  def one(path, leaf):
+    keys = tuple(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+    for start in range(len(keys)):
+      axes = names.get(keys[start:])
+      if axes is not None and len(axes) == len(leaf.shape):
+        return NamedSharding(mesh, spec(*axes))
+    return NamedSharding(mesh, P())
+
+  return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def batch_shardings(batch: Any, *, mesh: Any) -> Any:
+  """Shards the leading dimension of every array over data and fsdp."""
+  return jax.tree.map(lambda _: NamedSharding(mesh, spec("batch")), batch)
+
+
+def global_batch(host_batch: Any, *, mesh: Any) -> Any:
+  """Makes global arrays from this host's rows; hosts follow each other in order."""
+  sharding = NamedSharding(mesh, spec("batch"))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+    host_batch,
+  )
+
+
+def describe(abstract: Any, shardings: Any) -> list[str]:
+  """One line per leaf: path, shape, spec; for the log at the start of a run."""
+  leaves = jax.tree_util.tree_flatten_with_path(abstract)[0]
+  specs = jax.tree.leaves(shardings)
+  return [
+    f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape} {s.spec}"
+    for (path, leaf), s in zip(leaves, specs, strict=True)
+  ]

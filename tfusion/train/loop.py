@@ -1,0 +1,309 @@
+"""The run: build, restore, loop, validate, save. The only stateful function.
+
+Owns: the order of events and the workdir's files. Not: what a step computes (step.py),
+what is evaluated beside the validation loss (functions handed in).
+
+Starting always means going on if the workdir holds a checkpoint.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from tfusion import config as config_lib
+from tfusion import report
+from tfusion.checkpoint import Checkpoints
+from tfusion.config import Config
+from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
+from tfusion.model.transfusion import Params, parameter_count
+from tfusion.sequence import live_elements
+from tfusion.sharding import describe, global_batch, make_mesh
+from tfusion.train import metrics
+from tfusion.train.step import (
+  TrainState,
+  init_state,
+  shardings,
+  train_step,
+)
+from tfusion.train.validate import validate
+
+# (step, sampling parameters, corpus): called at every evaluation, on all hosts.
+Evaluation = Callable[[int, Params, Corpus], None]
+
+
+def train(
+  config: Config,
+  workdir: str | Path,
+  *,
+  evaluations: Sequence[Evaluation] = (),
+) -> TrainState:
+  """Trains to config.train.steps, or until Ctrl-C or SIGTERM, which save and stop.
+
+  Args:
+    config: checked.
+    workdir: gets config.json, run.json, data.json, tokenizer.model, metrics.jsonl,
+      speed.jsonl, validation.jsonl, checkpoints/ and report.html.
+    evaluations: called after the validation loss, every eval_every_steps and at the
+      end.
+
+  Returns:
+    The last state.
+
+  Raises:
+    ValueError: the config does not fit the machines, the data or the workdir.
+    FloatingPointError: max_skipped_updates non-finite updates in a row.
+    OSError: a checkpoint could not be written; earlier ones are whole.
+  """
+  hosts = jax.process_count()
+  config_lib.validate_devices(config, devices=jax.device_count(), hosts=hosts)
+  workdir = config_lib.check_workdir(workdir)
+  config_lib.check_same_run(config, workdir)
+  clock = metrics.Clock()
+  with clock.measure("init"):
+    corpus = open_corpus(config, workdir)
+    config_lib.save(config, workdir)
+  t = config.train
+  saved = workdir / "checkpoints"
+  with (
+    jax.set_mesh(make_mesh(config.mesh)),
+    Checkpoints(
+      saved, keep_last=t.keep_last, keep_every_steps=t.keep_every_steps
+    ) as checkpoints,
+    contextlib.closing(
+      HostBatches(corpus, config, host=jax.process_index(), hosts=hosts)
+    ) as data,
+    _StopSignals() as stop,
+  ):
+    run = _Run(config, workdir, corpus, clock, checkpoints, data)
+    run.evaluations = evaluations
+    run.start()
+    while run.step < t.steps and not run.agrees_to(stop):
+      run.advance()
+    run.finish(stopped_by=stop.name)
+    return run.state
+
+
+class _Run:
+  """The loop's variables, and a method for each of its events."""
+
+  def __init__(self, config, workdir, corpus, clock, checkpoints, data):
+    self.config, self.workdir, self.corpus = config, workdir, corpus
+    self.clock, self.checkpoints, self.data = clock, checkpoints, data
+    self.mesh = jax.sharding.get_mesh()
+    self.root = jax.random.key(config.seed)
+    self.first = jax.process_index() == 0  # this host speaks and writes
+    self.compiled = None
+    self.previous = None  # step and metrics that may still be on the device
+    self.done = np.zeros(4)  # seconds, data seconds, elements, FLOPs so far
+    self.logged = np.zeros(4)  # the same at the last line of the log
+
+  def start(self):
+    """Restores or initialises, and says what was found."""
+    config = self.config
+    with self.clock.measure("init"):
+      self.sharding = shardings(config, self.mesh)
+      init = jax.jit(functools.partial(init_state, config), out_shardings=self.sharding)
+      restored = self.checkpoints.restore(jax.eval_shape(init, self.root))
+      if restored:
+        self.step, self.state = restored.step, restored.state
+        self.data.restore(restored.lanes)
+      else:
+        init = functools.partial(init_state, config)
+        self.step, self.state = 0, jax.jit(init, out_shardings=self.sharding)(self.root)
+      self.heldout = heldout_rows(
+        self.corpus.test,
+        self.corpus.tokenizer,
+        config,
+        rows=config.train.eval_rows,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+      )
+      self.peak, source = metrics.peak_flops()
+      self.files = {
+        name: metrics.JsonLines(
+          self.workdir / f"{name}.jsonl", last_step=self.step, writes=self.first
+        )
+        for name in ("metrics", "speed", "validation")
+      }
+      self.board = metrics.TensorBoard(self.workdir / "tensorboard", writes=self.first)
+    logging.info("%s", "\n".join(describe(self.state, self.sharding)))
+    facts = metrics.environment() | {
+      "parameters": parameter_count(config.model),
+      "peak_flops": self.peak * jax.device_count(),
+      "peak_flops_source": source,
+      "mesh": dict(self.mesh.shape),
+    }
+    self.write_json("run.json", facts)
+    self.say(
+      f"{facts['parameters']:,} parameters on {facts['devices']} x {facts['device']}"
+      f" ({facts['peak_flops'] / 1e9:,.0f} GFLOP/s, {source})"
+    )
+    if restored:
+      self.say(f"goes on after step {self.step} of {self.checkpoints.directory}")
+      every = config.train.eval_every_steps
+      if self.step % every == 0 and self.files["validation"].last_step < self.step:
+        self.evaluate()  # the run was killed before it
+
+  def advance(self):
+    """One update, and what is due after it."""
+    with self.clock.measure("data"):
+      host_batch = next(self.data)
+    batch = global_batch(host_batch, mesh=self.mesh)
+    if self.compiled is None:
+      with self.clock.measure("compile"):
+        step = functools.partial(train_step, self.config)
+        step = jax.jit(step, donate_argnums=0, out_shardings=(self.sharding, None))
+        self.compiled = step.lower(self.state, batch, self.root).compile()
+    self.state, values = self.compiled(self.state, batch, self.root)
+    self.record()  # of the step before, while the device works on this one
+    self.step += 1
+    self.previous = self.step, values
+    hosts = jax.process_count()
+    self.done[2] += live_elements(host_batch) * hosts
+    self.done[3] += metrics.batch_flops(self.config.model, host_batch) * hosts
+    t = self.config.train
+    if self.step % t.save_every_steps == 0:
+      self.save()
+    if self.step % t.eval_every_steps == 0:
+      self.evaluate()
+
+  def record(self):
+    """Writes the metrics of the last step that was handed to the device."""
+    if self.previous is None:
+      return
+    (step, values), self.previous = self.previous, None
+    values = {name: float(x) for name, x in jax.device_get(values).items()}
+    limit = self.config.train.max_skipped_updates
+    if values["skipped"] >= limit:
+      raise FloatingPointError(
+        f"step {step}: the loss or its gradient was not finite in {limit} updates in a"
+        " row (train.max_skipped_updates), which were skipped; lower optim.peak_lr or"
+        " look at the data of these steps, then start again: the run goes on from the"
+        f" last checkpoint in {self.checkpoints.directory}"
+      )
+    if values["skipped"]:
+      self.say(f"step {step}: not finite, update skipped")
+    if step % self.config.train.log_every_steps == 0:
+      self.log({"step": step} | values)
+
+  def log(self, values: dict[str, Any]):
+    seconds = self.clock.seconds
+    outside = sum(seconds[name] for name in ("init", "compile", "save", "evaluate"))
+    self.done[:2] = self.clock.elapsed - outside, seconds["data"]
+    took, waited, elements, flops = np.maximum(self.done - self.logged, 1e-9)
+    steps = max(values["step"] - max(self.files["speed"].last_step, 0), 1)
+    speed = {
+      "step": values["step"],
+      "seconds": self.clock.elapsed,
+      "elements_per_s": elements / took,
+      "step_ms": 1e3 * took / self.config.train.log_every_steps,
+      "mfu": flops / took / (self.peak * jax.device_count()),
+      "data_wait_share": waited / took,
+      "eta_seconds": took / steps * (self.config.train.steps - values["step"]),
+    }
+    self.logged = self.done.copy()
+    for name, line in (("metrics", values), ("speed", speed)):
+      self.files[name].append(line)
+      self.board.write(name, line)
+    self.say(
+      metrics.progress_line(values["step"], self.config.train.steps, values, speed)
+    )
+
+  def save(self, *, wait: bool = False):
+    """Starts a checkpoint; what is logged so far is on disk before it."""
+    self.record()
+    with self.clock.measure("save"):
+      self.checkpoints.save(self.step, self.state, self.data.lane_states(), wait=wait)
+
+  def evaluate(self):
+    """Validation loss, the functions handed in, and the page."""
+    self.record()
+    with self.clock.measure("evaluate"):
+      params = self.state.sampling_params
+      batches = (global_batch(b, mesh=self.mesh) for b in self.heldout)
+      line = {"step": self.step} | validate(self.config, params, batches)
+      self.files["validation"].append(line)
+      self.board.write("validation", line)
+      self.say(
+        f"step {self.step}  held out: text {line['loss_text']:.3f}"
+        f" (perplexity {line['perplexity']:.2f})  image {line['loss_image']:.4f}"
+      )
+      for evaluation in self.evaluations:
+        evaluation(self.step, params, self.corpus)
+      self.write_report()
+
+  def finish(self, *, stopped_by: str | None):
+    """Saves, evaluates a finished run once, and says where things are."""
+    self.save(wait=True)
+    if not stopped_by and self.files["validation"].last_step < self.step:
+      self.evaluate()
+    self.write_report()
+    counts = ", ".join(f"{k} {v:.0f} s" for k, v in self.clock.seconds.items())
+    if stopped_by:
+      self.say(f"stopped by {stopped_by} after step {self.step}, saved; the same")
+      self.say("command goes on from here")
+    self.say(f"{self.clock.elapsed:.0f} s in all ({counts}), see {self.workdir}")
+
+  def write_report(self):
+    self.write_json(
+      "data.json", {"sources": self.data.counts(), "row_fill": self.data.fill()}
+    )
+    if self.first:
+      report.write_report(self.workdir)
+
+  def write_json(self, name: str, values: dict):
+    if self.first:
+      aside = self.workdir / f"{name}.tmp"
+      aside.write_text(json.dumps(values, indent=2) + "\n")
+      os.replace(aside, self.workdir / name)
+
+  def agrees_to(self, stop: "_StopSignals") -> bool:
+    """True if any host was told to stop; all hosts answer alike."""
+    if jax.process_count() == 1:
+      return stop.name is not None
+    if self.step % self.config.train.log_every_steps:
+      return False
+    told = multihost_utils.process_allgather(np.asarray(stop.name is not None))
+    if told.any() and stop.name is None:
+      stop.name = "another host"
+    return bool(told.any())
+
+  def say(self, text: str):
+    if self.first:
+      print(text, flush=True)
+
+
+class _StopSignals:
+  """Remembers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once."""
+
+  def __init__(self):
+    self.name = None
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, self._remember)
+    return self
+
+  def __exit__(self, *_):
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+  def _remember(self, number, frame):
+    del frame
+    self.name = signal.Signals(number).name
+    if number == signal.SIGINT:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(f"{self.name}: saving and stopping", flush=True)

@@ -1,0 +1,54 @@
+"""Losses of the Transfusion objective (arXiv 2408.11039, section 3, equation 4).
+
+Owns: reductions. Not: noise and targets (diffusion/), weights (sequence.py).
+
+b batch  l sequence  v vocab  n image slots  h w c latent height, width, channels
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Sum(NamedTuple):
+  """A reduction that is not divided yet: add over microbatches, then `mean` once."""
+
+  total: jax.Array  # f32[]
+  count: jax.Array  # f32[], the sum of weights
+
+  def mean(self) -> jax.Array:
+    """total / count; 0 where nothing was counted."""
+    return self.total / jnp.maximum(self.count, 1e-9)
+
+
+def text_loss(
+  logits_blv: jax.Array, targets_bl: jax.Array, *, weights_bl: jax.Array
+) -> Sum:
+  """Sums next-token cross entropy, in nats, over positions times their weight.
+
+  The logit of the target comes from a one-hot sum, which stays local when the
+  vocabulary is sharded.
+  """
+  logits = logits_blv.astype(jnp.float32)
+  vocab_v = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+  hit_blv = targets_bl[:, :, None] == vocab_v[None, None, :]
+  target_bl = jnp.sum(jnp.where(hit_blv, logits, 0.0), axis=-1)
+  nats_bl = jax.nn.logsumexp(logits, axis=-1) - target_bl
+  # A weight of zero selects too: a NaN at padding must not become 0 * NaN.
+  live_bl = weights_bl > 0
+  total = jnp.sum(jnp.where(live_bl, nats_bl * weights_bl, 0.0))
+  return Sum(total, jnp.sum(weights_bl))
+
+
+def image_loss(
+  predicted_bnhwc: jax.Array, noise_bnhwc: jax.Array, *, weights_bn: jax.Array
+) -> Sum:
+  """Sums over images the squared error of the noise, a mean over the image's numbers.
+
+  So the loss does not depend on the latent width, the patch size or the slots.
+  """
+  error_bn = jnp.mean(jnp.square(predicted_bnhwc - noise_bnhwc), axis=(2, 3, 4))
+  live_bn = weights_bn > 0
+  total = jnp.sum(jnp.where(live_bn, error_bn * weights_bn, 0.0))
+  return Sum(total, jnp.sum(weights_bn))

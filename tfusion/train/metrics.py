@@ -1,0 +1,190 @@
+"""What a run writes down: values, speed, the console.
+
+Owns: the .jsonl files, the clock, floating-point operations and peak rates. Not: the
+page that shows them (report.py).
+
+`metrics.jsonl` and `validation.jsonl` hold values alone, which a resumed run repeats
+bit for bit; times stand in `speed.jsonl`.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tfusion
+from tfusion.config import ModelConfig
+from tfusion.sequence import Batch
+
+# Dense bfloat16 peak, FLOP/s per jax device, by device_kind; public data sheets.
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+  "TPU7x": 1153.5e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+}
+
+
+class JsonLines:
+  """A file of one JSON object a line; each has a `step`."""
+
+  def __init__(self, path: Path, *, last_step: int, writes: bool):
+    """Opens for appending; drops lines beyond `last_step`, which are done again, and
+    a last line that a killed run left unfinished. Only one host `writes`."""
+    self.path, self.writes = path, writes
+    kept = [line for line in read_lines(path) if line["step"] <= last_step]
+    self.last_step = kept[-1]["step"] if kept else -1
+    if writes:
+      aside = path.with_suffix(".tmp")
+      aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+      os.replace(aside, path)
+
+  def append(self, line: dict[str, Any]):
+    """Adds a line; one open and close, so that a killed run loses nothing."""
+    self.last_step = line["step"]
+    if self.writes:
+      with self.path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """Reads the whole lines of a .jsonl file; an unfinished last line is left out."""
+  if not path.is_file():
+    return []
+  lines = path.read_text().split("\n")
+  return [json.loads(line) for line in lines[:-1] if line]
+
+
+class Clock:
+  """Seconds of the loop by what they went into."""
+
+  def __init__(self):
+    self.start = time.perf_counter()
+    self.seconds = defaultdict(float)
+
+  @contextmanager
+  def measure(self, name: str):
+    """Adds the time inside to `name`."""
+    begin = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] += time.perf_counter() - begin
+
+  @property
+  def elapsed(self) -> float:
+    """Seconds since the clock was made."""
+    return time.perf_counter() - self.start
+
+
+def batch_flops(config: ModelConfig, batch: Batch) -> float:
+  """Floating-point operations that a training step needs for the live elements.
+
+  Forward and backward matmuls, 6 per parameter and element, and attention over the
+  pairs that see each other; not padding, not recomputation, not the embedding lookup.
+  """
+  d, k = config.width, config.head_dim
+  attention = d * k * (2 * config.heads + 2 * config.kv_heads)
+  block = attention + 3 * d * config.mlp
+  live_bl = batch.hi_bl >= batch.lo_bl
+  patches = int(np.sum(batch.patch_bl >= 0))
+  text = int(np.sum(live_bl)) - patches
+  pairs = int(np.sum(np.where(live_bl, batch.hi_bl - batch.lo_bl + 1, 0)))
+  numbers = config.patch**2 * config.image_shape[2]
+  matmul = (text + patches) * config.layers * block
+  heads = text * d * config.vocab_size + patches * 2 * d * numbers
+  return 6.0 * (matmul + heads) + 12.0 * config.layers * config.heads * k * pairs
+
+
+def peak_flops() -> tuple[float, str]:
+  """FLOP/s of one device and where the figure is from.
+
+  Accelerators: the data sheet. A CPU: measured here, float32, 1024 x 1024 matmuls, all
+  cores, the best of a few.
+  """
+  kind = jax.devices()[0].device_kind
+  for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
+    if kind.startswith(name):
+      return peak, f"data sheet of {name}, bfloat16"
+  return measure_matmul() / jax.local_device_count(), "matmul measured at the start"
+
+
+def measure_matmul(*, size: int = 1024, seconds: float = 0.3) -> float:
+  """FLOP/s of float32 matmuls of this size on the default device, the best run."""
+  device = jax.local_devices()[0]
+  x = jax.device_put(np.ones((size, size), np.float32), device)
+  matmul = jax.jit(lambda x: jnp.matmul(x, x))
+  matmul(x).block_until_ready()
+  best, begin = 0.0, time.perf_counter()
+  while time.perf_counter() - begin < seconds:
+    start = time.perf_counter()
+    matmul(x).block_until_ready()
+    best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
+  return best
+
+
+def environment() -> dict[str, Any]:
+  """Hardware and versions of this process, for run.json and printed figures."""
+  device = jax.devices()[0]
+  cpu = platform.processor() or platform.machine()
+  info = Path("/proc/cpuinfo")
+  if info.is_file():
+    names = [x for x in info.read_text().split("\n") if x.startswith("model name")]
+    cpu = names[0].partition(":")[2].strip() if names else cpu
+  return {
+    "device": device.device_kind,
+    "devices": jax.device_count(),
+    "hosts": jax.process_count(),
+    "cpu": cpu,
+    "cores": len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "tfusion": tfusion.__version__,
+  }
+
+
+class TensorBoard:
+  """Writes the same values for TensorBoard, if tensorboardX is installed."""
+
+  def __init__(self, directory: Path, *, writes: bool):
+    self.writer = None
+    if writes and importlib.util.find_spec("tensorboardX"):
+      from tensorboardX import SummaryWriter
+
+      self.writer = SummaryWriter(str(directory))
+
+  def write(self, group: str, values: dict[str, Any]):
+    """Writes numbers under `group/name` at values["step"]."""
+    if self.writer is None:
+      return
+    for name, value in values.items():
+      if isinstance(value, int | float) and name != "step":
+        self.writer.add_scalar(f"{group}/{name}", value, values["step"])
+    self.writer.flush()
+
+
+def progress_line(step: int, steps: int, values: dict, speed: dict) -> str:
+  """One line for the console."""
+  left = int(speed["eta_seconds"])
+  return (
+    f"step {step}/{steps}  loss {values['loss']:.3f}"
+    f"  text {values['loss_text']:.3f}  image {values['loss_image']:.4f}"
+    f"  {speed['elements_per_s']:,.0f} elements/s  {speed['step_ms']:.0f} ms"
+    f"  MFU {speed['mfu']:.0%}  data wait {speed['data_wait_share']:.1%}"
+    f"  left {left // 60}:{left % 60:02d}"
+  )

@@ -1,0 +1,59 @@
+"""AdamW, its schedule and decay mask, and the moving average of the weights.
+
+Owns: the optax chain. Not: gradients and their reduction (step.py).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tfusion.config import Config
+
+
+def make_schedule(config: Config) -> optax.Schedule:
+  """Linear warm-up, then a cosine to end_lr at the last step (section 4.1)."""
+  o, steps = config.optim, config.train.steps
+  warmup = min(o.warmup_steps, steps)
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if warmup else o.peak_lr,
+    peak_value=o.peak_lr,
+    warmup_steps=warmup,
+    decay_steps=max(steps, warmup + 1),
+    end_value=o.end_lr,
+  )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW with decay on matrices only (section 4.1)."""
+  o = config.optim
+  return optax.chain(
+    optax.clip_by_global_norm(o.clip_norm),
+    optax.adamw(
+      make_schedule(config),
+      b1=o.b1,
+      b2=o.b2,
+      eps=o.eps,
+      weight_decay=o.weight_decay,
+      mask=decay_mask,
+    ),
+  )
+
+
+def decay_mask(params: Any) -> Any:
+  """True for matrices; norms and biases, whose names say so, do not decay."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: not str(path[-1].key).startswith(("scale", "b_")), params
+  )
+
+
+def update_ema(ema: Any, params: Any, *, decay: float, step: jax.Array) -> Any:
+  """ema + (1 - d) (params - ema) with d = min(decay, (1 + step) / (10 + step)).
+
+  The ramp forgets the random start; it depends on the step alone, so that a resumed
+  run goes on exactly.
+  """
+  step = step.astype(jnp.float32)
+  d = jnp.minimum(decay, (1 + step) / (10 + step))
+  return jax.tree.map(lambda e, p: e + (1 - d) * (p - e), ema, params)

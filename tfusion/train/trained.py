@@ -1,0 +1,62 @@
+"""A trained model read back from its workdir, for sampling and judging.
+
+Owns: which weights those are. Not: how checkpoints are stored (checkpoint.py).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from tfusion import config as config_lib
+from tfusion.checkpoint import Checkpoints
+from tfusion.config import Config
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.model.transfusion import Params
+from tfusion.sharding import make_mesh
+from tfusion.train.step import abstract_state
+
+
+class Trained(NamedTuple):
+  """The newest good checkpoint of a run."""
+
+  config: Config
+  step: int  # updates done
+  params: Params  # the moving average, if the run keeps one
+  tokenizer: Tokenizer
+  mesh: jax.sharding.Mesh
+
+
+def open_trained(config: Config, workdir: str | Path) -> Trained:
+  """Reads the parameters and the tokenizer of a run, which may still be training.
+
+  Args:
+    config: as `config.load(workdir)` gives it, perhaps with other `sample` or `eval`.
+    workdir: of the run.
+
+  Raises:
+    ValueError: there is no checkpoint yet.
+  """
+  workdir = Path(workdir)
+  config_lib.check_same_run(config, workdir)
+  mesh = make_mesh(config.mesh)
+  with (
+    jax.set_mesh(mesh),
+    Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints,
+  ):
+    wanted = abstract_state(config, mesh)._replace(opt_state=None)
+    if wanted.ema:
+      wanted = wanted._replace(params={})
+    restored = checkpoints.restore(wanted, partial=True)
+  if restored is None:
+    raise ValueError(
+      f"--workdir={workdir}: no checkpoint yet; train with `tfusion train` until the"
+      f" first one, after train.save_every_steps={config.train.save_every_steps} steps"
+    )
+  return Trained(
+    config,
+    restored.step,
+    restored.state.sampling_params,
+    Tokenizer.load(workdir / "tokenizer.model"),
+    mesh,
+  )

@@ -1,0 +1,77 @@
+"""Validation loss on held-out rows with a fixed grid of noise.
+
+Owns: eval_step and its average. Not: what the rows are (data/), other evaluations.
+
+b batch  n image slots
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfusion.config import Config
+from tfusion.model.transfusion import Params
+from tfusion.sequence import Batch
+from tfusion.train.losses import Sum, image_loss
+from tfusion.train.step import draw_noise, predict
+
+BINS = 10  # equal parts of the noise schedule
+NOISE_SEED = 0  # the same for every run, so that runs compare
+
+
+class Validation(NamedTuple):
+  """Undivided losses; `bins` holds one image loss for every part of the schedule."""
+
+  text: Sum
+  bins: tuple[Sum, ...]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def eval_step(config: Config, params: Params, batch: Batch, number) -> Validation:
+  """Losses of one batch; image slot i of all is noised at the middle of bin i % 10."""
+  key = jax.random.fold_in(jax.random.key(NOISE_SEED), number)
+  noise_bnhwc, _ = draw_noise(config, key, batch)
+  b, n = batch.image_start_bn.shape
+  slot_bn = jnp.arange(b)[:, None] * n + jnp.arange(n)[None] + number * b * n
+  bin_bn = jnp.zeros_like(batch.image_start_bn) + slot_bn % BINS
+  middle_bn = (bin_bn + 0.5) * config.diffusion.timesteps / BINS
+  t_bn = jnp.maximum(jnp.round(middle_bn).astype(jnp.int32), 1)
+  text, predicted_bnhwc = predict(config, params, batch, noise_bnhwc, t_bn)
+  bins = tuple(
+    image_loss(
+      predicted_bnhwc,
+      noise_bnhwc,
+      weights_bn=jnp.where(bin_bn == i, batch.image_weight_bn, 0.0),
+    )
+    for i in range(BINS)
+  )
+  return Validation(text, bins)
+
+
+def validate(
+  config: Config, params: Params, batches: Sequence[Batch]
+) -> dict[str, Any]:
+  """Averages over all batches; perplexity is exp of nats per token, specials included.
+
+  `loss_image` is the mean over the bins that hold an image, so that it does not depend
+  on how many images fall into each.
+  """
+  sums = [eval_step(config, params, batch, i) for i, batch in enumerate(batches)]
+  total = jax.tree.map(
+    lambda *x: float(sum(np.asarray(y, np.float64) for y in x)), *sums
+  )
+  text = total.text.total / max(total.text.count, 1e-9)
+  bins = [s.total / s.count if s.count else None for s in total.bins]
+  seen = [x for x in bins if x is not None]
+  return {
+    "loss_text": text,
+    "loss_image": float(np.mean(seen)) if seen else None,
+    "perplexity": float(np.exp(text)),
+    "loss_image_bins": bins,
+    "text_targets": total.text.count,
+    "images": sum(s.count for s in total.bins),
+  }
