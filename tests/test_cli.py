@@ -205,7 +205,7 @@ def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path)
   before = sorted(p.name for p in tmp_path.iterdir())
   args = ("--config", DIGITS, "--workdir", str(tmp_path), "--config.model.layers=7")
   err = refusal(capsys, "train", *args)
-  assert "model.layers: 4 in the workdir, 7 now" in err
+  assert "model.layers: 4 -> 7" in err
   assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 

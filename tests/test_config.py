@@ -93,7 +93,7 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"model__image_shape": (8, 8, 0)}, ["model.image_shape=(8, 8, 0)"]),
     ({"model__heads": 5}, ["model.width=192", "model.heads=5"]),
     ({"model__kv_heads": 3}, ["model.heads=4", "model.kv_heads=3"]),
-    ({"data__row_length": 19}, ["data.row_length=19", "an image alone takes 19"]),
+    ({"data__row_length": 19}, ["data.row_length=19", "one token take 20"]),
     ({"data__sources": ()}, ["data.sources"]),
     ({"sample__steps": 1001}, ["sample.steps=1001", "diffusion.timesteps=1000"]),
     ({"optim__end_lr": 1.0}, ["optim.end_lr=1.0", "optim.peak_lr"]),
@@ -158,17 +158,17 @@ def test_an_unreadable_saved_config_is_named(tmp_path, text):
 
 
 def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tmp_path):
-  config_lib.check_same_run(Config(), tmp_path)  # a new workdir takes anything
+  assert config_lib.check_same_run(Config(), tmp_path) == []  # a new workdir
   config_lib.save(Config(), tmp_path)
-  config_lib.check_same_run(Config(), tmp_path)
+  assert config_lib.check_same_run(Config(), tmp_path) == []
   other = build(model__layers=5, data__row_length=256, seed=3, optim__peak_lr=1e-2)
   with pytest.raises(ValueError) as error:
     config_lib.check_same_run(other, tmp_path)
   text = str(error.value)
   for line in (
-    "seed: 0 in the workdir, 3 now",
-    "model.layers: 4 in the workdir, 5 now",
-    "data.row_length: 128 in the workdir, 256 now",
+    "seed: 0 -> 3",
+    "model.layers: 4 -> 5",
+    "data.row_length: 128 -> 256",
   ):
     assert line in text
   assert str(tmp_path) in text
@@ -182,6 +182,7 @@ def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tm
     {"optim__peak_lr": 1e-2},
     {"data__workers": 3},
     {"model__remat": "full"},
+    {"model__unroll": 2},
     {"model__attention": "dense"},
     {"model__dtype": "bfloat16"},
     {"mesh__fsdp": 2},
@@ -189,9 +190,13 @@ def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tm
     {"train__batch_rows": 32},
   ],
 )
-def test_what_the_state_does_not_depend_on_may_change(tmp_path, values):
+def test_what_the_state_does_not_depend_on_may_change_and_is_told(tmp_path, values):
   config_lib.save(Config(), tmp_path)
-  config_lib.check_same_run(build(**values), tmp_path)
+  (text,) = config_lib.check_same_run(build(**values), tmp_path)
+  ((key, value),) = values.items()
+  key = key.replace("__", ".")
+  was = config_lib.flatten(Config())[key]
+  assert text == f"{key}: {was!r} -> {value!r}"
 
 
 # Machines and directories.

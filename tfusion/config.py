@@ -156,6 +156,27 @@ CHOICES = {
   "sample.sampler": ("ddpm", "ddim"),
 }
 
+RANGES = {
+  "above 0": (
+    lambda x: x > 0,
+    "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
+    " model.rope_theta model.norm_eps model.unroll diffusion.timesteps data.row_length"
+    " data.image_slots data.text_per_image data.lanes data.packing_bins optim.peak_lr"
+    " optim.eps optim.clip_norm mesh.fsdp mesh.tensor train.steps train.batch_rows"
+    " train.accumulate train.log_every_steps train.eval_every_steps train.eval_rows"
+    " train.save_every_steps train.keep_last train.max_skipped_updates sample.steps"
+    " sample.max_elements eval.images_per_class eval.batch eval.text_rows",
+  ),
+  "at least 0": (
+    lambda x: x >= 0,
+    "seed diffusion.image_weight diffusion.clip data.workers optim.end_lr"
+    " optim.warmup_steps optim.weight_decay train.keep_every_steps sample.temperature",
+  ),
+  "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap"),
+  "in [0, 1]": (lambda x: 0 <= x <= 1, "data.caption_first data.caption_dropout"),
+  "in [0, 1)": (lambda x: 0 <= x < 1, "optim.b1 optim.b2 optim.ema_decay"),
+}
+
 # A workdir is bound to these: its parameters or its data state mean nothing without.
 BOUND = ("seed", "model", "diffusion.timesteps", "data", "optim.ema_decay")
 UNBOUND = (
@@ -216,40 +237,26 @@ def validate(config: Config) -> None:
   Raises:
     ValueError: names the key, the value and the remedy; all problems in one message.
   """
-  flat, problems = flatten(config), []
+  flat = flatten(config)
+  problems = [
+    f"{key}={flat[key]!r}: choose one of {choices}"
+    for key, choices in CHOICES.items()
+    if flat[key] not in choices
+  ]
+  problems += [
+    f"{key}={flat[key]}: must be {words}"
+    for words, (good, keys) in RANGES.items()
+    for key in keys.split()
+    if not good(flat[key])
+  ]
+  if problems:  # the checks below divide by these
+    raise ValueError("\n".join(problems))
+  m, d, t, o = config.model, config.data, config.train, config.optim
 
   def require(good: bool, message: str):
     if not good:
       problems.append(message)
 
-  for key, choices in CHOICES.items():
-    require(flat[key] in choices, f"{key}={flat[key]!r}: choose one of {choices}")
-  m, d, t, o = config.model, config.data, config.train, config.optim
-  positive = (
-    "model.layers model.unroll model.width model.heads model.kv_heads model.mlp"
-    " model.vocab_size diffusion.timesteps data.row_length data.image_slots data.lanes"
-    " data.packing_bins mesh.fsdp mesh.tensor train.steps train.batch_rows"
-    " train.accumulate train.log_every_steps train.eval_every_steps train.eval_rows"
-    " train.save_every_steps train.keep_last train.max_skipped_updates sample.steps"
-    " sample.max_elements eval.images_per_class eval.batch eval.text_rows"
-    " data.text_per_image optim.peak_lr optim.clip_norm optim.eps model.rope_theta"
-    " model.norm_eps"
-  ).split()
-  for key in positive:
-    require(flat[key] > 0, f"{key}={flat[key]}: must be above 0")
-  for key in ("data.caption_first", "data.caption_dropout"):
-    require(0 <= flat[key] <= 1, f"{key}={flat[key]}: a share between 0 and 1")
-  for key in ("optim.b1", "optim.b2", "optim.ema_decay"):
-    require(0 <= flat[key] < 1, f"{key}={flat[key]}: must be in [0, 1)")
-  for key in (
-    "optim.end_lr optim.weight_decay optim.warmup_steps diffusion.image_weight"
-    " diffusion.clip data.workers train.keep_every_steps sample.temperature seed"
-  ).split():
-    require(flat[key] >= 0, f"{key}={flat[key]}: must not be negative")
-  if problems:  # the checks below divide by these
-    raise ValueError("\n".join(problems))
-  cap = config.diffusion.image_first_noise_cap
-  require(0 < cap <= 1, f"diffusion.image_first_noise_cap={cap}: must be in (0, 1]")
   require(len(m.image_shape) == 3, f"model.image_shape={m.image_shape}: give h, w, c")
   require(
     all(side % m.patch == 0 for side in m.image_shape[:2]) and min(m.image_shape) > 0,
@@ -266,8 +273,8 @@ def validate(config: Config) -> None:
   if not problems:
     require(
       d.row_length >= m.patches_per_image + 4,
-      f"data.row_length={d.row_length}: an image alone takes"
-      f" {m.patches_per_image + 3} elements; make rows longer or model.patch larger",
+      f"data.row_length={d.row_length}: an image and one token take"
+      f" {m.patches_per_image + 4} elements; make rows longer or model.patch larger",
     )
   for key, value in (("data.lanes", d.lanes), ("train.accumulate", t.accumulate)):
     require(
@@ -371,25 +378,28 @@ def load(workdir: str | Path) -> Config:
     ) from error
 
 
-def check_same_run(config: Config, workdir: str | Path) -> None:
+def check_same_run(config: Config, workdir: str | Path) -> list[str]:
   """Refuses to continue a workdir with a config that its state does not fit.
 
+  Returns:
+    What differs and may: "key: old -> new" each.
+
   Raises:
-    ValueError: names every differing key with both values.
+    ValueError: names every differing key of the model and the data, with both values.
   """
   if not (Path(workdir) / "config.json").is_file():
-    return
+    return []
   new, old = flatten(config), flatten(load(workdir))
-  differing = [
-    f"{key}: {old[key]!r} in the workdir, {new[key]!r} now"
-    for key in new
-    if new[key] != old[key] and _is_bound(key)
-  ]
-  if differing:
+  differing = {
+    key: f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if new[key] != old[key]
+  }
+  refused = [text for key, text in differing.items() if _is_bound(key)]
+  if refused:
     raise ValueError(
       f"--workdir={workdir} holds a run of another config; choose a new workdir or"
-      " restore the values:\n  " + "\n  ".join(differing)
+      " restore the values (workdir -> now):\n  " + "\n  ".join(refused)
     )
+  return list(differing.values())
 
 
 def check_workdir(workdir: str | Path) -> Path:

@@ -60,7 +60,12 @@ def test_the_scan_over_layers_is_one_layer_after_the_other(transformer, x_bld):
     return transformer.norm(x)
 
   # The compiler may fuse and so round differently; values are about 1.
-  np.testing.assert_allclose(scanned, jax.jit(unrolled)(x_bld), atol=1e-5)
+  want = jax.jit(unrolled)(x_bld)
+  np.testing.assert_allclose(scanned, want, atol=1e-5)
+  for unroll in (2, 5):  # one that leaves a rest, one above the number of layers
+    several = make(dataclasses.replace(MODEL, unroll=unroll))
+    got, _ = jax.jit(lambda x: several(x, sees))(x_bld)  # noqa: B023
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +73,8 @@ def gradient_without_remat(x_bld):
   return gradient("none", x_bld)
 
 
-def gradient(remat: str, x_bld):
-  model = dataclasses.replace(MODEL, remat=remat)
+def gradient(remat: str, x_bld, *, unroll: int = 1):
+  model = dataclasses.replace(MODEL, remat=remat, unroll=unroll)
   graphdef, params = nnx.split(make(model))
   sees = view()
 
@@ -80,10 +85,12 @@ def gradient(remat: str, x_bld):
   return compiled, jax.tree.leaves(compiled(params, x_bld))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_memory_and_no_gradient(remat, x_bld, gradient_without_remat):
+@pytest.mark.parametrize("remat, unroll", [("dots", 1), ("full", 1), ("full", 3)])
+def test_remat_computes_again_and_changes_no_gradient(
+  remat, unroll, x_bld, gradient_without_remat
+):
   plain, want = gradient_without_remat
-  compiled, got = gradient(remat, x_bld)
+  compiled, got = gradient(remat, x_bld, unroll=unroll)
   for a, b in zip(got, want, strict=True):
     # Recomputed values may be fused and so rounded differently.
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())

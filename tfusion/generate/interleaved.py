@@ -192,8 +192,8 @@ class _Walk:
     )
     for row, ids_l, count in zip(self.rows, np.asarray(ids_bl), np.asarray(count_b)):
       if count:
-        image_fits = row.at + count + self.patches + 1 <= self.limit
-        row.take_text(ids_l[:count], image_fits=bool(image_fits))
+        with_image = row.at + int(count) + self.patches + 1
+        row.take_text(ids_l[:count], image_fits=with_image <= self.limit)
 
   def draw(self):
     """Draws one image in every row that stands behind BOI."""
@@ -205,7 +205,7 @@ class _Walk:
       self.params,
       diffusion=self.config.diffusion,
       sample=self.config.sample,
-      length=_round_up(max(at_b) + self.patches),
+      length=_round_up(int(at_b.max()) + self.patches),
       cache=self.cache,
       unconditional=_shard(self.unconditional),
       at_b=_shard(at_b),

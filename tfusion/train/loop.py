@@ -30,6 +30,7 @@ from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import live_elements
 from tfusion.sharding import describe, global_batch, make_mesh
 from tfusion.train import metrics
+from tfusion.train.optim import make_schedule
 from tfusion.train.step import (
   TrainState,
   init_state,
@@ -68,7 +69,7 @@ def train(
   hosts = jax.process_count()
   config_lib.validate_devices(config, devices=jax.device_count(), hosts=hosts)
   workdir = config_lib.check_workdir(workdir)
-  config_lib.check_same_run(config, workdir)
+  changes = config_lib.check_same_run(config, workdir)
   clock = metrics.Clock()
   with clock.measure("init"):
     corpus = open_corpus(config, workdir)
@@ -87,7 +88,7 @@ def train(
   ):
     run = _Run(config, workdir, corpus, clock, checkpoints, data)
     run.evaluations = evaluations
-    run.start()
+    run.start(changes)
     while run.step < t.steps and not run.agrees_to(stop):
       run.advance()
     run.finish(stopped_by=stop.name)
@@ -105,11 +106,11 @@ class _Run:
     self.first = jax.process_index() == 0  # this host speaks and writes
     self.compiled = None
     self.previous = None  # step and metrics that may still be on the device
-    self.done = np.zeros(4)  # seconds, data seconds, elements, FLOPs so far
-    self.logged = np.zeros(4)  # the same at the last line of the log
+    self.done = np.zeros(5)  # seconds, data seconds, elements, FLOPs, updates so far
+    self.logged = np.zeros(5)  # the same at the last line of the log
 
-  def start(self):
-    """Restores or initialises, and says what was found."""
+  def start(self, changes: Sequence[str]):
+    """Restores or initialises, and says what was found and what has changed."""
     config = self.config
     with self.clock.measure("init"):
       self.sharding = shardings(config, self.mesh)
@@ -151,6 +152,11 @@ class _Run:
     )
     if restored:
       self.say(f"goes on after step {self.step} of {self.checkpoints.directory}")
+      if changes:
+        # The schedule has no memory: it is that of the config of this start.
+        updates = self.step - int(self.state.skipped_total)
+        rate = float(make_schedule(config)(updates))
+        self.say(f"with {', '.join(changes)}; the learning rate is now {rate:.3g}")
       every = config.train.eval_every_steps
       if self.step % every == 0 and self.files["validation"].last_step < self.step:
         self.evaluate()  # the run was killed before it
@@ -172,6 +178,7 @@ class _Run:
     hosts = jax.process_count()
     self.done[2] += live_elements(host_batch) * hosts
     self.done[3] += metrics.batch_flops(self.config.model, host_batch) * hosts
+    self.done[4] += 1
     t = self.config.train
     if self.step % t.save_every_steps == 0:
       self.save()
@@ -201,13 +208,12 @@ class _Run:
     seconds = self.clock.seconds
     outside = sum(seconds[name] for name in ("init", "compile", "save", "evaluate"))
     self.done[:2] = self.clock.elapsed - outside, seconds["data"]
-    took, waited, elements, flops = np.maximum(self.done - self.logged, 1e-9)
-    steps = max(values["step"] - max(self.files["speed"].last_step, 0), 1)
+    took, waited, elements, flops, steps = np.maximum(self.done - self.logged, 1e-9)
     speed = {
       "step": values["step"],
       "seconds": self.clock.elapsed,
       "elements_per_s": elements / took,
-      "step_ms": 1e3 * took / self.config.train.log_every_steps,
+      "step_ms": 1e3 * took / steps,
       "mfu": flops / took / (self.peak * jax.device_count()),
       "data_wait_share": waited / took,
       "eta_seconds": took / steps * (self.config.train.steps - values["step"]),
@@ -289,17 +295,17 @@ class _StopSignals:
 
   def __init__(self):
     self.name = None
+    self.before = {}
 
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():
       for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, self._remember)
+        self.before[number] = signal.signal(number, self._remember)
     return self
 
   def __exit__(self, *_):
-    if threading.current_thread() is threading.main_thread():
-      signal.signal(signal.SIGINT, signal.default_int_handler)
-      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, handler in self.before.items():
+      signal.signal(number, handler)
 
   def _remember(self, number, frame):
     del frame

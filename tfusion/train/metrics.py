@@ -9,6 +9,7 @@ bit for bit; times stand in `speed.jsonl`.
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import time
@@ -53,11 +54,12 @@ class JsonLines:
       os.replace(aside, path)
 
   def append(self, line: dict[str, Any]):
-    """Adds a line; one open and close, so that a killed run loses nothing."""
+    """Adds a line; one open and close, so that a killed run loses nothing. What is not
+    finite becomes null."""
     self.last_step = line["step"]
     if self.writes:
       with self.path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -66,6 +68,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return []
   lines = path.read_text().split("\n")
   return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _finite(value: Any) -> Any:
+  """JSON has no nan and no inf: null stands for them."""
+  if isinstance(value, dict):
+    return {key: _finite(x) for key, x in value.items()}
+  if isinstance(value, list):
+    return [_finite(x) for x in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Clock:

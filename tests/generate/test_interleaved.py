@@ -1,0 +1,449 @@
+"""Promises of tfusion/generate: what the cache gives is what training computes.
+
+`generate_slowly` is the reference: the training forward pass over the whole document,
+again at every token and at every denoising step, without a cache and without a batch.
+"""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny import SPECIAL
+
+from tfusion import sequence
+from tfusion.diffusion.process import cosine_abar
+from tfusion.generate import interleaved, phases
+from tfusion.generate.interleaved import generate
+from tfusion.generate.prompt import Draw
+from tfusion.model.transfusion import bind
+from tfusion.sequence import Image, Text
+
+LIMIT = 44  # sample.max_elements
+PATCHES = 4
+CONFIG = tiny.config(
+  data__row_length=64,
+  data__image_slots=12,
+  sample__max_elements=LIMIT,
+  sample__steps=3,
+  sample__temperature=0.9,
+)
+BOS, BOI = (Text(np.asarray([i], np.int32)) for i in (SPECIAL.bos, SPECIAL.boi))
+KEY = jax.random.key(7)
+TEXT, IMAGE = 0, 1  # streams of randomness
+
+
+def sampling(**changes):
+  sample = dataclasses.replace(CONFIG.sample, **changes)
+  return dataclasses.replace(CONFIG, sample=sample)
+
+
+def make_prompts(seed=0):
+  """Every order of given text, given images and places to draw; 8 rows."""
+  rng = np.random.default_rng(seed)
+  text, image = (lambda n: tiny.text(rng, n)), (lambda: tiny.image(rng))
+  return [
+    (),
+    (text(3), Draw()),
+    (Draw(),),
+    (image(), text(4)),
+    (text(2),),
+    (Draw(), text(5), Draw()),
+    (image(), image(), text(1)),
+    (text(1), image(), text(6), Draw(), text(2)),
+  ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+  with tiny.one_device() as mesh:
+    yield mesh
+
+
+def make_params():
+  params = tiny.params(CONFIG.model, seed=3)
+  params["embedding"] = 3 * params["embedding"]  # else all tokens look alike
+  return params
+
+
+@pytest.fixture(scope="module")
+def params(mesh):
+  return make_params()
+
+
+@pytest.fixture(scope="module")
+def forward(params):
+  """The training forward pass of one document: logits of its last element and the
+  noise predicted in its last image."""
+  compiled = jax.jit(lambda *args: bind(CONFIG.model, params)(*args))
+
+  def run(elements, t=0):
+    row = sequence.pack(
+      [elements],
+      row_length=CONFIG.data.row_length,
+      image_slots=CONFIG.data.image_slots,
+      latent_shape=CONFIG.model.image_shape,
+      special=SPECIAL,
+      patches_per_image=PATCHES,
+    )
+    batch = sequence.stack([row])
+    t_bn = np.zeros((1, CONFIG.data.image_slots), np.int32)
+    last = len(elements.images) - 1
+    t_bn[0, max(last, 0)] = t
+    logits_blv, noise_bnhwc = compiled(*tiny.put((batch, batch.latents_bnhwc, t_bn)))
+    length = len(elements.tokens_l)
+    return np.asarray(logits_blv)[0, length - 1], np.asarray(noise_bnhwc)[0, last]
+
+  return run
+
+
+def lay_out(*spans):
+  return sequence.lay_out_part(spans, special=SPECIAL, patches_per_image=PATCHES)
+
+
+def fold(key, *data):
+  for number in data:
+    key = jax.random.fold_in(key, number)
+  return key
+
+
+def draw_slowly(forward, c, spans, key):
+  """The reverse process with the whole document in every step, in float64."""
+  abar, steps = cosine_abar(c.diffusion.timesteps), c.sample.steps
+  stand = [round(c.diffusion.timesteps * (steps - i) / steps) for i in range(steps + 1)]
+  normal = lambda n: jax.random.normal(fold(key, n), c.model.image_shape)  # noqa: E731
+  x = np.asarray(normal(0), np.float64)
+  for number, (t, before) in enumerate(zip(stand[:-1], stand[1:], strict=True)):
+    noisy = Image(x.astype(np.float32))
+    _, noise = forward(lay_out(BOS, *spans, noisy), t)
+    if c.sample.guidance != 1.0:
+      # A captioned image that has lost its caption, as training lays it out.
+      dropped = sequence.drop_text((Text(np.asarray([9])), noisy))
+      laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=PATCHES)
+      _, null = forward(laid, t)
+      noise = null + c.sample.guidance * (noise - null)
+    clean = (x - np.sqrt(1 - abar[t]) * noise) / np.sqrt(abar[t])
+    clean = np.clip(clean, -c.diffusion.clip, c.diffusion.clip)
+    noise = (x - np.sqrt(abar[t]) * clean) / np.sqrt(1 - abar[t])
+    if c.sample.sampler == "ddim":
+      x = np.sqrt(abar[before]) * clean + np.sqrt(1 - abar[before]) * noise
+      continue
+    alpha = abar[t] / abar[before]
+    x = (
+      np.sqrt(abar[before]) * (1 - alpha) / (1 - abar[t]) * clean
+      + np.sqrt(alpha) * (1 - abar[before]) / (1 - abar[t]) * x
+    )
+    variance = (1 - abar[before]) / (1 - abar[t]) * (1 - alpha)
+    x = x + np.sqrt(variance) * np.asarray(normal(1 + number))
+  return Image(x.astype(np.float32))
+
+
+def write_slowly(forward, c, spans, key):
+  """Samples text; returns it and why it ended: boi, no room, eos or full."""
+  ids = []
+  while True:
+    laid = lay_out(BOS, *spans, Text(np.asarray(ids, np.int32)))
+    logits_v, _ = forward(laid)
+    logits_v = logits_v.copy()
+    logits_v[[SPECIAL.pad, SPECIAL.bos, SPECIAL.eoi]] = -np.inf
+    position = len(laid.tokens_l)
+    if c.sample.temperature:
+      logits_v = logits_v / np.float32(c.sample.temperature)
+      token = int(jax.random.categorical(fold(key, TEXT, position), logits_v))
+    else:
+      token = int(np.argmax(logits_v))
+    if token == SPECIAL.eos:
+      return ids, "eos"
+    if position == c.sample.max_elements:
+      return ids, "full"
+    if token == SPECIAL.boi:
+      fits = position + 1 + PATCHES + 1 <= c.sample.max_elements
+      return ids, "boi" if fits else "no room"
+    ids.append(token)
+
+
+def generate_slowly(forward, c, prompt, *, key):
+  """Returns spans, who made them, and why every text of the model ended."""
+  spans, made, ends, images = [], [], [], 0
+  todo = list(prompt)
+  while True:
+    if todo and not isinstance(todo[0], Draw):
+      spans.append(todo.pop(0))
+      made.append(False)
+      continue
+    if todo:
+      todo.pop(0)
+    else:
+      ids, end = write_slowly(forward, c, spans, key)
+      if ids:
+        spans.append(Text(np.asarray(ids, np.int32)))
+        made.append(True)
+      ends.append(end)
+      if end != "boi":
+        return spans, made, ends
+    spans.append(draw_slowly(forward, c, spans, fold(key, IMAGE, images)))
+    made.append(True)
+    images += 1
+
+
+def assert_same(got, spans, made=None, finished=None, *, atol=1e-4):
+  kinds = [type(span).__name__ for span in spans]
+  assert [type(span).__name__ for span in got.spans] == kinds
+  for a, b in zip(got.spans, spans, strict=True):
+    if isinstance(b, Text):
+      np.testing.assert_array_equal(a.ids, b.ids)
+    else:
+      np.testing.assert_allclose(a.latent, b.latent, atol=atol)
+  assert made is None or list(got.made) == list(made)
+  assert finished is None or got.finished == finished
+
+
+def run(c, params, prompts, key=KEY):
+  return generate(c, params, prompts, special=SPECIAL, key=key)
+
+
+def size(spans):
+  return sequence.element_count(tuple(spans), patches_per_image=PATCHES)
+
+
+@pytest.mark.parametrize(
+  "c",
+  [
+    sampling(sampler="ddpm", guidance=3.0),
+    sampling(sampler="ddim", guidance=1.0),
+    sampling(sampler="ddim", guidance=2.0, temperature=0.0),
+  ],
+  ids=lambda c: f"{c.sample.sampler}-{c.sample.guidance}-{c.sample.temperature}",
+)
+def test_cached_equals_uncached_whatever_the_order(params, forward, c):
+  prompts = make_prompts()
+  ends = []
+  for row, got in enumerate(run(c, params, prompts)):
+    expected = generate_slowly(forward, c, prompts[row], key=fold(KEY, row))
+    # float32 sums in another order, through 2 layers and 3 denoising steps.
+    assert_same(got, expected[0], expected[1], expected[2][-1] == "eos")
+    ends += expected[2]
+  assert {"boi", "full"} <= set(ends)  # the model switched to an image by itself, too
+
+
+def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
+  """A finished image stands in the cache clean, between its BOI and its EOI."""
+  c = sampling(sampler="ddpm", guidance=3.0)
+  walk = interleaved._Walk(c, params, make_prompts(), special=SPECIAL, key=KEY)
+  sampled_boi = 0
+
+  def check():
+    boi = [(BOI,) if row.drawing else () for row in walk.rows]
+    laid = [lay_out(BOS, *r.spans, *end) for r, end in zip(walk.rows, boi, strict=True)]
+    block = phases.make_block(c.model, laid, at=[0] * len(laid), length=64)
+    cache = phases.empty_cache(c.model, batch=len(laid), length=64)
+    cache, _ = phases.feed(
+      c.model, params, cache=cache, block=interleaved._shard(block)
+    )
+    for number, row in enumerate(walk.rows):
+      for got, expected in zip(walk.cache, cache, strict=True):
+        own = slice(0, 0 if row.done else row.at)
+        # float32 sums in another order, through 2 layers.
+        np.testing.assert_allclose(
+          got[:, number, own], expected[:, number, own], atol=2e-5
+        )
+    return laid
+
+  for _ in range(3):
+    walk.feed()
+    laid = check()
+    for number, row in enumerate(walk.rows):
+      if not row.done:
+        assert row.at == len(laid[number].tokens_l)
+        logits_v, _ = forward(laid[number])
+        np.testing.assert_allclose(walk.logits_bv[number], logits_v, atol=1e-4)
+    before = [row.drawing for row in walk.rows]
+    walk.write()
+    sampled_boi += sum(row.drawing for row in walk.rows) - sum(before)
+    check()
+    walk.draw()
+    check()
+  assert sampled_boi > 0
+
+
+def test_a_row_does_not_depend_on_the_others_or_their_number(params):
+  c = sampling(sampler="ddpm", guidance=3.0)
+  prompts = make_prompts()
+  whole = run(c, params, prompts)
+  others = [*prompts[:3], *make_prompts(seed=1)[:2:-1]]
+  for part in (prompts[:3], others):
+    for got, expected in zip(run(c, params, part)[:3], whole[:3], strict=True):
+      # Sums over another length of cache.
+      assert_same(got, expected.spans, expected.made, expected.finished, atol=1e-5)
+
+
+def test_rows_with_the_same_prompt_differ_by_their_place(params):
+  c = sampling(sampler="ddpm", guidance=3.0)
+  made = run(c, params, [(Draw(),)] * 3)
+  for a, b in ((0, 1), (1, 2)):
+    assert np.abs(made[a].spans[0].latent - made[b].spans[0].latent).max() > 0.1
+
+
+def test_given_spans_come_back_as_they_were_and_are_marked_as_given(params):
+  prompts = make_prompts()
+  for got, prompt in zip(run(CONFIG, params, prompts), prompts, strict=True):
+    assert len(got.spans) == len(got.made)
+    for span, made, asked in zip(got.spans, got.made, prompt, strict=False):
+      assert made == isinstance(asked, Draw)
+      assert isinstance(span, Image) if made else span is asked
+    assert all(got.made[len(prompt) :])
+
+
+def test_at_temperature_zero_text_is_the_same_under_every_key(params):
+  c = sampling(sampler="ddim", guidance=1.0, temperature=0.0)
+  rng = np.random.default_rng(2)
+  # An image that is given is read clean: no noise, no key.
+  prompts = [
+    (tiny.image(rng),),
+    (tiny.text(rng, 3), tiny.image(rng), tiny.text(rng, 2)),
+  ]
+
+  def texts(key):
+    made = run(c, params, prompts, key)
+    firsts = [next(s.ids for s, m in zip(g.spans, g.made) if m) for g in made]
+    return [list(ids) for ids in firsts]
+
+  first = texts(jax.random.key(0))
+  assert all(first)
+  assert texts(jax.random.key(1)) == first
+
+
+def test_above_temperature_zero_the_key_decides_and_decides_again_the_same(params):
+  def texts(key):
+    made = run(CONFIG, params, make_prompts(), key)
+    return [list(s.ids) for g in made for s in g.spans if isinstance(s, Text)]
+
+  first = texts(jax.random.key(0))
+  assert texts(jax.random.key(0)) == first
+  assert texts(jax.random.key(1)) != first
+
+
+def test_special_tokens_that_cannot_follow_are_never_sampled(params):
+  # Whatever the direction, one of them has by far the largest logit.
+  head = np.array(params["head"])
+  head[:, SPECIAL.pad], head[:, SPECIAL.eoi] = 100 * head[:, 9], 100 * head[:, 10]
+  head[:, SPECIAL.bos] = -head[:, SPECIAL.pad]
+  c = sampling(sampler="ddim", guidance=1.0)
+  made = run(c, params | {"head": jnp.asarray(head)}, [()] * 8)
+  ids = np.concatenate([s.ids for g in made for s in g.spans if isinstance(s, Text)])
+  assert not np.isin(ids, SPECIAL).any()
+
+
+def test_a_full_row_stops_at_the_limit_and_an_image_without_room_is_not_begun(
+  params, forward
+):
+  limit = 9
+  c = sampling(sampler="ddim", guidance=1.0, max_elements=limit)
+  ends = []
+  for row, got in enumerate(run(c, params, [()] * 16)):
+    spans, made, end = generate_slowly(forward, c, (), key=fold(KEY, row))
+    assert_same(got, spans, made, end[-1] == "eos")
+    assert size(got.spans) <= limit
+    assert size(got.spans) == limit or end[-1] != "full"
+    ends.append(end[-1])
+  assert {"eos", "full", "no room"} == set(ends)
+
+
+def with_limit(params, max_elements, row):
+  """One of eight rows from nothing, with another limit."""
+  c = sampling(sampler="ddim", guidance=1.0, max_elements=max_elements)
+  return run(c, params, [()] * 8)[row]
+
+
+def test_a_row_may_end_exactly_at_the_limit(params):
+  rows = [with_limit(params, LIMIT, row) for row in range(8)]
+  row = next(i for i, g in enumerate(rows) if g.finished and len(g.spans[-1].ids) > 1)
+  whole = size(rows[row].spans)
+  for limit, finished in ((whole, True), (whole - 1, False)):
+    got = with_limit(params, limit, row)
+    assert (got.finished, size(got.spans)) == (finished, limit)
+
+
+def test_an_image_may_end_exactly_at_the_limit(params):
+  rows = [with_limit(params, LIMIT, row) for row in range(8)]
+  row = next(i for i, g in enumerate(rows) if isinstance(g.spans[1], Image))
+  text, image = rows[row].spans[:2]
+  whole = size((text, image))
+  got = with_limit(params, whole, row)
+  assert_same(got, (text, image), finished=False)
+  assert_same(with_limit(params, whole - 1, row), (text,), finished=False)
+
+
+def test_nothing_asked_is_nothing_made(params):
+  assert run(CONFIG, params, []) == []
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_work(monkeypatch):
+  monkeypatch.setattr(interleaved, "_Walk", None)
+  fits = 1 + (PATCHES + 2) * 7  # 43 of 44
+  with pytest.raises(ValueError, match="prompt 1: 49 elements.*sample.max_elements=44"):
+    run(CONFIG, None, [(), (Draw(),) * 4 + (tiny.image(np.random.default_rng(0)),) * 4])
+  with pytest.raises(ValueError, match=f"{fits + 2} elements"):
+    run(CONFIG, None, [(Draw(),) * 7 + (Text(np.asarray([9, 9])),)])
+  with pytest.raises(TypeError):  # it fits, and goes on to work
+    run(CONFIG, None, [(Draw(),) * 7 + (Text(np.asarray([9])),)])
+
+
+def test_an_image_of_another_shape_is_refused_with_both_shapes():
+  image = Image(np.zeros((8, 8, 2), np.float32))
+  with pytest.raises(ValueError, match=r"prompt 0:.*\(8, 8, 2\).*\(4, 4, 2\)"):
+    run(CONFIG, None, [(image,)])
+
+
+ON_A_MESH = """
+import jax
+import numpy as np
+import test_interleaved as here
+from tfusion.config import MeshConfig
+from tfusion.model.transfusion import axis_names
+from tfusion.sharding import make_mesh, state_shardings
+
+params = jax.tree.map(np.asarray, here.make_params())
+c = here.sampling(sampler="ddpm", guidance=3.0)
+names = axis_names(c.model)
+
+def made_on(devices, **axes):
+  mesh = make_mesh(MeshConfig(**axes), devices=devices)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(params, state_shardings(params, names=names, mesh=mesh))
+    # Five rows, but the batch is spread over four groups of devices.
+    return here.run(c, placed, here.make_prompts()[1:6])
+
+one = made_on(jax.devices()[:1])
+assert len(jax.devices()) == 8
+eight = made_on(jax.devices(), data=2, fsdp=2, tensor=2)
+for got, expected in zip(eight, one, strict=True):
+  # Sums over the tensor axis in another order.
+  here.assert_same(got, *expected, atol=1e-5)
+print("done")
+"""
+
+
+def test_a_mesh_of_eight_devices_generates_what_one_does():
+  tests = pathlib.Path(__file__).parents[1]
+  paths = [str(p) for p in (tests.parent, tests, tests / "generate")]
+  done = subprocess.run(
+    [sys.executable, "-c", ON_A_MESH],
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.stdout.strip() == "done", done.stderr[-3000:]

@@ -1,0 +1,277 @@
+"""The house keeps its order: floors, files, sizes, docstrings, entry points."""
+
+import ast
+import graphlib
+import importlib.util
+import pathlib
+import re
+import sys
+
+import pytest
+from PIL import Image
+
+import tfusion
+from tfusion import config as config_lib
+
+PACKAGE = pathlib.Path(tfusion.__file__).parent
+ROOT = PACKAGE.parent
+# From the ground up: a file imports only from floors below its own, or from beside it
+# in its own directory.
+FLOORS = (
+  "config",
+  "sharding checkpoint report",
+  "sequence attention diffusion",
+  "model",
+  "data generate",
+  "train",
+  "evaluate bench",
+  "cli",
+  "__main__",
+)
+# Every file, so that a new one is put where a newcomer would look for it.
+FILES = {
+  "": "__main__ bench checkpoint cli config report sequence sharding",
+  "attention": "chunked dense intervals",
+  "data": "folder images lanes pipeline sources tokenizer",
+  "diffusion": "process samplers",
+  "evaluate": "digits pictures suite text",
+  "generate": "interleaved phases prompt",
+  "model": "layers patches transformer transfusion",
+  "train": "loop losses metrics optim step trained validate",
+}
+# Libraries that only these may import: what moves when the library does.
+ONLY = {
+  "orbax": "checkpoint",
+  "optax": "train",
+  "ml_collections": "config cli",
+  "grain": "data",
+  "sentencepiece": "data",
+  "einops": "model",
+}
+NUMPY_ONLY = "config cli report sequence data"  # no jax: quick to import, to fork
+MAX_LINES = 450
+LONGER = {"config.py": 480}  # every knob stands here once, and every check of one
+MAX_FUNCTION_LINES = 90
+REQUIREMENT_OF = {
+  "absl": "absl-py",
+  "ml_collections": "ml-collections",
+  "orbax": "orbax-checkpoint",
+  "PIL": "pillow",
+  "sklearn": "scikit-learn",
+  "tensorboardX": "tensorboardx",
+}
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+SOURCES = {
+  path.relative_to(PACKAGE).as_posix(): path.read_text()
+  for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+
+
+def module_of(name: str) -> str:
+  parts = ["tfusion", *name.removesuffix(".py").split("/")]
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(name): name for name in SOURCES}
+
+
+def imports(tree: ast.AST) -> list[str]:
+  """Full names of everything imported, wherever in the file."""
+  found = []
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      found += [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, "imports are absolute"
+      found += [f"{node.module}.{alias.name}" for alias in node.names]
+  return found
+
+
+def imported_files(name: str) -> set[str]:
+  """Files of the package that a file imports."""
+  found = set()
+  for full in imports(TREES[name]):
+    if full.partition(".")[0] == "tfusion":
+      # The longest prefix that is a module; the rest is a name in it.
+      parts = full.split(".")
+      prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+      found.add(MODULES[next(p for p in prefixes if p in MODULES)])
+  return found - {"__init__.py", name}
+
+
+def place(name: str) -> str:
+  """The file or directory directly below tfusion/."""
+  return name.partition("/")[0].removesuffix(".py")
+
+
+FLOOR_OF = {place: i for i, floor in enumerate(FLOORS) for place in floor.split()}
+
+
+def test_every_file_stands_on_a_floor_and_is_known():
+  known = {"__init__.py"}
+  for directory, names in FILES.items():
+    prefix = f"{directory}/" if directory else ""
+    known |= {f"{prefix}{file}.py" for file in ["__init__", *names.split()]}
+  assert set(SOURCES) == known, "tell test_house.py and the map of the README"
+  places = {place(name) for name in SOURCES} - {"__init__"}
+  assert places == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_file_imports_only_from_below_or_beside(name):
+  for other in imported_files(name):
+    if name == "__init__.py":
+      raise AssertionError(f"importing tfusion would import {other}")
+    if place(other) != place(name):
+      assert FLOOR_OF[place(other)] < FLOOR_OF[place(name)], f"{name} imports {other}"
+
+
+def test_no_file_imports_itself_by_a_detour():
+  graph = {name: imported_files(name) for name in SOURCES}
+  order = list(graphlib.TopologicalSorter(graph).static_order())
+  assert order.index("config.py") < order.index("cli.py")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_libraries_stay_where_they_belong(name):
+  for full in imports(TREES[name]):
+    library = full.partition(".")[0]
+    if library in ONLY:
+      assert place(name) in ONLY[library].split(), f"{name} imports {full}"
+    if library in ("jax", "flax"):
+      assert place(name) not in NUMPY_ONLY.split(), f"{name} imports {full}"
+    private = [part for part in full.split(".")[:-1] if re.match(r"_[^_]", part)]
+    assert not private, f"{name} imports {full}, which is private"
+    assert library not in ("experiments", "tests"), f"{name} imports {full}"
+  assert "jax._src" not in SOURCES[name]
+
+
+def test_every_library_is_a_requirement():
+  setup = (ROOT / "setup.py").read_text().lower()
+  required = set(re.findall(r'"([a-z][a-z0-9_-]*)(?:\[[a-z0-9]+\])?[>=]=', setup))
+  for name, tree in TREES.items():
+    for full in imports(tree):
+      library = full.partition(".")[0]
+      if library not in sys.stdlib_module_names | {"tfusion"}:
+        needed = REQUIREMENT_OF.get(library, library)
+        assert needed in required, f"{name} imports {library}"
+
+
+def test_every_directory_is_a_package_that_setup_finds():
+  directories = {path.parent for path in PACKAGE.rglob("*.py")}
+  assert all((directory / "__init__.py").is_file() for directory in directories)
+  assert 'include=["tfusion", "tfusion.*"]' in (ROOT / "setup.py").read_text()
+
+
+def test_the_console_script_names_a_function():
+  match = re.search(r"tfusion = ([\w.]+):(\w+)", (ROOT / "setup.py").read_text())
+  module, function = match.groups()
+  assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_files_and_functions_are_short_enough_to_read(name):
+  text, tree = SOURCES[name], TREES[name]
+  assert text.isascii()
+  assert text.count("\n") <= LONGER.get(name, MAX_LINES), f"{name} is too long"
+  for node in ast.walk(tree):
+    if isinstance(node, FUNCTIONS):
+      length = node.end_lineno - node.lineno + 1
+      assert length <= MAX_FUNCTION_LINES, f"{name}: {node.name} has {length} lines"
+
+
+PROMISED = {
+  method.name
+  for tree in TREES.values()
+  for node in ast.walk(tree)
+  if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+  for method in node.body
+  if isinstance(method, FUNCTIONS) and ast.get_docstring(method)
+}
+
+
+def public(tree: ast.Module) -> list[ast.AST]:
+  """Public functions and classes, and the public methods of the latter.
+
+  Not properties, which are nouns, nor what a Protocol has documented already.
+  """
+  shown = [
+    node
+    for node in tree.body
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name[0] != "_"
+  ]
+  methods = [
+    method
+    for node in shown
+    if isinstance(node, ast.ClassDef)
+    for method in node.body
+    if isinstance(method, FUNCTIONS) and method.name[0] != "_"
+    if "property" not in map(ast.unparse, method.decorator_list)
+    if method.name not in PROMISED
+  ]
+  return shown + methods
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_public_says_what_it_does(name):
+  tree = TREES[name]
+  if tree.body:
+    assert ast.get_docstring(tree), f"{name} has no docstring"
+  silent = [node.name for node in public(tree) if not ast.get_docstring(node)]
+  assert not silent, f"{name}: {silent} have no docstring"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_left_lying_about(name):
+  assert not re.search(r"\b(TODO|FIXME|XXX|breakpoint\(\))", SOURCES[name])
+  for node in ast.walk(TREES[name]):
+    if isinstance(node, ast.ExceptHandler):
+      assert node.type is not None, f"{name}:{node.lineno}: bare except"
+    if isinstance(node, ast.Try):
+      caught = {ast.unparse(h.type) for h in node.handlers}
+      assert not caught & {"ImportError", "ModuleNotFoundError"}, name
+
+
+# Experiments.
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("photos")
+  for i, colour in enumerate(("red", "green", "blue", "white")):
+    Image.new("RGB", (40, 32), colour).save(folder / f"{i}.png")
+    (folder / f"{i}.txt").write_text(f"a {colour} picture")
+  return folder
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_every_experiment_builds_a_valid_config(path, variant, photos):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  experiment = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(experiment)
+  needs = [f"data={photos}"] if path.stem == "folder" else []
+  arg = ",".join([*needs, *filter(None, [variant])])
+  config = config_lib.from_dict(experiment.get_config(arg))
+  config_lib.validate_devices(config, devices=1, hosts=1)
+  if variant:
+    full = config_lib.from_dict(experiment.get_config(",".join(needs)))
+    assert config.train.steps <= 100 and config.model.width <= 64
+    assert full.train.steps > config.train.steps
+    # Small sizes of the same thing: what is not a size stays.
+    for key in ("optim.b2", "diffusion.image_first_noise_cap", "optim.ema_decay"):
+      assert config_lib.flatten(config)[key] == config_lib.flatten(full)[key]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_is_values_and_shows_its_command(path):
+  tree = ast.parse(path.read_text())
+  for full in imports(tree):
+    if full.partition(".")[0] == "tfusion":
+      assert full.split(".")[1] in ("config", "data"), f"{path.name} imports {full}"
+  get_config = next(n for n in tree.body if getattr(n, "name", "") == "get_config")
+  command = f"tfusion train --config experiments/{path.name}"
+  assert command in ast.get_docstring(get_config)

@@ -1,0 +1,452 @@
+"""Promises of tfusion/train/loop.py, on real runs on the digits, killed and all."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from tfusion import config as config_lib
+from tfusion.checkpoint import Checkpoints
+from tfusion.config import Config
+from tfusion.train import loop, metrics
+from tfusion.train.optim import make_schedule
+
+ROOT = pathlib.Path(loop.__file__).parents[2]
+STEPS, SAVES, EVALS = 12, 2, 6
+FILES = ("metrics.jsonl", "validation.jsonl")
+# The real thing, with updates slow enough that a signal finds every part of it.
+SLOWLY = """
+import json, pathlib, sys, time
+from tfusion import cli
+from tfusion import config as config_lib
+from tfusion.data.pipeline import HostBatches
+from tfusion.train import loop
+
+give = HostBatches.__next__
+
+def slowly(self):
+  time.sleep(0.1)
+  return give(self)
+
+HostBatches.__next__ = slowly
+"""
+RUN = (
+  SLOWLY
+  + """
+values = json.loads(pathlib.Path(sys.argv[1]).read_text())
+loop.train(config_lib.from_dict(values), sys.argv[2])
+"""
+)
+COMMAND = (
+  SLOWLY
+  + """
+sys.exit(cli.main(["train", "--config", sys.argv[1], "--workdir", sys.argv[2]]))
+"""
+)
+
+
+def make_config(**changes) -> Config:
+  """A run of 12 updates of a model that knows nothing afterwards."""
+  values = {
+    "model": dict(layers=1, width=32, heads=2, kv_heads=2, mlp=32, vocab_size=320),
+    "data": dict(
+      sources=("digits",), row_length=64, lanes=2, packing_bins=4, workers=0
+    ),
+    "optim": dict(warmup_steps=2, peak_lr=1e-2),
+    "train": dict(
+      steps=STEPS,
+      batch_rows=4,
+      log_every_steps=1,
+      eval_every_steps=EVALS,
+      eval_rows=4,
+      save_every_steps=SAVES,
+      keep_last=3,
+    ),
+  }
+  nested = dataclasses.asdict(Config())
+  for section, keys in values.items():
+    nested[section].update(keys)
+  for name, value in changes.items():
+    section, key = name.split("__")
+    nested[section][key] = value
+  return config_lib.from_dict(nested)
+
+
+PLAIN = make_config()
+# Everything that a state may hold and a worker process as well.
+FULL = make_config(optim__ema_decay=0.9, train__accumulate=2, data__workers=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  """Where compiled programs wait for the next run of the same config."""
+  options = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield {name.upper(): str(value) for name, value in options.items()}
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def train(config: Config, workdir: pathlib.Path, **options):
+  """loop.train; FULL is compiled in a third of the time, PLAIN as users' runs are."""
+  quick = "jax_disable_most_optimizations"
+  before = jax.config.read(quick)
+  jax.config.update(quick, config == FULL)
+  try:
+    return loop.train(config, workdir, **options)
+  finally:
+    jax.config.update(quick, before)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+  """The workdirs of undisturbed runs."""
+  runs = {}
+  for name, config in (("plain", PLAIN), ("full", FULL)):
+    runs[name] = tmp_path_factory.mktemp(name) / "run"
+    train(config, runs[name])
+  return runs
+
+
+def lines(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
+  return [json.loads(x) for x in (workdir / f"{name}.jsonl").read_text().splitlines()]
+
+
+def assert_same_files(got: pathlib.Path, want: pathlib.Path):
+  for name in FILES:
+    assert (got / name).read_text() == (want / name).read_text(), name
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    return checkpoints.steps()
+
+
+@contextlib.contextmanager
+def running(code: str, config: Config, workdir: pathlib.Path, **environment: str):
+  """A run in a process group of its own, which is gone at the end."""
+  file = workdir.with_suffix(".py" if code == COMMAND else ".json")
+  values = dataclasses.asdict(config)
+  file.write_text(
+    "import ml_collections\n"
+    f"def get_config(arg=''):\n  return ml_collections.ConfigDict({values})\n"
+    if code == COMMAND
+    else json.dumps(values)
+  )
+  path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, str(file), str(workdir)],
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(config == FULL)),
+      "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
+    | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    yield process
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def read_until(process: subprocess.Popen, start: str) -> str:
+  """What the run says up to a line that begins so."""
+  said = ""
+  for line in process.stdout:
+    said += line
+    if line.startswith(start):
+      return said
+  raise AssertionError(f"ended without {start!r}:\n{said}")
+
+
+# What a run leaves behind.
+
+
+def test_a_run_leaves_its_files_and_every_line_its_keys(never_stopped):
+  workdir = never_stopped["plain"]
+  for name in ("config.json", "run.json", "data.json", "tokenizer.model"):
+    assert (workdir / name).stat().st_size > 0
+  assert (workdir / "report.html").read_text().startswith("<!doctype html>")
+  assert config_lib.load(workdir) == PLAIN
+  assert [x["step"] for x in lines(workdir)] == list(range(1, STEPS + 1))
+  for line in lines(workdir):
+    assert {"step", "loss", "loss_text", "loss_image", "grad_norm", "elements"} <= set(
+      line
+    )
+    assert all(math.isfinite(x) for x in line.values())
+    assert 0 < line["elements"] <= 4 * 64
+  for line in lines(workdir, "speed"):
+    assert {"step", "elements_per_s", "step_ms", "mfu", "data_wait_share"} <= set(line)
+  assert [x["step"] for x in lines(workdir, "validation")] == [6, 12]
+  for line in lines(workdir, "validation"):
+    assert line["perplexity"] == pytest.approx(math.exp(line["loss_text"]))
+    assert len(line["loss_image_bins"]) == 10
+  assert steps_of(workdir) == [8, 10, 12]
+  assert not list(workdir.glob("*.tmp"))
+
+
+def test_training_learns(never_stopped):
+  for workdir in never_stopped.values():
+    losses = [x["loss"] for x in lines(workdir)]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+
+
+def test_accumulation_and_the_average_change_what_they_should(never_stopped):
+  plain, full = (lines(never_stopped[name]) for name in ("plain", "full"))
+  # The same batches and noise; sums over microbatches run in another order.
+  for a, b in zip(plain, full, strict=True):
+    assert a["elements"] == b["elements"]
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+  # Validation looks at the average.
+  a, b = (lines(never_stopped[n], "validation")[-1] for n in ("plain", "full"))
+  assert a["loss_text"] != pytest.approx(b["loss_text"], rel=1e-3)
+
+
+def test_the_console_says_what_is_going_on(tmp_path, capfd, never_stopped):
+  workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
+  train(PLAIN, workdir)
+  said = capfd.readouterr().out
+  assert "parameters on 1 x" in said
+  assert f"goes on after step {STEPS} of {workdir}" in said
+  assert "s in all" in said and str(workdir) in said
+  assert_same_files(workdir, never_stopped["plain"])  # nothing was done again
+
+
+# Stopped and started again.
+
+
+@pytest.mark.parametrize("name, config", [("plain", PLAIN), ("full", FULL)])
+def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
+  tmp_path, never_stopped, name, config
+):
+  workdir, delay = tmp_path / "run", random.Random().uniform(0.0, 1.5)
+  # Compiled afresh in that process: nothing may depend on the compiler's mood.
+  with running(RUN, config, workdir) as process:
+    read_until(process, "step 1/")
+    time.sleep(delay)
+    process.kill()
+    process.wait()
+  written = lines(workdir) if (workdir / "metrics.jsonl").exists() else []
+  assert len(written) < STEPS, "it finished before it was killed"
+  train(config, workdir)
+  try:
+    assert_same_files(workdir, never_stopped[name])
+  except AssertionError as error:
+    error.add_note(f"killed {delay} s after the first step, at {written[-1:]}")
+    raise
+  assert steps_of(workdir)[-1] == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on(
+  tmp_path, capfd, never_stopped, cache, number
+):
+  workdir = tmp_path / "run"
+  with running(COMMAND, FULL, workdir, **cache) as process:
+    read_until(process, "step 3/")
+    os.killpg(process.pid, number)  # as a terminal does: workers get it too
+    said, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, said
+  assert f"{number.name}: saving and stopping" in said
+  assert f"stopped by {number.name} after step" in said and "Traceback" not in said
+  done = lines(workdir)[-1]["step"]
+  assert 3 <= done < STEPS and steps_of(workdir)[-1] == done
+  train(FULL, workdir)
+  assert f"goes on after step {done} of" in capfd.readouterr().out
+  assert_same_files(workdir, never_stopped["full"])
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_handlers_come_back():
+  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+  with pytest.raises(KeyboardInterrupt), loop._StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.name == "SIGINT"
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+  with loop._StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.name == "SIGTERM"
+  assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+  before = signal.getsignal(signal.SIGINT)
+
+  def enter():
+    with loop._StopSignals():
+      inside.append(signal.getsignal(signal.SIGINT))
+
+  inside = []
+  thread = threading.Thread(target=enter)
+  thread.start()
+  thread.join()
+  assert inside == [before] and signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a missing file"])
+def test_a_damaged_newest_checkpoint_is_left_for_the_one_before_and_it_is_said(
+  tmp_path, capfd, caplog, never_stopped, damage
+):
+  workdir = shutil.copytree(never_stopped["full"], tmp_path / "run")
+  newest = workdir / "checkpoints" / str(STEPS)
+  file = max((p for p in newest.rglob("*") if p.is_file()), key=os.path.getsize)
+  if damage == "a missing file":
+    file.unlink()
+  else:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+  train(FULL, workdir)
+  assert f"goes on after step {STEPS - SAVES} of" in capfd.readouterr().out
+  assert f"checkpoints/{STEPS} is skipped" in caplog.text
+  assert (workdir / "checkpoints" / f"{STEPS}.corrupt").is_dir()
+  assert_same_files(workdir, never_stopped["full"])
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(tmp_path, never_stopped):
+  workdir = shutil.copytree(never_stopped["full"], tmp_path / "run")
+  file = workdir / "validation.jsonl"
+  file.write_text(file.read_text().splitlines(keepends=True)[0])
+  train(FULL, workdir)
+  assert_same_files(workdir, never_stopped["full"])
+
+
+def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capfd):
+  workdir, short = tmp_path / "run", make_config(train__steps=6)
+  train(short, workdir)
+  first = lines(workdir)
+  assert first[-1]["lr"] < 2e-3  # near the end of its cosine
+  capfd.readouterr()
+  train(PLAIN, workdir)
+  said = capfd.readouterr().out
+  rate = float(make_schedule(PLAIN)(6))
+  assert f"with train.steps: 6 -> {STEPS}; the learning rate is now {rate:.3g}" in said
+  assert lines(workdir)[:6] == first
+  assert [x["step"] for x in lines(workdir)] == list(range(1, STEPS + 1))
+  rates = [x["lr"] for x in lines(workdir)[6:]]
+  # The rate of an update is that after the updates before it.
+  want = [float(make_schedule(PLAIN)(i)) for i in range(6, 12)]
+  assert rates == pytest.approx(want, rel=1e-4)  # float32 cosines near their end
+  assert config_lib.load(workdir) == PLAIN
+
+
+def test_a_shorter_run_than_was_done_is_finished(tmp_path, capfd, never_stopped):
+  workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
+  state = train(make_config(train__steps=6), workdir)
+  assert int(state.step) == STEPS
+  assert_same_files(workdir, never_stopped["plain"])
+
+
+def test_a_workdir_of_another_model_is_left_as_it_is(tmp_path, never_stopped):
+  workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
+  with pytest.raises(ValueError, match="model.width: 32 -> 64"):
+    train(make_config(model__width=64), workdir)
+  assert config_lib.load(workdir) == PLAIN
+  assert_same_files(workdir, never_stopped["plain"])
+
+
+# Numbers that are not finite.
+
+
+def test_updates_that_are_not_finite_stop_the_run_naming_the_step(
+  tmp_path, capfd, monkeypatch, never_stopped
+):
+  config = make_config(train__max_skipped_updates=3)
+  workdir, given = tmp_path / "run", []
+  give = loop.HostBatches.__next__
+
+  def broken_from_the_fifth(self):
+    batch = give(self)
+    given.append(batch)
+    bad = np.full_like(batch.latents_bnhwc, np.nan)
+    return batch._replace(latents_bnhwc=bad) if len(given) >= 5 else batch
+
+  monkeypatch.setattr(loop.HostBatches, "__next__", broken_from_the_fifth)
+  with pytest.raises(FloatingPointError, match=r"step 7: .* in 3 updates in a row"):
+    train(config, workdir)
+  said = capfd.readouterr().out
+  assert "step 5: not finite, update skipped" in said
+  logged = lines(workdir)  # strict JSON, without nan
+  assert [x["skipped"] for x in logged] == [0, 0, 0, 0, 1, 2]
+  assert logged[4]["loss"] is None and logged[3]["loss"] is not None
+  assert steps_of(workdir) == [2, 4, 6]
+  # With good data the next start goes on, from the weights before the bad updates.
+  monkeypatch.setattr(loop.HostBatches, "__next__", give)
+  state = train(config, workdir)
+  assert int(state.step) == STEPS and int(state.skipped_total) == 2
+  assert [x["skipped_total"] for x in lines(workdir)] == [0] * 4 + [1] + [2] * 7
+  want = lines(never_stopped["plain"])
+  assert lines(workdir)[:4] == want[:4]
+  assert all(math.isfinite(x["loss"]) for x in lines(workdir)[6:])
+
+
+# Evaluations.
+
+
+def test_evaluations_are_handed_the_average_at_every_evaluation(
+  tmp_path, never_stopped
+):
+  workdir, calls = shutil.copytree(never_stopped["full"], tmp_path / "run"), []
+  for step in steps_of(workdir)[1:]:
+    shutil.rmtree(workdir / "checkpoints" / str(step))
+
+  def look(step, params, corpus):
+    calls.append((step, np.asarray(params["head"]).copy(), corpus))
+
+  state = train(FULL, workdir, evaluations=[look])  # goes on after step 8
+  assert [step for step, *_ in calls] == [STEPS]
+  _, head, corpus = calls[0]
+  np.testing.assert_array_equal(head, state.ema["head"])
+  assert (head != np.asarray(state.params["head"])).any()
+  assert [source.name for source in corpus.test] == ["digits"]
+
+
+# The files of lines.
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+  file = metrics.JsonLines(path, last_step=2, writes=True)
+  assert file.last_step == 2
+  file.append({"step": 3, "loss": math.nan, "bins": [1.0, math.inf]})
+  assert path.read_text() == (
+    '{"step": 1}\n{"step": 2}\n{"step": 3, "loss": null, "bins": [1.0, null]}\n'
+  )
+
+
+def test_a_host_that_does_not_write_leaves_the_file_alone(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1}\n{"step": 2}\n')
+  metrics.JsonLines(path, last_step=1, writes=False).append({"step": 2})
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
