@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 import tfusion
 from tfusion.config import ModelConfig
@@ -134,16 +135,21 @@ def peak_flops() -> tuple[float, str]:
 
 
 def measure_matmul(*, size: int = 1024, seconds: float = 0.3) -> float:
-  """FLOP/s of float32 matmuls of this size on the default device, the best run."""
+  """FLOP/s of float32 matmuls of this size on one local device, the best run.
+
+  On a CPU one device already uses all cores.
+  """
   device = jax.local_devices()[0]
-  x = jax.device_put(np.ones((size, size), np.float32), device)
-  matmul = jax.jit(lambda x: jnp.matmul(x, x))
-  matmul(x).block_until_ready()
-  best, begin = 0.0, time.perf_counter()
-  while time.perf_counter() - begin < seconds:
-    start = time.perf_counter()
-    matmul(x).block_until_ready()
-    best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
+  mesh = jax.make_mesh((1,), ("x",), devices=[device], axis_types=(AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    x = jnp.ones((size, size), jnp.float32)
+    matmul = jax.jit(jnp.matmul)
+    matmul(x, x).block_until_ready()
+    best, begin = 0.0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+      start = time.perf_counter()
+      matmul(x, x).block_until_ready()
+      best = max(best, 2.0 * size**3 / (time.perf_counter() - start))
   return best
 
 
