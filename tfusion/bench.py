@@ -59,7 +59,7 @@ def bench_step(config: Config, *, steps: int) -> dict[str, Any]:
     elements_per_s, gflops: live elements and their operations over loop_ms.
     matmul_gflops: float32 matmuls of 1024 x 1024 in this process, best of before and
       after; share is gflops over it.
-    data_wait: share of the loop that waited for rows.
+    data_wait: share of the loop in which the device may have waited for rows.
     host_overhead: share of the loop beyond the step alone, data wait included; noise
       can make it slightly negative.
   """
@@ -76,8 +76,7 @@ def bench_step(config: Config, *, steps: int) -> dict[str, Any]:
     alone, state = time_steps(step, state, batch, steps=steps)
     clock, elements, flops, late = metrics.Clock(), 0, 0.0, None
     for _ in range(steps):
-      with clock.measure("data"):
-        rows = next(data)
+      rows = clock.wait_for(data, device=late)
       state, values = step(state, global_batch(rows, mesh=mesh))
       if late is not None:
         jax.device_get(late)

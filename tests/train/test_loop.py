@@ -28,18 +28,22 @@ from tfusion.train.optim import make_schedule
 ROOT = pathlib.Path(loop.__file__).parents[2]
 STEPS, SAVES, EVALS = 12, 2, 6
 FILES = ("metrics.jsonl", "validation.jsonl")
-# The real thing, with updates slow enough that a signal finds every part of it.
+# The real thing, with updates slow enough that a signal finds every part of them.
 SLOWLY = """
-import json, pathlib, sys, time
+import json, os, pathlib, signal, sys, threading, time
 from tfusion import cli
 from tfusion import config as config_lib
 from tfusion.data.pipeline import HostBatches
 from tfusion.train import loop
 
-give = HostBatches.__next__
+give, given = HostBatches.__next__, []
 
 def slowly(self):
-  time.sleep(0.1)
+  given.append(0)
+  if len(given) == int(os.environ.get("KILL_AT_STEP", -1)):
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    threading.Timer(float(os.environ["KILL_AFTER"]), kill).start()
+  time.sleep(float(os.environ["PAUSE"]))
   return give(self)
 
 HostBatches.__next__ = slowly
@@ -170,9 +174,12 @@ def running(code: str, config: Config, workdir: pathlib.Path, **environment: str
     text=True,
     start_new_session=True,
   )
+  watchdog = threading.Timer(300, process.kill)
+  watchdog.start()
   try:
     yield process
   finally:
+    watchdog.cancel()
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -249,20 +256,24 @@ def test_the_console_says_what_is_going_on(tmp_path, capfd, never_stopped):
 def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
   tmp_path, never_stopped, name, config
 ):
-  workdir, delay = tmp_path / "run", random.Random().uniform(0.0, 1.5)
+  workdir = tmp_path / "run"
+  # An update takes a tenth of a second and more, so that any moment may be hit.
+  moment = {
+    "KILL_AT_STEP": str(random.randint(2, STEPS - 1)),
+    "KILL_AFTER": str(random.uniform(0.0, 0.15)),
+    "PAUSE": "0.1",
+  }
   # Compiled afresh in that process: nothing may depend on the compiler's mood.
-  with running(RUN, config, workdir) as process:
-    read_until(process, "step 1/")
-    time.sleep(delay)
-    process.kill()
-    process.wait()
-  written = lines(workdir) if (workdir / "metrics.jsonl").exists() else []
-  assert len(written) < STEPS, "it finished before it was killed"
+  with running(RUN, config, workdir, **moment) as process:
+    said = process.stdout.read()
+    assert process.wait() == -signal.SIGKILL, said
+  written = metrics.read_lines(workdir / "metrics.jsonl")
+  assert len(written) < STEPS
   train(config, workdir)
   try:
     assert_same_files(workdir, never_stopped[name])
   except AssertionError as error:
-    error.add_note(f"killed {delay} s after the first step, at {written[-1:]}")
+    error.add_note(f"killed at {moment}, with {written[-1:]} written")
     raise
   assert steps_of(workdir)[-1] == STEPS
 
@@ -272,11 +283,11 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on(
   tmp_path, capfd, never_stopped, cache, number
 ):
   workdir = tmp_path / "run"
-  with running(COMMAND, FULL, workdir, **cache) as process:
+  with running(COMMAND, FULL, workdir, PAUSE="0.3", **cache) as process:
     read_until(process, "step 3/")
     os.killpg(process.pid, number)  # as a terminal does: workers get it too
-    said, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, said
+    said = process.stdout.read()
+    assert process.wait() == 0, said
   assert f"{number.name}: saving and stopping" in said
   assert f"stopped by {number.name} after step" in said and "Traceback" not in said
   done = lines(workdir)[-1]["step"]

@@ -60,5 +60,5 @@ def draw_t(key: jax.Array, noise_cap: jax.Array, *, timesteps: int) -> jax.Array
   A cap of 0.5 is the limit of t = 500 in arXiv 2408.11039, section 4.3.4.
   """
   top = jnp.maximum(jnp.round(noise_cap * timesteps), 1.0)
-  u = jax.random.uniform(key, noise_cap.shape)  # in [0, 1)
-  return jnp.minimum(jnp.floor(u * top), top - 1).astype(jnp.int32) + 1
+  u = jax.random.uniform(key, noise_cap.shape)  # in [0, 1), and u * top stays below top
+  return jnp.floor(u * top).astype(jnp.int32) + 1

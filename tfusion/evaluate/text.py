@@ -11,15 +11,14 @@ from tfusion.train.validate import validate
 
 
 def perplexity(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
-  """exp of nats per token on the test split of the text-only sources.
+  """exp of nats per token on the test split of the text-only sources, or, where a run
+  has none, of all its sources: then it is the perplexity of captions.
 
   Tokens are the run's own, so compare runs of one tokenizer only; BOS predicts the
   first token and the last predicts EOS.
   """
   del out
-  sources = [s for s in corpus.test if not s.has_images]
-  if not sources:
-    return {}
+  sources = [s for s in corpus.test if not s.has_images] or corpus.test
   config = trained.config
   rows = heldout_rows(
     sources,

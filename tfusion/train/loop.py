@@ -163,8 +163,7 @@ class _Run:
 
   def advance(self):
     """One update, and what is due after it."""
-    with self.clock.measure("data"):
-      host_batch = next(self.data)
+    host_batch = self.clock.wait_for(self.data, device=self.previous)
     batch = global_batch(host_batch, mesh=self.mesh)
     if self.compiled is None:
       with self.clock.measure("compile"):

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ class Clock:
       yield
     finally:
       self.seconds[name] += time.perf_counter() - begin
+
+  def wait_for(self, rows: Iterator[Batch], *, device: Any) -> Batch:
+    """Takes the next rows; counts as `data` the time that the device may have idled.
+
+    That is none if what the device was computing, the tree `device`, still is not
+    ready when the rows are there, and else all of it, which is an upper bound.
+    """
+    start = time.perf_counter()
+    batch = next(rows)
+    arrays = [x for x in jax.tree.leaves(device) if isinstance(x, jax.Array)]
+    if all(x.is_ready() for x in arrays):
+      self.seconds["data"] += time.perf_counter() - start
+    return batch
 
   @property
   def elapsed(self) -> float:
