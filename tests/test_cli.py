@@ -201,12 +201,17 @@ def test_a_saved_config_takes_overrides_too(tmp_path):
 
 
 def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path):
-  config_lib.save(cli.read_config(DIGITS, []), tmp_path)
-  before = sorted(p.name for p in tmp_path.iterdir())
-  args = ("--config", DIGITS, "--workdir", str(tmp_path), "--config.model.layers=7")
-  err = refusal(capsys, "train", *args)
-  assert "model.layers: 4 -> 7" in err
-  assert sorted(p.name for p in tmp_path.iterdir()) == before
+  experiment, workdir = tmp_path / "digits.py", tmp_path / "w"
+  experiment.write_text(pathlib.Path(DIGITS).read_text())
+  (tmp_path / "results").mkdir()
+  (tmp_path / "results" / "digits.json").write_text("{}")
+  workdir.mkdir()
+  old = cli.read_config(DIGITS, [])
+  config_lib.save(old, workdir)
+  args = ("--config", str(experiment), "--workdir", str(workdir))
+  err = refusal(capsys, "train", *args, "--config.model.layers=7")
+  assert f"model.layers: {old.model.layers} -> 7" in err
+  assert [p.name for p in workdir.iterdir()] == ["config.json"]
 
 
 def test_verbose_shows_the_whole_traceback():

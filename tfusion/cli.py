@@ -43,6 +43,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
   """Trains, evaluates on the way, and writes report.html."""
   config = read_config(args.config, rest)
   workdir = config_lib.check_workdir(args.workdir)
+  config_lib.check_same_run(config, workdir)
   from tfusion.evaluate import pictures, suite
   from tfusion.train import loop, trained
 

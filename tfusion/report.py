@@ -140,10 +140,10 @@ def write_report(workdir: str | Path, *, reference: str | Path | None = None) ->
   return path
 
 
-def save_reference(workdir: str | Path, path: str | Path) -> None:
+def save_reference(workdir: str | Path, path: str | Path, *, commit: str = "") -> None:
   """Writes a finished run's curves for `write_report(reference=...)`.
 
-  At most 400 points a curve and 5 significant digits.
+  At most 400 points a curve and 5 significant digits. `commit` names the code it ran.
 
   Raises:
     ValueError: the run is not finished.
@@ -161,7 +161,7 @@ def save_reference(workdir: str | Path, path: str | Path) -> None:
     "name": Path(workdir).resolve().name,
     "command": facts["command"],
     "hardware": facts["hardware"] or hardware,
-    "commit": facts["commit"],
+    "commit": commit,
     "model": run["config"].get("model"),
     "metrics": [{k: x.get(k) for k in losses} for x in _spread(run["metrics"], 400)],
     "validation": _spread(run["validation"], 400),

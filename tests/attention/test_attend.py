@@ -27,7 +27,8 @@ def implementation(request, monkeypatch) -> str:
   """Also cuts small rows into tiles, which otherwise only long ones are."""
   if request.param == "chunked in tiles":
     monkeypatch.setattr(chunked, "WHOLE", 0)
-    monkeypatch.setattr(chunked, "TILE", 16)
+    monkeypatch.setattr(chunked, "BLOCK", 16)
+    monkeypatch.setattr(chunked, "CHUNK", 16)
     monkeypatch.setattr(chunked, "BUDGET", 16 * 16)
   return request.param.split()[0]
 
@@ -103,7 +104,7 @@ def compiled(tile, scale, soft_cap, implementation):
 
 def run(*arrays, scale=None, soft_cap=None, implementation):
   """(o, lse, dq, dk, dv) of q, k, v, lo, hi, do, dlse."""
-  both = compiled(chunked.TILE, scale, soft_cap, implementation)
+  both = compiled(chunked.BLOCK, scale, soft_cap, implementation)
   return [np.asarray(x) for x in both(*arrays)]
 
 

@@ -355,29 +355,29 @@ def test_a_full_row_stops_at_the_limit_and_an_image_without_room_is_not_begun(
   assert {"eos", "full", "no room"} == set(ends)
 
 
-def with_limit(params, max_elements, row):
-  """One of eight rows from nothing, with another limit."""
+def with_limit(params, max_elements):
+  """Eight rows from nothing."""
   c = sampling(sampler="ddim", guidance=1.0, max_elements=max_elements)
-  return run(c, params, [()] * 8)[row]
+  return run(c, params, [()] * 8)
 
 
 def test_a_row_may_end_exactly_at_the_limit(params):
-  rows = [with_limit(params, LIMIT, row) for row in range(8)]
+  rows = with_limit(params, LIMIT)
   row = next(i for i, g in enumerate(rows) if g.finished and len(g.spans[-1].ids) > 1)
   whole = size(rows[row].spans)
   for limit, finished in ((whole, True), (whole - 1, False)):
-    got = with_limit(params, limit, row)
+    got = with_limit(params, limit)[row]
     assert (got.finished, size(got.spans)) == (finished, limit)
 
 
 def test_an_image_may_end_exactly_at_the_limit(params):
-  rows = [with_limit(params, LIMIT, row) for row in range(8)]
+  rows = with_limit(params, LIMIT)
   row = next(i for i, g in enumerate(rows) if isinstance(g.spans[1], Image))
   text, image = rows[row].spans[:2]
   whole = size((text, image))
-  got = with_limit(params, whole, row)
+  got = with_limit(params, whole)[row]
   assert_same(got, (text, image), finished=False)
-  assert_same(with_limit(params, whole - 1, row), (text,), finished=False)
+  assert_same(with_limit(params, whole - 1)[row], (text,), finished=False)
 
 
 def test_nothing_asked_is_nothing_made(params):

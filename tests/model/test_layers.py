@@ -13,6 +13,7 @@ from tfusion.model.layers import (
   RMSNorm,
   SwiGLU,
   View,
+  linear,
   rope,
   rope_angles,
 )
@@ -34,6 +35,38 @@ def first_layer(kind, model) -> nnx.Module:
 def numbers(module: nnx.Module) -> dict:
   values = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   return {k: np.asarray(v, np.float64) for k, v in values.items()}
+
+
+# Contractions.
+
+
+@pytest.mark.parametrize(
+  "letters, inputs, x_shape, w_shape",
+  [
+    ("bld,df->blf", 1, (2, 3, 4), (4, 5)),
+    ("bld,dhk->blhk", 1, (2, 3, 4), (4, 2, 3)),
+    ("blhk,hkd->bld", 2, (2, 3, 2, 4), (2, 4, 5)),
+    ("bnmd,dp->bnmp", 1, (2, 1, 3, 4), (4, 5)),
+  ],
+)
+def test_linear_is_the_einsum_and_has_its_gradients(letters, inputs, x_shape, w_shape):
+  rng = np.random.default_rng(0)
+  x, w = (rng.normal(size=s).astype(np.float32) for s in (x_shape, w_shape))
+  x, out = tiny.put(x), spec("batch", *[None] * (len(letters.split(">")[1]) - 1))
+
+  def both(x, w):
+    ours = lambda x, w: linear(x, w, inputs, out)  # noqa: E731
+    einsum = lambda x, w: jnp.einsum(letters, x, w, out_sharding=out)  # noqa: E731
+    results = []
+    for function in (ours, einsum):
+      y, pull = jax.vjp(function, x, w)
+      results.append((y, *pull(jnp.sin(y))))
+    return results
+
+  got, want = jax.jit(both)(x, jnp.asarray(w))
+  for a, b in zip(got, want, strict=True):
+    assert a.shape == b.shape and a.dtype == b.dtype
+    np.testing.assert_allclose(a, b, atol=1e-5)  # sums in another order
 
 
 # RoPE.

@@ -104,11 +104,12 @@ def test_parameter_count_counts_every_number(params):
   assert parameter_count(CONFIG.model) == sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_every_parameter_is_float32_and_names_each_of_its_axes(params):
+def test_every_parameter_is_float32_and_names_each_of_its_axes():
   names = axis_names(CONFIG.model)
+  shapes = nnx.to_pure_dict(nnx.state(build(CONFIG.model), nnx.Param))
   flat = {
     tuple(k.key for k in path): x
-    for path, x in jax.tree_util.tree_flatten_with_path(params)[0]
+    for path, x in jax.tree_util.tree_flatten_with_path(shapes)[0]
   }
   assert flat.keys() == names.keys()
   for path, x in flat.items():
@@ -164,6 +165,18 @@ def test_tokens_under_patches_and_padding_are_never_read(forward):
   np.testing.assert_array_equal(logits[live], logits2[live])
   used = batch.image_weight_bn > 0
   np.testing.assert_array_equal(noise[used], noise2[used])
+
+
+def test_nothing_behind_an_image_reaches_its_noise(forward):
+  rng = np.random.default_rng(0)
+  image = tiny.image(rng)
+  rows = [
+    jax.tree.map(lambda x: x[None], tiny.pack([(image, text)], CONFIG))
+    for text in (tiny.text(rng, 3), tiny.text(rng, 6))
+  ]
+  rows[1].tokens_bl[0, rows[1].image_start_bn[0, 0] + 4] = 9  # in place of EOI
+  before, after = (forward(row)[1][0, 0] for row in rows)
+  np.testing.assert_array_equal(before, after)
 
 
 def test_every_images_own_timestep_reaches_its_patches(forward):

@@ -432,7 +432,11 @@ def test_accumulating_over_parts_changes_no_gradient(params):
 
 def test_the_step_traces_under_jaxs_strict_flags(start):
   batch = tiny.put(tiny.batch(CONFIG))
-  with jax.debug_key_reuse(True), jax.legacy_prng_key("error"):
+  with (
+    jax.numpy_rank_promotion("raise"),
+    jax.debug_key_reuse(True),
+    jax.legacy_prng_key("error"),
+  ):
     out = jax.eval_shape(
       functools.partial(train_step, CONFIG), start, batch, jax.random.key(0)
     )
@@ -446,8 +450,7 @@ MESHES = {
   "data": (dict(data=8), 1),
   "data fsdp": (dict(data=2, fsdp=4), 1),
   "fsdp tensor": (dict(data=1, fsdp=2, tensor=4), 1),
-  "data fsdp tensor": (dict(data=2, fsdp=2, tensor=2), 1),
-  "data tensor, accumulated": (dict(data=2, fsdp=1, tensor=4), 2),
+  "data fsdp tensor, in two parts": (dict(data=2, fsdp=2, tensor=2), 2),
 }
 
 EIGHT_DEVICES = """

@@ -29,8 +29,8 @@ from jax import lax
 from tfusion.attention import intervals
 from tfusion.attention.dense import DEAD_LSE
 
-TILE = 256  # queries and keys of a tile of a long row
-WHOLE = 512 * 512  # scores of one head up to which a row is one tile
+BLOCK, CHUNK = 128, 128  # queries and keys of a tile of a long row
+WHOLE = 200_000  # scores of one head up to which a row is one tile
 BUDGET = 512 * 512  # scores of one lane in one step: a megabyte
 
 
@@ -63,8 +63,9 @@ def cut(batch: int, queries: int, keys: int, *, kv_heads: int, group: int) -> Gr
   if queries * keys <= WHOLE:
     block, chunk = queries, keys
   else:
-    block = -(-queries // -(-queries // TILE))  # blocks of even size
-    chunk = min(keys, TILE)
+    even = -(-queries // -(-queries // BLOCK))  # as many queries in each block
+    block = min(queries, -(-even // 16) * 16)  # and full vectors
+    chunk = min(keys, CHUNK)
   blocks = -(-queries // block)
   # Two heads at least in a lane: XLA rewrites a dot without batch axes for the worse.
   lanes = next((x for x in (4, 3, 2) if kv_heads % x == 0 and kv_heads // x > 1), 1)

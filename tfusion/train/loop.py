@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,6 +145,7 @@ class _Run:
       "peak_flops": self.peak * jax.device_count(),
       "peak_flops_source": source,
       "mesh": dict(self.mesh.shape),
+      "command": " ".join(["tfusion", *sys.argv[1:]]),
     }
     self.write_json("run.json", facts)
     self.say(
