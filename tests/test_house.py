@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 # in its own directory.
 FLOORS = (
   "config",
-  "sharding checkpoint report",
+  "sharding checkpoint report progress",
   "sequence attention diffusion",
   "model",
   "data generate",
@@ -30,7 +30,7 @@ FLOORS = (
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ bench checkpoint cli config report sequence sharding",
+  "": "__main__ bench checkpoint cli config progress report sequence sharding",
   "attention": "chunked dense intervals",
   "data": "folder images lanes pipeline sources tokenizer",
   "diffusion": "process samplers",

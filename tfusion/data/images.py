@@ -10,18 +10,17 @@ import json
 import math
 import os
 import shutil
-import time
 import uuid
 import warnings
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from PIL import Image, ImageOps
+
+from tfusion.progress import Progress
 
 DECODE_THREADS = 2 * (os.cpu_count() or 1)
 CHUNK = 256  # images decoded between two writes to the cache
-PROGRESS_SECONDS = 10
 
 
 def decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -112,7 +111,7 @@ def _write_images(
     "fortran_order": False,
     "shape": (len(files), *image_shape),
   }
-  progress = _Progress(root, len(files))
+  progress = Progress(f"{root}: images decoded", len(files))
   with (
     # Broken files make Pillow warn; each is counted with its reason instead.
     warnings.catch_warnings(action="ignore"),
@@ -129,29 +128,6 @@ def _write_images(
         out.write(image.tobytes())
       progress.show(start + len(chunk))
   return bad
-
-
-class _Progress:
-  """Says every few seconds how far decoding is."""
-
-  def __init__(self, root: Path, total: int):
-    self._root, self._total = root, total
-    self._start = self._shown = time.monotonic()
-
-  def show(self, done: int) -> None:
-    now = time.monotonic()
-    if now - self._shown < PROGRESS_SECONDS and done < self._total:
-      return
-    self._shown = now
-    rate = done / max(now - self._start, 1e-6)
-    logging.info(
-      "%s: %d of %d images decoded, %.0f/s, %.0f s left",
-      self._root,
-      done,
-      self._total,
-      rate,
-      (self._total - done) / rate,
-    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

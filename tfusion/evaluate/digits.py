@@ -15,6 +15,7 @@ from tfusion.data.pipeline import Corpus
 from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
 from tfusion.evaluate.pictures import grid, write_png
 from tfusion.generate.interleaved import Draw, Generated, Prompt, generate
+from tfusion.progress import Progress
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
 
@@ -61,7 +62,7 @@ def evaluate_digits(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
 def caption_scans(trained: Trained, scans_nhwc: np.ndarray) -> list[str]:
   """Greedy captions of real images, given clean."""
   prompts = [(Image(scan),) for scan in scans_nhwc]
-  made = _generate(trained, prompts)
+  made = _generate(trained, prompts, "captions")
   return [
     "".join(trained.tokenizer.decode(s.ids) for s in g.spans if isinstance(s, Text))
     for g in made
@@ -85,7 +86,7 @@ def draw_digits(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     )
     for i, y in enumerate(labels)
   ]
-  made = _generate(trained, prompts)
+  made = _generate(trained, prompts, "images")
   images = [next(s.latent for s in g.spans if isinstance(s, Image)) for g in made]
   return np.clip(np.stack(images), -1, 1), labels
 
@@ -112,9 +113,12 @@ def nearness(images_nhwc: np.ndarray) -> dict[str, float]:
   }
 
 
-def _generate(trained: Trained, prompts: Sequence[Prompt]) -> list[Generated]:
+def _generate(
+  trained: Trained, prompts: Sequence[Prompt], what: str
+) -> list[Generated]:
   """Generates eval.batch rows at a time, the last batch filled up to the same shape."""
   config, made = trained.config, []
+  progress = Progress(what, len(prompts))
   for start in range(0, len(prompts), config.eval.batch):
     part = list(prompts[start : start + config.eval.batch])
     filled = part + part[:1] * (min(config.eval.batch, len(prompts)) - len(part))
@@ -122,4 +126,5 @@ def _generate(trained: Trained, prompts: Sequence[Prompt]) -> list[Generated]:
     made += generate(
       config, trained.params, filled, special=trained.tokenizer.special, key=key
     )[: len(part)]
+    progress.show(len(made))
   return made
