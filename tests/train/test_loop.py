@@ -174,7 +174,7 @@ def running(code: str, config: Config, workdir: pathlib.Path, **environment: str
     text=True,
     start_new_session=True,
   )
-  watchdog = threading.Timer(300, process.kill)
+  watchdog = threading.Timer(900, process.kill)
   watchdog.start()
   try:
     yield process

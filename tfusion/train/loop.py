@@ -34,6 +34,7 @@ from tfusion.train import metrics
 from tfusion.train.optim import make_schedule
 from tfusion.train.step import (
   TrainState,
+  abstract_state,
   init_state,
   shardings,
   train_step,
@@ -115,8 +116,7 @@ class _Run:
     config = self.config
     with self.clock.measure("init"):
       self.sharding = shardings(config, self.mesh)
-      init = jax.jit(functools.partial(init_state, config), out_shardings=self.sharding)
-      restored = self.checkpoints.restore(jax.eval_shape(init, self.root))
+      restored = self.checkpoints.restore(abstract_state(config, self.mesh))
       if restored:
         self.step, self.state = restored.step, restored.state
         self.data.restore(restored.lanes)

@@ -1,0 +1,52 @@
+"""The README says what is there: commands, files and sources of its figures."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+from PIL import Image
+
+from tfusion import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    (tfusion .+)$", README, re.MULTILINE)
+
+
+def test_every_kind_of_command_is_in_the_readme():
+  assert {c.split()[1] for c in COMMANDS} == {
+    "train",
+    "sample",
+    "eval",
+    "inspect",
+    "bench",
+  }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+  (tmp_path / "photos").mkdir()
+  for name in ("a", "b"):
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / f"{name}.txt").write_text(f"a picture, {name}")
+  args, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
+  if hasattr(args, "config"):
+    cli.read_config(args.config, rest)
+  else:
+    digits = cli.read_config("experiments/digits.py", [])
+    known = cli.config_lib.flatten(digits)
+    for override in rest:
+      key = re.fullmatch(r"--config\.([\w.]+)=.+", override).group(1)
+      assert key in known
+
+
+def test_every_path_of_the_map_exists():
+  house = README.split("## The house")[1].split("Conventions")[0]
+  paths = re.findall(r"^    (?:  )?([\w/]+(?:\.py|/)) ", house, re.MULTILINE)
+  assert len(paths) > 12
+  for path in paths:
+    inside = ROOT / "tfusion" / path
+    assert inside.exists() or (ROOT / path).exists(), path
