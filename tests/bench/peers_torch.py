@@ -271,14 +271,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def width_for(args: argparse.Namespace, params: int) -> int:
-  """Return the multiple of 8 * heads whose parameter count is nearest to params.
+  """Return the multiple of 2 * heads whose parameter count is nearest to params.
 
   The trial models are real (the package cannot be built on the meta device), but
   they hold no gradients, optimizer state or activations: the peak comes later.
   """
   best_dim, best_gap, dim = 0, math.inf, 0
   while True:
-    dim += 8 * args.heads
+    dim += 2 * args.heads
     trial = argparse.Namespace(**{**vars(args), "dim": dim})
     gap = abs(count_parameters(PROGRAMS[args.program](trial, None).model) - params)
     if gap >= best_gap:
@@ -321,7 +321,7 @@ def parse_args() -> argparse.Namespace:
     "--match-params",
     type=int,
     metavar="N",
-    help="take the width, a multiple of 8 * heads, whose count is nearest to N",
+    help="take the width, a multiple of 2 * heads, whose count is nearest to N",
   )
   parser.add_argument("--depth", type=int, default=4)
   parser.add_argument("--heads", type=int, default=8)

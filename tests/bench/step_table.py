@@ -25,18 +25,16 @@ def main():
   args = parser.parse_args()
   print("dim depth program            params  step ms   elements/s  ours is  peak GB")
   for dim, depth in SIZES:
-    size = ["--dim", str(dim), "--depth", str(depth), "--steps", str(args.steps)]
-    ours = [sys.executable, "step_ours.py", *size]
-    plain, package = (
-      [args.torch_python, "peers_torch.py", "--program", name, *size]
-      for name in ("plain", "package")
-    )
-    params = str(run(ours)["params"])
+    width = ["--dim", str(dim)]
+    depth_and_steps = ["--depth", str(depth), "--steps", str(args.steps)]
+    ours = [sys.executable, "step_ours.py", *width, *depth_and_steps]
+    torch = [args.torch_python, "peers_torch.py", *depth_and_steps, "--program"]
+    params = ["--match-params", str(run(ours)["params"])]
     programs = {
       "ours": ours,
-      "plain": plain,
-      "package": package,
-      "package, our params": [*package, "--match-params", params],
+      "plain": [*torch, "plain", *width],
+      "package": [*torch, "package", *width],
+      "package, our params": [*torch, "package", *params],
     }
     results = {name: [] for name in programs}
     for _ in range(args.rounds):

@@ -11,8 +11,8 @@ the chunks of keys that they see; a short row is one tile. The backward pass com
 the scores again from the saved lse (FlashAttention, arXiv 2205.14135, section 3.1).
 
 What makes it fast on a CPU (measured on two AVX-512 cores, jax 0.10):
-  - a tile of about a megabyte stays in the cache, and little memory is touched for the
-    first time: a page fault costs more than the arithmetic on the page;
+  - a tile stays in the cache, and little memory is touched for the first time: a page
+    fault costs more than the arithmetic on the page;
   - the lanes of a step are groups of heads that share no buffer: XLA runs them at once;
   - XLA's fast dots want the first operand with its contracted axis last. So the
     backward pass holds the scores as keys x queries, and gets dq as its transpose
@@ -214,10 +214,6 @@ def _put_queries(grid: Grid, x_bqhd, x_rnxd: list[jax.Array], place: _Place):
   return x_bqhd
 
 
-def _count_from(start, size: int):
-  return start + jnp.arange(size, dtype=jnp.int32)
-
-
 def _finite(x):
   """Zero for nan and inf: a dot would spread them, since 0 * nan is nan."""
   return jnp.where(jnp.isfinite(x), x, 0.0)
@@ -234,7 +230,7 @@ def _forward(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap):
     q_rnxd = [q * scale for q in _take_queries(grid, q_bqhd, place)]
 
     def visit(states, owned, key):
-      index_11k = _count_from(key, grid.chunk)[None, None]
+      index_11k = key + lax.broadcasted_iota(jnp.int32, (1, 1, grid.chunk), 2)
       low_rx1 = jnp.maximum(lo_rx, owned)[..., None]
       sees_rxk = (index_11k >= low_rx1) & (index_11k <= hi_rx[..., None])
       k_rnkd = _take_keys(grid, k_bknd, place, key)
@@ -312,9 +308,9 @@ def _backward(saved, do_bqhd, dlse_bhq, scale, soft_cap):
     place = _place(grid, i)
     lo_rx, hi_rx = _take_interval(grid, lo_bq, hi_bq, place)
     if grid.queries % grid.block:  # queries of the next block are not counted twice
-      index_q = _count_from(place.query, grid.block)
-      owned_q = index_q >= place.block * grid.block
-      hi_rx = jnp.where(jnp.tile(owned_q, grid.group)[None], hi_rx, -1)
+      index_1q = place.query + lax.broadcasted_iota(jnp.int32, (1, grid.block), 1)
+      owned_1q = index_1q >= place.block * grid.block
+      hi_rx = jnp.where(jnp.tile(owned_1q, (1, grid.group)), hi_rx, -1)
     q_rnxd = [_finite(q * scale) for q in _take_queries(grid, q_bqhd, place)]
     do_rnxd = [_finite(do) for do in _take_queries(grid, do_bqhd, place)]
     lse_rn1x = _take_statistic(grid, lse_bhq, place)
@@ -322,7 +318,7 @@ def _backward(saved, do_bqhd, dlse_bhq, scale, soft_cap):
     lanes = [_Lane(*x) for x in zip(q_rnxd, do_rnxd, lse_rn1x, delta_rn1x)]
 
     def visit(state, owned, key):
-      index_1k1 = _count_from(key, grid.chunk)[None, :, None]
+      index_1k1 = key + lax.broadcasted_iota(jnp.int32, (1, grid.chunk, 1), 1)
       low_r1x = jnp.maximum(lo_rx, owned)[:, None]
       sees_rkx = (index_1k1 >= low_r1x) & (index_1k1 <= hi_rx[:, None])
       k_rnkd = [_finite(k) for k in _take_keys(grid, k_bknd, place, key)]

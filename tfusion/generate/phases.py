@@ -199,7 +199,7 @@ def draw(
   guided = sample.guidance != 1.0
   # The loop below reads this copy and drops what the model adds to it: the keys of
   # noisy patches are of no use to the next step.
-  prefix = jax.tree.map(lambda x: x[:, :, :length], cache)
+  prefix = jax.tree.map(lambda x: _first(x, length), cache)
   behind_b = at_b
   if guided:
     null = empty_keys(
@@ -235,7 +235,8 @@ def draw(
 
 
 def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, Keys]:
-  clean_t_bn = jnp.zeros_like(block.latents_bnhwc[..., 0, 0, 0], jnp.int32)
+  slots = block.latents_bnhwc.shape[:2]
+  clean_t_bn = jnp.zeros(slots, jnp.int32, out_sharding=spec("batch", None))
   x_bld = model.embed(block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl)
   positions_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
   return model.extend(x_bld, positions_bl, block.hi_bl, cache)
@@ -255,6 +256,12 @@ def _denoised(model: Transfusion, x_bhwc, t, at_b, cache: Keys):
 def _logits(model: Transfusion, x_b1d: jax.Array) -> jax.Array:
   """f32[b, v] with the whole vocabulary on every device of a row, to sample from."""
   return jax.sharding.reshard(model.logits(x_b1d)[:, 0], spec("batch", None))
+
+
+def _first(keys_nbsgk: jax.Array, length: int) -> jax.Array:
+  """The first cache positions, sharded as they were, which a slice of one row is not."""
+  kept = jax.typeof(keys_nbsgk).sharding.spec
+  return jax.sharding.reshard(keys_nbsgk[:, :, :length], kept)
 
 
 def _replicate(x: jax.Array) -> jax.Array:
