@@ -11,7 +11,7 @@ from absl import logging
 from tfusion import cli
 from tfusion import config as config_lib
 
-ROOT = pathlib.Path(cli.__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = ("train", "sample", "eval", "inspect", "bench")
 # Importing one of these takes a second or more.

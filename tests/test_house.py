@@ -10,11 +10,10 @@ import sys
 import pytest
 from PIL import Image
 
-import tfusion
 from tfusion import config as config_lib
 
-PACKAGE = pathlib.Path(tfusion.__file__).parent
-ROOT = PACKAGE.parent
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "tfusion"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (

@@ -11,7 +11,6 @@ import pytest
 import tiny
 from flax import nnx
 
-import tfusion
 from tfusion import config as config_lib
 from tfusion.model.transfusion import (
   axis_names,
@@ -22,7 +21,7 @@ from tfusion.model.transfusion import (
 )
 from tfusion.sharding import RULES
 
-PAPER = pathlib.Path(tfusion.__file__).parents[1] / "experiments" / "paper.py"
+PAPER = pathlib.Path(__file__).parents[2] / "experiments" / "paper.py"
 CONFIG = tiny.config()
 # Table 2's sizes with a vocabulary of 32,000: parameters without the patch layers, in
 # millions, and what linear patch layers of side 2 add, in percent (Table 7 prints

@@ -468,6 +468,7 @@ def make_config(axes, accumulate):
   return tiny.config(
     model__heads=8, model__kv_heads=4, train__batch_rows=8, optim__ema_decay=0.9,
     optim__peak_lr=1e-3, optim__warmup_steps=0, train__accumulate=accumulate,
+    optim__eps=1e-6,  # Adam divides by it where a gradient is rounding alone
     **{f"mesh__{axis}": size for axis, size in axes.items()},
   )
 

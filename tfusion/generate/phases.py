@@ -199,7 +199,7 @@ def draw(
   guided = sample.guidance != 1.0
   # The loop below reads this copy and drops what the model adds to it: the keys of
   # noisy patches are of no use to the next step.
-  prefix = jax.tree.map(lambda x: _first(x, length), cache)
+  prefix = jax.tree.map(lambda x: x[:, :, :length], cache)
   behind_b = at_b
   if guided:
     null = empty_keys(
@@ -256,12 +256,6 @@ def _denoised(model: Transfusion, x_bhwc, t, at_b, cache: Keys):
 def _logits(model: Transfusion, x_b1d: jax.Array) -> jax.Array:
   """f32[b, v] with the whole vocabulary on every device of a row, to sample from."""
   return jax.sharding.reshard(model.logits(x_b1d)[:, 0], spec("batch", None))
-
-
-def _first(keys_nbsgk: jax.Array, length: int) -> jax.Array:
-  """The first cache positions, sharded as they were, which a slice of one row is not."""
-  kept = jax.typeof(keys_nbsgk).sharding.spec
-  return jax.sharding.reshard(keys_nbsgk[:, :, :length], kept)
 
 
 def _replicate(x: jax.Array) -> jax.Array:
