@@ -1,5 +1,6 @@
 """Promises of the command line: quick help, one clear message for what one can mend."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -226,3 +227,32 @@ def test_ctrl_c_outside_the_loop_ends_quietly(capsys, monkeypatch):
   monkeypatch.setattr(cli, "read_config", interrupted)
   assert cli.main(["train", "--config", DIGITS, "--workdir", "x"]) == 130
   assert capsys.readouterr().err == "tfusion train: interrupted\n"
+
+
+# Memory.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a tunable of glibc")
+def test_the_command_starts_anew_with_huge_pages_once_and_keeps_its_arguments():
+  code = """
+import os, sys
+from tfusion import cli
+started = []
+os.execv = lambda path, argv: started.append(argv) or sys.exit(0)
+sys.argv[1:] = ["inspect", "--workdir", "none"]
+sys.exit(cli.main())
+"""
+  environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+  run = functools.partial(
+    subprocess.run, [sys.executable, "-c", code], cwd=ROOT, capture_output=True
+  )
+  assert run(env=environment | {"PYTHONPATH": str(ROOT)}).returncode == 0
+  again = environment | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "x=1"}
+  assert run(env=again).returncode != 0  # went on to the missing workdir
+  done = subprocess.run(
+    [sys.executable, "-m", "tfusion", "inspect", "--workdir", "no such"],
+    env=environment | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2 and "no such" in done.stderr

@@ -26,7 +26,7 @@ from tfusion.train.step import (
   train_step,
 )
 
-ROOT = pathlib.Path(step_lib.__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = tiny.config(optim__ema_decay=0.9)
 PATCHES = CONFIG.model.patches_per_image
 ROOT_KEY = 0

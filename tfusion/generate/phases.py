@@ -196,24 +196,12 @@ def draw(
     The cache and the images f32[b, h, w, c].
   """
   model = bind(config, params)
-  guided = sample.guidance != 1.0
-  # The loop below reads this copy and drops what the model adds to it: the keys of
-  # noisy patches are of no use to the next step.
+  # The loop reads this copy and drops what the model adds to it: the keys of noisy
+  # patches are of no use to the next step.
   prefix = jax.tree.map(lambda x: x[:, :, :length], cache)
-  behind_b = at_b
-  if guided:
-    null = empty_keys(
-      config, batch=at_b.shape[0], length=length, dtype=dtype_of(config)
-    )
-    _, null = _extend(model, unconditional, null)
-    prefix = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
-    behind_b = join_rows(at_b, unconditional.count_b)
-
-  def predict(x_bhwc, t):
-    if not guided:
-      return _denoised(model, x_bhwc, t, behind_b, prefix)[0]
-    noise, _ = _denoised(model, join_rows(x_bhwc, x_bhwc), t, behind_b, prefix)
-    return guide(*split_rows(noise), scale=sample.guidance)
+  if sample.guidance == 1.0:
+    unconditional = None
+  predict = _predictor(model, prefix, at_b, unconditional, scale=sample.guidance)
 
   def draw_noise(number):
     def one(key, image, number):
@@ -232,6 +220,24 @@ def draw(
   )
   _, cache = _denoised(model, clean_bhwc, 0, at_b, cache)
   return cache, _replicate(clean_bhwc)
+
+
+def _predictor(
+  model: Transfusion, prefix: Keys, at_b, unconditional: Block | None, *, scale: float
+):
+  """The noise predictor behind `prefix`, guided if there is an unconditional prefix."""
+  if unconditional is None:
+    return lambda x_bhwc, t: _denoised(model, x_bhwc, t, at_b, prefix)[0]
+  null = jax.tree.map(jnp.zeros_like, prefix)
+  _, null = _extend(model, unconditional, null)
+  both = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
+  both_at_b = join_rows(at_b, unconditional.count_b)
+
+  def predict(x_bhwc, t):
+    noise, _ = _denoised(model, join_rows(x_bhwc, x_bhwc), t, both_at_b, both)
+    return guide(*split_rows(noise), scale=scale)
+
+  return predict
 
 
 def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, Keys]:
