@@ -57,6 +57,9 @@ class Transformer(nnx.Module):
       return nnx.merge(graphdef, layer_params)(x_bld, view, layer_keys)
 
     if self.remat != "none":
-      layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
+      # Inside a scan nothing can be shared; unrolled, XLA would keep what is to go.
+      layer = jax.checkpoint(
+        layer, policy=REMAT[self.remat], prevent_cse=self.unroll > 1
+      )
     x_bld, keys = jax.lax.scan(layer, x_bld, (params, keys), unroll=self.unroll)
     return self.norm(x_bld), keys
