@@ -92,7 +92,8 @@ def make_config(**changes) -> Config:
 
 PLAIN = make_config()
 # Everything that a state may hold and a worker process as well.
-FULL = make_config(optim__ema_decay=0.9, train__accumulate=2, data__workers=1)
+FULL_CHANGES = dict(optim__ema_decay=0.9, train__accumulate=2, data__workers=1)
+FULL = make_config(**FULL_CHANGES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,11 +114,16 @@ def cache(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
+def is_quick(config: Config) -> bool:
+  """FULL is compiled in a third of the time, PLAIN as users' runs are."""
+  return config.optim.ema_decay > 0
+
+
 def train(config: Config, workdir: pathlib.Path, **options):
-  """loop.train; FULL is compiled in a third of the time, PLAIN as users' runs are."""
+  """loop.train, compiled like the same config in a process of its own."""
   quick = "jax_disable_most_optimizations"
   before = jax.config.read(quick)
-  jax.config.update(quick, config == FULL)
+  jax.config.update(quick, is_quick(config))
   try:
     return loop.train(config, workdir, **options)
   finally:
@@ -165,7 +171,7 @@ def running(code: str, config: Config, workdir: pathlib.Path, **environment: str
     env=os.environ
     | {
       "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(config == FULL)),
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(is_quick(config))),
       "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }
     | environment,
@@ -283,7 +289,8 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on(
   tmp_path, capfd, never_stopped, cache, number
 ):
   workdir = tmp_path / "run"
-  with running(COMMAND, FULL, workdir, PAUSE="0.3", **cache) as process:
+  rarely_saved = make_config(**FULL_CHANGES, train__save_every_steps=1000)
+  with running(COMMAND, rarely_saved, workdir, PAUSE="0.3", **cache) as process:
     read_until(process, "step 3/")
     os.killpg(process.pid, number)  # as a terminal does: workers get it too
     said = process.stdout.read()
@@ -344,12 +351,39 @@ def test_a_damaged_newest_checkpoint_is_left_for_the_one_before_and_it_is_said(
   assert_same_files(workdir, never_stopped["full"])
 
 
-def test_an_evaluation_that_a_kill_prevented_is_made_up_for(tmp_path, never_stopped):
-  workdir = shutil.copytree(never_stopped["full"], tmp_path / "run")
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
+  tmp_path, monkeypatch, never_stopped
+):
+  workdir, measure = tmp_path / "run", loop.validate
+
+  def killed(*_):
+    raise InterruptedError
+
+  monkeypatch.setattr(loop, "validate", killed)
+  with pytest.raises(InterruptedError):
+    train(FULL, workdir)
+  assert steps_of(workdir)[-1] == EVALS and lines(workdir, "validation") == []
+  monkeypatch.setattr(loop, "validate", measure)
+  train(FULL, workdir)
+  assert_same_files(workdir, never_stopped["full"])
+  # The last one too, when all updates are done.
   file = workdir / "validation.jsonl"
   file.write_text(file.read_text().splitlines(keepends=True)[0])
   train(FULL, workdir)
   assert_same_files(workdir, never_stopped["full"])
+
+
+def test_a_line_is_on_disk_before_the_checkpoint_that_follows_it(tmp_path, monkeypatch):
+  workdir, seen, save = tmp_path / "run", [], Checkpoints.save
+
+  def look(self, step, *args, **options):
+    seen.append((step, lines(workdir)[-1]["step"]))
+    return save(self, step, *args, **options)
+
+  monkeypatch.setattr(Checkpoints, "save", look)
+  train(PLAIN, workdir)
+  assert [step for step, _ in seen] == [2, 4, 6, 8, 10, 12, 12]
+  assert all(saved == logged for saved, logged in seen)
 
 
 def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capfd):
