@@ -82,7 +82,9 @@ class Transfusion(nnx.Module):
     Returns:
       Outputs [b, l, d] and the cache.
     """
-    view = self._view(positions_bl, jnp.zeros_like(hi_bl), hi_bl, positions_bl[:, 0])
+    # Not positions_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
+    write_at_b = jnp.min(positions_bl, axis=1)
+    view = self._view(positions_bl, jnp.zeros_like(hi_bl), hi_bl, write_at_b)
     return self.transformer(x_bld, view, cache)
 
   def logits(self, x_bld: jax.Array) -> jax.Array:
