@@ -49,14 +49,11 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
   from tfusion.evaluate import pictures, suite
   from tfusion.train import loop, trained
 
-  def draw(step, params, corpus):
-    path = workdir / "samples" / f"step_{step:08d}.png"
-    pictures.sample_grid(config, params, corpus.tokenizer, path=path)
-
   known_good = Path(args.config.partition(":")[0])
   known_good = known_good.parent / "results" / f"{known_good.stem}.json"
   if known_good.is_file():  # the report draws it behind this run's curves
     shutil.copy(known_good, workdir / "reference.json")
+  draw = pictures.SampleGrids(config, workdir / "samples")
   last = loop.train(config, workdir, evaluations=[draw])
   if int(last.step) >= config.train.steps:
     _evaluate(trained.open_trained(config, workdir), workdir, suite)

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from PIL import Image as Picture
 
+from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import pictures
 from tfusion.generate.interleaved import Generated
@@ -168,17 +169,21 @@ def test_sampling_nothing_or_into_a_file_is_refused_before_any_work(trained, tmp
     pictures.sample(without, ["x"], out=tmp_path / "file", count=1, seed=0)
 
 
+def sample_grid(config, trained, folder):
+  corpus = Corpus((), (), trained.tokenizer)
+  grids = pictures.SampleGrids(config, folder)
+  grids.check(corpus)
+  grids(7, trained.params, corpus)
+  return folder / "step_00000007.png"
+
+
 def test_the_grid_of_a_run_holds_all_images_and_repeats(trained, tmp_path):
-  for name in ("a", "b"):
-    pictures.sample_grid(
-      trained.config, trained.params, trained.tokenizer, path=tmp_path / f"{name}.png"
-    )
-  a, b = ((tmp_path / f"{name}.png").read_bytes() for name in "ab")
-  assert a == b
+  a, b = (sample_grid(trained.config, trained, tmp_path / name) for name in "ab")
+  assert a.read_bytes() == b.read_bytes()
   images = [s for g in draw(trained, *trained.config.eval.prompts) for s in g.spans]
   count = sum(isinstance(s, Image) for s in images)
   assert count >= 3
-  width, height = Picture.open(tmp_path / "a.png").size
+  width, height = Picture.open(a).size
   # At this size every image stands in a row of its own height, 5 with the line.
   assert width * 6 == height * (5 * count + 1)
 
@@ -187,6 +192,22 @@ def test_a_run_without_prompts_draws_no_grid(trained, tmp_path):
   config = dataclasses.replace(
     trained.config, eval=dataclasses.replace(trained.config.eval, prompts=())
   )
-  path = tmp_path / "none.png"
-  pictures.sample_grid(config, trained.params, trained.tokenizer, path=path)
-  assert not path.exists()
+  assert not sample_grid(config, trained, tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+  ("prompt", "says"),
+  [
+    ("<video>", "unknown special token '<video>'"),
+    ("<image>" * 9, "prompt 0: .* sample.max_elements=32"),
+    ("<image:gone.png>", "gone.png"),
+  ],
+)
+def test_prompts_of_the_grid_that_cannot_be_are_refused_before_training(
+  trained, tmp_path, prompt, says
+):
+  config = dataclasses.replace(
+    trained.config, eval=dataclasses.replace(trained.config.eval, prompts=(prompt,))
+  )
+  with pytest.raises(ValueError, match=says):
+    sample_grid(config, trained._replace(params=None), tmp_path)

@@ -465,15 +465,30 @@ def test_evaluations_are_handed_the_average_at_every_evaluation(
   for step in steps_of(workdir)[1:]:
     shutil.rmtree(workdir / "checkpoints" / str(step))
 
-  def look(step, params, corpus):
-    calls.append((step, np.asarray(params["head"]).copy(), corpus))
+  class Look:
+    def check(self, corpus):
+      assert corpus.test and not calls
 
-  state = train(FULL, workdir, evaluations=[look])  # goes on after step 8
+    def __call__(self, step, params, corpus):
+      calls.append((step, np.asarray(params["head"]).copy(), corpus))
+
+  state = train(FULL, workdir, evaluations=[Look()])  # goes on after step 8
   assert [step for step, *_ in calls] == [STEPS]
   _, head, corpus = calls[0]
   np.testing.assert_array_equal(head, state.ema["head"])
   assert (head != np.asarray(state.params["head"])).any()
   assert [source.name for source in corpus.test] == ["digits"]
+
+
+def test_an_evaluation_that_cannot_be_done_is_refused_before_any_work(tmp_path):
+  class Refuse:
+    def check(self, corpus):
+      raise ValueError("eval.prompts: no")
+
+  with pytest.raises(ValueError, match="eval.prompts: no"):
+    train(PLAIN, tmp_path / "run", evaluations=[Refuse()])
+  assert not (tmp_path / "run" / "metrics.jsonl").exists()
+  assert not (tmp_path / "run" / "config.json").exists()
 
 
 # The files of lines.

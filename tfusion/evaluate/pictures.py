@@ -12,9 +12,10 @@ from PIL import Image as Picture
 
 from tfusion.config import Config
 from tfusion.data.images import decode
+from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.generate.interleaved import Generated, generate
-from tfusion.generate.prompt import parse_prompt
+from tfusion.generate.interleaved import Generated, check_prompts, generate
+from tfusion.generate.prompt import Prompt, parse_prompt
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
@@ -60,6 +61,18 @@ def draw_prompts(
   """Generates from prompts as the command line takes them.
 
   Raises:
+    ValueError: as parse_prompts.
+  """
+  parsed = parse_prompts(config, tokenizer, prompts)
+  return generate(config, params, parsed, special=tokenizer.special, key=key)
+
+
+def parse_prompts(
+  config: Config, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> list[Prompt]:
+  """Reads prompts and the files in them, and checks that they can be continued.
+
+  Raises:
     ValueError: a prompt with an unknown special token or too many images, or a file
       in it that is not an image.
   """
@@ -78,18 +91,28 @@ def draw_prompts(
   parsed = [
     parse_prompt(p, encode=tokenizer.encode, load_image=load_image) for p in prompts
   ]
-  return generate(config, params, parsed, special=tokenizer.special, key=key)
+  check_prompts(config, parsed)
+  return parsed
 
 
-def sample_grid(
-  config: Config, params: Params, tokenizer: Tokenizer, *, path: Path
-) -> None:
-  """Draws eval.prompts and writes their images as one picture, if there are any."""
-  key = jax.random.key(GRID_SEED)
-  made = draw_prompts(config, params, tokenizer, config.eval.prompts, key=key)
-  images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
-  if images and jax.process_index() == 0:
-    write_png(grid(images, columns=min(len(images), 10)), path)
+class SampleGrids:
+  """Draws eval.prompts at every evaluation, all images of one in one picture."""
+
+  def __init__(self, config: Config, folder: Path):
+    self.config, self.folder = config, folder
+
+  def check(self, corpus: Corpus) -> None:
+    """Raises ValueError for a prompt that cannot be drawn."""
+    parse_prompts(self.config, corpus.tokenizer, self.config.eval.prompts)
+
+  def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
+    """Writes folder/step_NNNNNNNN.png if there are images."""
+    key, prompts = jax.random.key(GRID_SEED), self.config.eval.prompts
+    made = draw_prompts(self.config, params, corpus.tokenizer, prompts, key=key)
+    images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
+    if images and jax.process_index() == 0:
+      sheet = grid(images, columns=min(len(images), 10))
+      write_png(sheet, self.folder / f"step_{step:08d}.png")
 
 
 def sample(

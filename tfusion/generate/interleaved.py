@@ -52,11 +52,9 @@ def generate(
       other rows.
 
   Raises:
-    ValueError: a prompt and its images do not fit config.sample.max_elements, or a
-      given image has another shape than the run's.
+    ValueError: as check_prompts.
   """
-  for number, prompt in enumerate(prompts):
-    _check(config, prompt, number=number)
+  check_prompts(config, prompts)
   if not prompts:
     return []
   walk = _Walk(config, params, prompts, special=special, key=key)
@@ -70,8 +68,18 @@ def generate(
   ]
 
 
+def check_prompts(config: Config, prompts: Sequence[Prompt]) -> None:
+  """Checks that every prompt can be continued.
+
+  Raises:
+    ValueError: a prompt and its images do not fit config.sample.max_elements, or a
+      given image has another shape than the run's.
+  """
+  for number, prompt in enumerate(prompts):
+    _check(config, prompt, number=number)
+
+
 def _check(config: Config, prompt: Prompt, *, number: int) -> None:
-  """Refuses what cannot be, before any work."""
   shape, limit = config.model.image_shape, config.sample.max_elements
   for span in prompt:
     if isinstance(span, Image) and span.latent.shape != shape:

@@ -107,6 +107,20 @@ def rope(x_blhk: jax.Array, cos_blk: jax.Array, sin_blk: jax.Array) -> jax.Array
   return rotated.astype(x_blhk.dtype)
 
 
+# Elementwise work is done again in the backward pass: it is cheaper than the memory.
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _normalise(x_bld, scale_d, eps: float):
+  x = x_bld.astype(jnp.float32)
+  square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+  return (x * jax.lax.rsqrt(square + eps) * scale_d[None, None]).astype(x_bld.dtype)
+
+
+@jax.checkpoint
+def _gated_down(gate_blf, up_blf, w_down_fd):
+  h_blf = jax.nn.silu(gate_blf) * up_blf
+  return linear(h_blf, w_down_fd, 1, spec("batch", None, None))
+
+
 class RMSNorm(nnx.Module):
   """Divides by the root mean square over the width, in float32 (arXiv 1910.07467)."""
 
@@ -117,10 +131,7 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x_bld: jax.Array) -> jax.Array:
     """Keeps the dtype of its input."""
-    x = x_bld.astype(jnp.float32)
-    square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    scale = self.scale[...][None, None, :]
-    return (x * jax.lax.rsqrt(square + self.eps) * scale).astype(x_bld.dtype)
+    return _normalise(x_bld, self.scale[...], self.eps)
 
 
 class Attention(nnx.Module):
@@ -171,8 +182,7 @@ class SwiGLU(nnx.Module):
     dtype = x_bld.dtype
     gate = linear(x_bld, use(self.w_gate, dtype=dtype))
     up = linear(x_bld, use(self.w_up, dtype=dtype))
-    w_down = use(self.w_down, dtype=dtype)
-    return linear(jax.nn.silu(gate) * up, w_down, 1, spec("batch", None, None))
+    return _gated_down(gate, up, use(self.w_down, dtype=dtype))
 
 
 class Block(nnx.Module):

@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -41,8 +41,15 @@ from tfusion.train.step import (
 )
 from tfusion.train.validate import validate
 
-# (step, sampling parameters, corpus): called at every evaluation, on all hosts.
-Evaluation = Callable[[int, Params, Corpus], None]
+
+class Evaluation(Protocol):
+  """What is done beside the validation loss, on all hosts."""
+
+  def check(self, corpus: Corpus) -> None:
+    """Called before training; raises ValueError for what could not be done."""
+
+  def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
+    """Called at every evaluation with the parameters to sample with."""
 
 
 def train(
@@ -57,8 +64,8 @@ def train(
     config: checked.
     workdir: gets config.json, run.json, data.json, tokenizer.model, metrics.jsonl,
       speed.jsonl, validation.jsonl, checkpoints/ and report.html.
-    evaluations: called after the validation loss, every eval_every_steps and at the
-      end.
+    evaluations: checked before training; called after the validation loss, every
+      eval_every_steps and at the end.
 
   Returns:
     The last state.
@@ -75,6 +82,8 @@ def train(
   clock = metrics.Clock()
   with clock.measure("init"):
     corpus = open_corpus(config, workdir)
+    for evaluation in evaluations:
+      evaluation.check(corpus)
     config_lib.save(config, workdir)
   t = config.train
   saved = workdir / "checkpoints"
