@@ -4,6 +4,7 @@ Owns: the judge, caption accuracy, image accuracy, distance to training scans. N
 generation, the scans (data/sources.py).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import jax
 import numpy as np
 from sklearn.svm import SVC
 
+from tfusion.config import Config
 from tfusion.data.pipeline import Corpus
 from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
+from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate.pictures import grid, write_png
-from tfusion.generate.interleaved import Draw, Generated, Prompt, generate
+from tfusion.generate.interleaved import Generated, check_prompts, generate
+from tfusion.generate.prompt import Draw, Prompt
 from tfusion.progress import Progress
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
@@ -24,6 +28,11 @@ def fit_judge() -> SVC:
   """A classifier fitted to the 1500 real training scans alone; it sees no model."""
   scans, labels = load_digits("train")
   return SVC(C=10.0, gamma="scale").fit(scans.reshape(len(scans), -1), labels)
+
+
+def check_digits(config: Config, corpus: Corpus) -> None:
+  """Raises ValueError if what is asked for here does not fit sample.max_elements."""
+  check_prompts(config, _drawing_prompts(config, corpus.tokenizer)[0])
 
 
 def evaluate_digits(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
@@ -60,9 +69,11 @@ def evaluate_digits(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
 
 
 def caption_scans(trained: Trained, scans_nhwc: np.ndarray) -> list[str]:
-  """Greedy captions of real images, given clean."""
+  """Greedy captions of real images, given clean, whatever sample.temperature says."""
+  greedy = dataclasses.replace(trained.config.sample, temperature=0.0)
+  config = dataclasses.replace(trained.config, sample=greedy)
   prompts = [(Image(scan),) for scan in scans_nhwc]
-  made = _generate(trained, prompts, "captions")
+  made = _generate(trained._replace(config=config), prompts, "captions")
   return [
     "".join(trained.tokenizer.decode(s.ids) for s in g.spans if isinstance(s, Text))
     for g in made
@@ -75,17 +86,7 @@ def draw_digits(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
   Returns:
     f32[n, h, w, c] in [-1, 1], and the digits asked for, i64[n].
   """
-  each = trained.config.eval.images_per_class
-  labels = np.repeat(np.arange(len(DIGIT_WORDS)), each)
-  prompts = [
-    (
-      Text(
-        trained.tokenizer.encode(CAPTIONS[i % len(CAPTIONS)].format(DIGIT_WORDS[y]))
-      ),
-      Draw(),
-    )
-    for i, y in enumerate(labels)
-  ]
+  prompts, labels = _drawing_prompts(trained.config, trained.tokenizer)
   made = _generate(trained, prompts, "images")
   images = [next(s.latent for s in g.spans if isinstance(s, Image)) for g in made]
   return np.clip(np.stack(images), -1, 1), labels
@@ -111,6 +112,16 @@ def nearness(images_nhwc: np.ndarray) -> dict[str, float]:
     "nearest_distance_unseen": float(np.median(unseen)),
     "copies": int(np.sum(drawn < unseen.min())),
   }
+
+
+def _drawing_prompts(
+  config: Config, tokenizer: Tokenizer
+) -> tuple[list[Prompt], np.ndarray]:
+  labels = np.repeat(np.arange(len(DIGIT_WORDS)), config.eval.images_per_class)
+  captions = (
+    CAPTIONS[i % len(CAPTIONS)].format(DIGIT_WORDS[y]) for i, y in enumerate(labels)
+  )
+  return [(Text(tokenizer.encode(c)), Draw()) for c in captions], labels
 
 
 def _generate(
