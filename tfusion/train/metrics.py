@@ -31,9 +31,12 @@ from tfusion.sequence import Batch
 # Dense bfloat16 peak, FLOP/s per jax device, by device_kind; public data sheets.
 PEAK_FLOPS = {
   "TPU v4": 275e12,
+  "TPU v4 lite": 138e12,
   "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12,  # jax knows both names
   "TPU v5": 459e12,
   "TPU v6 lite": 918e12,
+  "TPU v6e": 918e12,
   "TPU7x": 1153.5e12,
   "NVIDIA A100": 312e12,
   "NVIDIA H100": 989e12,
@@ -52,15 +55,16 @@ class JsonLines:
     self.last_step = kept[-1]["step"] if kept else -1
     if writes:
       aside = path.with_suffix(".tmp")
-      aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-      os.replace(aside, path)
+      with _naming(path):
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(aside, path)
 
   def append(self, line: dict[str, Any]):
     """Adds a line; one open and close, so that a killed run loses nothing. What is not
-    finite becomes null."""
+    finite becomes null. Raises OSError, naming the file, if the disk is full."""
     self.last_step = line["step"]
     if self.writes:
-      with self.path.open("a") as file:
+      with _naming(self.path), self.path.open("a") as file:
         file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
 
@@ -70,6 +74,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return []
   lines = path.read_text().split("\n")
   return [json.loads(line) for line in lines[:-1] if line]
+
+
+@contextmanager
+def _naming(path: Path):
+  """Names the file in an OSError; a write to a full disk does not say which it was."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,40 @@
+"""Promises of tfusion/bench.py, with a step that takes no time."""
+
+import contextlib
+
+import pytest
+import tiny
+
+from tfusion import bench
+from tfusion.data.pipeline import HostBatches, open_corpus
+from tfusion.sequence import live_elements
+from tfusion.train import metrics
+
+STEPS = 3
+
+
+def test_the_figures_fit_together_and_count_the_rows_of_the_loop(tmp_path, monkeypatch):
+  config = tiny.config(
+    model__image_shape=(8, 8, 1),
+    model__vocab_size=320,
+    data__sources=("digits",),
+    data__row_length=64,
+    data__workers=0,
+  )
+  rates = iter([3e9, 2e9])  # before and after
+  monkeypatch.setattr(metrics, "measure_matmul", lambda seconds: next(rates))
+  step = 0, lambda state, batch: (state + 1, {"loss": 0.0})
+  monkeypatch.setattr(bench, "compile_step", lambda config, batch: step)
+  found = bench.bench_step(config, steps=STEPS)
+  corpus = open_corpus(config, tmp_path)
+  with contextlib.closing(HostBatches(corpus, config, host=0, hosts=1)) as data:
+    _, *rows = [next(data) for _ in range(1 + STEPS)]  # the first is the step's alone
+  seconds = STEPS * found["loop_ms"] / 1e3
+  flops = sum(metrics.batch_flops(config.model, batch) for batch in rows)
+  assert found["gflops"] * 1e9 * seconds == pytest.approx(flops)
+  elements = sum(map(live_elements, rows))
+  assert found["elements_per_s"] * seconds == pytest.approx(elements)
+  assert found["matmul_gflops"] == 3.0 and not list(rates)  # the best of both
+  assert found["share"] == pytest.approx(found["gflops"] / found["matmul_gflops"])
+  overhead = 1 - found["step_ms"] / found["loop_ms"]
+  assert found["host_overhead"] == pytest.approx(overhead)
