@@ -8,7 +8,10 @@ import pytest
 import tiny
 
 from tfusion import sequence
+from tfusion.diffusion.process import cosine_abar
+from tfusion.model.transfusion import bind
 from tfusion.train import validate as validate_lib
+from tfusion.train.step import draw_noise
 from tfusion.train.validate import BINS, grid, validate
 
 CONFIG = tiny.config()
@@ -35,6 +38,37 @@ def test_the_noise_is_the_same_whenever_it_is_measured(params):
   assert once["images"] == sum(b.image_weight_bn.sum() for b in batches()) > 8
   assert once["text_targets"] == sum(b.weights_bl.sum() for b in batches())
   assert once["perplexity"] == pytest.approx(np.exp(once["loss_text"]))
+
+
+def test_losses_are_those_of_images_noised_at_the_middle_of_their_bins(params):
+  @jax.jit
+  def forward(params, batch, noisy_bnhwc, t_bn):
+    return bind(CONFIG.model, params)(batch, noisy_bnhwc, t_bn)
+
+  nats, targets, errors = 0.0, 0.0, [[] for _ in range(BINS)]
+  for number in range(2):
+    batch, key = tiny.batch(CONFIG, seed=number), jax.random.key(0)
+    noise = draw_noise(CONFIG, jax.random.fold_in(key, number), tiny.put(batch))[0]
+    noise = np.asarray(noise)
+    rows, slots = noise.shape[:2]
+    bins = (3 * (number * rows + np.arange(rows)[:, None]) + np.arange(slots)) % 10
+    abar = cosine_abar(1000)[100 * bins + 50][..., None, None, None]
+    noisy = np.sqrt(abar) * batch.latents_bnhwc + np.sqrt(1 - abar) * noise
+    given = tiny.put((batch, noisy.astype(np.float32), np.int32(100 * bins + 50)))
+    logits, predicted = (np.asarray(x) for x in forward(params, *given))
+    log_z = np.log(np.sum(np.exp(logits.astype(np.float64)), axis=-1))
+    for row, place in np.argwhere(batch.weights_bl):
+      hit = batch.targets_bl[row, place]
+      nats += log_z[row, place] - logits[row, place, hit]
+      targets += 1
+    for row, slot in np.argwhere(batch.image_weight_bn):
+      error = np.mean((predicted[row, slot] - noise[row, slot]) ** 2)
+      errors[bins[row, slot]].append(error)
+  line = validate(CONFIG, params, batches())
+  # Float32 sums in another order.
+  assert line["loss_text"] == pytest.approx(nats / targets, rel=1e-5)
+  for found, own in zip(line["loss_image_bins"], errors, strict=True):
+    assert found == (pytest.approx(np.mean(own), rel=1e-5) if own else None)
 
 
 def test_the_image_loss_is_the_mean_of_the_parts_of_the_schedule_that_were_seen(params):

@@ -1,0 +1,74 @@
+"""Promises of tfusion/evaluate/text.py."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from tfusion import sequence
+from tfusion.data.pipeline import Corpus
+from tfusion.data.sources import Digits, Prose
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.evaluate.text import perplexity
+from tfusion.model.transfusion import bind
+from tfusion.train.trained import Trained
+
+HELD_OUT = ("one two", "a seven, three", "the digit of the number", "x", "no scan")
+PROSE = Prose("prose", HELD_OUT)
+DIGITS = Digits(np.zeros((2, 8, 8, 1), np.uint8), np.asarray([3, 7]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A model with random numbers, trained on nothing."""
+  path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+  tokenizer = Tokenizer.train([*HELD_OUT, *DIGITS.texts()], vocab_size=320, path=path)
+  config = tiny.config(
+    model__vocab_size=tokenizer.vocab_size,
+    model__image_shape=(8, 8, 1),
+    data__row_length=64,
+  )
+  with tiny.one_device() as mesh:
+    yield Trained(config, 1, tiny.params(config.model), tokenizer, mesh)
+
+
+def test_perplexity_is_that_of_the_held_out_prose_read_one_by_one(trained, tmp_path):
+  config, special = trained.config, trained.tokenizer.special
+  texts = [trained.tokenizer.encode(text) for text in HELD_OUT]
+  rows = [
+    sequence.pack(
+      [sequence.lay_out((sequence.Text(ids),), special=special, patches_per_image=16)],
+      row_length=config.data.row_length,
+      image_slots=config.data.image_slots,
+      latent_shape=config.model.image_shape,
+      special=special,
+      patches_per_image=16,
+    )
+    for ids in texts
+  ]
+  batch = tiny.put(sequence.stack(rows))
+
+  @jax.jit
+  def forward(params, batch):
+    t_bn = batch.image_start_bn
+    return bind(config.model, params)(batch, batch.latents_bnhwc, t_bn)[0]
+
+  nats = []
+  for ids, logits in zip(texts, np.asarray(forward(trained.params, batch), float)):
+    for scores, target in zip(logits, [*ids, special.eos]):
+      nats.append(np.log(np.sum(np.exp(scores))) - scores[target])
+  corpus = Corpus(
+    (Prose("prose", ("trained on",)),), (DIGITS, PROSE), trained.tokenizer
+  )
+  found = perplexity(trained, corpus, tmp_path)
+  assert found["text_tokens"] == len(nats)
+  # Float32 sums in another order.
+  assert found["text_perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
+
+
+def test_without_prose_captions_are_read(trained, tmp_path):
+  corpus = Corpus((PROSE,), (DIGITS,), trained.tokenizer)
+  found = perplexity(trained, corpus, tmp_path)
+  captions = [trained.tokenizer.encode(text) for text in DIGITS.texts()]
+  # Each is followed by BOI and EOS, in whichever order.
+  assert found["text_tokens"] == sum(len(ids) + 2 for ids in captions)
