@@ -1,10 +1,12 @@
 """A config, rows and a mesh so small that compiling is all that a test waits for.
 
-Not a test: shared by tests/model and tests/train.
+Not a test: shared by tests/model and tests/train. Beside it, the paper's own configs.
 """
 
 import contextlib
 import dataclasses
+import importlib.util
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,15 @@ def config(**changes) -> Config:
     section, _, name = key.rpartition(".")
     (nested[section] if section else nested)[name] = value
   return config_lib.from_dict(nested)
+
+
+def paper(arg: str = "") -> Config:
+  """The config of experiments/paper.py; checked."""
+  path = pathlib.Path(__file__).parents[1] / "experiments" / "paper.py"
+  module_spec = importlib.util.spec_from_file_location("paper", path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  return config_lib.from_dict(module.get_config(arg))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 """Promises of tfusion/model/transfusion.py."""
 
 import dataclasses
-import importlib.util
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import pytest
 import tiny
 from flax import nnx
 
-from tfusion import config as config_lib
 from tfusion.model.transfusion import (
   axis_names,
   bind,
@@ -21,17 +18,16 @@ from tfusion.model.transfusion import (
 )
 from tfusion.sharding import RULES
 
-PAPER = pathlib.Path(__file__).parents[2] / "experiments" / "paper.py"
 CONFIG = tiny.config()
-# Table 2's sizes with a vocabulary of 32,000: parameters without the patch layers, in
-# millions, and what linear patch layers of side 2 add, in percent (Table 7 prints
-# 0.5, 0.4, 0.4, 0.4, 0.3).
+# Table 2: layers, width, heads, numbers of a head; Llama's SwiGLU width; parameters
+# with a vocabulary of 32,000 and without the patch layers, in millions; what linear
+# patch layers of side 2 add, in percent (Table 7 prints 0.5, 0.4, 0.4, 0.4, 0.3).
 SIZES = {
-  "0.16b": (162.4, 0.516),
-  "0.37b": (373.9, 0.369),
-  "0.76b": (777.9, 0.367),
-  "1.4b": (1364.3, 0.356),
-  "7b": (6738.4, 0.269),
+  "0.16b": (16, 768, 12, 64, 2048, 162.4, 0.516),
+  "0.37b": (24, 1024, 16, 64, 2816, 373.9, 0.369),
+  "0.76b": (24, 1536, 24, 64, 4096, 777.9, 0.367),
+  "1.4b": (24, 2048, 16, 128, 5632, 1364.3, 0.356),
+  "7b": (32, 4096, 32, 128, 11_008, 6738.4, 0.269),
 }
 
 
@@ -60,20 +56,16 @@ def forward(params):
   return run
 
 
-def paper(arg: str) -> config_lib.ModelConfig:
-  spec = importlib.util.spec_from_file_location("paper", PAPER)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return config_lib.from_dict(module.get_config(arg)).model
-
-
 # Sizes.
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_papers_sizes_have_the_papers_parameters(size):
-  model = dataclasses.replace(paper(f"size={size}"), vocab_size=32_000)
-  millions, added_percent = SIZES[size]
+def test_the_papers_sizes_are_those_of_its_table_and_have_its_parameters(size):
+  model = dataclasses.replace(tiny.paper(f"size={size}").model, vocab_size=32_000)
+  *shape, millions, added_percent = SIZES[size]
+  head_dim = model.width // model.heads
+  assert shape == [model.layers, model.width, model.heads, head_dim, model.mlp]
+  assert model.kv_heads == model.heads and model.head_dim == head_dim
   total = parameter_count(model)
   patches = sum(x.size for x in jax.tree.leaves(nnx.state(build(model).patches)))
   assert round((total - patches) / 1e6, 1) == millions
@@ -81,7 +73,7 @@ def test_the_papers_sizes_have_the_papers_parameters(size):
 
 
 def test_only_the_vocabulary_separates_the_experiment_from_table_2():
-  model = paper("size=0.16b")
+  model = tiny.paper("size=0.16b").model
   rows = model.vocab_size - 32_000
   assert 2 <= rows < 130 and model.vocab_size % 128 == 0
   plain = dataclasses.replace(model, vocab_size=32_000)
@@ -91,7 +83,7 @@ def test_only_the_vocabulary_separates_the_experiment_from_table_2():
 @pytest.mark.parametrize("patch, added", [(1, 16), (2, 64), (4, 256), (8, 1024)])
 def test_larger_patches_add_two_larger_matrices(patch, added):
   numbers = patch**2 * 8
-  model = paper(f"patch={patch}")
+  model = tiny.paper(f"patch={patch}").model
   time = (256 + 1) * 768 + (768 + 1) * 768
   want = numbers * 768 + 768 + time + 768 * numbers + numbers
   patches = sum(x.size for x in jax.tree.leaves(nnx.state(build(model).patches)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from tfusion.config import OptimConfig
 from tfusion.train.optim import decay_mask, make_optimizer, make_schedule, update_ema
 
 
@@ -37,16 +38,31 @@ def test_a_run_shorter_than_its_warm_up_only_warms_up():
   assert [lr(i) for i in (0, 10, 19)] == pytest.approx([0, 0.5, 0.95])
 
 
-def test_the_papers_rate_at_its_landmarks():
-  lr = schedule(
-    optim__peak_lr=3e-4,
-    optim__end_lr=1.5e-5,
-    optim__warmup_steps=4000,
-    train__steps=250_000,
-  )
-  got = [lr(i) for i in (2000, 4000, 127_000, 250_000)]
+@pytest.mark.parametrize("size", ["0.16b", "7b"])
+def test_the_papers_rate_at_its_landmarks(size):
+  lr = make_schedule(tiny.paper(f"size={size}"))
+  got = [float(lr(i)) for i in (2000, 4000, 127_000, 250_000)]
   # Halfway the cosine stands between its ends.
   assert got == pytest.approx([1.5e-4, 3e-4, (3e-4 + 1.5e-5) / 2, 1.5e-5], rel=1e-4)
+
+
+@pytest.mark.parametrize("size", ["0.16b", "0.37b", "0.76b", "1.4b", "7b"])
+def test_the_papers_runs_are_the_papers(size):
+  config = tiny.paper(f"size={size}")
+  assert config.optim == OptimConfig(  # arXiv 2408.11039, section 4.1
+    peak_lr=3e-4,
+    end_lr=1.5e-5,
+    warmup_steps=4000,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    ema_decay=0.0,
+  )
+  assert config.train.steps == 250_000 and config.train.accumulate == 1
+  assert (config.train.batch_rows, config.data.row_length) == (512, 4096)
+  assert config.model.image_shape == (32, 32, 8) and config.model.patch == 2
 
 
 def paths_of(mask) -> dict[str, bool]:
