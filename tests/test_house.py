@@ -20,8 +20,8 @@ FLOORS = (
   "config",
   "sharding checkpoint report progress",
   "sequence attention diffusion",
-  "model",
-  "data generate",
+  "data model",  # neither knows the other
+  "generate",
   "train",
   "evaluate bench",
   "cli",
@@ -126,6 +126,18 @@ def test_a_file_imports_only_from_below_or_beside(name):
       raise AssertionError(f"importing tfusion would import {other}")
     if place(other) != place(name):
       assert FLOOR_OF[place(other)] < FLOOR_OF[place(name)], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("start", ["data", "sequence", "report"])
+def test_rows_and_pages_are_made_without_a_model_even_by_a_detour(start):
+  reached = {name for name in SOURCES if place(name) == start}
+  assert reached
+  while more := set().union(*map(imported_files, reached)) - reached:
+    reached |= more
+  for name in reached:
+    assert place(name) != "model", f"{start} reaches {name}"
+    libraries = {full.partition(".")[0] for full in imports(TREES[name])}
+    assert not libraries & {"jax", "flax"}, f"{start} reaches {name}"
 
 
 def test_no_file_imports_itself_by_a_detour():
