@@ -38,6 +38,35 @@ def test_the_defaults_are_valid_and_every_default_says_so_itself():
   assert config_lib.from_dict(config_lib.defaults()) == Config()
 
 
+def test_defaults_that_the_paper_states_are_the_papers():
+  flat = config_lib.flatten(Config())
+  stated = {  # arXiv 2408.11039, sections 3 and 4.1
+    "data.text_per_image": 1.0,  # elements of text for one of an image
+    "data.caption_first": 0.8,
+    "diffusion.timesteps": 1000,
+    "diffusion.image_weight": 5.0,  # lambda
+    "diffusion.image_first_noise_cap": 1.0,  # Table 8 alone has 0.5
+    "model.norm_eps": 1e-5,
+    "model.rope_theta": 10_000.0,
+    "optim.peak_lr": 3e-4,
+    "optim.end_lr": 1.5e-5,
+    "optim.warmup_steps": 4000,
+    "optim.b1": 0.9,
+    "optim.b2": 0.95,
+    "optim.eps": 1e-8,
+    "optim.weight_decay": 0.1,
+    "optim.clip_norm": 1.0,
+    "optim.ema_decay": 0.0,  # none
+    "sample.sampler": "ddpm",
+    "sample.steps": 250,
+    "sample.guidance": 3.0,  # section 4.3
+    "sample.temperature": 0.0,  # greedy
+  }
+  left_open = {"data.caption_dropout": 0.1}  # what its successors use
+  for key, value in (stated | left_open).items():
+    assert flat[key] == value, key
+
+
 def test_an_unknown_or_missing_key_is_named_with_the_known_ones():
   text = refusal(train__stepz=3)
   assert "train" in text and "stepz" in text and "batch_rows" in text
