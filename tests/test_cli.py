@@ -1,22 +1,30 @@
 """Promises of the command line: quick help, one clear message for what one can mend."""
 
+import dataclasses
 import functools
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import logging
+from PIL import Image
 
-from tfusion import cli
+from tfusion import checkpoint, cli
 from tfusion import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = ("train", "sample", "eval", "inspect", "bench")
-# Importing one of these takes a second or more.
-HEAVY = ("jax", "flax", "optax", "orbax", "grain", "sklearn", "matplotlib", "numpy")
+# Importing one of these takes from a tenth of a second to seconds.
+HEAVY = (
+  "jax jaxlib flax optax orbax tensorstore grain chex einops sentencepiece sklearn"
+  " scipy matplotlib PIL numpy pandas torch tensorboardX"
+).split()
+LIGHT = ("tfusion", "tfusion.cli", "tfusion.config")
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +58,22 @@ def refusal(capsys, *args: str) -> str:
 
 def test_help_of_every_command_imports_nothing_heavy():
   code = f"""
-import sys
-from tfusion import cli
+import runpy, sys
 for command in {("", *COMMANDS)}:
+  sys.argv[1:] = [*filter(None, [command]), "--help"]
   try:
-    cli.main([*filter(None, [command]), "--help"])
+    runpy.run_module("tfusion", run_name="__main__", alter_sys=True)
   except SystemExit as stop:
     assert stop.code == 0
-heavy = [name for name in {HEAVY} if name in sys.modules]
-assert not heavy, heavy
+  heavy = [name for name in {HEAVY} if name in sys.modules]
+  own = [name for name in sys.modules if name.partition(".")[0] == "tfusion"]
+  assert not heavy and set(own) <= {set(LIGHT)}, (command, heavy, own)
 """
   done = python("-c", code)
   assert done.returncode == 0, done.stderr
+  assert "usage: tfusion [-h]" in done.stdout
   for command in COMMANDS:
-    assert f"usage: tfusion {command}" in done.stdout
+    assert f"usage: tfusion {command} " in done.stdout
 
 
 def test_python_m_tfusion_is_the_command():
@@ -227,6 +237,81 @@ def test_ctrl_c_outside_the_loop_ends_quietly(capsys, monkeypatch):
   monkeypatch.setattr(cli, "read_config", interrupted)
   assert cli.main(["train", "--config", DIGITS, "--workdir", "x"]) == 130
   assert capsys.readouterr().err == "tfusion train: interrupted\n"
+
+
+# Real runs.
+
+
+@pytest.fixture
+def tiny_run(tmp_path):
+  """Arguments of a run of three updates on four pictures, each update saved."""
+  quick = "jax_disable_most_optimizations"
+  before = jax.config.read(quick)
+  folder = tmp_path / "pictures"
+  folder.mkdir()
+  for number in range(4):
+    Image.new("L", (8, 8), 60 * number).save(folder / f"{number}.png")
+    (folder / f"{number}.txt").write_text(f"picture {number}")
+  experiment = tmp_path / "tiny.py"
+  experiment.write_text(f"""
+from tfusion import config as config_lib
+
+def get_config(arg=""):
+  c = config_lib.defaults()
+  c.model.update(layers=1, width=16, heads=1, kv_heads=1, mlp=16, vocab_size=320)
+  c.data.update(sources=("folder:{folder}",), row_length=64, lanes=1, workers=0)
+  c.train.update(steps=3, batch_rows=2, eval_rows=2, log_every_steps=1)
+  c.train.update(save_every_steps=1)
+  return c
+""")
+  jax.config.update(quick, True)
+  yield ["train", "--config", str(experiment), "--workdir", str(tmp_path / "run")]
+  jax.config.update(quick, before)
+
+
+def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
+  tiny_run, tmp_path
+):
+  (tmp_path / "results").mkdir()
+  model = cli.read_config(str(tmp_path / "tiny.py"), []).model
+  line = {"step": 1, "loss": 9.0, "loss_text": 6.0, "loss_image": 0.6}
+  values = {"name": "of old", "model": dataclasses.asdict(model), "metrics": [line]}
+  (tmp_path / "results" / "tiny.json").write_text(json.dumps(values))
+  (tmp_path / "results" / "another.json").write_text("{}")
+  assert cli.main(tiny_run) == 0
+  page = (tmp_path / "run" / "report.html").read_text()
+  assert "Finished: update 3 of 3" in page
+  assert "In grey: the reference run of old" in page
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("what", ["checkpoints", "metrics.jsonl"])
+def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on(
+  tiny_run, tmp_path, capsys, what
+):
+  opened, measure, run = pathlib.Path.open, checkpoint._size_and_crc, tmp_path / "run"
+
+  def open_on_full(path, mode="r", **options):
+    second = path == run / what and mode == "a" and path.stat().st_size
+    return opened(pathlib.Path("/dev/full") if second else path, mode, **options)
+
+  def measure_on_full(path):
+    if what in path.parts and "2" in path.parts:
+      raise OSError(28, "No space left on device")
+    return measure(path)
+
+  with pytest.MonkeyPatch.context() as full:
+    full.setattr(pathlib.Path, "open", open_on_full)
+    full.setattr(checkpoint, "_size_and_crc", measure_on_full)
+    assert cli.main(tiny_run) == 2
+  err = capsys.readouterr().err
+  (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]
+  assert str(run / what) in line and "No space left on device" in line
+  assert "Traceback" not in err
+  assert cli.main(tiny_run) == 0
+  assert "goes on after step 1 of" in capsys.readouterr().out
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
 
 
 # Memory.

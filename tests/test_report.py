@@ -245,6 +245,18 @@ def test_reference_is_drawn_behind_and_listed_beside(tmp_path):
   assert "ref 2.10" in page.text and "1.10" in page.text  # held-out text
 
 
+def test_a_reference_in_the_workdir_is_drawn_unless_it_is_of_another_model(tmp_path):
+  workdir, path = write_run(tmp_path / "run"), tmp_path / "run" / "reference.json"
+  report.save_reference(write_run(tmp_path / "known", loss=2.0), path)
+  page = Page(report.write_report(workdir))
+  assert "In grey: the reference run known" in page.text and "reference\n" in page.text
+  assert sum("stroke: var(--known)" in plot for plot in page.plots()) == 6
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"model": {"width": 256}}))
+  other = Page(report.write_report(workdir)).source
+  path.unlink()
+  assert other == Page(report.write_report(workdir)).source != page.source
+
+
 def test_reference_is_thinned_and_rounded(tmp_path):
   workdir = write_run(tmp_path / "run", lines=STEPS)
   report.save_reference(workdir, tmp_path / "known.json")
