@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """A model of the captions and images in a folder, sized for a laptop.
 
   Image files with a .txt of the same name beside each, or listed in a .jsonl with
-  lines {"file": ..., "caption": ...}; README, "Your own images".
+  lines {"file": ..., "caption": ...}; README, "Your own pictures".
     tfusion train --config experiments/folder.py:data=photos --workdir runs/photos
   Sizes are a start, not a limit: --config.model.width=512 changes one.
   """

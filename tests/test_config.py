@@ -129,6 +129,7 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"optim__ema_decay": 1.0}, ["optim.ema_decay=1.0"]),
     ({"data__caption_dropout": 1.5}, ["data.caption_dropout=1.5"]),
     ({"diffusion__image_first_noise_cap": 0.0}, ["image_first_noise_cap=0.0"]),
+    ({"diffusion__image_first_clean": 1.1}, ["image_first_clean=1.1"]),
     ({"mesh__data": 0}, ["mesh.data=0"]),
     ({"model__norm_eps": 0.0}, ["model.norm_eps=0.0"]),
     ({"seed": -1}, ["seed=-1"]),
@@ -277,6 +278,16 @@ def test_hosts_that_do_not_divide_the_lanes_learn_which_counts_do():
     config_lib.validate_devices(config, devices=8, hosts=hosts)
   with pytest.raises(ValueError, match=r"lanes=8.*3 hosts.*\[1, 2, 4, 8\]"):
     config_lib.validate_devices(config, devices=8, hosts=3)
+
+
+def test_a_row_may_not_be_shared_by_hosts_that_read_different_rows():
+  wide = dict(model__heads=8, model__kv_heads=8, data__lanes=8, train__batch_rows=8)
+  config = build(mesh__tensor=8, **wide)
+  config_lib.validate_devices(config, devices=8, hosts=1)
+  with pytest.raises(ValueError, match=r"mesh.tensor=8.*2 hosts.*data\*fsdp=1"):
+    config_lib.validate_devices(config, devices=8, hosts=2)
+  config = build(mesh__tensor=4, **wide)
+  config_lib.validate_devices(config, devices=8, hosts=2)
 
 
 def test_a_workdir_is_made_and_left_clean(tmp_path):

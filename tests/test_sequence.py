@@ -177,6 +177,13 @@ def test_image_first_keeps_every_span_and_caps_the_noise_of_images():
   first, second = sequence.image_first((text, image), noise_cap=0.5)
   assert isinstance(first, Image) and first.noise_cap == 0.5
   assert second is text and image.noise_cap == 1.0
+  assert first.weight == 1.0
+
+
+def test_an_image_that_stays_clean_before_its_text_carries_no_image_loss():
+  document = Text(np.array([10])), Image(np.ones(SHAPE, np.float32))
+  clean, _ = sequence.image_first(document, noise_cap=0.0)
+  assert (clean.noise_cap, clean.weight) == (0.0, 0.0)
 
 
 def test_a_row_refuses_what_does_not_fit():

@@ -178,6 +178,16 @@ class Checkpoints:
     """
     self.wait()
     self._clear_partial()
+    before = self.steps()
+    try:
+      return self._restore(abstract_state, partial)
+    except (OSError, ValueError):
+      if not self._read_only or self.steps() == before:
+        raise
+    # The run has saved a newer one meanwhile, and deleted what was being read.
+    return self.restore(abstract_state, partial=partial)
+
+  def _restore(self, abstract_state: Any, partial: bool) -> Restored | None:
     skipped, candidates = {}, self.steps()
     while (step := _from_first_process(candidates.pop() if candidates else -1)) >= 0:
       records, fault = self._check(step)
@@ -189,9 +199,10 @@ class Checkpoints:
       aside = sorted(name for name in self._names() if name.endswith(".corrupt"))
       if _from_first_process(not skipped and not aside):
         return None
+      scratch = "" if self._read_only else ", or remove the directory to start anew"
       raise ValueError(
         f"no checkpoint in {self.directory} can be read ({skipped or aside}): put "
-        "back a good copy, or remove the directory to start from scratch"
+        f"back a good copy{scratch}"
       )
     leaves = _leaves(abstract_state)
     _refuse_other_tree(self._at(step), records[0]["leaves"], _specs(leaves), partial)

@@ -6,8 +6,10 @@ Owns: arguments. Not: work. `--help` answers without importing jax.
 import argparse
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,15 +28,21 @@ def main(argv: list[str] | None = None) -> int:
   args, rest = parser.parse_known_args(argv)
   if argv is None:
     _use_huge_pages()
+  if getattr(args, "workdir", None):
+    args.workdir = os.path.expanduser(args.workdir)  # bash leaves --workdir=~/x alone
   if rest and not args.takes_config:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   _quiet(verbose=args.verbose)
   try:
+    if getattr(args, "distributed", None):
+      _join_hosts(args.distributed)
     return args.run(args, rest) or 0
   except (ValueError, FileNotFoundError, OSError, FloatingPointError) as error:
     if args.verbose:
       raise
-    print(f"tfusion {args.command}: {error}", file=sys.stderr)
+    full = getattr(error, "errno", None) == errno.ENOSPC and not error.filename
+    where = f" in {args.workdir}: make room there, then start again" if full else ""
+    print(f"tfusion {args.command}: {error}{where}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"tfusion {args.command}: interrupted", file=sys.stderr)
@@ -47,16 +55,15 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
   workdir = config_lib.check_workdir(args.workdir)
   config_lib.check_same_run(config, workdir)
   from tfusion.evaluate import pictures, suite
-  from tfusion.train import loop, trained
+  from tfusion.train import loop
 
   known_good = Path(args.config.partition(":")[0])
   known_good = known_good.parent / "results" / f"{known_good.stem}.json"
   if known_good.is_file():  # the report draws it behind this run's curves
     shutil.copy(known_good, workdir / "reference.json")
   draw = pictures.SampleGrids(config, workdir / "samples")
-  last = loop.train(config, workdir, evaluations=[draw])
-  if int(last.step) >= config.train.steps:
-    _evaluate(trained.open_trained(config, workdir), workdir, suite)
+  judge = suite.FinalEvaluation(config, workdir)
+  loop.train(config, workdir, evaluations=[draw, judge])
 
 
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
@@ -80,7 +87,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   from tfusion.evaluate import suite
   from tfusion.train import trained
 
-  _evaluate(trained.open_trained(config, args.workdir), args.workdir, suite)
+  suite.evaluate_and_report(trained.open_trained(config, args.workdir), args.workdir)
 
 
 def inspect(args: argparse.Namespace, rest: list[str]) -> None:
@@ -155,14 +162,6 @@ def _with_overrides(
   return config_lib.from_dict(values.config)
 
 
-def _evaluate(model, workdir, suite) -> None:
-  from tfusion import report
-
-  results = suite.evaluate(model, workdir)
-  print(suite.table(results))
-  print(report.write_report(workdir))
-
-
 def _indented(values: dict) -> str:
   return "\n".join(f"  {key}: {value}" for key, value in values.items())
 
@@ -175,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--version", action="version", version=__version__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-  def add(name, function, *, overrides=True):
+  def add(name, function, *, overrides=True, distributed=False):
     text = function.__doc__.partition("\n")[0]
     more = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
     command = commands.add_parser(
@@ -185,12 +184,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
       "-v", "--verbose", action="store_true", help="log more, and whole tracebacks"
     )
+    if distributed:
+      command.add_argument(
+        "--distributed",
+        metavar="HOW",
+        help="one process of several: auto (TPU pods, Slurm, Open MPI), or"
+        " HOST:PORT,INDEX,COUNT with the address of process 0",
+      )
     return command
 
-  c = add("train", train)
+  c = add("train", train, distributed=True)
   c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
   c.add_argument("--workdir", required=True, help="goes on if it holds a checkpoint")
-  c = add("sample", sample)
+  c = add("sample", sample, distributed=True)
   c.add_argument("--workdir", required=True, help="of a run")
   c.add_argument(
     "--prompt",
@@ -202,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
   c.add_argument("--out", help="folder to write to (default: WORKDIR/sampled)")
   c.add_argument("--count", type=int, default=1, help="samples of each prompt")
   c.add_argument("--seed", type=int, default=0, help="of the noise and of text")
-  c = add("eval", evaluate)
+  c = add("eval", evaluate, distributed=True)
   c.add_argument("--workdir", required=True, help="of a run")
   c = add("inspect", inspect)
   c.add_argument("--workdir", required=True, help="of a run")
@@ -223,6 +229,22 @@ def _use_huge_pages() -> None:
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _join_hosts(how: str) -> None:
+  """Makes this process one of several; before anything asks for devices."""
+  import jax
+
+  if how == "auto":
+    jax.distributed.initialize()
+    return
+  match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", how)
+  if not match or int(match[2]) >= int(match[3]):
+    raise ValueError(
+      f"--distributed={how}: give auto, or HOST:PORT,INDEX,COUNT as in"
+      " 10.0.0.1:1234,0,2 with INDEX below COUNT"
+    )
+  jax.distributed.initialize(match[1], int(match[3]), int(match[2]))
 
 
 def _quiet(*, verbose: bool) -> None:

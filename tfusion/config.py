@@ -53,6 +53,9 @@ class DiffusionConfig:
   timesteps: int = 1000
   image_weight: float = 5.0  # lambda, the weight of the diffusion loss
   image_first_noise_cap: float = 1.0  # share of t for image-first pairs; Table 8: 0.5
+  # Share of image-first pairs with a clean image and no image loss: what the model
+  # sees when it is shown one, and otherwise never trains on. Ours.
+  image_first_clean: float = 0.0
   clip: float = 3.0  # bound on the predicted clean image in sampling; ours; 0 is none
 
 
@@ -173,7 +176,10 @@ RANGES = {
     " optim.warmup_steps optim.weight_decay train.keep_every_steps sample.temperature",
   ),
   "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap"),
-  "in [0, 1]": (lambda x: 0 <= x <= 1, "data.caption_first data.caption_dropout"),
+  "in [0, 1]": (
+    lambda x: 0 <= x <= 1,
+    "data.caption_first data.caption_dropout diffusion.image_first_clean",
+  ),
   "in [0, 1)": (lambda x: 0 <= x < 1, "optim.b1 optim.b2 optim.ema_decay"),
 }
 
@@ -259,7 +265,8 @@ def validate(config: Config) -> None:
 
   require(len(m.image_shape) == 3, f"model.image_shape={m.image_shape}: give h, w, c")
   require(
-    all(side % m.patch == 0 for side in m.image_shape[:2]) and min(m.image_shape) > 0,
+    all(s > 0 for s in m.image_shape)
+    and all(side % m.patch == 0 for side in m.image_shape[:2]),
     f"model.image_shape={m.image_shape}: sides must divide by model.patch={m.patch}",
   )
   require(
@@ -324,6 +331,12 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
   if lanes % hosts:
     good = [n for n in range(1, lanes + 1) if lanes % n == 0]
     raise ValueError(f"data.lanes={lanes} do not divide over {hosts} hosts; use {good}")
+  if (data * mesh.fsdp) % hosts:
+    raise ValueError(
+      f"mesh.tensor={mesh.tensor}: the shards of one row would lie on several of the"
+      f" {hosts} hosts, which read different rows; mesh data*fsdp={data * mesh.fsdp}"
+      " must divide by the hosts"
+    )
   m = config.model
   for key in ("heads", "kv_heads", "mlp", "vocab_size"):
     if getattr(m, key) % mesh.tensor:

@@ -48,8 +48,9 @@ class Text:
 class Image:
   """A clean image or latent, f32[h, w, c].
 
-  `weight` 0 marks an image that is read, not learned. `noise_cap` in (0, 1] is the
-  share of the noise schedule from which t is drawn (arXiv 2408.11039, section 4.3.4).
+  `weight` 0 marks an image that is read, not learned. `noise_cap` in [0, 1] is the
+  share of the noise schedule from which t is drawn (arXiv 2408.11039, section 4.3.4);
+  at 0 the image stays clean.
   """
 
   latent: np.ndarray
@@ -92,7 +93,7 @@ class Batch(NamedTuple):
   latents_bnhwc: np.ndarray  # f32, clean; zeros in an empty slot
   image_start_bn: np.ndarray  # i32
   image_weight_bn: np.ndarray  # f32, 0 for an empty slot
-  noise_cap_bn: np.ndarray  # f32 in (0, 1]
+  noise_cap_bn: np.ndarray  # f32 in [0, 1]
 
 
 def unconditional() -> Document:
@@ -114,11 +115,13 @@ def image_first(document: Document, *, noise_cap: float) -> Document:
 
   Args:
     document: any spans; the order among images and among texts is kept.
-    noise_cap: share of the schedule, in (0, 1]; arXiv 2408.11039 section 4.3.4 uses
-      0.5 (t <= 500 of 1000), so that the caption can be read from the image.
+    noise_cap: share of the schedule, in [0, 1]; arXiv 2408.11039 section 4.3.4 uses
+      0.5 (t <= 500 of 1000), so that the caption can be read from the image. At 0 the
+      image is clean, as it is when the model is shown one, and weighs nothing: in a
+      clean image there is no noise to predict.
   """
   images = tuple(
-    dataclasses.replace(s, noise_cap=noise_cap)
+    dataclasses.replace(s, noise_cap=noise_cap, weight=s.weight if noise_cap else 0.0)
     for s in document
     if isinstance(s, Image)
   )

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -122,11 +123,6 @@ def state_shardings(
   return jax.tree_util.tree_map_with_path(one, abstract)
 
 
-def batch_shardings(batch: Any, *, mesh: Any) -> Any:
-  """Shards the leading dimension of every array over data and fsdp."""
-  return jax.tree.map(lambda _: NamedSharding(mesh, spec("batch")), batch)
-
-
 def global_batch(host_batch: Any, *, mesh: Any) -> Any:
   """Makes global arrays from this host's rows; hosts follow each other in order."""
   sharding = NamedSharding(mesh, spec("batch"))
@@ -134,6 +130,22 @@ def global_batch(host_batch: Any, *, mesh: Any) -> Any:
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
     host_batch,
   )
+
+
+def put_rows(tree: Any) -> Any:
+  """Makes global arrays, sharded by rows on the mesh in use, from numpy arrays that
+  every host holds whole."""
+  sharding = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree
+  )
+
+
+def fetch_rows(x: jax.Array) -> np.ndarray:
+  """Undoes put_rows: all rows, on every host. All hosts must call it."""
+  if jax.process_count() == 1:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
 
 
 def describe(abstract: Any, shardings: Any) -> list[str]:

@@ -164,25 +164,32 @@ def live_share(row):
 def test_captions_come_first_and_are_dropped_as_often_as_asked(tokenizer):
   config = changed(
     data=dict(caption_first=0.7, caption_dropout=0.2),
-    diffusion=dict(image_first_noise_cap=0.5),
+    diffusion=dict(image_first_noise_cap=0.5, image_first_clean=0.3),
   )
   lane = Lane([PAIRS, PROSE], tokenizer, config, lane=0)
   seen = collections.Counter()
   for row in itertools.islice(lane, 600):
-    caps = list(row.noise_cap_bn[row.image_weight_bn > 0])
+    slots = sum(x is not None for _, x, _ in read(row, tokenizer))
+    caps = list(row.noise_cap_bn[:slots])
+    np.testing.assert_array_equal(
+      row.image_weight_bn[:slots], row.noise_cap_bn[:slots] > 0
+    )
     for text, image, image_first in read(row, tokenizer):
       if image is None:
         assert text  # text-only documents keep their text
         seen["prose"] += 1
         continue
       kind = ("dropped" if not text else "after") if image_first else "first"
-      assert caps.pop(0) == (0.5 if kind == "after" else 1.0)
+      cap = caps.pop(0)
+      assert cap in ((0.0, 0.5) if kind == "after" else (1.0,))
       seen[kind] += 1
+      seen["clean"] += cap == 0
   pairs = seen["first"] + seen["after"] + seen["dropped"]
   assert pairs > 1800 and seen["prose"] > 300
   # Five standard deviations of a share over 1800 and 1300 draws.
   assert abs((seen["first"] + seen["dropped"]) / pairs - 0.7) < 0.055
   assert abs(seen["dropped"] / (seen["first"] + seen["dropped"]) - 0.2) < 0.055
+  assert abs(seen["clean"] / seen["after"] - 0.3) < 0.1  # of 540 draws
 
 
 def test_no_random_choice_depends_on_global_state(tokenizer):

@@ -88,3 +88,9 @@ def test_the_largest_uniform_number_draws_no_step_beyond_the_cap(monkeypatch):
   caps = np.float32([1.0, 0.5, 0.999, 1e-6])
   t = draw_t(jax.random.key(0), caps, timesteps=T)
   np.testing.assert_array_equal(t, [1000, 500, 999, 1])
+
+
+def test_a_cap_of_zero_leaves_an_image_clean():
+  caps = np.tile(np.float32([0.0, 1.0]), 1000)
+  t = np.asarray(draw_t(jax.random.key(0), caps, timesteps=T))
+  assert not t[::2].any() and t[1::2].all()

@@ -79,6 +79,15 @@ def test_the_image_loss_is_the_mean_of_the_parts_of_the_schedule_that_were_seen(
   assert line["loss_image"] == pytest.approx(np.mean(seen))
 
 
+def test_an_image_that_is_trained_clean_is_judged_clean():
+  batch = tiny.batch(CONFIG)
+  capped = batch.noise_cap_bn < 1
+  clean = batch._replace(noise_cap_bn=np.where(capped, 0, 1).astype(np.float32))
+  (_, before), (_, after) = (grid(CONFIG, tiny.put(b), 0) for b in (batch, clean))
+  assert capped.any() and np.asarray(before).all()
+  np.testing.assert_array_equal(after, np.where(capped, 0, before))
+
+
 def test_rows_of_padding_weigh_nothing(params):
   padding = [tiny.pack([], CONFIG)] * 4
   empty = tiny.put(sequence.stack(padding))

@@ -42,7 +42,7 @@ class Lane(Iterator[sequence.Batch]):
     Args:
       sources: the training or test sources.
       tokenizer: encodes their texts.
-      config: reads seed, data, model and diffusion.image_first_noise_cap.
+      config: reads seed, data, model and diffusion.image_first_*.
       lane: which of data.lanes.
       state: what `state()` returned; from the start without it.
       repeat: without end. False gives each document of the lane once.
@@ -203,7 +203,9 @@ def _arrange(
   if len(document) != 2 or images != 1:
     return document
   if _uniform(config.seed, f"{name}/order", index) >= config.data.caption_first:
-    cap = config.diffusion.image_first_noise_cap
+    diffusion, u = config.diffusion, _uniform(config.seed, f"{name}/clean", index)
+    clean = u < diffusion.image_first_clean
+    cap = 0.0 if clean else diffusion.image_first_noise_cap
     return sequence.image_first(document, noise_cap=cap)
   if _uniform(config.seed, f"{name}/drop", index) < config.data.caption_dropout:
     return sequence.drop_text(document)

@@ -49,8 +49,9 @@ class Corpus:
 def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   """Opens the sources and the tokenizer of a run.
 
-  The tokenizer is workdir/tokenizer.model; where that is missing it is copied from
-  data.tokenizer or, without one, trained on the training texts. What sources had to
+  The tokenizer is workdir/tokenizer.model of a run that has begun (config.json is
+  there); else it is copied from data.tokenizer or, without one, trained on the
+  training texts. What sources had to
   skip is logged and listed in workdir/skipped.json.
 
   Raises:
@@ -214,8 +215,8 @@ def heldout_rows(
 ) -> list[sequence.Batch]:
   """Packs held-out documents, each at most once, with their captions.
 
-  The rows depend on nothing but the sources, the tokenizer and the sizes in config:
-  every seed, step and host count gives the same.
+  The rows depend on the sources, the tokenizer and the sizes, the mixture and the
+  share of captions first in config: every seed, step and host count gives the same.
 
   Args:
     sources: the test sources, or those of them that are to be judged.
@@ -302,7 +303,8 @@ def _open_tokenizer(
   config: Config, workdir: Path, sources: Sequence[sources_lib.Source]
 ) -> Tokenizer:
   path = workdir / "tokenizer.model"
-  if path.is_file():
+  # Without config.json this is what a start that was refused has left.
+  if path.is_file() and (workdir / "config.json").is_file():
     tokenizer = Tokenizer.load(path)
   elif config.data.tokenizer:
     tokenizer = Tokenizer.load(config.data.tokenizer)

@@ -55,10 +55,11 @@ def add_noise(
 
 
 def draw_t(key: jax.Array, noise_cap: jax.Array, *, timesteps: int) -> jax.Array:
-  """Uniform integers in 1 .. round(noise_cap * timesteps), one per image.
+  """Uniform integers in 1 .. round(noise_cap * timesteps), one per image; 0 for cap 0.
 
   A cap of 0.5 is the limit of t = 500 in arXiv 2408.11039, section 4.3.4.
   """
   top = jnp.maximum(jnp.round(noise_cap * timesteps), 1.0)
   u = jax.random.uniform(key, noise_cap.shape)  # in [0, 1), and u * top stays below top
-  return jnp.floor(u * top).astype(jnp.int32) + 1
+  t = jnp.floor(u * top).astype(jnp.int32) + 1
+  return jnp.where(noise_cap > 0, t, 0)

@@ -12,9 +12,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from tfusion.data.pipeline import open_corpus
-from tfusion.evaluate.digits import evaluate_digits
+from tfusion import report
+from tfusion.config import Config
+from tfusion.data.pipeline import Corpus, open_corpus
+from tfusion.evaluate.digits import check_digits, evaluate_digits
 from tfusion.evaluate.text import perplexity
+from tfusion.model.transfusion import Params
 from tfusion.train.metrics import environment
 from tfusion.train.trained import Trained
 
@@ -25,10 +28,35 @@ EVALUATIONS = {
 }
 
 
-def evaluate(trained: Trained, workdir: str | Path) -> dict[str, Any]:
+class FinalEvaluation:
+  """Runs everything after the last update."""
+
+  def __init__(self, config: Config, workdir: Path):
+    self.config, self.workdir = config, workdir
+
+  def check(self, corpus: Corpus) -> None:
+    """Raises ValueError for what cannot be evaluated."""
+    if any(source.name == "digits" for source in corpus.test):
+      check_digits(self.config, corpus)
+
+  def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
+    """Prints the table and writes eval.json if this was the last step."""
+    if step == self.config.train.steps:
+      mesh = jax.sharding.get_mesh()
+      model = Trained(self.config, step, params, corpus.tokenizer, mesh)
+      _show(evaluate(model, corpus, self.workdir))
+
+
+def evaluate_and_report(trained: Trained, workdir: str | Path) -> None:
+  """What `tfusion eval` does: prints the table, writes eval.json and report.html."""
+  _show(evaluate(trained, open_corpus(trained.config, workdir), workdir))
+  if jax.process_index() == 0:
+    print(report.write_report(workdir))
+
+
+def evaluate(trained: Trained, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:
   """Runs what fits the run's sources; writes workdir/eval.json, returns its content."""
   workdir = Path(workdir)
-  corpus = open_corpus(trained.config, workdir)
   names = {source.name for source in corpus.test}
   results: dict[str, Any] = {"step": trained.step}
   with jax.set_mesh(trained.mesh):
@@ -45,6 +73,11 @@ def evaluate(trained: Trained, workdir: str | Path) -> dict[str, Any]:
     aside.write_text(json.dumps(results, indent=2) + "\n")
     os.replace(aside, workdir / "eval.json")
   return results
+
+
+def _show(results: dict[str, Any]) -> None:
+  if jax.process_index() == 0:
+    print(table(results), flush=True)
 
 
 def table(results: dict[str, Any]) -> str:

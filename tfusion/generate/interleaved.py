@@ -20,7 +20,7 @@ from tfusion.generate import phases
 from tfusion.generate.prompt import Draw, Prompt, split_at_draws
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Elements, Image, SpecialTokens, Text
-from tfusion.sharding import batch_shards, spec
+from tfusion.sharding import batch_shards, fetch_rows, put_rows, spec
 
 LENGTH_MULTIPLE = 16  # lengths are rounded up to it, so that few are compiled
 
@@ -161,7 +161,8 @@ class _Walk:
       self.rows.append(_Row((), special=special))
       self.rows[-1].done = True
     b = len(self.rows)
-    self.keys_b = _shard(jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(b)))
+    keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(b))
+    self.keys_b = jax.sharding.reshard(keys_b, spec("batch"))
     # Room for a row at the limit that is padded to another's EOI, next part and BOI.
     parts = [part for row in self.rows for part in row.parts]
     longest = max((len(self._lay_out(part).tokens_l) for part in parts), default=0)
@@ -175,7 +176,7 @@ class _Walk:
     """Puts what is pending into the cache."""
     block = self._block([row.pending for row in self.rows], at=self._at())
     self.cache, self.logits_bv = phases.feed(
-      self.config.model, self.params, cache=self.cache, block=_shard(block)
+      self.config.model, self.params, cache=self.cache, block=put_rows(block)
     )
     for row, count in zip(self.rows, block.count_b):
       row.at += int(count)
@@ -194,11 +195,11 @@ class _Walk:
       limit=self.limit,
       cache=self.cache,
       logits_bv=self.logits_bv,
-      at_b=_shard(self._at()),
-      writing_b=_shard(writing_b),
+      at_b=put_rows(self._at()),
+      writing_b=put_rows(writing_b),
       keys_b=self.keys_b,
     )
-    for row, ids_l, count in zip(self.rows, np.asarray(ids_bl), np.asarray(count_b)):
+    for row, ids_l, count in zip(self.rows, fetch_rows(ids_bl), fetch_rows(count_b)):
       if count:
         with_image = row.at + int(count) + self.patches + 1
         row.take_text(ids_l[:count], image_fits=with_image <= self.limit)
@@ -215,12 +216,12 @@ class _Walk:
       sample=self.config.sample,
       length=_round_up(int(at_b.max()) + self.patches),
       cache=self.cache,
-      unconditional=_shard(self.unconditional),
-      at_b=_shard(at_b),
-      image_b=_shard(np.asarray([row.images for row in self.rows], np.int32)),
+      unconditional=put_rows(self.unconditional),
+      at_b=put_rows(at_b),
+      image_b=put_rows(np.asarray([row.images for row in self.rows], np.int32)),
       keys_b=self.keys_b,
     )
-    for row, latent in zip(self.rows, np.asarray(clean_bhwc)):
+    for row, latent in zip(self.rows, fetch_rows(clean_bhwc)):
       if row.drawing:
         row.take_image(Image(latent), patches=self.patches)
 
@@ -245,8 +246,3 @@ def _token(token: int) -> Text:
 
 def _round_up(length: int) -> int:
   return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-
-
-def _shard(tree):
-  """Puts rows where the mesh has them."""
-  return jax.tree.map(lambda x: jax.device_put(x, spec("batch")), tree)

@@ -65,13 +65,18 @@ def linear(x, w, inputs: int = 1, out_sharding=None) -> jax.Array:
   The gradient of w is x^T g as written. JAX would ask for g^T x, for which XLA's CPU
   backend transposes g, fused with all the elementwise work that made it.
   """
+  return _contract(x, w, inputs, out_sharding)
+
+
+def _contract(x, w, inputs, out_sharding):
   last = tuple(range(x.ndim - inputs, x.ndim))
   dims = ((last, tuple(range(inputs))), ((), ()))
   return jax.lax.dot_general(x, w, dims, out_sharding=out_sharding)
 
 
 def _linear_forward(x, w, inputs, out_sharding):
-  return linear(x, w, inputs, out_sharding), (x, w)
+  # Not linear(): a remat policy that keeps matmuls must find one here.
+  return _contract(x, w, inputs, out_sharding), (x, w)
 
 
 def _linear_backward(inputs, out_sharding, saved, g):
@@ -93,7 +98,8 @@ linear.defvjp(_linear_forward, _linear_backward)
 def rope_angles(positions_bl: jax.Array, *, head_dim: int, theta: float):
   """Cosines and sines of arXiv 2104.09864, f32[b, l, head_dim / 2]."""
   frequency_k = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angle_blk = jnp.einsum("bl,k->blk", positions_bl.astype(jnp.float32), frequency_k)
+  # Not an einsum: a TPU would round positions to bfloat16 in it.
+  angle_blk = positions_bl.astype(jnp.float32)[..., None] * frequency_k[None, None]
   return jnp.cos(angle_blk), jnp.sin(angle_blk)
 
 

@@ -39,7 +39,7 @@ def sinusoids(t_bn: jax.Array) -> jax.Array:
   from 1 to 1/10000 (arXiv 2006.11239, appendix B)."""
   half = SINUSOIDS // 2
   frequency_f = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
-  angle_bnf = jnp.einsum("bn,f->bnf", t_bn.astype(jnp.float32), frequency_f)
+  angle_bnf = t_bn.astype(jnp.float32)[..., None] * frequency_f[None, None]
   return jnp.concatenate([jnp.cos(angle_bnf), jnp.sin(angle_bnf)], axis=-1)
 
 
@@ -79,8 +79,9 @@ class LinearPatches(nnx.Module):
   def decode(self, x_bnmd: jax.Array) -> jax.Array:
     """Transformer outputs at the patches to predicted noise, f32[b, n, h, w, c]."""
     dtype = x_bnmd.dtype
-    x = jnp.einsum("bnmd,dp->bnmp", x_bnmd, use(self.w_out, dtype=dtype))
-    x = x.astype(jnp.float32) + self.b_out[...][None, None, None]
+    w_out = use(self.w_out, dtype=dtype)
+    x = jnp.einsum("bnmd,dp->bnmp", x_bnmd, w_out, preferred_element_type=jnp.float32)
+    x = x + self.b_out[...][None, None, None]
     return unpatchify(x, patch=self.patch, shape=self.shape)
 
   def _bias(self, bias: nnx.Param, dtype) -> jax.Array:

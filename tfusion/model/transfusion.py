@@ -61,10 +61,10 @@ class Transfusion(nnx.Module):
 
   def embed_text(self, tokens_bl: jax.Array) -> jax.Array:
     """Token ids to [b, l, d]."""
-    table_vd = jax.sharding.reshard(
-      use(self.embedding, dtype=dtype_of(self.config)), spec(None)
-    )
-    return table_vd.at[tokens_bl].get(out_sharding=spec("batch", None, None))
+    # Cast behind the lookup: its gradient sums over every place of a token, in float32.
+    table_vd = jax.sharding.reshard(self.embedding[...], spec(None))
+    x_bld = table_vd.at[tokens_bl].get(out_sharding=spec("batch", None, None))
+    return x_bld.astype(dtype_of(self.config))
 
   def embed_images(self, noisy_bnhwc: jax.Array, t_bn: jax.Array) -> jax.Array:
     """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]."""
@@ -89,8 +89,8 @@ class Transfusion(nnx.Module):
 
   def logits(self, x_bld: jax.Array) -> jax.Array:
     """f32[b, l, v]."""
-    logits = jnp.einsum("bld,dv->blv", x_bld, use(self.head, dtype=x_bld.dtype))
-    return logits.astype(jnp.float32)
+    head_dv = use(self.head, dtype=x_bld.dtype)
+    return jnp.einsum("bld,dv->blv", x_bld, head_dv, preferred_element_type=jnp.float32)
 
   def predict_noise(self, x_bnmd: jax.Array) -> jax.Array:
     """Outputs at the patches to f32[b, n, h, w, c]."""

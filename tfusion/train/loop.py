@@ -41,6 +41,8 @@ from tfusion.train.step import (
 )
 from tfusion.train.validate import validate
 
+AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
+
 
 class Evaluation(Protocol):
   """What is done beside the validation loss, on all hosts."""
@@ -102,6 +104,8 @@ def train(
     run.start(changes)
     while run.step < t.steps and not run.agrees_to(stop):
       run.advance()
+      if run.is_due() and not run.agrees_to(stop):
+        run.evaluate()
     run.finish(stopped_by=stop.name)
     return run.state
 
@@ -148,6 +152,7 @@ class _Run:
         for name in ("metrics", "speed", "validation")
       }
       self.board = metrics.TensorBoard(self.workdir / "tensorboard", writes=self.first)
+      validated = self.files["validation"].last_step
     logging.info("%s", "\n".join(describe(self.state, self.sharding)))
     facts = metrics.environment() | {
       "parameters": parameter_count(config.model),
@@ -163,14 +168,16 @@ class _Run:
     )
     if restored:
       self.say(f"goes on after step {self.step} of {self.checkpoints.directory}")
+      # The schedule has no memory: it is that of the config of this start. On all
+      # hosts: under a mesh of several, this too is a program of all of them.
+      updates = self.step - int(self.state.skipped_total)
+      rate = float(make_schedule(config)(updates))
       if changes:
-        # The schedule has no memory: it is that of the config of this start.
-        updates = self.step - int(self.state.skipped_total)
-        rate = float(make_schedule(config)(updates))
         self.say(f"with {', '.join(changes)}; the learning rate is now {rate:.3g}")
-      every = config.train.eval_every_steps
-      if self.step % every == 0 and self.files["validation"].last_step < self.step:
-        self.evaluate()  # the run was killed before it
+      # Another host's view of the file may be old: the first decides.
+      missing = multihost_utils.broadcast_one_to_all(np.asarray(validated < self.step))
+      if self.is_due() and missing:
+        self.evaluate()  # the run was stopped before it
 
   def advance(self):
     """One update, and what is due after it."""
@@ -190,10 +197,13 @@ class _Run:
     self.done[3] += metrics.batch_flops(self.config.model, host_batch) * hosts
     self.done[4] += 1
     t = self.config.train
-    if self.step % t.save_every_steps == 0:
+    if self.step % t.save_every_steps == 0 or self.step >= t.steps:
       self.save()
-    if self.step % t.eval_every_steps == 0:
-      self.evaluate()
+
+  def is_due(self) -> bool:
+    """True if an evaluation belongs to the step that was just done."""
+    t = self.config.train
+    return self.step % t.eval_every_steps == 0 or self.step >= t.steps
 
   def record(self):
     """Writes the metrics of the last step that was handed to the device."""
@@ -249,21 +259,20 @@ class _Run:
       params = self.state.sampling_params
       batches = (global_batch(b, mesh=self.mesh) for b in self.heldout)
       line = {"step": self.step} | validate(self.config, params, batches)
-      self.files["validation"].append(line)
-      self.board.write("validation", line)
+      image = line["loss_image"]  # None: no held-out row has an image
       self.say(
-        f"step {self.step}  held out: text {line['loss_text']:.3f}"
-        f" (perplexity {line['perplexity']:.2f})  image {line['loss_image']:.4f}"
+        f"step {self.step}  held out: text {line['loss_text']:.3f} (perplexity"
+        f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
       )
       for evaluation in self.evaluations:
         evaluation(self.step, params, self.corpus)
+      self.files["validation"].append(line)  # now: a killed evaluation is done again
+      self.board.write("validation", line)
       self.write_report()
 
   def finish(self, *, stopped_by: str | None):
-    """Saves, evaluates a finished run once, and says where things are."""
+    """Saves, and says where things are."""
     self.save(wait=True)
-    if not stopped_by and self.files["validation"].last_step < self.step:
-      self.evaluate()
     self.write_report()
     counts = ", ".join(f"{k} {v:.0f} s" for k, v in self.clock.seconds.items())
     if stopped_by:
@@ -288,8 +297,8 @@ class _Run:
     """True if any host was told to stop; all hosts answer alike."""
     if jax.process_count() == 1:
       return stop.name is not None
-    if self.step % self.config.train.log_every_steps:
-      return False
+    if self.step % AGREE_EVERY and not self.is_due():
+      return False  # to ask is to wait for the device
     told = multihost_utils.process_allgather(np.asarray(stop.name is not None))
     if told.any() and stop.name is None:
       stop.name = "another host"

@@ -1,6 +1,6 @@
 """The training state and the pure functions that change and judge it.
 
-Owns: TrainState, init, train_step, eval_step. Not: the loop, files, printing.
+Owns: TrainState, init, train_step. Not: the loop, files, printing.
 
 b batch  n image slots  h w c latent height, width, channels
 Randomness: key = fold_in(fold_in(root, step), stream); nothing random is saved.
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tfusion.config import Config
@@ -190,11 +189,6 @@ def train_step(
     "skipped_total": new.skipped_total,
   }
   return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
-
-
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """The sharding of a number that every device holds."""
-  return NamedSharding(mesh, P())
 
 
 def _microbatches(x: jax.Array, parts: int) -> jax.Array:

@@ -35,10 +35,13 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
     workdir: of the run.
 
   Raises:
-    ValueError: there is no checkpoint yet.
+    ValueError: there is no checkpoint yet, or the mesh does not fit the devices.
   """
   workdir = Path(workdir)
   config_lib.check_same_run(config, workdir)
+  config_lib.validate_devices(
+    config, devices=jax.device_count(), hosts=jax.process_count()
+  )
   mesh = make_mesh(config.mesh)
   with (
     jax.set_mesh(mesh),

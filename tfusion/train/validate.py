@@ -31,7 +31,8 @@ class Validation(NamedTuple):
 
 
 def grid(config: Config, batch: Batch, number) -> tuple[jax.Array, jax.Array]:
-  """The bin of every image slot of batch `number` and its middle as t, i32[b, n].
+  """The bin of every image slot of batch `number` and its middle as t, i32[b, n];
+  an image of noise_cap 0 stays clean.
 
   The bin goes up by 1 from slot to slot and by 3, which shares no factor with 10, from
   row to row: all bins are met however few of their slots the rows fill.
@@ -41,7 +42,8 @@ def grid(config: Config, batch: Batch, number) -> tuple[jax.Array, jax.Array]:
   bin_bn = (3 * row_b1 + jnp.arange(n)[None]) % BINS
   bin_bn = jnp.zeros_like(batch.image_start_bn) + bin_bn  # sharded like the batch
   middle_bn = (bin_bn + 0.5) * config.diffusion.timesteps / BINS
-  return bin_bn, jnp.maximum(jnp.round(middle_bn).astype(jnp.int32), 1)
+  t_bn = jnp.maximum(jnp.round(middle_bn).astype(jnp.int32), 1)
+  return bin_bn, jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
