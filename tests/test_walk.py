@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -39,7 +37,8 @@ def run(tmp_path_factory):
 def test_train_leaves_the_files_that_the_readme_names(run):
   for name in (
     "config.json run.json data.json tokenizer.model metrics.jsonl speed.jsonl"
-    " validation.jsonl eval.json report.html samples/step_00000004.png eval/digits.png"
+    " validation.jsonl eval.json report.html eval/digits.png"
+    " samples/step_00000002.png samples/step_00000004.png"  # of both evaluations
   ).split():
     assert (run / name).stat().st_size > 0, name
   lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
@@ -152,13 +151,3 @@ def test_bench_step_prints_the_share_of_the_matmul_rate(capsys):
   out = capsys.readouterr().out
   for name in ("step_ms", "elements_per_s", "matmul_gflops", "share", "data_wait"):
     assert name in out
-
-
-def test_step_benchmark_script_prints_one_line_of_json():
-  script = ROOT / "tests" / "bench" / "step_ours.py"
-  size = ["--dim", "32", "--depth", "1", "--heads", "2", "--steps", "1"]
-  done = subprocess.run(
-    [sys.executable, str(script), *size], capture_output=True, text=True, check=True
-  )
-  values = json.loads(done.stdout)
-  assert values["elements_per_step"] == 4 * 384 and values["median_ms"] > 0

@@ -276,7 +276,8 @@ def width_for(args: argparse.Namespace, params: int) -> int:
   The trial models are real (the package cannot be built on the meta device), but
   they hold no gradients, optimizer state or activations: the peak comes later.
   """
-  best_dim, best_gap, dim = 0, math.inf, 0
+  # From 4 features a head: with 2 the rotary embedding of the package divides by 0.
+  best_dim, best_gap, dim = 0, math.inf, 2 * args.heads
   while True:
     dim += 2 * args.heads
     trial = argparse.Namespace(**{**vars(args), "dim": dim})

@@ -2,7 +2,7 @@
 
 Owns: the order of the runs and the table. Not: the programs (step_ours.py,
 peers_torch.py), which run in processes of their own, in turn, so that a change of the
-machine's speed meets all of them.
+machine's speed meets all of them, and on the same cores. Needs Linux to bind them.
 """
 
 import argparse
@@ -22,15 +22,23 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--rounds", type=int, default=3, help="runs of each program")
   parser.add_argument("--steps", type=int, default=10, help="timed steps of each run")
+  parser.add_argument("--cores", type=int, default=2, help="that each program gets")
   parser.add_argument("--torch-python", default=sys.executable, help="has torch")
   args = parser.parse_args()
+  cores = sorted(os.sched_getaffinity(0))[: args.cores]
+  print(
+    f"each program alone on cores {cores}; steps and rates are medians of the runs,"
+  )
+  print("'ours is' the median ratio of our rate to that of the run beside it")
   print("dim depth program            params  step ms   elements/s  ours is  peak GB")
   for dim, depth in SIZES:
     width = ["--dim", str(dim)]
     depth_and_steps = ["--depth", str(depth), "--steps", str(args.steps)]
     ours = [sys.executable, "step_ours.py", *width, *depth_and_steps]
-    torch = [args.torch_python, "peers_torch.py", *depth_and_steps, "--program"]
-    params = ["--match-params", str(run(ours)["params"])]
+    threads = ["--threads", str(len(cores))]  # XLA takes as many as it has cores
+    torch = [args.torch_python, "peers_torch.py", *depth_and_steps, *threads]
+    torch += ["--program"]
+    params = ["--match-params", str(run(ours, cores=cores)["params"])]
     programs = {
       "ours": ours,
       "plain": [*torch, "plain", *width],
@@ -40,7 +48,7 @@ def main():
     results = {name: [] for name in programs}
     for _ in range(args.rounds):
       for name, command in programs.items():
-        results[name].append(run(command))
+        results[name].append(run(command, cores=cores))
     our_rates = [rate(r) for r in results["ours"]]
     for name, runs in results.items():
       ratios = [ours / rate(r) for ours, r in zip(our_rates, runs)]
@@ -59,8 +67,8 @@ def rate(result: dict) -> float:
   return result["elements_per_step"] / result["median_ms"] * 1e3
 
 
-def run(command: list[str]) -> dict:
-  """Runs [python, script, arguments ...] and reads its last line as JSON.
+def run(command: list[str], *, cores: list[int]) -> dict:
+  """Runs [python, script, arguments ...] on these cores; reads its last line as JSON.
 
   Ours gets huge pages, as the command `tfusion` takes them; PyTorch does not gain.
   """
@@ -72,6 +80,7 @@ def run(command: list[str]) -> dict:
     text=True,
     check=False,
     env=os.environ | pages,
+    preexec_fn=lambda: os.sched_setaffinity(0, cores),
   )
   if done.returncode:
     raise RuntimeError(f"{script} {' '.join(arguments)}:\n{done.stderr[-2000:]}")
