@@ -318,20 +318,30 @@ def test_scan_over_layers_and_remat_change_nothing(implementation):
     assert far(a, b) < 1e-5  # another order of fp32 sums
 
 
+def temp_bytes(implementation: str, length: int) -> int:
+  """What XLA plans beside arguments and results for the gradient of one row."""
+  row = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+  interval = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+  def loss(q, k, v, lo, hi):
+    return jnp.sum(attend(q, k, v, lo, hi, implementation=implementation))
+
+  step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+  compiled = step.lower(row, row, row, interval, interval).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
 def test_a_row_of_4096_never_makes_a_square_array():
-  row = jax.ShapeDtypeStruct((1, 4096, 2, 16), jnp.float32)
-  interval = jax.ShapeDtypeStruct((1, 4096), jnp.int32)
+  assert temp_bytes("dense", 4096) > 4096 * 4096 * 4  # as a square array would show
+  assert temp_bytes("chunked", 4096) < 4096 * 4096 / 2
 
-  def temp_bytes(implementation):
-    def loss(q, k, v, lo, hi):
-      return jnp.sum(attend(q, k, v, lo, hi, implementation=implementation))
 
-    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-    compiled = step.lower(row, row, row, interval, interval).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-  assert temp_bytes("dense") > 4096 * 4096 * 4  # what a square array would show as
-  assert temp_bytes("chunked") < 4096 * 4096 / 2
+def test_memory_grows_in_a_line_with_a_row_and_a_row_of_447_is_one_tile():
+  short, middle, long = (temp_bytes("chunked", x) for x in (1024, 2048, 4096))
+  assert long - middle < 2.1 * (middle - short)  # 4 times it, if it grew in a square
+  for length in (447, 448):
+    grid = chunked.cut(1, length, length, kv_heads=4, group=1)
+    assert grid.whole_rows == (length == 447)
 
 
 @pytest.mark.parametrize("block,chunk", ((1, 1), (4, 3), (7, 5), (24, 8), (10, 24)))

@@ -44,8 +44,9 @@ def attend(
     scale: of the scores; 1 / sqrt(d) if None.
     soft_cap: scores become soft_cap * tanh(scores / soft_cap) (arXiv 2408.00118,
       section 2) if given.
-    implementation: "dense" (the reference) or "chunked" (no queries x keys array);
-      None takes the faster one for this platform and these sizes.
+    implementation: "dense" (the reference) or "chunked" (memory grows in a line with
+      the number of queries and keys; up to 200,000 scores of a head, a row of 447,
+      are one tile); None takes the faster one for this platform and these sizes.
 
   Returns:
     o_bqhd in the dtype of q. Scores, softmax and sums are fp32. A nan or an inf in q,
