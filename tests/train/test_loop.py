@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -245,6 +246,27 @@ def test_accumulation_and_the_average_change_what_they_should(never_stopped):
   assert a["loss_text"] != pytest.approx(b["loss_text"], rel=1e-3)
 
 
+def test_a_run_without_images_has_no_image_loss_to_show(tmp_path, capfd):
+  prose = dict(data__sources=("pydoc",), model__vocab_size=512)
+  steps = dict(train__steps=2, train__eval_every_steps=1, optim__ema_decay=0.9)
+  config = make_config(**prose, **steps)
+  workdir = tmp_path / "run"
+  train(config, workdir)
+  said = capfd.readouterr().out
+  assert "step 2/2  loss" in said
+  assert re.search(
+    r"step 2  held out: text [\d.]+ \(perplexity [\d.]+\)  image -", said
+  )
+  assert [x["images"] for x in lines(workdir)] == [0, 0]
+  for line in lines(workdir, "validation"):
+    assert line["loss_image"] is None and line["loss_image_bins"] == [None] * 10
+    assert line["loss_text"] > 0 and line["text_targets"] > 0 and line["images"] == 0
+  page = (workdir / "report.html").read_text()
+  assert "Cannot be shown" not in page and "Finished: update 2 of 2" in page
+  assert 'alt="Held-out loss: Text loss' in page
+  assert 'alt="Held-out loss: Image loss' not in page
+
+
 def test_the_console_says_what_is_going_on(tmp_path, capfd, never_stopped):
   workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
   train(PLAIN, workdir)
@@ -255,17 +277,52 @@ def test_the_console_says_what_is_going_on(tmp_path, capfd, never_stopped):
   assert_same_files(workdir, never_stopped["plain"])  # nothing was done again
 
 
+class Awaited:
+  """A metric on the device; notes when the host asks for its value."""
+
+  def __init__(self, value, note):
+    self.value, self.note = value, note
+
+  def __array__(self, *args, **kwargs):
+    self.note()
+    return np.asarray(self.value)
+
+  def __float__(self):
+    return float(np.asarray(self))
+
+
+def test_metrics_of_an_update_are_read_when_the_device_has_the_next(
+  tmp_path, monkeypatch
+):
+  never = dict(train__save_every_steps=1000, train__eval_every_steps=1000)
+  order, dispatch = [], jax.stages.Compiled.__call__
+
+  def dispatched(self, *args):
+    state, values = dispatch(self, *args)
+    number = 1 + sum(event.startswith("update") for event in order)
+    order.append(f"update {number}")
+    note = lambda: order.append(f"metrics {number}")  # noqa: E731
+    return state, {name: Awaited(x, note) for name, x in values.items()}
+
+  monkeypatch.setattr(jax.stages.Compiled, "__call__", dispatched)
+  train(make_config(train__steps=4, optim__ema_decay=0.9, **never), tmp_path / "run")
+  want = "update 1, update 2, metrics 1, update 3, metrics 2, update 4, metrics 3"
+  # A step has many metrics; behind the last update nothing follows.
+  assert list(dict.fromkeys(order)) == [*want.split(", "), "metrics 4"]
+
+
 # Stopped and started again.
 
 
 @pytest.mark.parametrize("name, config", [("plain", PLAIN), ("full", FULL)])
 def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
-  tmp_path, never_stopped, name, config
+  tmp_path, capfd, never_stopped, name, config
 ):
   workdir = tmp_path / "run"
-  # An update takes a tenth of a second and more, so that any moment may be hit.
+  # An update takes a tenth of a second and more, so that any moment may be hit once
+  # there is something to go on from: each save waits for the one before.
   moment = {
-    "KILL_AT_STEP": str(random.randint(2, STEPS - 1)),
+    "KILL_AT_STEP": str(random.randint(2 * SAVES + 1, STEPS - 1)),
     "KILL_AFTER": str(random.uniform(0.0, 0.15)),
     "PAUSE": "0.1",
   }
@@ -276,6 +333,7 @@ def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
   written = metrics.read_lines(workdir / "metrics.jsonl")
   assert len(written) < STEPS
   train(config, workdir)
+  assert re.search(r"goes on after step [1-9]", capfd.readouterr().out), moment
   try:
     assert_same_files(workdir, never_stopped[name])
   except AssertionError as error:
@@ -351,8 +409,9 @@ def test_a_damaged_newest_checkpoint_is_left_for_the_one_before_and_it_is_said(
   assert_same_files(workdir, never_stopped["full"])
 
 
+@pytest.mark.parametrize("name, config", [("plain", PLAIN), ("full", FULL)])
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
-  tmp_path, monkeypatch, never_stopped
+  tmp_path, monkeypatch, never_stopped, name, config
 ):
   workdir, measure = tmp_path / "run", loop.validate
 
@@ -361,16 +420,16 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
 
   monkeypatch.setattr(loop, "validate", killed)
   with pytest.raises(InterruptedError):
-    train(FULL, workdir)
+    train(config, workdir)
   assert steps_of(workdir)[-1] == EVALS and lines(workdir, "validation") == []
   monkeypatch.setattr(loop, "validate", measure)
-  train(FULL, workdir)
-  assert_same_files(workdir, never_stopped["full"])
+  train(config, workdir)
+  assert_same_files(workdir, never_stopped[name])
   # The last one too, when all updates are done.
   file = workdir / "validation.jsonl"
   file.write_text(file.read_text().splitlines(keepends=True)[0])
-  train(FULL, workdir)
-  assert_same_files(workdir, never_stopped["full"])
+  train(config, workdir)
+  assert_same_files(workdir, never_stopped[name])
 
 
 def test_a_line_is_on_disk_before_the_checkpoint_that_follows_it(tmp_path, monkeypatch):
@@ -418,6 +477,55 @@ def test_a_workdir_of_another_model_is_left_as_it_is(tmp_path, never_stopped):
     train(make_config(model__width=64), workdir)
   assert config_lib.load(workdir) == PLAIN
   assert_same_files(workdir, never_stopped["plain"])
+
+
+# Many devices.
+
+ON_A_MESH = """
+import json, pathlib, sys
+from tfusion import config as config_lib
+from tfusion.data.pipeline import HostBatches
+from tfusion.train import loop
+
+give, given = HostBatches.__next__, []
+
+def interrupted_once(self):
+  given.append(0)
+  if len(given) == 4:
+    raise InterruptedError
+  return give(self)
+
+HostBatches.__next__ = interrupted_once
+config = config_lib.from_dict(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+try:
+  loop.train(config, sys.argv[2])
+except InterruptedError:
+  loop.train(config, sys.argv[2])
+"""
+
+
+def test_a_run_on_a_mesh_of_eight_interrupted_and_resumed_writes_what_one_device_does(
+  tmp_path, cache
+):
+  # Adam divides by eps where a gradient is rounding alone.
+  gentle = dict(optim__ema_decay=0.9, optim__peak_lr=1e-3, optim__eps=1e-6)
+  gentle |= dict(train__steps=6, train__eval_every_steps=3)
+  workdir, alone = tmp_path / "mesh", tmp_path / "alone"
+  config = make_config(**gentle, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+  eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  with running(ON_A_MESH, config, workdir, **eight, **cache) as process:
+    said = process.stdout.read()
+    assert process.wait() == 0, said
+  assert "parameters on 8 x" in said and "goes on after step 2 of" in said
+  train(make_config(**gentle), alone)
+  for name in ("metrics", "validation"):
+    assert len(lines(alone, name)) == {"metrics": 6, "validation": 2}[name]
+    for got, want in zip(lines(workdir, name), lines(alone, name), strict=True):
+      assert got.keys() == want.keys()
+      for key in want:
+        pair = [np.asarray(x[key], float) for x in (got, want)]  # None, no image: nan
+        # Sums over devices run in another order; small numbers relative to 1.
+        np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
 # Numbers that are not finite.
