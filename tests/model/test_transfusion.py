@@ -121,6 +121,16 @@ def test_the_model_answers_in_float32_with_tokens_and_noise(params, dtype):
   assert (noise.shape, noise.dtype) == ((4, 3, 4, 4, 2), jnp.float32)
 
 
+def test_bfloat16_answers_nearly_what_float32_does(params, forward):
+  model, batch = dataclasses.replace(CONFIG.model, dtype="bfloat16"), tiny.batch(CONFIG)
+  t = np.full((4, 3), 500, np.int32)
+  inputs = tiny.put((batch, batch.latents_bnhwc, t))
+  low = jax.jit(lambda *args: bind(model, params)(*args))(*inputs)
+  for got, want in zip(low, forward(batch, t=t), strict=True):
+    # 8 bits of mantissa, so no less than 1e-3 either, through two layers.
+    assert 1e-3 < np.linalg.norm(got - want) / np.linalg.norm(want) < 5e-2
+
+
 def test_auto_is_float32_on_a_cpu_and_bfloat16_elsewhere(monkeypatch):
   auto = dataclasses.replace(CONFIG.model, dtype="auto")
   for backend, name in (("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")):

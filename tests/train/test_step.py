@@ -409,6 +409,23 @@ def test_bad_numbers_in_an_empty_slot_or_under_padding_change_no_bit(stepper, st
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_step_in_bfloat16_moves_parameters_that_stay_float32(stepper, start):
+  low = dict(model__dtype="bfloat16", optim__warmup_steps=0)
+  step = functools.partial(train_step, tiny.config(optim__ema_decay=0.9, **low))
+  batch = tiny.batch(CONFIG)
+  state, got = jax.jit(step)(start, tiny.put(batch), jax.random.key(ROOT_KEY))
+  _, want = stepper(start, batch)
+  assert float(got["skipped"]) == 0
+  for name in ("loss_text", "loss_image", "grad_norm"):
+    # 8 bits of mantissa, in every matmul of two layers, there and back.
+    assert 0 < abs(float(got[name]) / float(want[name]) - 1) < 5e-2, name
+  before, after = leaves(start), leaves(state)
+  for path, x in after.items():
+    assert x.dtype == (np.int32 if x.ndim == 0 else np.float32), path
+    assert np.isfinite(x).all(), path
+    assert (x != before[path]).any() or path.startswith("skipped"), path
+
+
 def test_training_on_one_batch_lowers_its_loss(stepper, start):
   batch, state, losses = tiny.batch(CONFIG), start, []
   for _ in range(19):
