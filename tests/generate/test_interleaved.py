@@ -22,7 +22,7 @@ from tfusion.diffusion.process import cosine_abar
 from tfusion.generate import interleaved, phases
 from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Draw
-from tfusion.model.transfusion import bind
+from tfusion.model.transfusion import Transfusion, bind
 from tfusion.sequence import Image, Text
 
 LIMIT = 44  # sample.max_elements
@@ -270,6 +270,30 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
     walk.draw()
     check()
   assert sampled_boi > 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
+  params, monkeypatch, guidance
+):
+  c = sampling(sampler="ddim", guidance=guidance, steps=5)  # compiled nowhere else
+  prompt = (tiny.text(np.random.default_rng(0), 3), Draw())
+  walk = interleaved._Walk(c, params, [prompt], special=SPECIAL, key=KEY)
+  walk.feed()
+  lengths, extend = [], Transfusion.extend
+
+  def counted(self, x_bld, *args):
+    jax.debug.callback(lambda: lengths.append(x_bld.shape[1]))  # whenever it runs
+    return extend(self, x_bld, *args)
+
+  monkeypatch.setattr(Transfusion, "extend", counted)
+  walk.draw()
+  jax.effects_barrier()
+  unconditional = walk.unconditional.tokens_bl.shape[1]
+  assert unconditional > PATCHES
+  # Five steps and the clean image; with guidance its prefix, once.
+  want = [PATCHES] * 6 + [unconditional] * (guidance != 1.0)
+  assert sorted(lengths) == want
 
 
 def test_a_row_does_not_depend_on_the_others_or_their_number(params):
