@@ -24,6 +24,7 @@ from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Draw
 from tfusion.model.transfusion import Transfusion, bind
 from tfusion.sequence import Image, Text
+from tfusion.sharding import put_rows
 
 LIMIT = 44  # sample.max_elements
 PATCHES = 4
@@ -243,9 +244,7 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
     laid = [lay_out(BOS, *r.spans, *end) for r, end in zip(walk.rows, boi, strict=True)]
     block = phases.make_block(c.model, laid, at=[0] * len(laid), length=64)
     cache = phases.empty_cache(c.model, batch=len(laid), length=64)
-    cache, _ = phases.feed(
-      c.model, params, cache=cache, block=interleaved._shard(block)
-    )
+    cache, _ = phases.feed(c.model, params, cache=cache, block=put_rows(block))
     for number, row in enumerate(walk.rows):
       for got, expected in zip(walk.cache, cache, strict=True):
         own = slice(0, 0 if row.done else row.at)
