@@ -74,14 +74,18 @@ def run(command: list[str], *, cores: list[int]) -> dict:
   """
   python, script, *arguments = command
   pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if "ours" in script else {}
-  done = subprocess.run(
-    [python, str(HERE / script), *arguments],
-    capture_output=True,
-    text=True,
-    check=False,
-    env=os.environ | pages,
-    preexec_fn=lambda: os.sched_setaffinity(0, cores),
-  )
+  own = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)  # of this thread, and so of what it starts
+  try:
+    done = subprocess.run(
+      [python, str(HERE / script), *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+      env=os.environ | pages,
+    )
+  finally:
+    os.sched_setaffinity(0, own)
   if done.returncode:
     raise RuntimeError(f"{script} {' '.join(arguments)}:\n{done.stderr[-2000:]}")
   return json.loads(done.stdout.strip().splitlines()[-1])
