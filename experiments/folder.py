@@ -91,6 +91,7 @@ def _choose_training(c: ml_collections.ConfigDict, found: folder.Survey) -> None
   c.model.heads = c.model.kv_heads = heads
   c.diffusion.clip = 1.0  # pixels lie in [-1, 1]
   c.diffusion.image_first_noise_cap = 0.5  # captions need to see the image
+  c.diffusion.image_first_clean = 0.5  # what a picture in a prompt is
   c.optim.peak_lr = peak_lr
   c.optim.end_lr = 1e-5
   c.optim.warmup_steps = 100

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tfusion import cli
+from tfusion.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A whole run: updates on a mesh over both hosts, a checkpoint, pictures, judging.
@@ -33,9 +35,7 @@ SMALLEST = [
 ]
 
 
-def command(workdir: pathlib.Path, *more: str) -> list[str]:
-  config = str(ROOT / "experiments" / "digits.py:smoke")
-  return ["train", "--config", config, "--workdir", str(workdir), *SMALLEST, *more]
+CONFIG = str(ROOT / "experiments" / "digits.py:smoke")
 
 
 def run_two_hosts(workdir: pathlib.Path, *more: str) -> list[str]:
@@ -52,7 +52,8 @@ def run_two_hosts(workdir: pathlib.Path, *more: str) -> list[str]:
   }
   hosts = [
     subprocess.Popen(
-      [sys.executable, "-c", code, *command(workdir, *more)]
+      [sys.executable, "-c", code, "train", "--config", CONFIG]
+      + ["--workdir", str(workdir), *SMALLEST, *more]
       + ["--distributed", f"{address},{index},2"],
       env=env,
       stdout=subprocess.PIPE,
@@ -79,12 +80,12 @@ def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
   mesh = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
   first, second = run_two_hosts(both, *mesh, "--config.train.steps=2")
   assert "step 2/2" in first and "caption_accuracy" in first
-  assert "step" not in second  # one host speaks
+  assert "held out" not in second  # one host speaks
   assert json.loads((both / "run.json").read_text())["hosts"] == 2
-  # The same command on one host with one device goes on where they were.
-  assert cli.main(command(both, "--config.train.steps=4")) == 0
-  assert cli.main(command(one, "--config.train.steps=2")) == 0
-  assert cli.main(command(one, "--config.train.steps=4")) == 0
+  # One host with one device goes on where they were.
+  for workdir, steps in ((both, 4), (one, 2), (one, 4)):
+    config = cli.read_config(CONFIG, [*SMALLEST, f"--config.train.steps={steps}"])
+    loop.train(config, workdir)
   for name in ("metrics.jsonl", "validation.jsonl"):
     got, want = values(both, name), values(one, name)
     assert [x["step"] for x in got] == [x["step"] for x in want]
@@ -94,3 +95,12 @@ def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
           # Sums over devices are in another order.
           np.testing.assert_allclose(a[key], b[key], rtol=2e-5, err_msg=key)
   assert (both / "eval" / "digits.png").is_file()
+
+
+@pytest.mark.parametrize("how", ["here", "host:1234", "host,0,2", "host:1234,2,2"])
+def test_hosts_that_cannot_be_joined_are_refused(how, capsys):
+  run = ["sample", "--workdir", "none", "--prompt", "x", "--distributed", how]
+  assert cli.main(run) == 2
+  assert f"--distributed={how}: give auto, or HOST:PORT,INDEX,COUNT" in (
+    capsys.readouterr().err
+  )

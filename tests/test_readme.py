@@ -1,5 +1,7 @@
 """The README says what is there: commands, files and sources of its figures."""
 
+import dataclasses
+import json
 import pathlib
 import re
 import shlex
@@ -41,6 +43,23 @@ def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monke
     for override in rest:
       key = re.fullmatch(r"--config\.([\w.]+)=.+", override).group(1)
       assert key in known
+
+
+def test_every_picture_exists():
+  paths = re.findall(r"!\[.*?\]\((.+?)\)", README)
+  assert paths
+  for path in paths:
+    assert min(Image.open(ROOT / path).size) > 100, path
+
+
+def test_the_known_good_run_is_of_todays_digits_and_gave_the_readmes_figures():
+  known = json.loads((ROOT / "experiments" / "results" / "digits.json").read_text())
+  config = cli.read_config(str(ROOT / "experiments" / "digits.py"), [])
+  assert known["model"] == json.loads(json.dumps(dataclasses.asdict(config.model)))
+  assert known["eval"]["step"] == known["metrics"][-1]["step"] == config.train.steps
+  assert known["command"] in README and known["commit"] in README
+  for right, count in (("images_right", "images"), ("captions_right", "captions")):
+    assert f"{known['eval'][right]} of {known['eval'][count]}" in README
 
 
 def test_every_path_of_the_map_exists():

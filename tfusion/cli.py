@@ -9,7 +9,6 @@ import difflib
 import errno
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -35,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
   _quiet(verbose=args.verbose)
   try:
     if getattr(args, "distributed", None):
-      _join_hosts(args.distributed)
+      from tfusion.sharding import join_hosts
+
+      join_hosts(args.distributed)
     return args.run(args, rest) or 0
   except (ValueError, FileNotFoundError, OSError, FloatingPointError) as error:
     if args.verbose:
@@ -229,22 +230,6 @@ def _use_huge_pages() -> None:
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _join_hosts(how: str) -> None:
-  """Makes this process one of several; before anything asks for devices."""
-  import jax
-
-  if how == "auto":
-    jax.distributed.initialize()
-    return
-  match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", how)
-  if not match or int(match[2]) >= int(match[3]):
-    raise ValueError(
-      f"--distributed={how}: give auto, or HOST:PORT,INDEX,COUNT as in"
-      " 10.0.0.1:1234,0,2 with INDEX below COUNT"
-    )
-  jax.distributed.initialize(match[1], int(match[3]), int(match[2]))
 
 
 def _quiet(*, verbose: bool) -> None:

@@ -53,9 +53,7 @@ class DiffusionConfig:
   timesteps: int = 1000
   image_weight: float = 5.0  # lambda, the weight of the diffusion loss
   image_first_noise_cap: float = 1.0  # share of t for image-first pairs; Table 8: 0.5
-  # Share of image-first pairs with a clean image and no image loss: what the model
-  # sees when it is shown one, and otherwise never trains on. Ours.
-  image_first_clean: float = 0.0
+  image_first_clean: float = 0.0  # share of these at t = 0, as in a prompt, unweighed
   clip: float = 3.0  # bound on the predicted clean image in sampling; ours; 0 is none
 
 
@@ -333,9 +331,8 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
     raise ValueError(f"data.lanes={lanes} do not divide over {hosts} hosts; use {good}")
   if (data * mesh.fsdp) % hosts:
     raise ValueError(
-      f"mesh.tensor={mesh.tensor}: the shards of one row would lie on several of the"
-      f" {hosts} hosts, which read different rows; mesh data*fsdp={data * mesh.fsdp}"
-      " must divide by the hosts"
+      f"mesh.tensor={mesh.tensor}: a row would be shared by some of {hosts} hosts, but"
+      f" each reads its own; they must divide mesh data*fsdp={data * mesh.fsdp}"
     )
   m = config.model
   for key in ("heads", "kv_heads", "mlp", "vocab_size"):

@@ -1,7 +1,7 @@
 """Meshes and the one table from logical axes to mesh axes.
 
-Owns: the mesh, RULES, shardings of a state tree. Not: which axes a parameter has
-(model/ names them where it makes them).
+Owns: joining hosts, the mesh, RULES, shardings of a state tree. Not: which axes a
+parameter has (model/ names them where it makes them).
 
 Meshes are explicit: a bad sharding is an error while tracing, on a laptop too.
 `fsdp` shards parameters and batch: a layer's parameters are gathered where they are
@@ -10,6 +10,7 @@ heads, mlp and vocabulary. Only `data` should cross a slow network.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,28 @@ RULES: dict[str | None, Any] = {
   "layers": None,
   None: None,
 }
+
+
+def join_hosts(how: str) -> None:
+  """Makes this process one of several, before anything asks for devices.
+
+  Args:
+    how: `auto` where jax finds the others (TPU pods, Slurm, Open MPI), or
+      `HOST:PORT,INDEX,COUNT` with the address of process 0.
+
+  Raises:
+    ValueError: neither of the two.
+  """
+  if how == "auto":
+    jax.distributed.initialize()
+    return
+  match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", how)
+  if not match or int(match[2]) >= int(match[3]):
+    raise ValueError(
+      f"--distributed={how}: give auto, or HOST:PORT,INDEX,COUNT as in"
+      " 10.0.0.1:1234,0,2 with INDEX below COUNT"
+    )
+  jax.distributed.initialize(match[1], int(match[3]), int(match[2]))
 
 
 def make_mesh(
