@@ -231,6 +231,7 @@ def test_the_tokenizer_of_a_workdir_stays(tmp_path):
     model=dataclasses.replace(CONFIG.model, vocab_size=300),
   )
   first = open_corpus(config, tmp_path).tokenizer
+  config_lib.save(config, tmp_path)  # as a run does that is not refused
   larger = dataclasses.replace(
     config, model=dataclasses.replace(config.model, vocab_size=400)
   )
@@ -249,7 +250,24 @@ def test_a_named_tokenizer_is_copied_into_the_workdir(tmp_path):
   workdir = tmp_path / "run"
   workdir.mkdir()
   assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
+  config_lib.save(config, workdir)
   path.unlink()
+  assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
+
+
+def test_a_start_that_was_refused_leaves_no_tokenizer_behind(tmp_path):
+  path, workdir = tmp_path / "own.model", tmp_path / "run"
+  workdir.mkdir()
+  letters = list(map(chr, range(500, 900)))
+  Tokenizer.train(letters, vocab_size=700, path=path)
+  config = dataclasses.replace(
+    changed(sources=("digits",), tokenizer=str(path)),
+    model=dataclasses.replace(CONFIG.model, vocab_size=300),
+  )
+  with pytest.raises(ValueError, match="model.vocab_size=300: the tokenizer has 6"):
+    open_corpus(config, workdir)
+  # The remedy, in the same workdir: a smaller tokenizer.
+  own = Tokenizer.train(["a handwritten seven"], vocab_size=290, path=path)
   assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
 
 

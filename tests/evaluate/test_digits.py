@@ -1,5 +1,7 @@
 """Promises of tfusion/evaluate/digits.py; oracles stand where the model would."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,10 +9,17 @@ import tiny
 from PIL import Image as Picture
 
 from tfusion.data.pipeline import Corpus
-from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
+from tfusion.data.sources import (
+  CAPTIONS,
+  DIGIT_WORDS,
+  Digits,
+  caption_label,
+  load_digits,
+)
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import digits, pictures
 from tfusion.evaluate.digits import fit_judge, nearness
+from tfusion.evaluate.suite import FinalEvaluation
 from tfusion.generate.interleaved import Draw, Generated
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
@@ -29,6 +38,22 @@ def trained(tmp_path_factory):
     eval__batch=BATCH, eval__images_per_class=EACH, sample__temperature=1.0
   )
   return Trained(config, 1, None, tokenizer, None)
+
+
+def test_captions_that_leave_no_room_for_an_image_are_refused_before_training(trained):
+  corpus = Corpus((), (Digits(*load_digits("test")),), trained.tokenizer)
+  long = max(len(trained.tokenizer.encode(c.format("three"))) for c in CAPTIONS)
+  patches = trained.config.model.patches_per_image
+  room = 1 + long + 1 + patches + 1 + 1  # BOS, caption, BOI, image, EOI, EOS
+  for limit in (room, room - 4):
+    sample = dataclasses.replace(trained.config.sample, max_elements=limit)
+    config = dataclasses.replace(trained.config, sample=sample)
+    evaluation = FinalEvaluation(config, None)
+    if limit == room:
+      evaluation.check(corpus)
+      continue
+    with pytest.raises(ValueError, match=f"sample.max_elements={limit}"):
+      evaluation.check(corpus)
 
 
 class Oracle:

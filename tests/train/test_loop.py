@@ -588,6 +588,33 @@ def test_evaluations_are_handed_the_average_at_every_evaluation(
   assert [source.name for source in corpus.test] == ["digits"]
 
 
+def test_an_evaluation_that_was_killed_is_done_again_and_a_whole_one_is_not(
+  tmp_path, never_stopped
+):
+  workdir, steps = shutil.copytree(never_stopped["plain"], tmp_path / "run"), []
+  lines = (workdir / "validation.jsonl").read_text()
+  (workdir / "validation.jsonl").write_text(lines.splitlines(keepends=True)[0])
+
+  class Killed(Exception):
+    pass
+
+  class Judge:
+    def check(self, corpus):
+      pass
+
+    def __call__(self, step, params, corpus):
+      steps.append(step)
+      if len(steps) == 1:
+        raise Killed
+
+  with pytest.raises(Killed):
+    train(PLAIN, workdir, evaluations=[Judge()])
+  for _ in range(2):
+    train(PLAIN, workdir, evaluations=[Judge()])
+  assert steps == [STEPS, STEPS]
+  assert (workdir / "validation.jsonl").read_text() == lines
+
+
 def test_an_evaluation_that_cannot_be_done_is_refused_before_any_work(tmp_path):
   class Refuse:
     def check(self, corpus):

@@ -101,7 +101,9 @@ def test_rows_of_padding_weigh_nothing(params):
 def test_every_part_of_the_schedule_is_met_however_few_slots_are_filled(slots):
   config = tiny.config(data__image_slots=slots)
   rows = tiny.put(np.zeros((4, slots), np.int32))
-  batch = tiny.put(tiny.batch(CONFIG))._replace(image_start_bn=rows)
+  caps = tiny.put(np.ones((4, slots), np.float32))
+  batch = tiny.put(tiny.batch(CONFIG))
+  batch = batch._replace(image_start_bn=rows, noise_cap_bn=caps)
   compute = jax.jit(functools.partial(grid, config))
   bins, t = (np.concatenate(x) for x in zip(*(compute(batch, i) for i in range(3))))
   assert set(bins[:, 0].tolist()) == set(range(BINS))  # by the first slot alone
