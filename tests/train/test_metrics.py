@@ -93,6 +93,9 @@ def test_the_peak_of_a_cpu_is_measured_and_shared_by_its_devices(monkeypatch):
   monkeypatch.setattr(metrics, "measure_matmul", lambda: 12e9)
   monkeypatch.setattr(jax, "local_device_count", lambda: 4)
   assert metrics.peak_flops() == (3e9, "matmul measured at the start")
+  # Accelerators that no data sheet is known of have their own units each.
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert metrics.peak_flops() == (12e9, "matmul measured at the start")
 
 
 # Time.

@@ -152,14 +152,15 @@ def batch_flops(config: ModelConfig, batch: Batch) -> float:
 def peak_flops() -> tuple[float, str]:
   """FLOP/s of one device and where the figure is from.
 
-  Accelerators: the data sheet. A CPU: measured here, float32, 1024 x 1024 matmuls, all
-  cores, the best of a few.
+  Accelerators: the data sheet. Others, and a CPU, whose devices share its cores:
+  measured here, float32, 1024 x 1024 matmuls, the best of a few.
   """
   kind = jax.devices()[0].device_kind
   for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
     if kind.startswith(name):
       return peak, f"data sheet of {name}, bfloat16"
-  return measure_matmul() / jax.local_device_count(), "matmul measured at the start"
+  sharing = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+  return measure_matmul() / sharing, "matmul measured at the start"
 
 
 def measure_matmul(*, size: int = 1024, seconds: float = 0.3) -> float:
