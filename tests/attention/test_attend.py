@@ -337,8 +337,10 @@ def test_a_row_of_4096_never_makes_a_square_array():
 
 
 def test_memory_grows_in_a_line_with_a_row_and_a_row_of_447_is_one_tile():
-  short, middle, long = (temp_bytes("chunked", x) for x in (1024, 2048, 4096))
-  assert long - middle < 2.1 * (middle - short)  # 4 times it, if it grew in a square
+  short, long = (temp_bytes("chunked", x) for x in (1024, 4096))
+  # At most in proportion; S x S would be 16 times it, and 16 MiB even as single bytes.
+  # (Differences between lengths depend on how a version of XLA overlaps its buffers.)
+  assert long < 4 * short and long < 4096 * 4096 / 8
   for length in (447, 448):
     grid = chunked.cut(1, length, length, kv_heads=4, group=1)
     assert grid.whole_rows == (length == 447)
