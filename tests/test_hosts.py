@@ -33,8 +33,6 @@ SMALLEST = [
   "--config.eval.images_per_class=1",
   "--config.eval.text_rows=8",
 ]
-
-
 CONFIG = str(ROOT / "experiments" / "digits.py:smoke")
 
 

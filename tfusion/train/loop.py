@@ -180,7 +180,7 @@ class _Run:
         self.evaluate()  # the run was stopped before it
 
   def advance(self):
-    """One update, and what is due after it."""
+    """One update, and the checkpoint that is due after it."""
     host_batch = self.clock.wait_for(self.data, device=self.previous)
     batch = global_batch(host_batch, mesh=self.mesh)
     if self.compiled is None:
