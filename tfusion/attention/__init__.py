@@ -6,17 +6,73 @@ Not: where intervals come from (sequence.py), the arithmetic (dense.py, chunked.
 b batch  q queries  k keys  h query heads  n key/value heads  d head dim
 """
 
-import functools
+import dataclasses
+import importlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import PartitionSpec
 
-from tfusion.attention import chunked, dense
+from tfusion.attention import gradient, intervals
 
-IMPLEMENTATIONS = {"dense": dense.attend, "chunked": chunked.attend}
-DENSE_SCORES = 1024 * 1024  # per head; above, no accelerator should hold them all
+IMPLEMENTATIONS = ("dense", "chunked")
+BY_PLATFORM = {"cpu": "chunked"}  # any other: chunked too
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What `prepare` found in the intervals of a batch, for every layer to use."""
+
+  tree: Any  # arrays of the implementation; tile lists, ranges
+  sizes: intervals.Sizes = dataclasses.field(metadata={"static": True})
+  implementation: str = dataclasses.field(metadata={"static": True})
+  blocks: Any = dataclasses.field(metadata={"static": True})
+
+
+def prepare(
+  lo_bq: jax.Array,
+  hi_bq: jax.Array,
+  *,
+  keys: int,
+  heads: int,
+  kv_heads: int,
+  head_dim: int,
+  dtype: Any,
+  implementation: str | None = None,
+  blocks: Any = None,
+) -> Work:
+  """Finds the live tiles of a batch, once for all layers that share its intervals.
+
+  Args:
+    lo_bq, hi_bq: i32, as for `attend`.
+    keys, heads, kv_heads, head_dim, dtype: of the calls that will use it.
+    implementation: as for `attend`.
+    blocks: sizes of tiles, a `Blocks` of the implementation's module; None takes those
+      of its table.
+
+  Returns:
+    Work for `attend(..., work=work)`. Its shapes do not depend on lo and hi: one
+    executable serves every mask.
+
+  Raises:
+    ValueError: an unknown name, or blocks that cannot work.
+  """
+  _check_intervals(lo_bq, hi_bq, lo_bq.shape[:2])
+  dtype = jnp.dtype(dtype)
+  shape = (*lo_bq.shape, keys, heads, kv_heads, head_dim)
+  sizes = intervals.Sizes(*shape, dtype)
+  name = _choose(implementation)
+  module = _module(name)
+  specs = None
+  if _on_mesh():
+    lo = _spec(lo_bq)
+    specs = (PartitionSpec(*lo, None, None),) * 2 + (lo,)
+  call = gradient.Call(module, 1.0, None, blocks, False, specs)
+  return Work(gradient.prepare(call, lo_bq, hi_bq, sizes), sizes, name, blocks)
 
 
 def attend(
@@ -29,6 +85,8 @@ def attend(
   scale: float | None = None,
   soft_cap: float | None = None,
   implementation: str | None = None,
+  interpret: bool = False,
+  work: Work | None = None,
 ) -> jax.Array:
   """Computes softmax(scale * q k) v, where query i sees the keys lo[i] <= j <= hi[i].
 
@@ -44,9 +102,11 @@ def attend(
     scale: of the scores; 1 / sqrt(d) if None.
     soft_cap: scores become soft_cap * tanh(scores / soft_cap) (arXiv 2408.00118,
       section 2) if given.
-    implementation: "dense" (the reference) or "chunked" (memory grows in a line with
-      the number of queries and keys; up to 200,000 scores of a head, a row of 447,
-      are one tile); None takes the faster one for this platform and these sizes.
+    implementation: "dense" (the reference), "chunked" (XLA; memory grows in a line with
+      the number of queries and keys), "tpu" or "gpu" (the Pallas kernels); None takes
+      the one for the platform, or that of `work`.
+    interpret: runs the Pallas kernels step by step on any platform, for tests.
+    work: what `prepare` made of these lo and hi; None makes it here.
 
   Returns:
     o_bqhd in the dtype of q. Scores, softmax and sums are fp32. A nan or an inf in q,
@@ -65,6 +125,8 @@ def attend(
     scale=scale,
     soft_cap=soft_cap,
     implementation=implementation,
+    interpret=interpret,
+    work=work,
   )
   return o_bqhd
 
@@ -79,6 +141,8 @@ def attend_with_lse(
   scale: float | None = None,
   soft_cap: float | None = None,
   implementation: str | None = None,
+  interpret: bool = False,
+  work: Work | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Like `attend`, and returns (o_bqhd, lse_bhq).
 
@@ -86,31 +150,50 @@ def attend_with_lse(
   where a query sees no key. Two results over different keys merge by it.
   """
   _check(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq)
-  if implementation is None:
-    implementation = _choose(q_bqhd, k_bknd)
-  if implementation not in IMPLEMENTATIONS:
+  sizes = intervals.sizes_of(q_bqhd, k_bknd)
+  if work is None:
+    name, blocks = _choose(implementation), None
+  else:
+    _check_work(work, sizes, implementation)
+    name, blocks = work.implementation, work.blocks
+  call = gradient.Call(
+    module=_module(name),
+    scale=1.0 / math.sqrt(sizes.head_dim) if scale is None else scale,
+    soft_cap=soft_cap,
+    blocks=blocks,
+    interpret=interpret,
+    specs=_specs(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq) if _on_mesh() else None,
+  )
+  tree = gradient.prepare(call, lo_bq, hi_bq, sizes) if work is None else work.tree
+  return gradient.attend(call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, tree)
+
+
+def _choose(implementation: str | None) -> str:
+  if implementation in IMPLEMENTATIONS:
+    return implementation
+  if implementation is not None:
     raise ValueError(
       f"implementation={implementation!r} is unknown: use one of"
       f" {sorted(IMPLEMENTATIONS)}, or None to let the platform decide"
     )
-  run = functools.partial(
-    IMPLEMENTATIONS[implementation],
-    scale=1.0 / math.sqrt(q_bqhd.shape[-1]) if scale is None else scale,
-    soft_cap=soft_cap,
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  platform = jax.default_backend() if device is None else device.platform
+  name = BY_PLATFORM.get(platform, "chunked")
+  logging.log_first_n(
+    logging.INFO, "attention: %r, as the platform is %r", 1, name, platform
   )
-  specs = _specs(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq)
-  if specs is not None:
-    batch, _, heads, _ = specs[0]
-    out_specs = (specs[0], PartitionSpec(batch, heads, None))
-    run = jax.shard_map(run, in_specs=specs, out_specs=out_specs)
-  return run(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq)
+  return name
 
 
-def _choose(q_bqhd, k_bknd) -> str:
-  if jax.default_backend() == "cpu":
-    return "chunked"
-  scores = q_bqhd.shape[1] * k_bknd.shape[1]
-  return "dense" if scores <= DENSE_SCORES else "chunked"
+def _module(name: str):
+  # Only the one in use: Pallas takes a second to import.
+  return importlib.import_module(f"tfusion.attention.{name}")
+
+
+def _on_mesh() -> bool:
+  """Are there mesh axes over which arrays may be sharded here?"""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and not mesh.are_all_axes_manual
 
 
 def _check(q, k, v, lo, hi) -> None:
@@ -134,23 +217,38 @@ def _check(q, k, v, lo, hi) -> None:
     )
   if 0 in q.shape or 0 in k.shape:
     raise ValueError(f"q has shape {q.shape} and k has shape {k.shape}: none may be 0")
+  _check_intervals(lo, hi, q.shape[:2])
+
+
+def _check_intervals(lo, hi, shape) -> None:
   for name, x in (("lo", lo), ("hi", hi)):
-    if x.shape != q.shape[:2]:
-      raise ValueError(
-        f"{name} has shape {x.shape}: it must be {q.shape[:2]}, one per query"
-      )
+    if x.ndim != 2 or x.shape != shape:
+      raise ValueError(f"{name} has shape {x.shape}: it must be {shape}, one per query")
     if x.dtype != jnp.int32:
       raise ValueError(f"{name} has dtype {x.dtype}: cast it with .astype('int32')")
 
 
-def _specs(q, k, v, lo, hi) -> tuple[PartitionSpec, ...] | None:
-  """Returns how the arguments are sharded, or None where nothing is."""
-  found = {}
-  for name, x in dict(q=q, k=k, v=v, lo=lo, hi=hi).items():
-    spec = jax.typeof(x).sharding.spec
-    found[name] = PartitionSpec(*spec, *[None] * (x.ndim - len(spec)))
-  if all(axis is None for spec in found.values() for axis in spec):
-    return None
+def _check_work(work: Work, sizes: intervals.Sizes, implementation) -> None:
+  if implementation not in (None, work.implementation):
+    raise ValueError(
+      f"implementation={implementation!r}, but work was prepared for"
+      f" {work.implementation!r}: leave one of them out"
+    )
+  if work.sizes != sizes:
+    raise ValueError(
+      f"work was prepared for {work.sizes}, and this call has {sizes}: prepare it for"
+      " these"
+    )
+
+
+def _spec(x) -> PartitionSpec:
+  spec = jax.typeof(x).sharding.spec
+  return PartitionSpec(*spec, *[None] * (x.ndim - len(spec)))
+
+
+def _specs(q, k, v, lo, hi) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+  """Returns how q, k and v, and lo and hi are sharded."""
+  found = {name: _spec(x) for name, x in dict(q=q, k=k, v=v, lo=lo, hi=hi).items()}
   batch, length, heads, d = found["q"]
   if length is not None or d is not None:
     raise ValueError(
@@ -169,4 +267,4 @@ def _specs(q, k, v, lo, hi) -> tuple[PartitionSpec, ...] | None:
         f"{name} is sharded as {found[name]}: reshard it as"
         f" {PartitionSpec(batch, None)}, like the batch of q"
       )
-  return tuple(found.values())
+  return found["q"], found["k"], found["lo"]

@@ -19,7 +19,6 @@ What makes it fast on a CPU (measured on two AVX-512 cores, jax 0.10):
     from transposed keys: small arrays are transposed, scores never.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -84,35 +83,15 @@ def _divisor(x: int, limit: int) -> int:
   return next((y for y in range(min(x, limit), 1, -1) if x % y == 0), 1)
 
 
-def attend(
-  q_bqhd: jax.Array,
-  k_bknd: jax.Array,
-  v_bknd: jax.Array,
-  lo_bq: jax.Array,
-  hi_bq: jax.Array,
-  *,
-  scale: float,
-  soft_cap: float | None,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns (o_bqhd in q's dtype, lse_bhq f32); see `tfusion.attention`."""
-  return _attend(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap):
-  return _forward(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap)
-
-
-def _attend_forward(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap):
-  o_bqhd, lse_bhq = _forward(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap)
-  return (o_bqhd, lse_bhq), (q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, o_bqhd, lse_bhq)
-
-
-def _attend_backward(scale, soft_cap, saved, cotangents):
-  return *_backward(saved, *cotangents, scale, soft_cap), None, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+def prepare(lo_bq, hi_bq, sizes: intervals.Sizes, blocks: None = None):
+  """Returns the live keys of each block of queries, or None where all are one tile."""
+  del blocks  # `cut` decides
+  grid = _cut(sizes)
+  if grid.one_chunk:
+    return None
+  return intervals.key_ranges(
+    lo_bq, hi_bq, keys=grid.keys, block=grid.block, chunk=grid.chunk
+  )
 
 
 class _Place(NamedTuple):
@@ -124,10 +103,9 @@ class _Place(NamedTuple):
   heads: tuple[jax.Array | int, ...]
 
 
-def _grid(q_bqhd, k_bknd) -> Grid:
-  batch, queries, heads, _ = q_bqhd.shape
-  keys, kv_heads = k_bknd.shape[1:3]
-  return cut(batch, queries, keys, kv_heads=kv_heads, group=heads // kv_heads)
+def _cut(sizes: intervals.Sizes) -> Grid:
+  batch, queries, keys, _, kv_heads, _, _ = sizes
+  return cut(batch, queries, keys, kv_heads=kv_heads, group=sizes.group)
 
 
 def _place(grid: Grid, step) -> _Place:
@@ -162,15 +140,6 @@ def _loop_chunks(grid: Grid, ranges: intervals.KeyRange, place: _Place, visit, i
     return visit(state, owned, jnp.minimum(owned, grid.keys - grid.chunk))
 
   return lax.fori_loop(0, ranges.count_bc[place.row, place.block], body, init)
-
-
-def _ranges(grid: Grid, lo_bq, hi_bq) -> intervals.KeyRange | None:
-  """Found once, outside the loop; not needed where all keys are one chunk."""
-  if grid.one_chunk:
-    return None
-  return intervals.key_ranges(
-    lo_bq, hi_bq, keys=grid.keys, block=grid.block, chunk=grid.chunk
-  )
 
 
 def _take_interval(grid: Grid, lo_bq, hi_bq, place: _Place):
@@ -219,9 +188,11 @@ def _finite(x):
   return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
-def _forward(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap):
-  grid = _grid(q_bqhd, k_bknd)
-  ranges = _ranges(grid, lo_bq, hi_bq)
+def forward(
+  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, ranges, *, scale, soft_cap, **_
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (o_bqhd in q's dtype, lse_bhq f32); see `tfusion.attention.gradient`."""
+  grid = _cut(intervals.sizes_of(q_bqhd, k_bknd))
 
   def step(i, carry):
     o_bqhd, lse_bhq = carry
@@ -293,16 +264,23 @@ class _Lane(NamedTuple):
   delta_rn1x: jax.Array
 
 
-def _backward(saved, do_bqhd, dlse_bhq, scale, soft_cap):
-  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, o_bqhd, lse_bhq = saved
-  grid = _grid(q_bqhd, k_bknd)
-  ranges = _ranges(grid, lo_bq, hi_bq)
-  delta_bqh = jnp.sum(do_bqhd.astype(jnp.float32) * o_bqhd.astype(jnp.float32), -1)
-  delta_bhq = delta_bqh.swapaxes(1, 2) - dlse_bhq
-  # A query that met a nan or an inf carries it in its lse, which meets the scores
-  # before the select. Everything else is made finite, and so cannot spread.
-  lse_bhq = jnp.where(jnp.isfinite(delta_bhq), lse_bhq, jnp.nan)
-  delta_bhq = _finite(delta_bhq)
+def backward(
+  q_bqhd,
+  k_bknd,
+  v_bknd,
+  lo_bq,
+  hi_bq,
+  ranges,
+  lse_bhq,
+  delta_bhq,
+  do_bqhd,
+  *,
+  scale,
+  soft_cap,
+  **_,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns (dq_bqhd, dk_bknd, dv_bknd); see `tfusion.attention.gradient`."""
+  grid = _cut(intervals.sizes_of(q_bqhd, k_bknd))
 
   def step(i, carry):
     place = _place(grid, i)

@@ -1,10 +1,10 @@
 """What lo and hi are: the attention mask of a Transfusion row in two integers a query.
 
-Owns: the meaning of the intervals, and which keys a block of queries needs at all.
+Owns: the meaning of the intervals, and which tiles of queries x keys are live at all.
 Not: how they come from documents (sequence.py), attention itself (dense.py,
-chunked.py).
+chunked.py, tpu.py, gpu.py).
 
-b batch  q queries  k keys  c blocks of queries
+b batch  q queries  k keys  c blocks of queries  i blocks of queries  j blocks of keys
 
 Query i sees the keys lo[i] <= j <= hi[i], both ends included, counted along the keys.
 An image is contiguous, so the mask of arXiv 2408.11039, figure 4, is such an interval:
@@ -32,6 +32,37 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Sizes(NamedTuple):
+  """What is known of a call before its numbers: all that a choice of tiles needs."""
+
+  batch: int
+  queries: int
+  keys: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  dtype: jnp.dtype
+
+  @property
+  def group(self) -> int:
+    """Query heads that share a key/value head."""
+    return self.heads // self.kv_heads
+
+
+def sizes_of(q_bqhd: jax.Array, k_bknd: jax.Array) -> Sizes:
+  """Returns the sizes of a call."""
+  batch, queries, heads, head_dim = q_bqhd.shape
+  _, keys, kv_heads, _ = k_bknd.shape
+  return Sizes(batch, queries, keys, heads, kv_heads, head_dim, q_bqhd.dtype)
+
+
+class Tiles(NamedTuple):
+  """Which tiles of a grid some query sees, and which every query sees whole."""
+
+  live_bij: jax.Array  # bool
+  full_bij: jax.Array  # bool; needs no mask
 
 
 class KeyRange(NamedTuple):
@@ -73,3 +104,30 @@ def key_ranges(
   first_bc = jnp.maximum(first_bc, 0)
   live_keys_bc = jnp.maximum(jnp.minimum(last_bc, keys - 1) - first_bc + 1, 0)
   return KeyRange(first_bc, (live_keys_bc + chunk - 1) // chunk)
+
+
+def tiles(lo_bq, hi_bq, *, keys: int, block_q: int, block_k: int) -> Tiles:
+  """Returns the live and the full tiles of the grid of block_q x block_k tiles.
+
+  The last tiles may reach over the ends; queries there are those of the last one, and
+  keys there are never seen. The live tiles of a block of queries are taken to be one
+  range: that is exact where the intervals of neighbouring queries meet, as in every
+  packed row, and otherwise visits the tiles between them too. Any lo and hi will do,
+  monotone or not. Work and memory are in proportion to queries + tiles.
+  """
+  batch, queries = lo_bq.shape
+  columns = -(-keys // block_k)
+  lo_bq, hi_bq = jnp.maximum(lo_bq, 0), jnp.minimum(hi_bq, keys - 1)
+  pad = ((0, 0), (0, -queries % block_q))
+  lo_biq = jnp.pad(lo_bq, pad, mode="edge").reshape(batch, -1, block_q)
+  hi_biq = jnp.pad(hi_bq, pad, mode="edge").reshape(batch, -1, block_q)
+  alive_biq = lo_biq <= hi_biq
+  first_bi1 = jnp.min(jnp.where(alive_biq, lo_biq, keys), axis=-1, keepdims=True)
+  last_bi1 = jnp.max(jnp.where(alive_biq, hi_biq, -1), axis=-1, keepdims=True)
+  starts_11j = (jnp.arange(columns, dtype=jnp.int32) * block_k)[None, None]
+  ends_11j = starts_11j + (block_k - 1)
+  live_bij = (first_bi1 <= ends_11j) & (last_bi1 >= starts_11j)
+  lowest_bi1 = jnp.max(lo_biq, axis=-1, keepdims=True)
+  highest_bi1 = jnp.min(hi_biq, axis=-1, keepdims=True)
+  full_bij = (lowest_bi1 <= starts_11j) & (highest_bi1 >= ends_11j)
+  return Tiles(live_bij, full_bij)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tfusion.attention import attend
+from tfusion.attention import Work, attend
 from tfusion.config import ModelConfig
 from tfusion.sharding import gathered, spec
 
@@ -38,6 +38,7 @@ class View(NamedTuple):
   lo_bl: jax.Array  # i32, first key seen
   hi_bl: jax.Array  # i32, last key seen
   write_at_b: jax.Array | None = None  # i32, cache position of the first query
+  work: Work | None = None  # the live tiles that follow from lo and hi
 
 
 def param(rngs: nnx.Rngs, names: tuple[str | None, ...], shape, *, std: float):
@@ -152,7 +153,6 @@ class Attention(nnx.Module):
     self.wk = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wv = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wo = param(rngs, ("layers", "heads", None, "embed"), (n, h, k, d), std=out_std)
-    self.implementation = None if config.attention == "auto" else config.attention
 
   def __call__(self, x_bld, view: View, keys: Keys | None):
     """Returns the output and, if `keys` were given, the keys with the new ones in."""
@@ -167,7 +167,7 @@ class Attention(nnx.Module):
         _write(keys.k_bsgk, k, view.write_at_b), _write(keys.v_bsgk, v, view.write_at_b)
       )
       k, v = keys
-    o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, implementation=self.implementation)
+    o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, work=view.work)
     wo = use(self.wo, dtype=dtype)
     out = linear(o_blhk, wo, 2, spec("batch", None, None))
     return out, keys

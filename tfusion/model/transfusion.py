@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tfusion.attention import prepare
 from tfusion.config import ModelConfig
 from tfusion.model.layers import Keys, View, param, rope_angles, use
 from tfusion.model.patches import LinearPatches
@@ -84,7 +85,13 @@ class Transfusion(nnx.Module):
     """
     # Not positions_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
     write_at_b = jnp.min(positions_bl, axis=1)
-    view = self._view(positions_bl, jnp.zeros_like(hi_bl), hi_bl, write_at_b)
+    view = self._view(
+      positions_bl,
+      jnp.zeros_like(hi_bl),
+      hi_bl,
+      keys=cache.k_bsgk.shape[2],
+      write_at_b=write_at_b,
+    )
     return self.transformer(x_bld, view, cache)
 
   def logits(self, x_bld: jax.Array) -> jax.Array:
@@ -96,11 +103,22 @@ class Transfusion(nnx.Module):
     """Outputs at the patches to f32[b, n, h, w, c]."""
     return self.patches.decode(x_bnmd)
 
-  def _view(self, positions_bl, lo_bl, hi_bl, write_at_b=None) -> View:
+  def _view(self, positions_bl, lo_bl, hi_bl, *, keys=None, write_at_b=None) -> View:
+    config = self.config
     angles = rope_angles(
-      positions_bl, head_dim=self.config.head_dim, theta=self.config.rope_theta
+      positions_bl, head_dim=config.head_dim, theta=config.rope_theta
     )
-    return View(*angles, lo_bl, hi_bl, write_at_b)
+    work = prepare(
+      lo_bl,
+      hi_bl,
+      keys=lo_bl.shape[1] if keys is None else keys,
+      heads=config.heads,
+      kv_heads=config.kv_heads,
+      head_dim=config.head_dim,
+      dtype=dtype_of(config),
+      implementation=None if config.attention == "auto" else config.attention,
+    )
+    return View(*angles, lo_bl, hi_bl, write_at_b, work)
 
 
 def dtype_of(config: ModelConfig) -> jnp.dtype:
