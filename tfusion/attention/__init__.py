@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec
 
 from tfusion.attention import gradient, intervals
 
-IMPLEMENTATIONS = ("dense", "chunked")
-BY_PLATFORM = {"cpu": "chunked"}  # any other: chunked too
+IMPLEMENTATIONS = ("dense", "chunked", "tpu")
+BY_PLATFORM = {"cpu": "chunked", "tpu": "tpu"}  # any other: chunked too
 
 
 @jax.tree_util.register_dataclass
