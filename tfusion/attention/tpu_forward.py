@@ -1,7 +1,7 @@
 """One step of the forward pass on a TPU core: a block of keys meets its queries.
 
-Owns: the arithmetic of a tile, and how it keeps the matrix units busy. Not: which tile
-(tpu_work.py), where it comes from (tpu.py).
+Owns: the arithmetic of a tile, and how it keeps the matrix units busy; the call. Not:
+which tiles (tpu_work.py), how big they are (tpu_tiling.py).
 
 n key/value heads of a step  g query heads of each  q queries  k keys  r rows of a
 fragment  c keys of a chunk  d head dim  w d and the lanes beside it
@@ -16,24 +16,101 @@ one, so that the two overlap. Where the head dim leaves lanes of the matrix unit
 ones beside the values make it compute the sum of the softmax as well.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
-from tfusion.attention import tpu_work
+from tfusion.attention import tpu_tiling, tpu_work
 from tfusion.attention.dense import DEAD_LSE
+from tfusion.attention.tpu_tiling import LANES
 
-LANES = 128
 LOG2E = math.log2(math.e)
 NT = (((1,), (1,)), ((), ()))  # contracts the last axis of both
 NN = (((1,), (0,)), ((), ()))
 
 
-def spare_lanes(head_dim: int, *, mxu: int) -> int:
-  """Returns how many lanes beside the values cost the matrix unit nothing."""
-  return -head_dim % mxu if head_dim < mxu else 0
+def run(
+  items,
+  count,
+  q_bngqd,
+  k_bnkd,
+  v_bnkd,
+  lo_b1q,
+  hi_b1q,
+  *,
+  tiling: tpu_tiling.Tiling,
+  scale,
+  soft_cap,
+  interpret,
+):
+  """Returns (o_bngqd, lse_bngq); all lengths are multiples of the tiles."""
+  _, heads, group, queries, head_dim = q_bngqd.shape
+  blocks, dtype = queries // tiling.query, q_bngqd.dtype
+
+  def place(t, items):
+    row = tpu_work.forward_row(items[t])
+    return row // blocks, row % blocks
+
+  def of_queries(n, t, items):
+    b, i = place(t, items)
+    return b, n, 0, i, 0
+
+  def of_keys(n, t, items):
+    return place(t, items)[0], n, tpu_work.forward_column(items[t]), 0
+
+  def of_interval(n, t, items):
+    b, i = place(t, items)
+    return b, 0, i
+
+  def of_lse(n, t, items):
+    b, i = place(t, items)
+    return b, n, 0, i
+
+  block_q = pl.BlockSpec((1, tiling.heads, group, tiling.query, head_dim), of_queries)
+  block_k = pl.BlockSpec((1, tiling.heads, tiling.key, head_dim), of_keys)
+  block_lo = pl.BlockSpec((1, 1, tiling.query), of_interval)
+  block_lse = pl.BlockSpec((1, tiling.heads, group, tiling.query), of_lse)
+  rows = tiling.heads * group * tiling.query
+  f32 = functools.partial(pltpu.VMEM, dtype=jnp.float32)
+  mxu = tpu_tiling.chip().mxu_column_size
+  spare = -head_dim % mxu if head_dim < mxu else 0
+  return pl.pallas_call(
+    functools.partial(
+      kernel,
+      tiling=tiling,
+      scale=scale,
+      soft_cap=soft_cap,
+      precision=tpu_tiling.precision(dtype),
+    ),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(heads // tiling.heads, count),
+      in_specs=[block_q, block_k, block_k, block_lo, block_lo],
+      out_specs=[block_q, block_lse],
+      scratch_shapes=[
+        f32((rows, LANES)),
+        f32((8, LANES) if spare else (rows, LANES)),
+        f32((rows, head_dim + spare)),
+        pltpu.VMEM((rows, head_dim), dtype),
+        pltpu.VMEM((tiling.query, LANES), jnp.int32),
+        pltpu.VMEM((tiling.query, LANES), jnp.int32),
+        pltpu.SMEM((k_bnkd.shape[2] // tiling.key,), jnp.int32),
+      ],
+    ),
+    out_shape=[
+      jax.ShapeDtypeStruct(q_bngqd.shape, dtype),
+      jax.ShapeDtypeStruct(q_bngqd.shape[:4], jnp.float32),
+    ],
+    compiler_params=tpu_tiling.compiler_params(),
+    cost_estimate=tpu_tiling.cost(q_bngqd, k_bnkd, matmuls=2),
+    interpret=interpret,
+    name="attend_forward",
+  )(items, q_bngqd, k_bnkd, v_bnkd, lo_b1q, hi_b1q)
 
 
 def kernel(

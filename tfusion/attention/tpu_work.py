@@ -12,8 +12,8 @@ highest bits.
 
   forward    row 15 = b * blocks of queries + i | j 10 | fresh, last chunk, first
              chunk, full, last, first: 1 each
-  backward   row 15 = (b * parts + p) * blocks of keys + j | i 11, within the part |
-             last chunk, first chunk, full, last, first: 1 each
+  backward   row 15 = b * blocks of keys + j | i 11, within the part | last chunk,
+             first chunk, full, last, first: 1 each; a list for each part
 
 first, last: of the tiles of this row, which share an accumulator. full: needs no mask.
 fresh: no earlier row of this b has fetched these keys. Every row has a tile, so that
@@ -52,13 +52,19 @@ def forward_list(lo_bq, hi_bq, *, keys: int, query: int, key: int, chunk: int):
   from_bij = ~live_bijc[..., 0]  # an empty tile goes from chunk 1 to chunk 0
   to_bij = live_bijc[..., 1]
   flags = (first_bij, last_bij, full_bijc.all(-1), from_bij, to_bij, fresh_bij)
-  return _sorted(visited_bij, rows_bi1 << 16 | columns_11j << 6, flags)
+  order_bij = rows_bi1 << 16 | columns_11j << 6
+
+  def one(x_bij):
+    return x_bij.reshape(1, -1, x_bij.shape[2])
+
+  items_1t, count_1 = _sorted(one(visited_bij), one(order_bij), map(one, flags))
+  return items_1t[0], count_1
 
 
 def backward_list(
   lo_bq, hi_bq, *, keys: int, query: int, key: int, chunk: int, part: int
 ):
-  """Returns (items i32[t], count i32[1]) in the order of the keys, part by part.
+  """Returns (items i32[p, t], count i32[p]) in the order of the keys.
 
   Args:
     lo_bq, hi_bq, keys, query, key, chunk: as for forward_list.
@@ -69,24 +75,22 @@ def backward_list(
   live_bijc = _by_two(tiles.live_bij, key // chunk, beyond=False)
   full_bijc = _by_two(tiles.full_bij, key // chunk, beyond=True)
   columns, inner = live_bijc.shape[2], part // query
-  parts = -(-blocks // inner)
-  pad = ((0, 0), (0, parts * inner - blocks), (0, 0))
+  pad = ((0, 0), (0, -blocks % inner), (0, 0))
 
   def turned(x_bij):
-    x_bpij = jnp.pad(x_bij, pad).reshape(batch, parts, inner, columns)
-    return x_bpij.swapaxes(2, 3).reshape(batch * parts, columns, inner)
+    x_bpij = jnp.pad(x_bij, pad).reshape(batch, -1, inner, columns)
+    return x_bpij.transpose(1, 0, 3, 2).reshape(-1, batch * columns, inner)
 
-  live_xji = turned(live_bijc.any(-1))
-  none_xj1 = ~live_xji.any(-1, keepdims=True)
+  live_pxi = turned(live_bijc.any(-1))
+  none_px1 = ~live_pxi.any(-1, keepdims=True)
   blocks_11i = jnp.arange(inner, dtype=jnp.int32)[None, None]
-  visited_xji = live_xji | (none_xj1 & (blocks_11i == 0))
-  rows_xj1 = jnp.arange(batch * parts * columns, dtype=jnp.int32)
-  rows_xj1 = rows_xj1.reshape(-1, columns, 1)
-  start_xji = ~turned(live_bijc[..., 0])
-  stop_xji = turned(live_bijc[..., 1])
-  full_xji = turned(full_bijc.all(-1))
-  flags = (*_ends(visited_xji), full_xji, start_xji, stop_xji)
-  return _sorted(visited_xji, rows_xj1 << 16 | blocks_11i << 5, flags)
+  visited_pxi = live_pxi | (none_px1 & (blocks_11i == 0))
+  rows_1x1 = jnp.arange(batch * columns, dtype=jnp.int32)[None, :, None]
+  start_pxi = ~turned(live_bijc[..., 0])
+  stop_pxi = turned(live_bijc[..., 1])
+  full_pxi = turned(full_bijc.all(-1))
+  flags = (*_ends(visited_pxi), full_pxi, start_pxi, stop_pxi)
+  return _sorted(visited_pxi, rows_1x1 << 16 | blocks_11i << 5, flags)
 
 
 def _by_two(x_bij, chunks: int, *, beyond: bool):
@@ -106,12 +110,14 @@ def _ends(visited_xyz):
   )
 
 
-def _sorted(visited_xyz, order_xyz, flags):
-  items_xyz = order_xyz
-  for bit, flag_xyz in enumerate(flags):
-    items_xyz = items_xyz | flag_xyz.astype(jnp.int32) << bit
-  items_t = jnp.sort(jnp.where(visited_xyz, items_xyz, UNUSED).reshape(-1))
-  return items_t, jnp.sum(visited_xyz, dtype=jnp.int32)[None]
+def _sorted(visited_pxy, order_pxy, flags):
+  """Packs and sorts the items of each p."""
+  items_pxy = order_pxy
+  for place, flag_pxy in enumerate(flags):
+    items_pxy = items_pxy | flag_pxy.astype(jnp.int32) << place
+  items_pxy = jnp.where(visited_pxy, items_pxy, UNUSED)
+  items_pt = jnp.sort(items_pxy.reshape(len(items_pxy), -1), axis=-1)
+  return items_pt, jnp.sum(visited_pxy, (1, 2), dtype=jnp.int32)
 
 
 def bit(item: jax.Array, place: int) -> jax.Array:
@@ -130,7 +136,7 @@ def forward_column(item: jax.Array) -> jax.Array:
 
 
 def backward_row(item: jax.Array) -> jax.Array:
-  """Returns (b * parts + p) * blocks of keys + j."""
+  """Returns b * blocks of keys + j."""
   return item >> 16
 
 
