@@ -13,7 +13,8 @@ import pytest
 
 from tfusion.attention import attend, attend_with_lse, chunked, intervals
 
-IMPLEMENTATIONS = ("dense", "chunked", "chunked in tiles")
+IMPLEMENTATIONS = ("dense", "chunked", "chunked in tiles", "tpu")
+KERNELS = ("tpu",)  # interpreted; they take head dims of 64, 128 and 256
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,17 @@ def implementation(request, monkeypatch) -> str:
     monkeypatch.setattr(chunked, "CHUNK", 16)
     monkeypatch.setattr(chunked, "BUDGET", 16 * 16)
   return request.param.split()[0]
+
+
+def how(implementation: str, **more) -> dict:
+  """Arguments of attend that choose an implementation, on a CPU."""
+  return dict(
+    implementation=implementation, interpret=implementation in KERNELS, **more
+  )
+
+
+def width(implementation: str, head_dim: int) -> int:
+  return 64 if implementation in KERNELS else head_dim
 
 
 def pack(rng: np.random.Generator, batch: int, length: int):
@@ -93,7 +105,7 @@ def compiled(tile, scale, soft_cap, implementation):
   @jax.jit
   def both(q, k, v, lo, hi, do, dlse):
     def forward(q, k, v):
-      options = dict(scale=scale, soft_cap=soft_cap, implementation=implementation)
+      options = how(implementation, scale=scale, soft_cap=soft_cap)
       return attend_with_lse(q, k, v, lo, hi, **options)
 
     (o, lse), pull = jax.vjp(forward, q, k, v)
@@ -133,6 +145,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_gradients_are_those_of_brute_force(implementation, case):
   b, q, k, h, n, d, soft_cap, packed = case
+  d = width(implementation, d)
   rng = np.random.default_rng(sum(case[:6]))
   x = operands(rng, b, q, k, h, n, d)
   lo, hi = pack(rng, b, q) if packed else scatter(rng, b, q, k)
@@ -151,12 +164,13 @@ def test_outputs_and_gradients_are_those_of_brute_force(implementation, case):
 
 def test_bfloat16_stays_close_and_keeps_its_dtype(implementation):
   rng = np.random.default_rng(5)
-  x = operands(rng, 2, 40, 40, 4, 2, 16)
+  d = width(implementation, 16)
+  x = operands(rng, 2, 40, 40, 4, 2, d)
   lo, hi = pack(rng, 2, 40)
   x[4][:] = 0.0
   low = [jnp.asarray(a, jnp.bfloat16) for a in x[:4]]
   x[:4] = [np.asarray(a, np.float32) for a in low]
-  want = brute_force(*x[:3], lo, hi, *x[3:], scale=0.25, soft_cap=None)
+  want = brute_force(*x[:3], lo, hi, *x[3:], scale=d**-0.5, soft_cap=None)
   got = run(*low[:3], lo, hi, low[3], x[4], implementation=implementation)
   for g, w in zip(got[:1] + got[2:], want[:1] + want[2:]):
     assert g.dtype == jnp.bfloat16
@@ -165,16 +179,17 @@ def test_bfloat16_stays_close_and_keeps_its_dtype(implementation):
 
 def test_the_default_scale_is_one_over_the_root_of_head_dim(implementation):
   rng = np.random.default_rng(6)
-  x = operands(rng, 1, 9, 9, 2, 2, 16)
+  d = width(implementation, 16)
+  x = operands(rng, 1, 9, 9, 2, 2, d)
   lo, hi = pack(rng, 1, 9)
   one = run(*x[:3], lo, hi, *x[3:], implementation=implementation)
-  two = run(*x[:3], lo, hi, *x[3:], scale=0.25, implementation=implementation)
+  two = run(*x[:3], lo, hi, *x[3:], scale=d**-0.5, implementation=implementation)
   np.testing.assert_array_equal(one[0], two[0])
 
 
 def test_a_query_that_sees_nothing_gives_zero_and_takes_no_gradient(implementation):
   rng = np.random.default_rng(7)
-  x = operands(rng, 2, 40, 40, 4, 2, 8)
+  x = operands(rng, 2, 40, 40, 4, 2, width(implementation, 8))
   lo = np.where(np.arange(40) < 25, 3, 40).astype(np.int32)
   hi = np.where(np.arange(40) < 25, np.arange(40), 39).astype(np.int32)
   lo, hi = np.tile(lo, (2, 1)), np.tile(hi, (2, 1))  # the first three see nothing too
@@ -186,7 +201,7 @@ def test_a_query_that_sees_nothing_gives_zero_and_takes_no_gradient(implementati
 
 
 def test_nothing_but_padding_gives_zero(implementation):
-  x = operands(np.random.default_rng(8), 2, 20, 20, 2, 2, 4)
+  x = operands(np.random.default_rng(8), 2, 20, 20, 2, 2, width(implementation, 4))
   lo, hi = np.full((2, 20), 20, np.int32), np.full((2, 20), 19, np.int32)
   o, lse, dq, dk, dv = run(*x[:3], lo, hi, *x[3:], implementation=implementation)
   assert not any(a.any() for a in (o, dq, dk, dv))
@@ -197,7 +212,7 @@ def test_nothing_but_padding_gives_zero(implementation):
 @pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
 def test_a_nan_in_one_document_never_reaches_another(implementation, broken, value):
   rng = np.random.default_rng(9)
-  x = operands(rng, 1, 48, 48, 4, 2, 8)
+  x = operands(rng, 1, 48, 48, 4, 2, width(implementation, 8))
   lo = np.repeat([[0, 21, 37]], (21, 16, 11), axis=1).astype(np.int32)
   hi = np.arange(48, dtype=np.int32)[None].copy()
   hi[:, 25:30] = 29
@@ -220,7 +235,7 @@ def test_a_nan_cotangent_of_one_document_never_reaches_another(implementation):
   if implementation == "dense":
     pytest.skip("the gradient of the reference is JAX's own: it multiplies nan by zero")
   rng = np.random.default_rng(14)
-  x = operands(rng, 1, 48, 48, 4, 2, 8)
+  x = operands(rng, 1, 48, 48, 4, 2, width(implementation, 8))
   lo = np.repeat([[0, 21, 37]], (21, 16, 11), axis=1).astype(np.int32)
   hi = np.arange(48, dtype=np.int32)[None]
   clean = run(*x[:3], lo, hi, *x[3:], implementation=implementation)
@@ -234,15 +249,13 @@ def test_a_nan_cotangent_of_one_document_never_reaches_another(implementation):
 
 def test_text_takes_no_gradient_from_later_patches(implementation):
   rng = np.random.default_rng(10)
-  q, k, v, _, _ = operands(rng, 1, 40, 40, 2, 2, 8)
+  q, k, v, _, _ = operands(rng, 1, 40, 40, 2, 2, width(implementation, 8))
   lo = np.zeros((1, 40), np.int32)
   hi = np.arange(40, dtype=np.int32)[None].copy()
   hi[:, 12:28] = 27  # sixteen patches behind twelve tokens
 
   def text(k, v):
-    out = attend(
-      q, k, v, jnp.asarray(lo), jnp.asarray(hi), implementation=implementation
-    )
+    out = attend(q, k, v, jnp.asarray(lo), jnp.asarray(hi), **how(implementation))
     return jnp.sum(jnp.square(out[:, :12]))
 
   dk, dv = jax.jit(jax.grad(text, argnums=(0, 1)))(k, v)
@@ -252,12 +265,12 @@ def test_text_takes_no_gradient_from_later_patches(implementation):
 
 def test_patches_of_one_image_see_each_other(implementation):
   rng = np.random.default_rng(11)
-  q, k, v, _, _ = operands(rng, 1, 40, 40, 2, 2, 8)
+  q, k, v, _, _ = operands(rng, 1, 40, 40, 2, 2, width(implementation, 8))
   lo = jnp.zeros((1, 40), jnp.int32)
   hi = jnp.arange(40, dtype=jnp.int32)[None].at[:, 12:28].set(27)
 
   def patch(v, i):
-    return jnp.sum(attend(q, k, v, lo, hi, implementation=implementation)[:, i])
+    return jnp.sum(attend(q, k, v, lo, hi, **how(implementation))[:, i])
 
   gradient = jax.jit(jax.grad(patch))
   for i in (12, 20, 27):
@@ -267,18 +280,18 @@ def test_patches_of_one_image_see_each_other(implementation):
 
 def test_results_over_two_halves_of_the_keys_merge_by_lse(implementation):
   rng = np.random.default_rng(12)
-  q, k, v, do, _ = operands(rng, 2, 36, 36, 4, 2, 8)
+  q, k, v, do, _ = operands(rng, 2, 36, 36, 4, 2, width(implementation, 8))
   lo, hi = (jnp.asarray(x) for x in pack(rng, 2, 36))
 
   def whole(q, k, v):
-    return attend(q, k, v, lo, hi, implementation=implementation)
+    return attend(q, k, v, lo, hi, **how(implementation))
 
   def merged(q, k, v):
     one, lse_one = attend_with_lse(
-      q, k[:, :17], v[:, :17], lo, hi, implementation=implementation
+      q, k[:, :17], v[:, :17], lo, hi, **how(implementation)
     )
     two, lse_two = attend_with_lse(
-      q, k[:, 17:], v[:, 17:], lo - 17, hi - 17, implementation=implementation
+      q, k[:, 17:], v[:, 17:], lo - 17, hi - 17, **how(implementation)
     )
     share_bhq = jax.nn.sigmoid(lse_one - lse_two)
     share_bqh1 = jnp.swapaxes(share_bhq, 1, 2)[..., None]
@@ -295,13 +308,14 @@ def test_results_over_two_halves_of_the_keys_merge_by_lse(implementation):
 
 def test_scan_over_layers_and_remat_change_nothing(implementation):
   rng = np.random.default_rng(13)
-  x, w, _, _, _ = operands(rng, 2, 36, 36, 2, 2, 8)
-  w = jnp.asarray(w[:1, :3].reshape(3, 2, 8) / 4)
+  d = width(implementation, 8)
+  x, w, _, _, _ = operands(rng, 2, 36, 36, 2, 2, d)
+  w = jnp.asarray(w[:1, :3].reshape(3, 2, d) / 4)
   lo, hi = (jnp.asarray(a) for a in pack(rng, 2, 36))
 
   def layer(x, w):
     w = w[None, None]
-    return x + attend(x, x * w, x + w, lo, hi, implementation=implementation)
+    return x + attend(x, x * w, x + w, lo, hi, **how(implementation))
 
   def unrolled(x, w):
     for i in range(3):
@@ -324,7 +338,7 @@ def temp_bytes(implementation: str, length: int) -> int:
   interval = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
   def loss(q, k, v, lo, hi):
-    return jnp.sum(attend(q, k, v, lo, hi, implementation=implementation))
+    return jnp.sum(attend(q, k, v, lo, hi, **how(implementation)))
 
   step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
   compiled = step.lower(row, row, row, interval, interval).compile()
@@ -403,7 +417,7 @@ def bad_inputs():
   yield "none may be 0", (q, k[:, :0], k[:, :0], lo, lo), {}
   yield "lo has shape", (q, k, k, lo[:, :4], lo), {}
   yield "hi has dtype float32", (q, k, k, lo, lo.astype(jnp.float32)), {}
-  yield "'chunked', 'dense'", (q, k, k, lo, lo), {"implementation": "flash"}
+  yield "'chunked', 'dense', 'tpu'", (q, k, k, lo, lo), {"implementation": "flash"}
 
 
 @pytest.mark.parametrize("message,arguments,options", list(bad_inputs()))
@@ -417,13 +431,13 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from tfusion.attention import attend
 
-def step(q, k, v, lo, hi, do, implementation):
-  f = lambda q, k, v: attend(q, k, v, lo, hi, implementation=implementation)
+def step(q, k, v, lo, hi, do, how):
+  f = lambda q, k, v: attend(q, k, v, lo, hi, implementation=how, interpret=how=="tpu")
   o, pull = jax.vjp(f, q, k, v)
   return o, *pull(do)
 
 rng = np.random.default_rng(0)
-b, s, h, n, d = 4, 40, 8, 4, 8
+b, s, h, n, d = 4, 40, 8, 4, 64
 x = [rng.normal(size=(b, s, y, d)).astype(np.float32) for y in (h, n, n, h)]
 lo = np.zeros((b, s), np.int32)
 lo[:, 17:] = 17
@@ -431,7 +445,7 @@ hi = np.tile(np.arange(s, dtype=np.int32), (b, 1))
 hi[:, 20:30] = 29
 run = jax.jit(step, static_argnums=6)
 assert len(jax.devices()) == 8
-for implementation in ("dense", "chunked"):
+for implementation in ("dense", "chunked", "tpu"):
   want = run(*x[:3], lo, hi, x[3], implementation)
   for shape in ((2, 2, 2), (1, 4, 2), (8, 1, 1), (1, 1, 1)):
     if b % (shape[0] * shape[1]):

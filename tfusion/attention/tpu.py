@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from tfusion.attention import tpu_backward, tpu_forward, tpu_work
 from tfusion.attention.intervals import Sizes, sizes_of
-from tfusion.attention.tpu_tiling import Blocks, check, choose_blocks
+from tfusion.attention.tpu_tiling import LANES, Blocks, check, choose_blocks
 
 
 class Work(NamedTuple):
@@ -37,6 +37,16 @@ class Work(NamedTuple):
 
 def prepare(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> Work:
   """Makes the work lists; see `tfusion.attention.prepare`."""
+  if sizes.head_dim not in (64, 128, 256):
+    raise ValueError(
+      f"head_dim={sizes.head_dim}: the TPU kernels take 64, 128 and 256; use"
+      " implementation='chunked'"
+    )
+  each = _heads_as_queries(sizes)
+  if each > 1:
+    lo_bq, hi_bq = (jnp.repeat(x, each, axis=1) for x in (lo_bq, hi_bq))
+    queries = sizes.queries * each
+    sizes = sizes._replace(queries=queries, heads=sizes.heads // each)
   blocks = blocks or choose_blocks(sizes)
   check(blocks, sizes)
   f, b = blocks.forward, blocks.backward
@@ -56,20 +66,19 @@ def prepare(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> Work:
 
 
 def forward(
-  q_bqhd,
-  k_bknd,
-  v_bknd,
-  lo_bq,
-  hi_bq,
-  work: Work,
-  *,
-  scale,
-  soft_cap,
-  blocks,
-  interpret,
+  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work: Work, *, blocks=None, **options
 ):
   """Returns (o_bqhd, lse_bhq); see `tfusion.attention.gradient`."""
   sizes = sizes_of(q_bqhd, k_bknd)
+  each = _heads_as_queries(sizes)
+  if each > 1:
+    lo_bq, hi_bq = (jnp.repeat(x, each, axis=1) for x in (lo_bq, hi_bq))
+    q_bqhd = _to_queries(q_bqhd, each)
+    o_bqhd, lse_bhq = forward(
+      q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, blocks=blocks, **options
+    )
+    lse_bqh = _to_heads(lse_bhq.swapaxes(1, 2), each)
+    return _to_heads(o_bqhd, each), lse_bqh.swapaxes(1, 2)
   tiling = (blocks or choose_blocks(sizes)).forward
   lo_b1q, hi_b1q = _intervals(lo_bq, hi_bq, sizes.keys, tiling.query)
   o_bngqd, lse_bngq = tpu_forward.run(
@@ -81,9 +90,7 @@ def forward(
     lo_b1q,
     hi_b1q,
     tiling=tiling,
-    scale=scale,
-    soft_cap=soft_cap,
-    interpret=interpret,
+    **options,
   )
   lse_bhq = lse_bngq.reshape(sizes.batch, sizes.heads, -1)[:, :, : sizes.queries]
   return _queries_last(o_bngqd, sizes), lse_bhq
@@ -100,13 +107,21 @@ def backward(
   delta_bhq,
   do_bqhd,
   *,
-  scale,
-  soft_cap,
   blocks,
-  interpret,
+  **options,
 ):
   """Returns (dq_bqhd, dk_bknd, dv_bknd); see `tfusion.attention.gradient`."""
   sizes = sizes_of(q_bqhd, k_bknd)
+  each = _heads_as_queries(sizes)
+  if each > 1:
+    lo_bq, hi_bq = (jnp.repeat(x, each, axis=1) for x in (lo_bq, hi_bq))
+    q_bqhd, do_bqhd = (_to_queries(x, each) for x in (q_bqhd, do_bqhd))
+    lse_bhq, delta_bhq = (
+      _to_queries(x.swapaxes(1, 2), each).swapaxes(1, 2) for x in (lse_bhq, delta_bhq)
+    )
+    args = q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, lse_bhq, delta_bhq, do_bqhd
+    dq_bqhd, *dkv = backward(*args, blocks=blocks, **options)
+    return _to_heads(dq_bqhd, each), *dkv
   blocks = blocks or choose_blocks(sizes)
   tiling, part = blocks.backward, blocks.part
   lo_b1q, hi_b1q = _intervals(lo_bq, hi_bq, sizes.keys, part)
@@ -124,12 +139,26 @@ def backward(
     hi_b1q,
     tiling=tiling,
     part=part,
-    scale=scale,
-    soft_cap=soft_cap,
-    interpret=interpret,
+    **options,
   )
   dk_bknd, dv_bknd = (x[:, :, : sizes.keys].swapaxes(1, 2) for x in dkv_bnkd)
   return _queries_last(dq_bngqd, sizes), dk_bknd, dv_bknd
+
+
+def _heads_as_queries(sizes: Sizes) -> int:
+  """The heads of a group count as queries where all of them are less than a tile: in
+  decoding. They share their keys, so a tile is filled with them."""
+  return sizes.group if sizes.queries * sizes.group <= LANES // 2 else 1
+
+
+def _to_queries(x_bqhz, each: int):
+  b, q, h, *z = x_bqhz.shape
+  return x_bqhz.reshape(b, q, -1, each, *z).swapaxes(2, 3).reshape(b, q * each, -1, *z)
+
+
+def _to_heads(x_bqhz, each: int):
+  b, q, h, *z = x_bqhz.shape
+  return x_bqhz.reshape(b, -1, each, h, *z).swapaxes(2, 3).reshape(b, -1, h * each, *z)
 
 
 def _queries_first(x_bqhd, sizes: Sizes, multiple: int):

@@ -13,6 +13,8 @@ of a part of the queries; with several parts, dk and dv go on from the part befo
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tfusion.attention import tpu_tiling, tpu_work
 from tfusion.attention.tpu_forward import LOG2E, NN, NT
+from tfusion.attention.tpu_tiling import LANES
 
 TN = (((0,), (0,)), ((), ()))
 
@@ -139,112 +142,149 @@ def _run_part(
   )(*args, *so_far)
 
 
-def kernel(
-  part,
-  items,
-  broken,
-  q_ref,
-  k_ref,
-  v_ref,
-  do_ref,
-  lse_ref,
-  delta_ref,
-  lo_ref,
-  hi_ref,
-  *refs,
-  tiling,
-  columns,
-  scale,
-  soft_cap,
-  precision,
-):
+def kernel(part, items, broken, *refs, columns, **static):
   """Adds what one tile gives to dq, dk and dv."""
-  *before, dq_ref, dk_ref, dv_ref, dq_s, dk_s, dv_s, k_s, v_s = refs
+  inputs, (*before, dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s) = refs[:8], refs[8:]
+  step = _Step(*inputs, before[1:], dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s, **static)
   item = items[pl.program_id(1)]
   first, last, full, start, stop = (tpu_work.bit(item, i) for i in range(5))
   row, block = tpu_work.backward_row(item), tpu_work.backward_column(item)
-  column = row % columns
-  heads, group, queries, _ = q_ref.shape[1:]
-  unit = scale * LOG2E if soft_cap is None else scale / soft_cap
+  column, queries = row % columns, step.q_ref.shape[3]
   blocks = dq_s.shape[2] // queries  # of a part
   at = row // columns * pl.num_programs(0) + pl.program_id(0)
   is_broken = broken[at, part[0] * blocks + block] != 0
+  pl.when(first & (column == 0))(step.begin_part)
+  pl.when(first)(step.begin_keys)
+  pl.when(full)(lambda: step.visit_block(block * queries))
 
-  @pl.when(first & (column == 0))
-  def _():
-    dq_s[...] = jnp.zeros_like(dq_s)
-
-  @pl.when(first)
-  def _():
-    dk_s[...] = jnp.zeros_like(dk_s)
-    dv_s[...] = jnp.zeros_like(dv_s)
-    # A query that sees a nan of these carries it in its lse already.
-    k_s[...] = (_finite(k_ref[0]) * unit).astype(k_s.dtype)
-    v_s[...] = _finite(v_ref[0]).astype(v_s.dtype)
-
-  def dot(a, b, dims):
-    return lax.dot_general(
-      a, b, dims, precision=precision, preferred_element_type=jnp.float32
-    )
-
-  def fragment(n, g, r, keys, *, rows, first_key=None, clean=False):
-    """Adds what `rows` queries of one head give; unmasked without a first key."""
-    at = pl.ds(r, rows)
-    q_rd, do_rd = q_ref[0, n, g, at, :], do_ref[0, n, g, at, :]
-    if clean:
-      q_rd, do_rd = (_finite(x).astype(x.dtype) for x in (q_rd, do_rd))
-    s_kr = dot(k_s[n, keys, :], q_rd, NT)
-    dp_kr = dot(v_s[n, keys, :], do_rd, NT)
-    if soft_cap is not None:
-      t_kr = jnp.tanh(s_kr)
-      s_kr = t_kr * (soft_cap * LOG2E)
-    p_kr = jnp.exp2(s_kr - lse_ref[0, n, g : g + 1, at])
-    if first_key is not None:
-      index_kr = first_key + lax.broadcasted_iota(jnp.int32, p_kr.shape, 0)
-      sees_kr = (index_kr >= lo_ref[0, :, at]) & (index_kr <= hi_ref[0, :, at])
-      p_kr = jnp.where(sees_kr, p_kr, 0.0)
-    dv_s[n, keys, :] += dot(p_kr.astype(do_rd.dtype), do_rd, NN)
-    ds_kr = p_kr * (dp_kr - delta_ref[0, n, g : g + 1, at])
-    if soft_cap is not None:
-      ds_kr *= 1.0 - t_kr * t_kr
-    ds_kr = ds_kr.astype(q_rd.dtype)
-    dk_s[n, keys, :] += dot(ds_kr, q_rd, NN)
-    of_part = pl.ds(pl.multiple_of(block * queries + r, rows), rows)
-    dq_s[n, g, of_part, :] += dot(ds_kr, k_s[n, keys, :], TN)
-
-  def walk(keys, *, rows, **how):
-    for n in range(heads):
-      for g in range(group):
-        for r in range(0, queries, rows):
-          fragment(n, g, r, keys, rows=rows, **how)
-
-  @pl.when(full)
-  def _():
-    walk(pl.ds(0, tiling.key), rows=tiling.rows)
-
-  def chunk(c, _):
-    keys = pl.ds(pl.multiple_of(c * tiling.chunk, tiling.chunk), tiling.chunk)
-    how = dict(rows=tiling.chunk_rows, first_key=column * tiling.key + c * tiling.chunk)
-    pl.when(jnp.logical_not(is_broken))(lambda: walk(keys, **how))
-    pl.when(is_broken)(lambda: walk(keys, **how, clean=True))
+  def visit_chunk(c, _):
+    place = c, column * step.tiling.key + c * step.tiling.chunk, block * queries
+    pl.when(jnp.logical_not(is_broken))(lambda: step.visit_chunk(*place, clean=False))
+    pl.when(is_broken)(lambda: step.visit_chunk(*place, clean=True))
     return 0
 
   @pl.when(jnp.logical_not(full))
   def _():
-    lax.fori_loop(start.astype(jnp.int32), stop.astype(jnp.int32) + 1, chunk, 0)
+    chunks = start.astype(jnp.int32), stop.astype(jnp.int32) + 1
+    lax.fori_loop(*chunks, visit_chunk, 0)
 
-  @pl.when(last)
-  def _():
-    for x_s, x_ref, factor, earlier in zip(
-      (dk_s, dv_s), (dk_ref, dv_ref), (scale, 1.0), before[1:] or (None, None)
+  pl.when(last)(step.finish_keys)
+  pl.when(last & (column == columns - 1))(step.finish_part)
+
+
+class _Step(NamedTuple):
+  """What a step reads, writes (`ref`) and keeps for the next (`s`), and its phases."""
+
+  q_ref: Any
+  k_ref: Any
+  v_ref: Any
+  do_ref: Any
+  lse_ref: Any
+  delta_ref: Any
+  lo_ref: Any
+  hi_ref: Any
+  before: Sequence[Any]  # dk and dv of the parts before, if there are several
+  dq_ref: Any
+  dk_ref: Any
+  dv_ref: Any
+  dq_s: Any
+  dk_s: Any
+  dv_s: Any
+  k_s: Any  # finite, and times `unit`
+  v_s: Any  # finite
+  tiling: tpu_tiling.Tiling
+  scale: float
+  soft_cap: float | None
+  precision: lax.Precision | None
+
+  @property
+  def unit(self) -> float:
+    cap = self.soft_cap
+    return self.scale * LOG2E if cap is None else self.scale / cap
+
+  def begin_part(self):
+    """Starts a part of the queries of a row."""
+    self.dq_s[...] = jnp.zeros_like(self.dq_s)
+
+  def begin_keys(self):
+    """Starts a block of keys."""
+    self.dk_s[...] = jnp.zeros_like(self.dk_s)
+    self.dv_s[...] = jnp.zeros_like(self.dv_s)
+    # A query that sees a nan of these carries it in its lse already. The forward pass
+    # scales queries: in bfloat16 scores differ by the rounding of one operand.
+    k = _finite(self.k_ref[0]) * self.unit
+    self.k_s[...] = k.astype(self.k_s.dtype)
+    self.v_s[...] = _finite(self.v_ref[0]).astype(self.v_s.dtype)
+
+  def visit_block(self, first_query):
+    """Takes all keys of the block, seen by all queries."""
+    everything = pl.ds(0, self.tiling.key)
+    self.walk(everything, first_query, self.tiling.rows, None, clean=False)
+
+  def visit_chunk(self, c, first_key, first_query, *, clean: bool):
+    """Takes the keys of chunk c that are seen; the first is `first_key`."""
+    keys = pl.ds(pl.multiple_of(c * self.tiling.chunk, LANES), self.tiling.chunk)
+    self.walk(keys, first_query, self.tiling.chunk_rows, first_key, clean=clean)
+
+  def walk(self, keys, first_query, rows: int, first_key, *, clean: bool):
+    """Visits all heads, `rows` queries at a time."""
+    heads, group, queries, _ = self.q_ref.shape[1:]
+    for n in range(heads):
+      for g in range(group):
+        for r in range(0, queries, rows):
+          of_part = pl.ds(pl.multiple_of(first_query + r, rows), rows)
+          self.add(n, g, pl.ds(r, rows), of_part, keys, first_key, clean=clean)
+
+  def add(self, n, g, at, of_part, keys, first_key, *, clean: bool):
+    """Adds what the queries `at` and the keys give; no mask without a first key.
+
+    Args:
+      clean: takes out what is not finite in q and do: 0 * nan is nan. Its queries
+        have nan for lse, and so mark the keys they see.
+    """
+    q_rd, do_rd = self.q_ref[0, n, g, at, :], self.do_ref[0, n, g, at, :]
+    if clean:
+      q_rd, do_rd = (_finite(x).astype(x.dtype) for x in (q_rd, do_rd))
+    s_kr = self.dot(self.k_s[n, keys, :], q_rd, NT)
+    dp_kr = self.dot(self.v_s[n, keys, :], do_rd, NT)
+    if self.soft_cap is not None:
+      t_kr = jnp.tanh(s_kr)
+      s_kr = t_kr * (self.soft_cap * LOG2E)
+    p_kr = jnp.exp2(s_kr - self.lse_ref[0, n, g : g + 1, at])
+    if first_key is not None:
+      key_kr = first_key + lax.broadcasted_iota(jnp.int32, p_kr.shape, 0)
+      sees_kr = (key_kr >= self.lo_ref[0, :, at]) & (key_kr <= self.hi_ref[0, :, at])
+      p_kr = jnp.where(sees_kr, p_kr, 0.0)
+    self.dv_s[n, keys, :] += self.dot(p_kr.astype(do_rd.dtype), do_rd, NN)
+    ds_kr = p_kr * (dp_kr - self.delta_ref[0, n, g : g + 1, at])
+    if self.soft_cap is not None:
+      ds_kr *= 1.0 - t_kr * t_kr
+    ds_kr = ds_kr.astype(q_rd.dtype)
+    self.dk_s[n, keys, :] += self.dot(ds_kr, q_rd, NN)
+    self.dq_s[n, g, of_part, :] += self.dot(ds_kr, self.k_s[n, keys, :], TN)
+
+  def dot(self, a, b, dims):
+    """A matmul that sums in float32."""
+    return lax.dot_general(
+      a, b, dims, precision=self.precision, preferred_element_type=jnp.float32
+    )
+
+  def finish_keys(self):
+    """Writes dk and dv of a block, on top of those of earlier parts."""
+    for x_s, ref, factor, before in zip(
+      (self.dk_s, self.dv_s),
+      (self.dk_ref, self.dv_ref),
+      (self.scale, 1.0),
+      self.before or (None, None),
     ):
       x = x_s[...] * factor
-      x = x if earlier is None else x + earlier[0]
-      x_ref[0] = x.astype(x_ref.dtype)
+      x = x if before is None else x + before[0]
+      ref[0] = x.astype(ref.dtype)
 
-  @pl.when(last & (column == columns - 1))
-  def _():
-    dq_ref[0] = (dq_s[...] * (scale / unit)).astype(dq_ref.dtype)
+  def finish_part(self):
+    """Writes dq of a part of the queries."""
+    dq = self.dq_s[...] * (self.scale / self.unit)
+    self.dq_ref[0] = dq.astype(self.dq_ref.dtype)
 
 
 def _finite(x):

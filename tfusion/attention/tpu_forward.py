@@ -18,6 +18,7 @@ ones beside the values make it compute the sum of the softmax as well.
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,174 +114,197 @@ def run(
   )(items, q_bngqd, k_bnkd, v_bnkd, lo_b1q, hi_b1q)
 
 
-def kernel(
-  items,
-  q_ref,
-  k_ref,
-  v_ref,
-  lo_ref,
-  hi_ref,
-  o_ref,
-  lse_ref,
-  top_s,
-  sum_s,
-  o_s,
-  q_s,
-  lo_s,
-  hi_s,
-  broken_s,
-  *,
-  tiling,
-  scale,
-  soft_cap,
-  precision,
-):
+def kernel(items, *refs, **static):
   """Folds one block of keys into the running softmax of one block of queries."""
+  step = _Step(*refs, **static)
   item = items[pl.program_id(1)]
   first, last, full, start, stop, fresh = (tpu_work.bit(item, i) for i in range(6))
   column = tpu_work.forward_column(item)
-  heads, group, queries, head_dim = q_ref.shape[1:]
-  spare = o_s.shape[1] - head_dim
+  pl.when(first)(step.begin)
+  # Once for every block of keys, not once for every tile: it stalls the core.
+  pl.when(fresh)(lambda: step.look_for_broken(column))
+  pl.when(full)(step.visit_block)
+  broken = step.broken_s[column] != 0
 
-  @pl.when(first)
+  def visit_chunk(c, _):
+    key = column * step.tiling.key + c * step.tiling.chunk
+    pl.when(jnp.logical_not(broken))(lambda: step.visit_chunk(c, key))
+    pl.when(broken)(lambda: step.visit_broken_chunk(c, key))
+    return 0
+
+  @pl.when(jnp.logical_not(full))
   def _():
-    top_s[...] = jnp.full_like(top_s, DEAD_LSE)
-    o_s[...] = jnp.zeros_like(o_s)
-    if not spare:
-      sum_s[...] = jnp.zeros_like(sum_s)
-    unit = scale * LOG2E if soft_cap is None else scale / soft_cap
-    q = q_ref[0].reshape(q_s.shape).astype(jnp.float32) * unit
-    q_s[...] = q.astype(q_s.dtype)
-    for ref, scratch in ((lo_ref, lo_s), (hi_ref, hi_s)):
-      for c in range(0, scratch.shape[0], LANES):
-        row = jnp.broadcast_to(ref[0, :, c : c + LANES], (LANES, LANES))
-        scratch[c : c + LANES, :] = jnp.transpose(row)
+    chunks = start.astype(jnp.int32), stop.astype(jnp.int32) + 1
+    lax.fori_loop(*chunks, visit_chunk, 0)
 
-  @pl.when(fresh)
-  def _():
-    # Once for every block of keys, not once for every tile: it stalls the core.
-    v = v_ref[0].astype(jnp.float32)
-    broken = jnp.max(jnp.where(jnp.abs(v) < jnp.inf, 0.0, 1.0))
-    broken_s[column] = broken.astype(jnp.int32)
+  pl.when(last)(step.finish)
 
-  def fragments(rows):
-    """All (head n, its query head g, where its rows stand in VMEM, their queries)."""
+
+class _Fragment(NamedTuple):
+  """Some queries of one head."""
+
+  head: int
+  group: int
+  queries: pl.Slice  # among the queries of the block
+  rows: pl.Slice  # among all rows of the step
+
+
+class _Step(NamedTuple):
+  """What a step reads, writes (`ref`) and keeps for the next (`s`), and its phases."""
+
+  q_ref: Any
+  k_ref: Any
+  v_ref: Any
+  lo_ref: Any
+  hi_ref: Any
+  o_ref: Any
+  lse_ref: Any
+  top_s: Any  # largest score of each row
+  sum_s: Any  # sum of exp2(score - largest), unless it stands beside o
+  o_s: Any  # weighted sum of values, and in lanes beside it the sum
+  q_s: Any
+  lo_s: Any  # as columns: one number for each row, in all lanes
+  hi_s: Any
+  broken_s: Any  # of each block of keys: is a value not finite?
+  tiling: tpu_tiling.Tiling
+  scale: float
+  soft_cap: float | None
+  precision: lax.Precision | None
+
+  def fragments(self, size: int) -> list[_Fragment]:
+    """All heads of the step, `size` queries at a time."""
+    heads, group, queries, _ = self.q_ref.shape[1:]
     return [
-      (n, pl.ds((n * group + g) * queries + r, rows), pl.ds(r, rows))
+      _Fragment(n, g, pl.ds(r, size), pl.ds((n * group + g) * queries + r, size))
       for n in range(heads)
       for g in range(group)
-      for r in range(0, queries, rows)
+      for r in range(0, queries, size)
     ]
 
-  def scores(fragment, keys):
-    n, rows, _ = fragment
-    q = q_s[rows, :]
-    s_rc = lax.dot_general(
-      q,
-      k_ref[0, n, keys, :],
-      NT,
-      precision=precision,
-      preferred_element_type=jnp.float32,
-    )
-    return s_rc if soft_cap is None else jnp.tanh(s_rc) * (soft_cap * LOG2E)
+  @property
+  def spare(self) -> int:
+    return self.o_s.shape[1] - self.q_ref.shape[-1]
 
-  def sees(fragment, first_key, width):
-    queries_r = fragment[2]
-    lo_rc = _across(lo_s[queries_r, :], width)
-    hi_rc = _across(hi_s[queries_r, :], width)
-    key_rc = first_key + lax.broadcasted_iota(jnp.int32, lo_rc.shape, 1)
+  def begin(self):
+    """Starts a block of queries."""
+    self.top_s[...] = jnp.full_like(self.top_s, DEAD_LSE)
+    self.o_s[...] = jnp.zeros_like(self.o_s)
+    if not self.spare:
+      self.sum_s[...] = jnp.zeros_like(self.sum_s)
+    cap = self.soft_cap
+    unit = self.scale * LOG2E if cap is None else self.scale / cap
+    q = self.q_ref[0].reshape(self.q_s.shape).astype(jnp.float32) * unit
+    self.q_s[...] = q.astype(self.q_s.dtype)
+    for ref, scratch in ((self.lo_ref, self.lo_s), (self.hi_ref, self.hi_s)):
+      for c in range(0, scratch.shape[0], LANES):
+        row = ref[0, :, c : c + LANES]
+        row = jnp.broadcast_to(row, (LANES, row.shape[1]))
+        scratch[c : c + LANES, :] = jnp.transpose(row)
+
+  def look_for_broken(self, column):
+    """Notes whether some value of this block of keys is not finite."""
+    v = self.v_ref[0].astype(jnp.float32)
+    broken = jnp.max(jnp.where(jnp.abs(v) < jnp.inf, 0.0, 1.0))
+    self.broken_s[column] = broken.astype(jnp.int32)
+
+  def visit_block(self):
+    """Takes all keys in, seen by all queries."""
+    everything = pl.ds(0, self.tiling.key)
+    self.walk(everything, self.tiling.rows, lambda _, s_rc: s_rc)
+
+  def visit_chunk(self, c, first_key):
+    """Takes in the keys of chunk c that are seen; the first is `first_key`."""
+
+    def mask(fragment, s_rc):
+      return jnp.where(self.sees(fragment, first_key, s_rc.shape), s_rc, DEAD_LSE)
+
+    self.walk(self.keys(c), self.tiling.chunk_rows, mask)
+
+  def visit_broken_chunk(self, c, first_key):
+    """The same where values are not finite: 0 * nan is nan, so these are taken out,
+    and the queries that do see them are marked afterwards. Slow, and short."""
+    for fragment in self.fragments(self.tiling.chunk_rows):
+      v_cd = self.v_ref[0, fragment.head, self.keys(c), :].astype(jnp.float32)
+      good_cd = jnp.abs(v_cd) < jnp.inf
+      s_rc = self.scores(fragment, self.keys(c))
+      sees_rc = self.sees(fragment, first_key, s_rc.shape)
+      s_rc = jnp.where(sees_rc, s_rc, DEAD_LSE)
+      v_good_cd = jnp.where(good_cd, v_cd, 0.0).astype(self.v_ref.dtype)
+      self.absorb(fragment, s_rc, v_good_cd)
+      bad_cd = jnp.where(good_cd, 0.0, 1.0)
+      count_rd = self.dot(sees_rc.astype(jnp.float32), bad_cd, NN)
+      marked = self.o_s.at[fragment.rows, : v_cd.shape[1]]
+      marked[...] += jnp.where(count_rd > 0, jnp.nan, 0.0)
+
+  def walk(self, keys, rows: int, mask):
+    """Visits all fragments, their scores `ahead` of their softmax."""
+    todo = self.fragments(rows)
+    waiting = [self.scores(f, keys) for f in todo[: self.tiling.ahead]]
+    for i, fragment in enumerate(todo):
+      if i + self.tiling.ahead < len(todo):
+        waiting.append(self.scores(todo[i + self.tiling.ahead], keys))
+      s_rc = mask(fragment, waiting.pop(0))
+      self.absorb(fragment, s_rc, self.v_ref[0, fragment.head, keys, :])
+
+  def keys(self, c):
+    """Where the keys of chunk c stand in the block."""
+    return pl.ds(pl.multiple_of(c * self.tiling.chunk, LANES), self.tiling.chunk)
+
+  def dot(self, a, b, dims):
+    """A matmul that sums in float32."""
+    return lax.dot_general(
+      a, b, dims, precision=self.precision, preferred_element_type=jnp.float32
+    )
+
+  def scores(self, fragment: _Fragment, keys):
+    """s_rc in units of log2."""
+    s_rc = self.dot(
+      self.q_s[fragment.rows, :], self.k_ref[0, fragment.head, keys, :], NT
+    )
+    cap = self.soft_cap
+    return s_rc if cap is None else jnp.tanh(s_rc) * (cap * LOG2E)
+
+  def sees(self, fragment: _Fragment, first_key, shape):
+    """Which of the keys from `first_key` on the queries see."""
+    key_rc = first_key + lax.broadcasted_iota(jnp.int32, shape, 1)
+    lo_rc = _across(self.lo_s[fragment.queries, :], shape[1])
+    hi_rc = _across(self.hi_s[fragment.queries, :], shape[1])
     return (key_rc >= lo_rc) & (key_rc <= hi_rc)
 
-  def absorb(fragment, s_rc, v_cd):
-    rows = fragment[1]
-    before = top_s[rows, :]
+  def absorb(self, fragment: _Fragment, s_rc, v_cd):
+    """One step of the running softmax."""
+    rows = fragment.rows
+    before = self.top_s[rows, :]
     top = jnp.maximum(before, jnp.max(s_rc, axis=1, keepdims=True))
     p_rc = jnp.exp2(s_rc - _across(top, s_rc.shape[1]))
     # Where no earlier tile had a live key this is exp2(-huge) = 0, and clears what
     # masked scores, all equal, have left in the sums.
     shrink = jnp.exp2(before - top)
-    top_s[rows, :] = top
-    if spare:
-      v_cd = jnp.concatenate(
-        [v_cd, jnp.ones((v_cd.shape[0], spare), v_cd.dtype)], axis=1
-      )
+    self.top_s[rows, :] = top
+    if self.spare:
+      ones = jnp.ones((v_cd.shape[0], self.spare), v_cd.dtype)
+      v_cd = jnp.concatenate([v_cd, ones], axis=1)
     else:
-      sum_s[rows, :] = shrink * sum_s[rows, :] + jnp.sum(p_rc, axis=1, keepdims=True)
-    o_rw = lax.dot_general(
-      p_rc.astype(v_cd.dtype),
-      v_cd,
-      NN,
-      precision=precision,
-      preferred_element_type=jnp.float32,
-    )
-    o_s[rows, :] = _across(shrink, o_rw.shape[1]) * o_s[rows, :] + o_rw
+      sum_r1 = jnp.sum(p_rc, axis=1, keepdims=True)
+      self.sum_s[rows, :] = shrink * self.sum_s[rows, :] + sum_r1
+    o_rw = self.dot(p_rc.astype(v_cd.dtype), v_cd, NN)
+    self.o_s[rows, :] = _across(shrink, o_rw.shape[1]) * self.o_s[rows, :] + o_rw
 
-  def walk(keys, rows, mask):
-    """Visits all fragments, their scores `ahead` of their softmax."""
-    todo = fragments(rows)
-    waiting = [scores(f, keys) for f in todo[: tiling.ahead]]
-    for i, fragment in enumerate(todo):
-      if i + tiling.ahead < len(todo):
-        waiting.append(scores(todo[i + tiling.ahead], keys))
-      s_rc = waiting.pop(0)
-      absorb(fragment, mask(fragment, s_rc), v_ref[0, fragment[0], keys, :])
-
-  @pl.when(full)
-  def _():
-    walk(pl.ds(0, tiling.key), tiling.rows, lambda _, s_rc: s_rc)
-
-  broken = broken_s[column] != 0
-
-  def chunk(c, _):
-    keys = pl.ds(pl.multiple_of(c * tiling.chunk, tiling.chunk), tiling.chunk)
-    first_key = column * tiling.key + c * tiling.chunk
-
-    def mask(fragment, s_rc):
-      return jnp.where(sees(fragment, first_key, tiling.chunk), s_rc, DEAD_LSE)
-
-    @pl.when(jnp.logical_not(broken))
-    def _():
-      walk(keys, tiling.chunk_rows, mask)
-
-    @pl.when(broken)
-    def _():
-      # 0 * nan is nan: values that are not finite are taken out, and the queries that
-      # do see them are marked afterwards. Slow, and short.
-      for fragment in fragments(tiling.chunk_rows):
-        v_cd = v_ref[0, fragment[0], keys, :].astype(jnp.float32)
-        good_cd = jnp.abs(v_cd) < jnp.inf
-        s_rc = mask(fragment, scores(fragment, keys))
-        absorb(fragment, s_rc, jnp.where(good_cd, v_cd, 0.0).astype(v_ref.dtype))
-        ok_rc = sees(fragment, first_key, tiling.chunk).astype(jnp.float32)
-        bad_cd = jnp.where(good_cd, 0.0, 1.0)
-        count_rd = lax.dot_general(
-          ok_rc, bad_cd, NN, preferred_element_type=jnp.float32
-        )
-        mark_rd = jnp.where(count_rd > 0, jnp.nan, 0.0)
-        o_s[fragment[1], :head_dim] += mark_rd
-
-    return 0
-
-  @pl.when(jnp.logical_not(full))
-  def _():
-    lax.fori_loop(start.astype(jnp.int32), stop.astype(jnp.int32) + 1, chunk, 0)
-
-  @pl.when(last)
-  def _():
-    for n in range(heads):
-      for g in range(group):
-        rows = pl.ds((n * group + g) * queries, queries)
-        top = top_s[rows, :]
-        dead = top == DEAD_LSE
-        total = sum_s[rows, :] if not spare else _fill(o_s[rows, head_dim:])
-        total = jnp.where(dead, 1.0, total)
-        share = jnp.where(dead, 0.0, 1.0 / total)
-        o = o_s[rows, :head_dim] * _across(share, head_dim)
-        o_ref[0, n, g] = o.astype(o_ref.dtype)
-        lse = jnp.where(dead, DEAD_LSE, (top + jnp.log2(total)) / LOG2E)
-        for c in range(0, queries, LANES):
-          turned = jnp.transpose(lse[c : c + LANES, :])
-          lse_ref[0, n, g : g + 1, c : c + LANES] = turned[:1]
+  def finish(self):
+    """Writes the results of a block of queries."""
+    queries, head_dim = self.q_ref.shape[3:]
+    for n, g, _, rows in self.fragments(queries):
+      top = self.top_s[rows, :]
+      dead = top == DEAD_LSE
+      total = _fill(self.o_s[rows, head_dim:]) if self.spare else self.sum_s[rows, :]
+      total = jnp.where(dead, 1.0, total)
+      share = jnp.where(dead, 0.0, 1.0 / total)
+      o = self.o_s[rows, :head_dim] * _across(share, head_dim)
+      self.o_ref[0, n, g] = o.astype(self.o_ref.dtype)
+      lse = jnp.where(dead, DEAD_LSE, (top + jnp.log2(total)) / LOG2E)
+      for c in range(0, queries, LANES):
+        turned = jnp.transpose(lse[c : c + LANES, :])
+        self.lse_ref[0, n, g : g + 1, c : c + LANES] = turned[:1]
 
 
 def _across(x_rl, width: int):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from tfusion.attention import tpu_work
 from tfusion.attention.intervals import Sizes
 
 LANES = 128
@@ -37,32 +38,72 @@ class Blocks(NamedTuple):
 
 
 def choose_blocks(sizes: Sizes) -> Blocks:
-  """Returns the tiles for these sizes on the chip in use.
+  """Returns the tiles for these sizes on the chip in use: the first that fit.
 
   `tfusion bench attention --static` shows what they reach: tiles of 512 x 512 waste
   little of packed rows, and rows and ahead are what keeps the matrix units busiest.
   """
   wide = chip().mxu_column_size > LANES
   heads = _divisor(sizes.kv_heads, max(4 // sizes.group, 1))
-  query = min(512, _round_up(sizes.queries, LANES))
-  key = min(1024, _round_up(sizes.keys, LANES))
-  chunk = key if key % 256 else key // 2
-  rows, half = _divisor(query, 256), _divisor(query, 128)
-  forward = Tiling(
-    heads, query, key, chunk, rows, rows if wide else half, ahead=2 if wide else 1
-  )
-  backward = Tiling(heads, query, key, chunk, half if wide else rows, rows, ahead=0)
-  return Blocks(forward, backward, part=_part(sizes, backward))
+  most = max(2048 // sizes.group, LANES)  # a tile is straight code: it must compile
+  sides = (512, 1024), (512, 512), (256, 512), (128, 512), (128, 128)
+  for query, key in sides[2:] if sizes.dtype == jnp.float32 else sides:
+    query = min(query, most, padded(sizes.queries))
+    key = min(key, _round_up(sizes.keys, LANES))
+    chunk = key if key <= 512 or key % 256 else key // 2
+    rows, half = _divisor(query, 256), _divisor(query, 128)
+    few = rows if sizes.head_dim > LANES else half  # a wide unit wants 256 of something
+    if wide:
+      forward = Tiling(heads, query, key, chunk, rows, rows, ahead=2)
+      backward = Tiling(heads, query, key, chunk, few, rows, ahead=0)
+    else:
+      forward = Tiling(heads, query, key, chunk, rows, half, ahead=1)
+      backward = Tiling(heads, query, key, chunk, rows, rows, ahead=0)
+    part = _part(backward, sizes)
+    if forward_bytes(forward, sizes) <= _budget() and part:
+      break
+  return Blocks(forward, backward, part or query)
 
 
-def _part(sizes: Sizes, tiling: Tiling) -> int:
-  """As many queries as half of VMEM holds: sums in f32, and results twice."""
-  numbers = 4 + 2 * jnp.dtype(sizes.dtype).itemsize
-  each = tiling.heads * sizes.group * max(sizes.head_dim, LANES) * numbers
-  blocks = max(chip().vmem_capacity_bytes // 2 // each // tiling.query, 1)
-  whole = -(-sizes.queries // tiling.query)
-  parts = -(-whole // blocks)
-  return -(-whole // parts) * tiling.query
+def padded(queries: int) -> int:
+  """Returns a length of a block that holds so many queries, if they are few."""
+  return _round_up(queries, 16 if queries <= LANES // 2 else LANES)
+
+
+def forward_bytes(tiling: Tiling, sizes: Sizes) -> int:
+  """Returns about how much VMEM the forward pass takes, what it spills included."""
+  size, width = sizes.dtype.itemsize, max(sizes.head_dim, LANES)
+  rows, keys = tiling.heads * sizes.group * tiling.query, tiling.heads * tiling.key
+  fetched = 2 * size * width * (2 * rows + 2 * keys)
+  kept = rows * (4 * (width + 3 * LANES) + size * width) + 8 * tiling.query * LANES
+  return fetched + kept + 8 * 4 * tiling.rows * tiling.key
+
+
+def backward_bytes(tiling: Tiling, sizes: Sizes, *, part: int) -> int:
+  """Returns about how much VMEM the backward pass takes, what it spills included."""
+  size, width = sizes.dtype.itemsize, max(sizes.head_dim, LANES)
+  group = tiling.heads * sizes.group
+  rows, keys = group * tiling.query, tiling.heads * tiling.key
+  one_part = part >= sizes.queries
+  sums = 2 * size if one_part else 4 * 4  # dk or dv: out; or in and out in float32
+  fetched = width * (2 * size * (2 * rows + 2 * keys) + 2 * keys * sums)
+  kept = width * keys * (2 * 4 + 2 * size)
+  resident = width * group * part * (4 + 2 * size)  # summed in f32, and sent twice
+  return fetched + kept + resident + 6 * 4 * tiling.rows * tiling.key
+
+
+def _part(tiling: Tiling, sizes: Sizes) -> int:
+  """Returns how many queries stay in VMEM, in parts without a rest; 0 if none fits."""
+  blocks = -(-sizes.queries // tiling.query)
+  for inner in range(blocks, 0, -1):
+    part = inner * tiling.query
+    if blocks % inner == 0 and backward_bytes(tiling, sizes, part=part) <= _budget():
+      return part
+  return 0
+
+
+def _budget() -> int:
+  return chip().vmem_capacity_bytes * 9 // 10
 
 
 def chip() -> pltpu.TpuInfo:
@@ -77,7 +118,7 @@ def compiler_params() -> pltpu.CompilerParams:
   """Steps over heads are independent, steps over tiles follow each other."""
   return pltpu.CompilerParams(
     dimension_semantics=("parallel", "arbitrary"),
-    vmem_limit_bytes=chip().vmem_capacity_bytes * 9 // 10,
+    vmem_limit_bytes=_budget(),
   )
 
 
@@ -97,7 +138,63 @@ def cost(q_bngqd, k_bnkd, *, matmuls: int) -> pl.CostEstimate:
 
 
 def check(blocks: Blocks, sizes: Sizes) -> None:
-  """Raises ValueError for tiles that do not fit each other or the chip."""
+  """Raises ValueError for tiles that do not fit each other, the lists or the chip."""
+  for name in ("forward", "backward"):
+    t = getattr(blocks, name)
+    for key, value, whole in (
+      ("heads", t.heads, sizes.kv_heads),
+      ("chunk", t.chunk, t.key),
+      ("rows", t.rows, t.query),
+      ("chunk_rows", t.chunk_rows, t.query),
+    ):
+      if whole % value:
+        raise ValueError(f"blocks.{name}.{key}={value} must divide {whole}")
+    for key, value in (("query", t.query), ("key", t.key), ("chunk", t.chunk)):
+      if value % LANES and value != padded(sizes.queries):
+        raise ValueError(
+          f"blocks.{name}.{key}={value}: make it a multiple of {LANES}, the lanes"
+        )
+    if t.key // t.chunk > 2:
+      raise ValueError(
+        f"blocks.{name}.chunk={t.chunk}: make it {t.key} or {t.key // 2}, the block of"
+        " keys or half of it"
+      )
+    _check_lists(name, t, sizes)
+  if blocks.part % blocks.backward.query:
+    raise ValueError(
+      f"blocks.part={blocks.part}: make it a multiple of {blocks.backward.query}, the"
+      " queries of a step"
+    )
+  needs = {
+    "forward": forward_bytes(blocks.forward, sizes),
+    "backward": backward_bytes(blocks.backward, sizes, part=blocks.part),
+  }
+  for name, size in needs.items():
+    if size > _budget():
+      raise ValueError(
+        f"blocks.{name}={getattr(blocks, name)} takes about {size >> 20} MiB of VMEM"
+        f" for {sizes}, and the core has {chip().vmem_capacity_bytes >> 20}: make"
+        " query, key or part smaller"
+      )
+
+
+def _check_lists(name: str, tiling: Tiling, sizes: Sizes) -> None:
+  queries, keys = -(-sizes.queries // tiling.query), -(-sizes.keys // tiling.key)
+  rows = sizes.batch * (queries if name == "forward" else keys)
+  tiles = sizes.batch * queries * keys
+  limits = (
+    (rows, tpu_work.ROWS, "rows of tiles"),
+    (keys, tpu_work.KEY_BLOCKS, "blocks of keys"),
+    (queries, tpu_work.QUERY_BLOCKS, "blocks of queries"),
+    (tiles, chip().smem_capacity_bytes // 8, "tiles"),
+  )
+  for count, limit, what in limits:
+    if count > limit:
+      raise ValueError(
+        f"{sizes} in tiles of {tiling.query} x {tiling.key} are {count} {what}, and the"
+        f" work list of the {name} pass takes {limit}: shard the batch or the sequence"
+        " over more devices"
+      )
 
 
 def _round_up(x: int, multiple: int) -> int:
