@@ -1,0 +1,227 @@
+"""Which tiles the GPU kernels visit, in which order, and how large the tiles are.
+
+Owns: block sizes and their checks, the work lists. Not: the kernels (gpu.py), the
+meaning of lo and hi (intervals.py).
+
+b batch  q queries  k keys  c blocks of a row, or of all rows  s splits of the keys
+w the five numbers of a block: see `Work`
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from tfusion.attention.intervals import Sizes
+
+STACK = 64  # rows up to which the heads that share a key/value head are one block
+PROGRAMS = 128  # fewer than that leave multiprocessors idle: the keys are then split
+SPLIT = 4  # blocks of keys that a split has at least
+SHARED = 227 * 1024  # bytes of shared memory a block of threads can have on Hopper
+
+
+class Tile(NamedTuple):
+  """The block sizes of one kernel, and how Triton compiles it."""
+
+  queries: int
+  keys: int
+  warps: int
+  stages: int  # of the pipeline that loads what a tile needs
+
+
+class Blocks(NamedTuple):
+  """The block sizes of the three kernels."""
+
+  forward: Tile
+  dq: Tile
+  dkv: Tile
+
+
+class Work(NamedTuple):
+  """What the kernels visit: for each block its index and four bounds, in tiles.
+
+  Tiles [first, end) are visited; [full, full_end) within them need no mask. The index
+  counts over batch and blocks.
+  """
+
+  forward_cw: jax.Array  # i32: blocks of queries; the bounds are blocks of keys
+  dq_cw: jax.Array  # i32: likewise
+  dkv_cw: jax.Array  # i32: blocks of keys; the bounds are blocks of queries
+
+
+# By head dim, for operands of two bytes; swept by tests/bench/attention_sm90a.py for
+# what ptxas can keep in registers. No GPU has timed them.
+TABLE = {
+  64: Blocks(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+  128: Blocks(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
+  256: Blocks(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
+}
+# fp32 multiplies without tensor cores, whose tf32 would round: tiles are small.
+TABLE_F32 = {
+  64: Blocks(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
+  128: Blocks(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+  256: Blocks(Tile(32, 16, 8, 1), Tile(32, 16, 8, 1), Tile(16, 32, 8, 1)),
+}
+
+
+class Plan(NamedTuple):
+  """How the work is cut; `sizes` are those of the stacked operands."""
+
+  sizes: Sizes
+  group: int  # query heads that share a key/value head, after stacking
+  stack: int  # of them that lie along the queries
+  splits: int  # of the keys of the forward pass
+  width: int  # keys of a split
+  blocks: Blocks
+
+
+def plan_of(sizes: Sizes, blocks: Blocks | None) -> Plan:
+  dtype, d = jnp.dtype(sizes.dtype), sizes.head_dim
+  if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+    raise ValueError(f"dtype {dtype}: the GPU kernels take bfloat16, float16, float32")
+  if d & (d - 1) or not 16 <= d <= 256:
+    raise ValueError(
+      f"head dim {d}: the GPU kernels need a power of two from 16 to 256; choose one,"
+      " or implementation='chunked'"
+    )
+  group = sizes.heads // sizes.kv_heads
+  stack = group if sizes.queries * group <= STACK else 1
+  sizes = sizes._replace(queries=sizes.queries * stack, heads=sizes.heads // stack)
+  if blocks is None:
+    table = TABLE_F32 if dtype == jnp.float32 else TABLE
+    tiles = table[max(d, 64)]
+    blocks = Blocks(*(_fit(tile, sizes) for tile in tiles))
+  for name, tile in zip(Blocks._fields, blocks):
+    _check_tile(name, tile, d, dtype.itemsize)
+  tile = blocks.forward
+  programs = sizes.batch * sizes.heads * pl.cdiv(sizes.queries, tile.queries)
+  splits = max(1, min(PROGRAMS // programs, sizes.keys // (SPLIT * tile.keys)))
+  width = pl.cdiv(pl.cdiv(sizes.keys, tile.keys), splits) * tile.keys
+  return Plan(sizes, group // stack, stack, splits, width, blocks)
+
+
+def _fit(tile: Tile, sizes: Sizes) -> Tile:
+  """Makes a tile no longer than a short row."""
+  queries = min(tile.queries, max(16, pl.next_power_of_2(sizes.queries)))
+  keys = min(tile.keys, max(16, pl.next_power_of_2(sizes.keys)))
+  return tile._replace(
+    queries=queries, keys=keys, warps=tile.warps if queries * keys >= 64 * 64 else 4
+  )
+
+
+def _check_tile(name: str, tile: Tile, d: int, itemsize: int) -> None:
+  for side in ("queries", "keys"):
+    x = getattr(tile, side)
+    if x < 16 or x & (x - 1):
+      raise ValueError(
+        f"blocks.{name}.{side}={x}: a tile of the GPU kernels needs a power of two, 16"
+        " at least"
+      )
+  if tile.warps not in (1, 2, 4, 8, 16):
+    raise ValueError(f"blocks.{name}.warps={tile.warps}: use 1, 2, 4, 8 or 16")
+  if tile.stages < 1:
+    raise ValueError(f"blocks.{name}.stages={tile.stages}: use 1 at least")
+
+
+def prepare(
+  lo_bq: jax.Array, hi_bq: jax.Array, sizes: Sizes, blocks: Blocks | None = None
+) -> Work:
+  """Finds what each block visits, once for all layers that share lo and hi.
+
+  Takes time and memory in proportion to the queries and keys. Where lo and hi never
+  decrease and leave out no key between two that are seen, exactly the tiles that
+  somebody sees are visited; otherwise some more may be.
+
+  Raises:
+    ValueError: a dtype, head dim or block size that the kernels cannot take.
+  """
+  plan = plan_of(sizes, blocks)
+  lo_bq, hi_bq = (jnp.repeat(x, plan.stack, axis=1) for x in (lo_bq, hi_bq))
+  keys, (forward, dq, dkv) = plan.sizes.keys, plan.blocks
+  start_s1 = jnp.arange(plan.splits, dtype=jnp.int32)[:, None] * plan.width
+  shape = (-1, plan.sizes.queries)
+  split_lo = jnp.maximum(lo_bq[:, None], start_s1).reshape(shape)
+  split_hi = jnp.minimum(hi_bq[:, None], start_s1 + plan.width - 1).reshape(shape)
+  return Work(
+    _longest_first(_key_spans(split_lo, split_hi, keys, forward)),
+    _longest_first(_key_spans(lo_bq, hi_bq, keys, dq)),
+    _longest_first(_query_spans(lo_bq, hi_bq, keys, dkv)),
+  )
+
+
+def visited(work: Work) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns how many tiles of one head the forward, dq, and dkv kernels visit."""
+  return tuple(jnp.sum(x_cw[:, 4] - x_cw[:, 1]) for x_cw in work)
+
+
+class _Extent(NamedTuple):
+  """What the queries of each block see, of the keys there are."""
+
+  first_bc: jax.Array  # that any of them sees; the number of keys if none does
+  last_bc: jax.Array  # that any of them sees; -1 if none does
+  low_bc: jax.Array  # the largest lo
+  high_bc: jax.Array  # the smallest hi
+
+
+def _extent(lo_bq, hi_bq, keys: int, block: int) -> _Extent:
+  lo_bq, hi_bq = jnp.maximum(lo_bq, 0), jnp.minimum(hi_bq, keys - 1)
+  live_bq = lo_bq <= hi_bq
+  length = lo_bq.shape[1]
+
+  def fold(x_bq, neutral, reduce):
+    pad = -length % block
+    x_bq = jnp.pad(x_bq, ((0, 0), (0, pad)), constant_values=neutral)
+    return reduce(x_bq.reshape(x_bq.shape[0], -1, block), axis=-1)
+
+  return _Extent(
+    fold(jnp.where(live_bq, lo_bq, keys), keys, jnp.min),
+    fold(jnp.where(live_bq, hi_bq, -1), -1, jnp.max),
+    fold(lo_bq, 0, jnp.max),
+    fold(hi_bq, keys - 1, jnp.min),
+  )
+
+
+def _key_spans(lo_bq, hi_bq, keys: int, tile: Tile) -> list[jax.Array]:
+  """Returns first, full, full_end and end of each block of queries, each [b, c]."""
+  extent = _extent(lo_bq, hi_bq, keys, tile.queries)
+  end = extent.last_bc // tile.keys + 1
+  first = jnp.minimum(extent.first_bc // tile.keys, end)
+  full = jnp.clip(-(-extent.low_bc // tile.keys), first, end)
+  full_end = jnp.clip((extent.high_bc + 1) // tile.keys, full, end)
+  return [first, full, full_end, end]
+
+
+def _query_spans(lo_bq, hi_bq, keys: int, tile: Tile) -> list[jax.Array]:
+  """Returns first, full, full_end and end of each block of keys, each [b, c].
+
+  Sums from either side make what is searched increase, whatever lo and hi do: the
+  span then holds every block that sees a key, and is full only where all are.
+  """
+  extent = _extent(lo_bq, hi_bq, keys, tile.queries)
+  start_c = jnp.arange(0, keys, tile.keys, dtype=jnp.int32)
+  last_c = jnp.minimum(start_c + tile.keys, keys) - 1
+
+  def search(x_bc, key_c, side):
+    find = functools.partial(jnp.searchsorted, side=side)
+    return jax.vmap(find, in_axes=(0, None))(x_bc, key_c).astype(jnp.int32)
+
+  end = search(lax.cummin(extent.first_bc, axis=1, reverse=True), last_c, "right")
+  first = search(lax.cummax(extent.last_bc, axis=1), start_c, "left")
+  first = jnp.minimum(first, end)
+  full = search(lax.cummin(extent.high_bc, axis=1, reverse=True), last_c, "left")
+  full_end = search(lax.cummax(extent.low_bc, axis=1), start_c, "right")
+  whole = lo_bq.shape[1] // tile.queries  # a ragged block of queries is masked
+  full = jnp.clip(full, first, end)
+  full_end = jnp.clip(jnp.minimum(full_end, whole), full, end)
+  return [first, full, full_end, end]
+
+
+def _longest_first(spans: list[jax.Array]) -> jax.Array:
+  """Returns [c, w] of the spans of all blocks of all rows."""
+  first, full, full_end, end = (x_bc.reshape(-1) for x_bc in spans)
+  order = jnp.argsort(first - end).astype(jnp.int32)
+  bounds = jnp.stack([first, full, full_end, end], axis=-1)
+  return jnp.concatenate([order[:, None], bounds[order]], axis=-1)
