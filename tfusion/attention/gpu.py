@@ -162,7 +162,7 @@ class _Scores:
     self.soft_cap = soft_cap
     self.scale = scale
     if soft_cap is not None:
-      self.inner, self.outer = scale / soft_cap, soft_cap * LOG2E
+      self.inner, self.outer = 2 * LOG2E * scale / soft_cap, soft_cap * LOG2E
     elif scale > 0:
       self.inner, self.outer = (
         1.0,
@@ -174,7 +174,8 @@ class _Scores:
   def bounded(self, products):
     """Scores but for the factor `outer`."""
     x = products if self.inner == 1.0 else products * self.inner
-    return x if self.soft_cap is None else jnp.tanh(x)
+    # tanh, as accurate as a score needs: the library's takes too many registers.
+    return x if self.soft_cap is None else 1.0 - 2.0 / (1.0 + jnp.exp2(x))
 
   def gradient(self, ds, bounded):
     """Of products / scale, from that of the scores."""
@@ -206,11 +207,31 @@ def _store(ref, *at, inside, value):
   plt.store(view, value.astype(ref.dtype), mask=inside)
 
 
-def _span(block, size: int, length: int):
-  """Returns (slice, indices, which of them exist: None for all) of a block."""
+def _span(block, size: int, length: int, *, whole: bool = False):
+  """Returns (slice, indices, which of them exist: None for all) of a block.
+
+  Args:
+    whole: the block is known to lie inside of the row.
+  """
   start = block * size
   index = start + lax.broadcasted_iota(jnp.int32, (size,), 0)
-  return pl.ds(start, size), index, index < length if length % size else None
+  return (
+    pl.ds(start, size),
+    index,
+    None if whole or length % size == 0 else index < length,
+  )
+
+
+def _slide(block, size: int, length: int):
+  """Like `_span`, but the last block of a ragged row reaches back to stay inside it.
+
+  What it has then in common with the block before is the caller's to leave out.
+  """
+  if length < size:
+    return _span(block, size, length)
+  start = jnp.minimum(block * size, length - size) if length % size else block * size
+  index = start + lax.broadcasted_iota(jnp.int32, (size,), 0)
+  return pl.ds(start, size), index, None
 
 
 def _finite(x):
@@ -261,9 +282,8 @@ def _forward_kernel(
 
   def visit(state, block, _, masked):
     top_q, sum_q, o_qd = state
-    at_k, index_k, inside_k = _span(block, tile.keys, sizes.keys)
-    if not masked:
-      inside_k = None
+    span = _slide if masked else functools.partial(_span, whole=True)
+    at_k, index_k, inside_k = span(block, tile.keys, sizes.keys)
     k_kd = _load(k_ref, row, at_k, n, slice(None), inside=inside_k)
     v_kd = _load(v_ref, row, at_k, n, slice(None), inside=inside_k)
     s_qk = scores.bounded(_dot(q_qd, k_kd, contract=(1, 1)))
@@ -273,7 +293,8 @@ def _forward_kernel(
       good_kd = jnp.abs(v_kd) < jnp.inf
       poison_k = jnp.sum(jnp.where(good_kd, 0.0, jnp.nan), axis=1)
       v_kd = jnp.where(good_kd, v_kd, jnp.zeros_like(v_kd))
-      sees_qk = (index_k[None] >= lo_q[:, None]) & (index_k[None] <= hi_q[:, None])
+      low_q = jnp.maximum(lo_q, block * tile.keys)
+      sees_qk = (index_k[None] >= low_q[:, None]) & (index_k[None] <= hi_q[:, None])
       s_qk = jnp.where(sees_qk, s_qk + poison_k[None], -jnp.inf)
     new_top_q = jnp.maximum(top_q, jnp.max(s_qk, axis=1) * scores.outer)
     p_qk = jnp.exp2(s_qk * scores.outer - new_top_q[:, None])
@@ -327,9 +348,8 @@ def _dq_kernel(
   delta_q = _load(delta_ref, row, h, at_q, inside=inside_q)
 
   def visit(dq_qd, block, _, masked):
-    at_k, index_k, inside_k = _span(block, tile.keys, sizes.keys)
-    if not masked:
-      inside_k = None
+    span = _slide if masked else functools.partial(_span, whole=True)
+    at_k, index_k, inside_k = span(block, tile.keys, sizes.keys)
     k_kd = _load(k_ref, row, at_k, n, slice(None), inside=inside_k)
     v_kd = _load(v_ref, row, at_k, n, slice(None), inside=inside_k)
     s_qk = scores.bounded(_dot(q_qd, k_kd, contract=(1, 1)))
@@ -337,7 +357,8 @@ def _dq_kernel(
     dp_qk = _dot(do_qd, v_kd, contract=(1, 1))
     ds_qk = scores.gradient(p_qk * (dp_qk - delta_q[:, None]), s_qk)
     if masked:
-      sees_qk = (index_k[None] >= lo_q[:, None]) & (index_k[None] <= hi_q[:, None])
+      low_q = jnp.maximum(lo_q, block * tile.keys)
+      sees_qk = (index_k[None] >= low_q[:, None]) & (index_k[None] <= hi_q[:, None])
       ds_qk = jnp.where(sees_qk, ds_qk, 0.0)
       k_kd = _finite(k_kd)
     return dq_qd + _dot(ds_qk.astype(k_kd.dtype), k_kd, contract=(1, 0))
@@ -376,9 +397,8 @@ def _dkv_kernel(
   def visit(state, block, head, masked):
     dk_kd, dv_kd = state
     h = n * plan.group + head
-    at_q, _, inside_q = _span(block, tile.queries, sizes.queries)
-    if not masked:
-      inside_q = None
+    span = _slide if masked else functools.partial(_span, whole=True)
+    at_q, index_q, inside_q = span(block, tile.queries, sizes.queries)
     q_qd = _load(q_ref, row, at_q, h, slice(None), inside=inside_q)
     do_qd = _load(do_ref, row, at_q, h, slice(None), inside=inside_q)
     lse_q = _load(lse_ref, row, h, at_q, inside=inside_q) * LOG2E
@@ -392,6 +412,7 @@ def _dkv_kernel(
     if masked:
       lo_q = _load(lo_ref, row, at_q, inside=inside_q)
       hi_q = _load(hi_ref, row, at_q, inside=inside_q, other=-1)
+      hi_q = jnp.where(index_q >= block * tile.queries, hi_q, -1)
       sees_kq = (index_k[:, None] >= lo_q[None]) & (index_k[:, None] <= hi_q[None])
       p_kq = jnp.where(sees_kq, p_kq, 0.0)
       ds_kq = jnp.where(sees_kq, ds_kq, 0.0)
