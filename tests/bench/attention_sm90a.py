@@ -125,7 +125,7 @@ def assemble(ptxas: str, ptx: str) -> tuple[int, int]:
 
 
 def tile(text: str) -> gpu.Tile:
-  """Reads queries,keys,warps,stages."""
+  """Reads queries,keys,edge,warps,stages."""
   return gpu.Tile(*map(int, text.split(",")))
 
 
@@ -137,7 +137,7 @@ def main() -> None:
   parser.add_argument("--variants", type=int, default=len(VARIANTS), help="how many")
   parser.add_argument("--ptxas", default=shutil.which("ptxas"), help="of CUDA")
   for name in gpu.Blocks._fields:
-    parser.add_argument(f"--{name}", type=tile, help="queries,keys,warps,stages")
+    parser.add_argument(f"--{name}", type=tile, help="queries,keys,edge,warps,stages")
   flags = parser.parse_args()
   if flags.ptxas is None:
     parser.error("no ptxas in PATH: give --ptxas; every CUDA toolkit has it in bin")

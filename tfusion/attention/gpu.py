@@ -207,31 +207,25 @@ def _store(ref, *at, inside, value):
   plt.store(view, value.astype(ref.dtype), mask=inside)
 
 
-def _span(block, size: int, length: int, *, whole: bool = False):
-  """Returns (slice, indices, which of them exist: None for all) of a block.
+def _span(start, size: int, length: int, *, whole: bool = False):
+  """Returns (slice, indices, which of them exist: None for all) from `start` on.
 
   Args:
-    whole: the block is known to lie inside of the row.
+    whole: all are known to exist.
   """
-  start = block * size
   index = start + lax.broadcasted_iota(jnp.int32, (size,), 0)
-  return (
-    pl.ds(start, size),
-    index,
-    None if whole or length % size == 0 else index < length,
-  )
+  inside = None if whole or length % size == 0 else index < length
+  return pl.ds(start, size), index, inside
 
 
-def _slide(block, size: int, length: int):
-  """Like `_span`, but the last block of a ragged row reaches back to stay inside it.
+def _slide(start, size: int, length: int):
+  """Like `_span`, but moved back into the row where it would run over the end.
 
-  What it has then in common with the block before is the caller's to leave out.
+  The indices before `start` are then the caller's to leave out.
   """
-  if length < size:
-    return _span(block, size, length)
-  start = jnp.minimum(block * size, length - size) if length % size else block * size
-  index = start + lax.broadcasted_iota(jnp.int32, (size,), 0)
-  return pl.ds(start, size), index, None
+  if length % size == 0 or length < size:
+    return _span(start, size, length)
+  return _span(jnp.minimum(start, length - size), size, length, whole=True)
 
 
 def _finite(x):
@@ -247,23 +241,34 @@ def _program(work_ref, heads: int, per_row: int):
   return lax.div(index, per_row), lax.rem(index, per_row), head, bounds
 
 
-def _visit(bounds, tile, state, *, repeat: int, all_masked: bool):
-  """Folds state = tile(state, block, repetition, masked) over a program's tiles."""
+def _visit(bounds, size: int, edge: int, length: int, tile, state, *, repeat: int = 1):
+  """Folds state = tile(state, span, start, repetition, masked) over a program's tiles.
+
+  Args:
+    bounds: of `Work`, in units of `edge`.
+    size: of tiles that need no mask.
+    edge: of tiles under a mask.
+    length: of the row that is cut into them.
+    repeat: how often each tile is visited.
+  """
   first, full, full_end, end = bounds
-  before = full - first
+  before, ratio = full - first, size // edge
 
   def masked(t, state):
     i = lax.div(t, repeat)
-    block = first + i + jnp.where(i >= before, full_end - full, 0)
-    return tile(state, block, lax.rem(t, repeat), True)
+    start = (first + i + jnp.where(i >= before, full_end - full, 0)) * edge
+    span = _slide(start, edge, length)
+    return tile(state, span, start, lax.rem(t, repeat), True)
 
   def unmasked(t, state):
-    return tile(state, full + lax.div(t, repeat), lax.rem(t, repeat), False)
+    start = full * edge + lax.div(t, repeat) * size
+    span = _span(start, size, length, whole=True)
+    return tile(state, span, start, lax.rem(t, repeat), False)
 
   state = lax.fori_loop(0, (before + end - full_end) * repeat, masked, state)
-  if all_masked:
+  if length < size:
     return state
-  return lax.fori_loop(0, (full_end - full) * repeat, unmasked, state)
+  return lax.fori_loop(0, lax.div(full_end - full, ratio) * repeat, unmasked, state)
 
 
 def _forward_kernel(
@@ -273,27 +278,27 @@ def _forward_kernel(
   per_row = pl.cdiv(sizes.queries, tile.queries)
   split_row, block, h, bounds = _program(work_ref, sizes.heads, per_row)
   row, n = lax.div(split_row, plan.splits), lax.div(h, plan.group)
-  at_q, _, inside_q = _span(block, tile.queries, sizes.queries)
-  start = lax.rem(split_row, plan.splits) * plan.width
-  last = jnp.minimum(start + plan.width, sizes.keys) - 1
-  lo_q = jnp.maximum(_load(lo_ref, row, at_q, inside=inside_q), start)
+  at_q, _, inside_q = _span(block * tile.queries, tile.queries, sizes.queries)
+  split = lax.rem(split_row, plan.splits) * plan.width
+  last = jnp.minimum(split + plan.width, sizes.keys) - 1
+  lo_q = jnp.maximum(_load(lo_ref, row, at_q, inside=inside_q), split)
   hi_q = jnp.minimum(_load(hi_ref, row, at_q, inside=inside_q, other=-1), last)
   q_qd = _load(q_ref, row, at_q, h, slice(None), inside=inside_q)
 
-  def visit(state, block, _, masked):
+  def visit(state, span, start, _, masked):
     top_q, sum_q, o_qd = state
-    span = _slide if masked else functools.partial(_span, whole=True)
-    at_k, index_k, inside_k = span(block, tile.keys, sizes.keys)
+    at_k, index_k, inside_k = span
     k_kd = _load(k_ref, row, at_k, n, slice(None), inside=inside_k)
     v_kd = _load(v_ref, row, at_k, n, slice(None), inside=inside_k)
-    s_qk = scores.bounded(_dot(q_qd, k_kd, contract=(1, 1)))
     if masked:
       # A value that is not finite travels as a nan in the scores of its key, where a
       # select keeps it from queries that do not see it.
       good_kd = jnp.abs(v_kd) < jnp.inf
       poison_k = jnp.sum(jnp.where(good_kd, 0.0, jnp.nan), axis=1)
       v_kd = jnp.where(good_kd, v_kd, jnp.zeros_like(v_kd))
-      low_q = jnp.maximum(lo_q, block * tile.keys)
+    s_qk = scores.bounded(_dot(q_qd, k_kd, contract=(1, 1)))
+    if masked:
+      low_q = jnp.maximum(lo_q, start)
       sees_qk = (index_k[None] >= low_q[:, None]) & (index_k[None] <= hi_q[:, None])
       s_qk = jnp.where(sees_qk, s_qk + poison_k[None], -jnp.inf)
     new_top_q = jnp.maximum(top_q, jnp.max(s_qk, axis=1) * scores.outer)
@@ -308,8 +313,8 @@ def _forward_kernel(
   top_q = jnp.full((tile.queries,), DEAD_LSE, jnp.float32)
   o_qd = jnp.zeros((tile.queries, sizes.head_dim), jnp.float32)
   state = (top_q, jnp.zeros_like(top_q), o_qd)
-  short = sizes.keys < tile.keys
-  top_q, sum_q, o_qd = _visit(bounds, visit, state, repeat=1, all_masked=short)
+  looped = (tile.keys, tile.edge, sizes.keys)
+  top_q, sum_q, o_qd = _visit(bounds, *looped, visit, state)
   alive_q = lo_q <= hi_q
   sum_q = jnp.where(alive_q, sum_q, 1.0)
   lse_q = jnp.where(alive_q, top_q / LOG2E + jnp.log(sum_q), DEAD_LSE)
@@ -338,7 +343,7 @@ def _dq_kernel(
   per_row = pl.cdiv(sizes.queries, tile.queries)
   row, block, h, bounds = _program(work_ref, sizes.heads, per_row)
   n = lax.div(h, plan.group)
-  at_q, _, inside_q = _span(block, tile.queries, sizes.queries)
+  at_q, _, inside_q = _span(block * tile.queries, tile.queries, sizes.queries)
   lo_q = _load(lo_ref, row, at_q, inside=inside_q)
   hi_q = _load(hi_ref, row, at_q, inside=inside_q, other=-1)
   hi_q = jnp.minimum(hi_q, sizes.keys - 1)
@@ -347,25 +352,25 @@ def _dq_kernel(
   lse_q = _load(lse_ref, row, h, at_q, inside=inside_q) * LOG2E
   delta_q = _load(delta_ref, row, h, at_q, inside=inside_q)
 
-  def visit(dq_qd, block, _, masked):
-    span = _slide if masked else functools.partial(_span, whole=True)
-    at_k, index_k, inside_k = span(block, tile.keys, sizes.keys)
+  def visit(dq_qd, span, start, _, masked):
+    at_k, index_k, inside_k = span
     k_kd = _load(k_ref, row, at_k, n, slice(None), inside=inside_k)
     v_kd = _load(v_ref, row, at_k, n, slice(None), inside=inside_k)
+    if masked:  # lse carries what was not finite
+      k_kd = _finite(k_kd)
     s_qk = scores.bounded(_dot(q_qd, k_kd, contract=(1, 1)))
     p_qk = jnp.exp2(s_qk * scores.outer - lse_q[:, None])
     dp_qk = _dot(do_qd, v_kd, contract=(1, 1))
     ds_qk = scores.gradient(p_qk * (dp_qk - delta_q[:, None]), s_qk)
     if masked:
-      low_q = jnp.maximum(lo_q, block * tile.keys)
+      low_q = jnp.maximum(lo_q, start)
       sees_qk = (index_k[None] >= low_q[:, None]) & (index_k[None] <= hi_q[:, None])
       ds_qk = jnp.where(sees_qk, ds_qk, 0.0)
-      k_kd = _finite(k_kd)
     return dq_qd + _dot(ds_qk.astype(k_kd.dtype), k_kd, contract=(1, 0))
 
   dq_qd = jnp.zeros((tile.queries, sizes.head_dim), jnp.float32)
-  short = sizes.keys < tile.keys
-  dq_qd = _visit(bounds, visit, dq_qd, repeat=1, all_masked=short) * scores.scale
+  looped = (tile.keys, tile.edge, sizes.keys)
+  dq_qd = _visit(bounds, *looped, visit, dq_qd) * scores.scale
   _store(dq_ref, row, at_q, h, slice(None), inside=inside_q, value=dq_qd)
 
 
@@ -390,15 +395,14 @@ def _dkv_kernel(
   sizes = plan.sizes
   per_row = pl.cdiv(sizes.keys, tile.keys)
   row, block, n, bounds = _program(work_ref, sizes.kv_heads, per_row)
-  at_k, index_k, inside_k = _span(block, tile.keys, sizes.keys)
+  at_k, index_k, inside_k = _span(block * tile.keys, tile.keys, sizes.keys)
   k_kd = _load(k_ref, row, at_k, n, slice(None), inside=inside_k)
   v_kd = _load(v_ref, row, at_k, n, slice(None), inside=inside_k)
 
-  def visit(state, block, head, masked):
+  def visit(state, span, start, head, masked):
     dk_kd, dv_kd = state
     h = n * plan.group + head
-    span = _slide if masked else functools.partial(_span, whole=True)
-    at_q, index_q, inside_q = span(block, tile.queries, sizes.queries)
+    at_q, index_q, inside_q = span
     q_qd = _load(q_ref, row, at_q, h, slice(None), inside=inside_q)
     do_qd = _load(do_ref, row, at_q, h, slice(None), inside=inside_q)
     lse_q = _load(lse_ref, row, h, at_q, inside=inside_q) * LOG2E
@@ -407,22 +411,23 @@ def _dkv_kernel(
       q_qd, do_qd = _finite(q_qd), _finite(do_qd)
     s_kq = scores.bounded(_dot(k_kd, q_qd, contract=(1, 1)))
     p_kq = jnp.exp2(s_kq * scores.outer - lse_q[None])
-    dp_kq = _dot(v_kd, do_qd, contract=(1, 1))
-    ds_kq = scores.gradient(p_kq * (dp_kq - delta_q[None]), s_kq)
     if masked:
       lo_q = _load(lo_ref, row, at_q, inside=inside_q)
       hi_q = _load(hi_ref, row, at_q, inside=inside_q, other=-1)
-      hi_q = jnp.where(index_q >= block * tile.queries, hi_q, -1)
+      hi_q = jnp.where(index_q >= start, hi_q, -1)
       sees_kq = (index_k[:, None] >= lo_q[None]) & (index_k[:, None] <= hi_q[None])
       p_kq = jnp.where(sees_kq, p_kq, 0.0)
-      ds_kq = jnp.where(sees_kq, ds_kq, 0.0)
+    dp_kq = _dot(v_kd, do_qd, contract=(1, 1))
+    ds_kq = scores.gradient(p_kq * (dp_kq - delta_q[None]), s_kq)
+    if masked:  # a key that is not finite takes nothing from who does not see it
+      ds_kq = jnp.where(p_kq == 0.0, 0.0, ds_kq)
     dv_kd += _dot(p_kq.astype(do_qd.dtype), do_qd, contract=(1, 0))
     dk_kd += _dot(ds_kq.astype(q_qd.dtype), q_qd, contract=(1, 0))
     return dk_kd, dv_kd
 
   zero_kd = jnp.zeros((tile.keys, sizes.head_dim), jnp.float32)
-  state, short = (zero_kd, zero_kd), sizes.queries < tile.queries
-  dk_kd, dv_kd = _visit(bounds, visit, state, repeat=plan.group, all_masked=short)
+  looped, state = (tile.queries, tile.edge, sizes.queries), (zero_kd, zero_kd)
+  dk_kd, dv_kd = _visit(bounds, *looped, visit, state, repeat=plan.group)
   dk_kd *= scores.scale
   _store(dk_ref, row, at_k, n, slice(None), inside=inside_k, value=dk_kd)
   _store(dv_ref, row, at_k, n, slice(None), inside=inside_k, value=dv_kd)

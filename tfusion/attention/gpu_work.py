@@ -28,6 +28,7 @@ class Tile(NamedTuple):
 
   queries: int
   keys: int
+  edge: int  # keys (of dkv: queries) of a tile under a mask; divides those of others
   warps: int
   stages: int  # of the pipeline that loads what a tile needs
 
@@ -41,29 +42,34 @@ class Blocks(NamedTuple):
 
 
 class Work(NamedTuple):
-  """What the kernels visit: for each block its index and four bounds, in tiles.
+  """What the kernels visit: index, first, full, full_end and end of each block.
 
-  Tiles [first, end) are visited; [full, full_end) within them need no mask. The index
-  counts over batch and blocks.
+  The index counts over batch and blocks. The others count along the row, in units of
+  `Tile.edge`: [first, end) is visited, and [full, full_end) within it, some whole
+  tiles, needs no mask.
   """
 
-  forward_cw: jax.Array  # i32: blocks of queries; the bounds are blocks of keys
+  forward_cw: jax.Array  # i32: blocks of queries; what they visit counts in keys
   dq_cw: jax.Array  # i32: likewise
-  dkv_cw: jax.Array  # i32: blocks of keys; the bounds are blocks of queries
+  dkv_cw: jax.Array  # i32: blocks of keys; what they visit counts in queries
 
 
 # By head dim, for operands of two bytes; swept by tests/bench/attention_sm90a.py for
 # what ptxas can keep in registers. No GPU has timed them.
 TABLE = {
-  64: Blocks(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
-  128: Blocks(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-  256: Blocks(Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
+  64: Blocks(
+    Tile(128, 128, 64, 8, 3), Tile(128, 64, 32, 8, 3), Tile(64, 128, 32, 8, 3)
+  ),
+  128: Blocks(
+    Tile(128, 128, 64, 8, 2), Tile(128, 64, 32, 8, 3), Tile(64, 128, 32, 8, 2)
+  ),
+  256: Blocks(Tile(128, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(32, 64, 16, 8, 2)),
 }
 # fp32 multiplies without tensor cores, whose tf32 would round: tiles are small.
 TABLE_F32 = {
-  64: Blocks(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
-  128: Blocks(Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
-  256: Blocks(Tile(32, 16, 8, 1), Tile(32, 16, 8, 1), Tile(16, 32, 8, 1)),
+  64: Blocks(Tile(64, 32, 32, 8, 2), Tile(64, 32, 32, 8, 2), Tile(32, 64, 32, 8, 2)),
+  128: Blocks(Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2)),
+  256: Blocks(Tile(32, 16, 16, 8, 1), Tile(32, 16, 16, 8, 1), Tile(16, 32, 16, 8, 1)),
 }
 
 
@@ -95,7 +101,7 @@ def plan_of(sizes: Sizes, blocks: Blocks | None) -> Plan:
     tiles = table[max(d, 64)]
     blocks = Blocks(*(_fit(tile, sizes) for tile in tiles))
   for name, tile in zip(Blocks._fields, blocks):
-    _check_tile(name, tile, d, dtype.itemsize)
+    _check(name, tile, d, dtype.itemsize)
   tile = blocks.forward
   programs = sizes.batch * sizes.heads * pl.cdiv(sizes.queries, tile.queries)
   splits = max(1, min(PROGRAMS // programs, sizes.keys // (SPLIT * tile.keys)))
@@ -107,23 +113,36 @@ def _fit(tile: Tile, sizes: Sizes) -> Tile:
   """Makes a tile no longer than a short row."""
   queries = min(tile.queries, max(16, pl.next_power_of_2(sizes.queries)))
   keys = min(tile.keys, max(16, pl.next_power_of_2(sizes.keys)))
-  return tile._replace(
-    queries=queries, keys=keys, warps=tile.warps if queries * keys >= 64 * 64 else 4
-  )
+  edge = min(tile.edge, queries, keys)
+  warps = tile.warps if queries * keys > 64 * 64 else 4
+  return Tile(queries, keys, edge, warps, tile.stages)
 
 
-def _check_tile(name: str, tile: Tile, d: int, itemsize: int) -> None:
-  for side in ("queries", "keys"):
+def _check(name: str, tile: Tile, d: int, itemsize: int) -> None:
+  where = f"blocks.{name}"
+  for side in ("queries", "keys", "edge"):
     x = getattr(tile, side)
     if x < 16 or x & (x - 1):
-      raise ValueError(
-        f"blocks.{name}.{side}={x}: a tile of the GPU kernels needs a power of two, 16"
-        " at least"
-      )
+      raise ValueError(f"{where}.{side}={x}: it must be a power of two, 16 at least")
+  looped = "queries" if name == "dkv" else "keys"
+  if tile.edge > getattr(tile, looped):
+    raise ValueError(
+      f"{where}.edge={tile.edge}: it must divide {looped}={getattr(tile, looped)}"
+    )
   if tile.warps not in (1, 2, 4, 8, 16):
-    raise ValueError(f"blocks.{name}.warps={tile.warps}: use 1, 2, 4, 8 or 16")
+    raise ValueError(f"{where}.warps={tile.warps}: it must be 1, 2, 4, 8 or 16")
   if tile.stages < 1:
-    raise ValueError(f"blocks.{name}.stages={tile.stages}: use 1 at least")
+    raise ValueError(f"{where}.stages={tile.stages}: it must be 1 at least")
+  own, other = tile.queries, tile.keys
+  if name == "dkv":
+    own, other = other, own
+  resident = own if name == "forward" else 2 * own
+  shared = (resident + 2 * other * tile.stages) * d * itemsize
+  if shared > SHARED:
+    raise ValueError(
+      f"{where}={tuple(tile)} takes {shared} bytes of shared memory at head dim {d},"
+      f" and Hopper has {SHARED}: use fewer queries, keys or stages"
+    )
 
 
 def prepare(
@@ -187,20 +206,21 @@ def _extent(lo_bq, hi_bq, keys: int, block: int) -> _Extent:
 def _key_spans(lo_bq, hi_bq, keys: int, tile: Tile) -> list[jax.Array]:
   """Returns first, full, full_end and end of each block of queries, each [b, c]."""
   extent = _extent(lo_bq, hi_bq, keys, tile.queries)
-  end = extent.last_bc // tile.keys + 1
-  first = jnp.minimum(extent.first_bc // tile.keys, end)
-  full = jnp.clip(-(-extent.low_bc // tile.keys), first, end)
-  full_end = jnp.clip((extent.high_bc + 1) // tile.keys, full, end)
-  return [first, full, full_end, end]
+  end = extent.last_bc // tile.edge + 1
+  first = jnp.minimum(extent.first_bc // tile.edge, end)
+  full = -(-extent.low_bc // tile.edge)
+  full_end = (extent.high_bc + 1) // tile.edge
+  return _whole_tiles(first, full, full_end, end, tile.keys // tile.edge)
 
 
 def _query_spans(lo_bq, hi_bq, keys: int, tile: Tile) -> list[jax.Array]:
   """Returns first, full, full_end and end of each block of keys, each [b, c].
 
-  Sums from either side make what is searched increase, whatever lo and hi do: the
-  span then holds every block that sees a key, and is full only where all are.
+  Largest and smallest values so far increase, whatever lo and hi do, and so can be
+  searched: a span then holds every query that sees the block, and is full only where
+  all queries see all of it.
   """
-  extent = _extent(lo_bq, hi_bq, keys, tile.queries)
+  extent = _extent(lo_bq, hi_bq, keys, tile.edge)
   start_c = jnp.arange(0, keys, tile.keys, dtype=jnp.int32)
   last_c = jnp.minimum(start_c + tile.keys, keys) - 1
 
@@ -208,15 +228,21 @@ def _query_spans(lo_bq, hi_bq, keys: int, tile: Tile) -> list[jax.Array]:
     find = functools.partial(jnp.searchsorted, side=side)
     return jax.vmap(find, in_axes=(0, None))(x_bc, key_c).astype(jnp.int32)
 
-  end = search(lax.cummin(extent.first_bc, axis=1, reverse=True), last_c, "right")
   first = search(lax.cummax(extent.last_bc, axis=1), start_c, "left")
-  first = jnp.minimum(first, end)
+  end = search(lax.cummin(extent.first_bc, axis=1, reverse=True), last_c, "right")
   full = search(lax.cummin(extent.high_bc, axis=1, reverse=True), last_c, "left")
   full_end = search(lax.cummax(extent.low_bc, axis=1), start_c, "right")
-  whole = lo_bq.shape[1] // tile.queries  # a ragged block of queries is masked
+  # The last queries of a ragged row have no whole tile.
+  full_end = jnp.minimum(full_end, lo_bq.shape[1] // tile.edge)
+  ratio = tile.queries // tile.edge
+  return _whole_tiles(jnp.minimum(first, end), full, full_end, end, ratio)
+
+
+def _whole_tiles(first, full, full_end, end, ratio: int) -> list[jax.Array]:
+  """Returns the bounds with as many whole tiles as fit into [full, full_end)."""
   full = jnp.clip(full, first, end)
-  full_end = jnp.clip(jnp.minimum(full_end, whole), full, end)
-  return [first, full, full_end, end]
+  full_end = jnp.clip(full_end, full, end)
+  return [first, full, full + (full_end - full) // ratio * ratio, end]
 
 
 def _longest_first(spans: list[jax.Array]) -> jax.Array:
