@@ -405,11 +405,10 @@ def _dkv_kernel(
     at_q, index_q, inside_q = span
     q_qd = _load(q_ref, row, at_q, h, slice(None), inside=inside_q)
     do_qd = _load(do_ref, row, at_q, h, slice(None), inside=inside_q)
-    lse_q = _load(lse_ref, row, h, at_q, inside=inside_q) * LOG2E
-    delta_q = _load(delta_ref, row, h, at_q, inside=inside_q)
     if masked:  # lse carries what was not finite
       q_qd, do_qd = _finite(q_qd), _finite(do_qd)
     s_kq = scores.bounded(_dot(k_kd, q_qd, contract=(1, 1)))
+    lse_q = _load(lse_ref, row, h, at_q, inside=inside_q) * LOG2E
     p_kq = jnp.exp2(s_kq * scores.outer - lse_q[None])
     if masked:
       lo_q = _load(lo_ref, row, at_q, inside=inside_q)
@@ -418,6 +417,7 @@ def _dkv_kernel(
       sees_kq = (index_k[:, None] >= lo_q[None]) & (index_k[:, None] <= hi_q[None])
       p_kq = jnp.where(sees_kq, p_kq, 0.0)
     dp_kq = _dot(v_kd, do_qd, contract=(1, 1))
+    delta_q = _load(delta_ref, row, h, at_q, inside=inside_q)
     ds_kq = scores.gradient(p_kq * (dp_kq - delta_q[None]), s_kq)
     if masked:  # a key that is not finite takes nothing from who does not see it
       ds_kq = jnp.where(p_kq == 0.0, 0.0, ds_kq)
