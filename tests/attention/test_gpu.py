@@ -53,7 +53,11 @@ def operands(rng, b, q, k, h, n, d, dtype=np.float32):
   return [*(a.astype(dtype) for a in x[:4]), x[4]]
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "soft_cap", "blocks"))
+# Compiling takes longer than running: LLVM need not try hard.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(jit, static_argnames=("scale", "soft_cap", "blocks"))
 def run(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None, blocks=SMALL):
   """(o, lse, dq, dk, dv) of the kernels, with the glue that tfusion.attention owns."""
   (b, queries, heads, d), keys = q.shape, k.shape[1]
@@ -68,7 +72,7 @@ def run(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None, blocks=SMALL):
   return o, lse, *gpu.backward(q, k, v, lo, hi, work, flag, delta, do, **options)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "soft_cap"))
+@functools.partial(jit, static_argnames=("scale", "soft_cap"))
 def reference(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None):
   """The same in fp32 from dense, whose gradient is JAX's own."""
   q, k, v, do = (x.astype(jnp.float32) for x in (q, k, v, do))

@@ -58,12 +58,12 @@ class Work(NamedTuple):
 # what ptxas can keep in registers. No GPU has timed them.
 TABLE = {
   64: Blocks(
-    Tile(128, 128, 64, 8, 3), Tile(128, 64, 32, 8, 3), Tile(64, 128, 32, 8, 3)
+    Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 128, 32, 8, 3)
   ),
   128: Blocks(
-    Tile(128, 128, 64, 8, 2), Tile(128, 64, 32, 8, 3), Tile(64, 128, 32, 8, 2)
+    Tile(128, 128, 64, 8, 3), Tile(128, 64, 32, 8, 3), Tile(64, 128, 32, 8, 3)
   ),
-  256: Blocks(Tile(128, 64, 32, 8, 2), Tile(64, 64, 32, 8, 2), Tile(32, 64, 16, 8, 2)),
+  256: Blocks(Tile(128, 32, 32, 8, 3), Tile(64, 64, 32, 8, 2), Tile(32, 64, 32, 8, 2)),
 }
 # fp32 multiplies without tensor cores, whose tf32 would round: tiles are small.
 TABLE_F32 = {
