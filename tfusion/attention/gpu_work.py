@@ -63,13 +63,13 @@ TABLE = {
   128: Blocks(
     Tile(128, 128, 64, 8, 3), Tile(128, 64, 32, 8, 3), Tile(64, 128, 32, 8, 3)
   ),
-  256: Blocks(Tile(128, 32, 32, 8, 3), Tile(64, 64, 32, 8, 2), Tile(32, 64, 32, 8, 2)),
+  256: Blocks(Tile(128, 32, 32, 8, 3), Tile(128, 32, 32, 8, 2), Tile(32, 64, 32, 8, 2)),
 }
 # fp32 multiplies without tensor cores, whose tf32 would round: tiles are small.
 TABLE_F32 = {
-  64: Blocks(Tile(64, 32, 32, 8, 2), Tile(64, 32, 32, 8, 2), Tile(32, 64, 32, 8, 2)),
-  128: Blocks(Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2)),
-  256: Blocks(Tile(32, 16, 16, 8, 1), Tile(32, 16, 16, 8, 1), Tile(16, 32, 16, 8, 1)),
+  64: Blocks(Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2)),
+  128: Blocks(Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2), Tile(16, 32, 16, 8, 2)),
+  256: Blocks(Tile(32, 16, 16, 8, 1), Tile(32, 16, 16, 8, 1), Tile(16, 16, 16, 8, 1)),
 }
 
 
@@ -98,8 +98,8 @@ def plan_of(sizes: Sizes, blocks: Blocks | None) -> Plan:
   sizes = sizes._replace(queries=sizes.queries * stack, heads=sizes.heads // stack)
   if blocks is None:
     table = TABLE_F32 if dtype == jnp.float32 else TABLE
-    tiles = table[max(d, 64)]
-    blocks = Blocks(*(_fit(tile, sizes) for tile in tiles))
+    tiles = table[max(d, 64)]._asdict().items()
+    blocks = Blocks(*(_fit(name, tile, sizes) for name, tile in tiles))
   for name, tile in zip(Blocks._fields, blocks):
     _check(name, tile, d, dtype.itemsize)
   tile = blocks.forward
@@ -109,13 +109,14 @@ def plan_of(sizes: Sizes, blocks: Blocks | None) -> Plan:
   return Plan(sizes, group // stack, stack, splits, width, blocks)
 
 
-def _fit(tile: Tile, sizes: Sizes) -> Tile:
+def _fit(name: str, tile: Tile, sizes: Sizes) -> Tile:
   """Makes a tile no longer than a short row."""
   queries = min(tile.queries, max(16, pl.next_power_of_2(sizes.queries)))
   keys = min(tile.keys, max(16, pl.next_power_of_2(sizes.keys)))
-  edge = min(tile.edge, queries, keys)
-  warps = tile.warps if queries * keys > 64 * 64 else 4
-  return Tile(queries, keys, edge, warps, tile.stages)
+  # A warp keeps the rows of its accumulators: keys in dkv, otherwise queries.
+  shrunk = tile.keys // keys if name == "dkv" else tile.queries // queries
+  warps = max(4, tile.warps // shrunk)
+  return Tile(queries, keys, min(tile.edge, queries, keys), warps, tile.stages)
 
 
 def _check(name: str, tile: Tile, d: int, itemsize: int) -> None:
