@@ -30,8 +30,8 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ bench checkpoint cli config progress report sequence sharding",
-  "attention": "chunked dense gradient intervals tpu tpu_backward tpu_forward"
-  " tpu_tiling tpu_work",
+  "attention": "chunked dense gpu gpu_work gradient intervals tpu tpu_backward"
+  " tpu_forward tpu_tiling tpu_work",
   "data": "folder images lanes pipeline sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from tfusion.attention import gradient, intervals
 
-IMPLEMENTATIONS = ("dense", "chunked", "tpu")
+IMPLEMENTATIONS = ("dense", "chunked", "gpu", "tpu")
 BY_PLATFORM = {"cpu": "chunked", "tpu": "tpu"}  # any other: chunked too
 
 

@@ -26,44 +26,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from tfusion.attention.dense import DEAD_LSE
-from tfusion.attention.gpu_work import Blocks, Plan, Tile, Work, plan_of, prepare
-from tfusion.attention.intervals import Sizes
+from tfusion.attention.gpu_work import (
+  Blocks,
+  Tile,
+  Work,
+  plan_of,
+  prepare,
+  stack,
+  unstack,
+)
+from tfusion.attention.intervals import sizes_of
 
 __all__ = ["Blocks", "Tile", "Work", "backward", "forward", "prepare"]
 
 LOG2E = math.log2(math.e)
-
-
-def _sizes(q_bqhd, k_bknd) -> Sizes:
-  batch, queries, heads, d = q_bqhd.shape
-  return Sizes(batch, queries, k_bknd.shape[1], heads, k_bknd.shape[2], d, q_bqhd.dtype)
-
-
-def _stack(x_bqhd, plan: Plan):
-  """Lays the heads that share a key/value head along the queries of a short row."""
-  if plan.stack == 1:
-    return x_bqhd
-  b, _, _, d = x_bqhd.shape
-  x_bqngd = x_bqhd.reshape(b, -1, plan.sizes.heads, plan.stack, d)
-  return x_bqngd.swapaxes(2, 3).reshape(b, -1, plan.sizes.heads, d)
-
-
-def _unstack(x_bqhd, plan: Plan):
-  if plan.stack == 1:
-    return x_bqhd
-  b, _, n, d = x_bqhd.shape
-  x_bqgnd = x_bqhd.reshape(b, -1, plan.stack, n, d)
-  return x_bqgnd.swapaxes(2, 3).reshape(b, -1, n * plan.stack, d)
-
-
-def _stack_statistic(x_bhq, plan: Plan):
-  x_bqh1 = _stack(x_bhq.swapaxes(1, 2)[..., None], plan)
-  return x_bhq if plan.stack == 1 else x_bqh1[..., 0].swapaxes(1, 2)
-
-
-def _unstack_statistic(x_bhq, plan: Plan):
-  x_bqh1 = _unstack(x_bhq.swapaxes(1, 2)[..., None], plan)
-  return x_bhq if plan.stack == 1 else x_bqh1[..., 0].swapaxes(1, 2)
 
 
 def forward(
@@ -87,8 +63,12 @@ def forward(
     blocks: block sizes to use instead of those of the table.
     interpret: runs the kernels without a GPU, slowly.
   """
-  plan = plan_of(_sizes(q_bqhd, k_bknd), blocks)
-  q, splits = _stack(q_bqhd, plan), plan.splits
+  plan = plan_of(sizes_of(q_bqhd, k_bknd), blocks)
+  # The work list knows how the keys were split: a shard has fewer heads than `prepare`.
+  rows = plan.sizes.batch * pl.cdiv(plan.sizes.queries, plan.blocks.forward.queries)
+  splits = len(work.forward_cw) // rows
+  plan = plan._replace(splits=splits)
+  q = stack(q_bqhd, plan)
   lo_bq, hi_bq = (jnp.repeat(x, plan.stack, axis=1) for x in (lo_bq, hi_bq))
   b, queries, heads, d = q.shape
   dtype = q.dtype if splits == 1 else jnp.float32
@@ -111,7 +91,8 @@ def forward(
     share_bshq = jnp.exp(lse_bshq - lse[:, None])
     o_bsqhd = o.reshape(b, splits, queries, heads, d)
     o = jnp.einsum("bshq,bsqhd->bqhd", share_bshq, o_bsqhd, precision="highest")
-  return _unstack(o, plan).astype(q_bqhd.dtype), _unstack_statistic(lse, plan)
+  lse = unstack(lse.swapaxes(1, 2)[..., None], plan)[..., 0].swapaxes(1, 2)
+  return unstack(o, plan).astype(q_bqhd.dtype), lse
 
 
 def backward(
@@ -139,9 +120,10 @@ def backward(
     q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, scale, soft_cap, blocks, interpret:
       as of `forward`.
   """
-  plan = plan_of(_sizes(q_bqhd, k_bknd), blocks)
-  q, do = _stack(q_bqhd, plan), _stack(do_bqhd, plan)
-  lse, delta = (_stack_statistic(x, plan) for x in (lse_bhq, delta_bhq))
+  plan = plan_of(sizes_of(q_bqhd, k_bknd), blocks)
+  q, do = stack(q_bqhd, plan), stack(do_bqhd, plan)
+  lse_bqh1, delta_bqh1 = (x.swapaxes(1, 2)[..., None] for x in (lse_bhq, delta_bhq))
+  lse, delta = (stack(x, plan)[..., 0].swapaxes(1, 2) for x in (lse_bqh1, delta_bqh1))
   lo_bq, hi_bq = (jnp.repeat(x, plan.stack, axis=1) for x in (lo_bq, hi_bq))
   operands = (q, k_bknd, v_bknd, do.astype(q.dtype), lse, delta, lo_bq, hi_bq)
   call = functools.partial(
@@ -152,7 +134,7 @@ def backward(
   run_dkv = call(_dkv_kernel, "dkv", plan.sizes.kv_heads, like[1:])
   dq = run_dq(work.dq_cw, *operands)
   dk, dv = run_dkv(work.dkv_cw, *operands)
-  return _unstack(dq, plan), dk, dv
+  return unstack(dq, plan), dk, dv
 
 
 class _Scores:

@@ -74,17 +74,23 @@ TABLE_F32 = {
 
 
 class Plan(NamedTuple):
-  """How the work is cut; `sizes` are those of the stacked operands."""
+  """How the work is cut; `sizes` are those of the operands after `stack`."""
 
   sizes: Sizes
   group: int  # query heads that share a key/value head, after stacking
   stack: int  # of them that lie along the queries
   splits: int  # of the keys of the forward pass
-  width: int  # keys of a split
   blocks: Blocks
+
+  @property
+  def width(self) -> int:
+    """Keys of a split, a multiple of a tile."""
+    tile = self.blocks.forward.keys
+    return pl.cdiv(pl.cdiv(self.sizes.keys, tile), self.splits) * tile
 
 
 def plan_of(sizes: Sizes, blocks: Blocks | None) -> Plan:
+  """Returns how this call is cut; blocks None takes those of the table."""
   dtype, d = jnp.dtype(sizes.dtype), sizes.head_dim
   if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
     raise ValueError(f"dtype {dtype}: the GPU kernels take bfloat16, float16, float32")
@@ -105,8 +111,7 @@ def plan_of(sizes: Sizes, blocks: Blocks | None) -> Plan:
   tile = blocks.forward
   programs = sizes.batch * sizes.heads * pl.cdiv(sizes.queries, tile.queries)
   splits = max(1, min(PROGRAMS // programs, sizes.keys // (SPLIT * tile.keys)))
-  width = pl.cdiv(pl.cdiv(sizes.keys, tile.keys), splits) * tile.keys
-  return Plan(sizes, group // stack, stack, splits, width, blocks)
+  return Plan(sizes, group // stack, stack, splits, blocks)
 
 
 def _fit(name: str, tile: Tile, sizes: Sizes) -> Tile:
@@ -144,6 +149,24 @@ def _check(name: str, tile: Tile, d: int, itemsize: int) -> None:
       f"{where}={tuple(tile)} takes {shared} bytes of shared memory at head dim {d},"
       f" and Hopper has {SHARED}: use fewer queries, keys or stages"
     )
+
+
+def stack(x_bqhd: jax.Array, plan: Plan) -> jax.Array:
+  """Lays the heads that share a key/value head along the queries of a short row."""
+  if plan.stack == 1:
+    return x_bqhd
+  b, _, _, d = x_bqhd.shape
+  x_bqngd = x_bqhd.reshape(b, -1, plan.sizes.heads, plan.stack, d)
+  return x_bqngd.swapaxes(2, 3).reshape(b, -1, plan.sizes.heads, d)
+
+
+def unstack(x_bqhd: jax.Array, plan: Plan) -> jax.Array:
+  """Undoes `stack`."""
+  if plan.stack == 1:
+    return x_bqhd
+  b, _, n, d = x_bqhd.shape
+  x_bqgnd = x_bqhd.reshape(b, -1, plan.stack, n, d)
+  return x_bqgnd.swapaxes(2, 3).reshape(b, -1, n * plan.stack, d)
 
 
 def prepare(
