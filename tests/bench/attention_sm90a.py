@@ -8,7 +8,7 @@ sums must not round to tf32, has none).
 
 Needs jax[cuda13] (about 4 GB, no GPU, no driver) and ptxas of a CUDA toolkit from 13.0:
 
-  python -m venv cuda && cuda/bin/pip install "jax[cuda13]==0.10.2"
+  python -m venv cuda && cuda/bin/pip install "jax[cuda13]==0.10.2" absl-py
   PYTHONPATH=. cuda/bin/python tests/bench/attention_sm90a.py
 
 Other block sizes than those of the table, for all head dims that are compiled:
@@ -143,8 +143,9 @@ def main() -> None:
   if flags.ptxas is None:
     parser.error("no ptxas in PATH: give --ptxas; every CUDA toolkit has it in bin")
   version = subprocess.run([flags.ptxas, "--version"], capture_output=True, text=True)
-  print("python tests/bench/attention_sm90a.py", *sys.argv[1:])
-  print(f"jax {jax.__version__}, {version.stdout.split('release ')[-1].split()[-1]};")
+  release = re.search(r"release .*", version.stdout)[0]
+  print("PYTHONPATH=. python tests/bench/attention_sm90a.py", *sys.argv[1:])
+  print(f"jax[cuda13] {jax.__version__}, ptxas {release}")
   print(f"sm_90a, {flags.dtype}, batch {BATCH}, {HEADS} heads, rows of 4096 or 4000")
   print(
     "\n  d kernel   queries x keys edge warps stages registers spilled  shared wgmma"
@@ -173,8 +174,8 @@ def main() -> None:
         queries, keys, edge, warps, stages = getattr(blocks, name)
         print(
           f"{d:>3} {name:<8} {queries:>7} x {keys:<4} {edge:>4} {warps:>5} {stages:>6}"
-          f" {registers:>9} {spilled:>7} {shared:>7} {wgmma:>5} {variant}",
-          "  <-- bad" if wrong else "",
+          f" {registers:>9} {spilled:>7} {shared:>7} {wgmma:>5} {variant}".rstrip()
+          + ("  <-- bad" if wrong else ""),
           flush=True,
         )
   shutil.rmtree(DUMP)
