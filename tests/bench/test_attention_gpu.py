@@ -1,5 +1,6 @@
 """The GPU attention benchmark runs to the end, and says what it counts and skips."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from bench import attention_gpu
 
 from tfusion.attention import intervals
@@ -46,3 +48,11 @@ def test_live_pairs_are_those_of_the_mask():
     assert int(np.sum(sees)) == np.sum(hi - lo + 1)
     assert (np.diff(lo) >= 0).all() and (np.diff(hi) >= 0).all()
     assert len(np.unique(lo[0])) == max(documents, 1)
+
+
+def test_flex_attention_runs_on_the_same_intervals():
+  pytest.importorskip("torch", reason="attention_torch.py runs in PyTorch")
+  flags = argparse.Namespace(torch_python=sys.executable, rounds=2, repeat=1)
+  lo, hi = attention_gpu.pack(np.random.default_rng(1), 1, 256, 4)
+  times = attention_gpu.torch_times(lo, hi, np.zeros((1, 256, 2, 16)), flags)
+  assert len(times["forward"]) == 2 and min(times["forward"]) > 0
