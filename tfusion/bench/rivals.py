@@ -1,0 +1,84 @@
+"""Other attention kernels for TPUs, to be compiled and counted beside ours.
+
+Owns: how each is called, and which tile it computes. Not: the counting (bundles.py).
+
+All take q_hqd, k_nkd, v_nkd of one row in bfloat16, lo and hi, and are causal unless
+they can take the intervals.
+
+h query heads  n key/value heads  q queries  k keys  d head dim
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel,
+  splash_attention_mask,
+)
+
+from tfusion.attention import intervals
+
+
+def arguments(length: int, heads: int, kv_heads: int, head_dim: int) -> list:
+  """Returns abstract q_hqd, k_nkd, v_nkd, lo_q, hi_q."""
+  q_hqd = jax.ShapeDtypeStruct((heads, length, head_dim), jnp.bfloat16)
+  k_nkd = jax.ShapeDtypeStruct((kv_heads, length, head_dim), jnp.bfloat16)
+  lo_q = jax.ShapeDtypeStruct((length,), jnp.int32)
+  return [q_hqd, k_nkd, k_nkd, lo_q, lo_q]
+
+
+def with_backward(attention, args: list) -> tuple:
+  """Returns (step, its abstract args); step computes o and dq, dk, dv."""
+
+  def step(q, k, v, lo, hi, do):
+    o, pull = jax.vjp(lambda q, k, v: attention(q, k, v, lo, hi), q, k, v)
+    return o, pull(do)
+
+  return step, [*args, args[0]]
+
+
+def splash(
+  *, sizes: list[int], block: list[int], dynamic: bool, backward: bool
+) -> tuple:
+  """Splash attention of jax.experimental.
+
+  Args:
+    sizes: length, heads, kv_heads, head_dim.
+    block: queries, keys, and keys at a time.
+    dynamic: with the intervals, as a queries x keys mask made on the device: the only
+      way to give it a mask that changes with the batch. Else causal.
+    backward: the gradient too, by the kernel that makes dq, dk and dv at once.
+  """
+  length, heads, kv_heads, head_dim = sizes
+  queries, keys, compute = block
+  blocks = splash_attention_kernel.BlockSizes(
+    block_q=queries,
+    block_kv=keys,
+    block_kv_compute=compute,
+    block_q_dkv=queries,
+    block_kv_dkv=keys,
+    block_kv_dkv_compute=compute,
+    use_fused_bwd_kernel=True,
+  )
+  shared = dict(block_sizes=blocks, head_shards=1, q_seq_shards=1)
+
+  def attention(q_hqd, k_nkd, v_nkd, lo_q, hi_q):
+    q_hqd = q_hqd * jnp.asarray(head_dim**-0.5, q_hqd.dtype)
+    if not dynamic:
+      causal = splash_attention_mask.CausalMask((length, length))
+      mask = splash_attention_mask.MultiHeadMask([causal] * heads)
+      return splash_attention_kernel.make_splash_mha(mask, **shared)(
+        q_hqd, k_nkd, v_nkd
+      )
+    # A mask of one head under vmap takes half the memory of one for all heads.
+    mask_1qk = intervals.sees(lo_q[None], hi_q[None], keys=length)
+    kernel = splash_attention_kernel.make_splash_mha(mask_1qk, **shared)
+    # jax 0.10.2 makes an array of this bool, and then branches on it under jit.
+    info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+    kernel.fwd_mask_info = info
+    q_ngqd = q_hqd.reshape(kv_heads, heads // kv_heads, length, head_dim)
+    one = lambda q_qd, k_kd, v_kd: kernel(q_qd[None], k_kd[None], v_kd[None])[0]  # noqa: E731
+    group = jax.vmap(one, in_axes=(0, None, None))
+    return jax.vmap(group)(q_ngqd, k_nkd, v_nkd).reshape(q_hqd.shape)
+
+  args = arguments(length, heads, kv_heads, head_dim)
+  return with_backward(attention, args) if backward else (attention, args)
