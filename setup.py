@@ -35,7 +35,7 @@ setup(
     "sentencepiece>=0.2.1",
   ],
   extras_require={
-    "bench": ["torch==2.13.0", "transfusion-pytorch==0.20.0"],
+    "bench": ["tokamax==0.0.12", "torch==2.13.0", "transfusion-pytorch==0.20.0"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "tensorboard": ["tensorboardX>=2.6"],
     "test": ["chex>=0.1.90", "pytest>=8", "ruff>=0.14"],

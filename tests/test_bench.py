@@ -1,11 +1,11 @@
-"""Promises of tfusion/bench.py, with a step that takes no time."""
+"""Promises of tfusion/bench/training.py, with a step that takes no time."""
 
 import contextlib
 
 import pytest
 import tiny
 
-from tfusion import bench
+from tfusion.bench import training
 from tfusion.data.pipeline import HostBatches, open_corpus
 from tfusion.sequence import live_elements
 from tfusion.train import metrics
@@ -24,8 +24,8 @@ def test_the_figures_fit_together_and_count_the_rows_of_the_loop(tmp_path, monke
   rates = iter([3e9, 2e9])  # before and after
   monkeypatch.setattr(metrics, "measure_matmul", lambda seconds: next(rates))
   step = 0, lambda state, batch: (state + 1, {"loss": 0.0})
-  monkeypatch.setattr(bench, "compile_step", lambda config, batch: step)
-  found = bench.bench_step(config, steps=STEPS)
+  monkeypatch.setattr(training, "compile_step", lambda config, batch: step)
+  found = training.bench_step(config, steps=STEPS)
   corpus = open_corpus(config, tmp_path)
   with contextlib.closing(HostBatches(corpus, config, host=0, hosts=1)) as data:
     _, *rows = [next(data) for _ in range(1 + STEPS)]  # the first is the step's alone

@@ -109,12 +109,30 @@ def inspect(args: argparse.Namespace, rest: list[str]) -> None:
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
   """Times the training step and its loop against this machine's matmul rate."""
   config = read_config(args.config, rest)
-  from tfusion import bench
+  from tfusion.bench import training
 
-  for name, value in bench.bench_step(config, steps=args.steps).items():
+  for name, value in training.bench_step(config, steps=args.steps).items():
     print(
       f"{name:<16} {value:,.3f}" if isinstance(value, float) else f"{name:<16} {value}"
     )
+
+
+def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
+  """Times attention on this machine, or counts what TPUs elsewhere could reach."""
+  numbers = dict(heads=args.heads, kv_heads=args.kv_heads, head_dim=args.head_dim)
+  if args.static:
+    from tfusion.bench import static
+
+    for length in args.lengths:
+      for line in static.table(args.static, [length, *numbers.values()]):
+        print(line, flush=True)
+    return
+  from tfusion.bench import attention
+
+  numbers |= dict(batch=args.batch, documents=args.documents)
+  results = attention.race(args.lengths, seconds=args.seconds, **numbers)
+  for line in attention.table(results, **numbers):
+    print(line, flush=True)
 
 
 def read_config(path: str, overrides: list[str]) -> config_lib.Config:
@@ -175,10 +193,10 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--version", action="version", version=__version__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-  def add(name, function, *, overrides=True, distributed=False):
+  def add(name, function, *, to=commands, overrides=True, distributed=False):
     text = function.__doc__.partition("\n")[0]
     more = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
-    command = commands.add_parser(
+    command = to.add_parser(
       name, help=text, description=text, epilog=more if overrides else None
     )
     command.set_defaults(run=function, takes_config=overrides)
@@ -214,10 +232,28 @@ def _parser() -> argparse.ArgumentParser:
   c = add("inspect", inspect)
   c.add_argument("--workdir", required=True, help="of a run")
   c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
-  c = add("bench", bench_step)
-  c.add_argument("what", choices=["step"], help="step: one update and its loop")
+  text = "Measures the training step, or attention alone."
+  bench = commands.add_parser("bench", help=text, description=text)
+  bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+  c = add("step", bench_step, to=bench)
   c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
   c.add_argument("--steps", type=int, default=30, help="timed steps of each part")
+  c = add("attention", bench_attention, to=bench, overrides=False)
+  c.add_argument(
+    "--static",
+    type=lambda names: names.split(","),
+    metavar="TPU,...",
+    help="compile for these (v4, v5e, v5p, v6e, tpu7x) and count instructions, with no"
+    " TPU at hand; needs the extra `tpu`",
+  )
+  lengths = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
+  c.add_argument("--lengths", type=lengths, default=[8192], help="of rows (8192)")
+  c.add_argument("--heads", type=int, default=16)
+  c.add_argument("--kv-heads", type=int, default=4)
+  c.add_argument("--head-dim", type=int, default=128)
+  c.add_argument("--batch", type=int, default=1, help="rows (1); timing only")
+  c.add_argument("--documents", type=int, default=12, help="per row; timing only")
+  c.add_argument("--seconds", type=float, default=5.0, help="per length; timing only")
   return parser
 
 

@@ -11,8 +11,9 @@ import statistics
 import jax
 import numpy as np
 
-from tfusion import bench, sequence
 from tfusion import config as config_lib
+from tfusion import sequence
+from tfusion.bench import training
 from tfusion.model.transfusion import parameter_count
 from tfusion.sharding import global_batch, make_mesh
 
@@ -35,10 +36,10 @@ def main():
   with jax.set_mesh(make_mesh(config.mesh)):
     rows = [make_row(config, rng) for _ in range(args.batch)]
     batch = global_batch(sequence.stack(rows), mesh=jax.sharding.get_mesh())
-    state, step = bench.compile_step(config, batch)
+    state, step = training.compile_step(config, batch)
     state, first = step(state, batch)
     first = float(first["loss"])
-    seconds, state = bench.time_steps(step, state, batch, steps=args.steps)
+    seconds, state = training.time_steps(step, state, batch, steps=args.steps)
     last = float(step(state, batch)[1]["loss"])
   print(
     json.dumps(

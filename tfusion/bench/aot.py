@@ -59,6 +59,15 @@ def available() -> bool:
   return importlib.util.find_spec("libtpu") is not None
 
 
+def check(generation: str) -> None:
+  """Raises a ValueError for an unknown generation, and where libtpu is missing."""
+  if generation not in bundles.GENERATIONS:
+    known = ", ".join(bundles.GENERATIONS)
+    raise ValueError(f"{generation!r} is no TPU generation: use one of {known}")
+  if not available():
+    raise ValueError("libtpu is not installed: pip install 'jax[tpu]'")
+
+
 def profile(generation: str, cases: list[Case], *, dump: bool = True) -> list[Profile]:
   """Compiles every case for one core of a TPU generation, in one new process.
 
@@ -71,14 +80,12 @@ def profile(generation: str, cases: list[Case], *, dump: bool = True) -> list[Pr
     ValueError: an unknown generation, libtpu is missing, or the process broke down.
       A case that does not compile is no error here: its Profile says why.
   """
-  if generation not in bundles.GENERATIONS:
-    known = ", ".join(bundles.GENERATIONS)
-    raise ValueError(f"{generation!r} is no TPU generation: use one of {known}")
-  if not available():
-    raise ValueError("libtpu is not installed: pip install 'tfusion[tpu]'")
+  check(generation)
   with tempfile.TemporaryDirectory() as folder:
     environment = os.environ | _ENVIRONMENT
-    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment["PYTHONPATH"] = os.pathsep.join(
+      path or os.getcwd() for path in sys.path
+    )
     if dump:
       environment["LIBTPU_INIT_ARGS"] = _DUMP.format(folder)
     done = subprocess.run(

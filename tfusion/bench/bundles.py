@@ -141,7 +141,8 @@ def mxu_cycles(ops: dict[str, int], core: Generation) -> float:
 
 
 def find_bodies(
-  pieces: list[list[Block]], tile: Tile, core: Generation) -> dict[str, Body]:
+  pieces: list[list[Block]], tile: Tile, core: Generation
+) -> dict[str, Body]:
   """Returns the bodies of a kernel that compute a tile: "full" and "masked", or one.
 
   A body must do the matmuls of the tile, no fewer and no more, counted with the trips

@@ -1,0 +1,19 @@
+"""What all tests share: which machines they need, and a quiet start of JAX."""
+
+import glob
+import importlib.util
+import os
+
+import pytest
+
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+# Where libtpu is installed to compile for TPUs that are elsewhere, JAX looks for one
+# here, and libtpu reports at length that there is none.
+if LIBTPU and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_runtest_setup(item):
+  if item.get_closest_marker("libtpu") and not LIBTPU:
+    pytest.skip("nothing is compiled for TPUs: pip install '.[tpu]' brings libtpu")
