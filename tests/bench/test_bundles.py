@@ -89,15 +89,20 @@ def test_other_matmuls_than_those_of_the_tile_are_an_error(matmuls, match):
 
 
 def test_bodies_that_their_masks_do_not_tell_apart_are_an_error():
-  text = program(BRANCH, *body(masks=3), FALL, BRANCH, *body(masks=9), FALL)
-  with pytest.raises(ValueError, match="3 and 9 comparisons and selects.* 32 more"):
+  text = program(BRANCH, *body(masks=3), FALL, BRANCH, *body(masks=12), FALL)
+  with pytest.raises(ValueError, match="12 comparisons.* another has 3: .* 32 more"):
     find(text)
 
 
-def test_a_third_body_is_an_error():
-  text = program(*[line for _ in range(3) for line in (BRANCH, *body(), FALL)])
-  with pytest.raises(ValueError, match="3 bodies with matmuls"):
-    find(text)
+def test_of_several_bodies_of_a_kind_the_longest_counts():
+  kinds = [body(empty=1), body(masks=40), body(empty=7), body(masks=44)]
+  found = find(program(*[line for kind in kinds for line in (BRANCH, *kind, FALL)]))
+  assert found["full"].bundles == 39 and found["masked"].bundles == 76
+
+
+def test_a_kernel_without_matmuls_is_an_error():
+  with pytest.raises(ValueError, match="nothing multiplies"):
+    find(program(BRANCH, *body(matmuls=0, empty=9), FALL))
 
 
 def test_a_matmul_of_unknown_rows_is_an_error():

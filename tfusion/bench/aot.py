@@ -37,7 +37,12 @@ _DUMP = (
 
 
 class Case(NamedTuple):
-  """What to compile: `module:function`, which returns (function, abstract args)."""
+  """What to compile: `module:function`.
+
+  It is called where it is compiled and returns a jittable function, its abstract
+  arguments, and, if it likes, a function without arguments that is called on the mesh
+  of the chip and whose JSON comes back as Profile.told.
+  """
 
   make: str
   kwargs: dict[str, Any] = {}  # of JSON, for the function that makes the function
@@ -51,6 +56,7 @@ class Profile(NamedTuple):
   temp_bytes: int
   argument_bytes: int
   output_bytes: int
+  told: Any
   kernels: dict[str, list[list[bundles.Block]]]  # pieces of each Pallas kernel
 
 
@@ -126,7 +132,8 @@ def _main(generation: str, folder: str) -> None:
 
 def _compile(case: Case, mesh: Mesh) -> Profile:
   module, _, name = case.make.partition(":")
-  function, args = getattr(importlib.import_module(module), name)(**case.kwargs)
+  made = getattr(importlib.import_module(module), name)(**case.kwargs)
+  function, args, *tell = made
   sharding = NamedSharding(mesh, PartitionSpec())
   args = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args
@@ -134,10 +141,11 @@ def _compile(case: Case, mesh: Mesh) -> Profile:
   start = time.perf_counter()
   try:
     with jax.set_mesh(mesh):
+      told = tell[0]() if tell else None
       compiled = jax.jit(function).lower(*args).compile()
   except Exception as error:  # whatever the compiler has to say is a result
     said = f"{type(error).__name__}: {error}"[:600]
-    return Profile(said, time.perf_counter() - start, 0, 0, 0, {})
+    return Profile(said, time.perf_counter() - start, 0, 0, 0, None, {})
   memory = compiled.memory_analysis()
   return Profile(
     error=None,
@@ -145,6 +153,7 @@ def _compile(case: Case, mesh: Mesh) -> Profile:
     temp_bytes=memory.temp_size_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,
     output_bytes=memory.output_size_in_bytes,
+    told=told,
     kernels={},
   )
 

@@ -143,33 +143,34 @@ def mxu_cycles(ops: dict[str, int], core: Generation) -> float:
 def find_bodies(
   pieces: list[list[Block]], tile: Tile, core: Generation
 ) -> dict[str, Body]:
-  """Returns the bodies of a kernel that compute a tile: "full" and "masked", or one.
+  """Returns the longest bodies of a kernel that compute a tile: "full" and "masked".
 
-  A body must do the matmuls of the tile, no fewer and no more, counted with the trips
-  of the loop in it. Of two, the masked one has more comparisons and selects, at least
-  one for each vector of scores.
+  Every body must do the matmuls of the tile, no fewer and no more, counted with the
+  trips of the loop in it; there may be several of a kind. A masked one has comparisons
+  and selects for each vector of scores, at least one more than a full one.
 
   Raises:
-    ValueError: what multiplies matrices is no such body, or two bodies are not told
-      apart by their masks. Nothing is guessed.
+    ValueError: nothing multiplies matrices, or what does is no such body, or masks do
+      not tell the bodies apart. Nothing is guessed.
   """
   needed = tile.flops * tile.padding / core.flops_per_cycle
   pieces = [p for p in pieces if any(b.count("vmatmul") for b in p)]
+  if not pieces:
+    raise ValueError("nothing multiplies matrices")
   bodies = [_body(piece, needed, core) for piece in pieces]
   vectors = tile.scores / 1024  # of 8 x 128 lanes
-  if len(bodies) == 1:
-    masked = bodies[0].mask_ops >= vectors
-    return {"masked" if masked else "full": bodies[0]}
-  if len(bodies) != 2:
-    at = ", ".join(f"0x{body.address:x} ({body.vmatmuls})" for body in bodies)
-    raise ValueError(f"{len(bodies)} bodies with matmuls, at {at}: expected 1 or 2")
-  full, masked = sorted(bodies, key=lambda body: body.mask_ops)
-  if masked.mask_ops - full.mask_ops < vectors:
-    raise ValueError(
-      f"bodies at 0x{full.address:x} and 0x{masked.address:x} have {full.mask_ops} and"
-      f" {masked.mask_ops} comparisons and selects: a mask takes {vectors:.0f} more"
-    )
-  return {"full": full, "masked": masked}
+  fewest = min(body.mask_ops for body in bodies)
+  found = {}
+  for body in sorted(bodies, key=lambda body: body.cycles):
+    if fewest + vectors / 8 < body.mask_ops < fewest + vectors:
+      raise ValueError(
+        f"the body at 0x{body.address:x} has {body.mask_ops} comparisons and selects,"
+        f" another has {fewest}: a mask takes {vectors:.0f} more"
+      )
+    # Without another to compare with, a mask is what takes one for each vector.
+    masked = body.mask_ops >= vectors + (0 if fewest >= vectors else fewest)
+    found["masked" if masked else "full"] = body
+  return found
 
 
 def _body(piece: list[Block], needed: float, core: Generation) -> Body:

@@ -22,22 +22,30 @@ from tfusion.attention import intervals
 BLOCK = (1024, 1024, 512)
 
 
-def arguments(length: int, heads: int, kv_heads: int, head_dim: int) -> list:
-  """Returns abstract q_hqd, k_nkd, v_nkd, lo_q, hi_q."""
+def case(attention, sizes: list[int], *, backward: bool, tiles) -> tuple:
+  """Returns (function, abstract args, tiles) to compile; see `aot.Case`.
+
+  Args:
+    attention: of q_hqd, k_nkd, v_nkd, lo_q, hi_q.
+    sizes: length, heads, kv_heads, head_dim.
+    backward: the function computes o and dq, dk, dv; else o.
+    tiles: tells rows and keys of an inner body: {"forward": .., "backward": ..}.
+  """
+  length, heads, kv_heads, head_dim = sizes
   q_hqd = jax.ShapeDtypeStruct((heads, length, head_dim), jnp.bfloat16)
   k_nkd = jax.ShapeDtypeStruct((kv_heads, length, head_dim), jnp.bfloat16)
   lo_q = jax.ShapeDtypeStruct((length,), jnp.int32)
-  return [q_hqd, k_nkd, k_nkd, lo_q, lo_q]
-
-
-def with_backward(attention, args: list) -> tuple:
-  """Returns (step, its abstract args); step computes o and dq, dk, dv."""
+  args = [q_hqd, k_nkd, k_nkd, lo_q, lo_q]
 
   def step(q, k, v, lo, hi, do):
     o, pull = jax.vjp(lambda q, k, v: attention(q, k, v, lo, hi), q, k, v)
     return o, pull(do)
 
-  return step, [*args, args[0]]
+  return (step, [*args, q_hqd], tiles) if backward else (attention, args, tiles)
+
+
+def _tiles() -> dict[str, tuple[int, int]]:
+  return dict.fromkeys(("forward", "backward"), BLOCK[:2])
 
 
 def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
@@ -82,8 +90,7 @@ def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
     )
     return jax.vmap(group)(q_ngqd, k_nkd, v_nkd).reshape(q_hqd.shape)
 
-  args = arguments(length, heads, kv_heads, head_dim)
-  return with_backward(attention, args) if backward else (attention, args)
+  return case(attention, sizes, backward=backward, tiles=_tiles)
 
 
 def tokamax(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
@@ -122,5 +129,4 @@ def tokamax(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
       kernel = kernels.make_splash_mha_single_device(mask, config=config)
     return kernel(q_hqd, k_nkd, v_nkd)
 
-  args = arguments(length, heads, kv_heads, head_dim)
-  return with_backward(attention, args) if backward else (attention, args)
+  return case(attention, sizes, backward=backward, tiles=_tiles)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tfusion.bench import aot, bundles, rivals
+from tfusion.bench import aot, bundles
 
 MATMULS = {"forward": 2, "backward": 5}  # of queries x keys x head dim in a tile
 KERNELS = {"forward": ("fwd", "forward"), "backward": ("dkv", "bwd", "backward")}
@@ -22,10 +22,6 @@ class Program(NamedTuple):
   make: str  # `module:function`, called with sizes, backward and the options
   options: dict[str, Any]
   needs: str  # the package it is in
-
-  def tile(self, sizes: list[int]) -> tuple[int, int]:
-    """Rows and keys of a visit of the kernel's inner body."""
-    return rivals.BLOCK[:2]
 
 
 PROGRAMS = {
@@ -73,12 +69,15 @@ def measure(generation: str, name: str, sizes: list[int]) -> dict[str, Pass]:
     for backward in (False, True)
   ]
   return {
-    direction: _count(direction, found, program.tile(sizes), sizes[3], core)
+    direction: count(direction, found, head_dim=sizes[3], core=core)
     for direction, found in zip(MATMULS, aot.profile(generation, cases))
   }
 
 
-def _count(direction, found: aot.Profile, tile, head_dim, core) -> Pass:
+def count(
+  direction: str, found: aot.Profile, *, head_dim: int, core: bundles.Generation
+) -> Pass:
+  """Counts the one kernel of a pass, "forward" or "backward", in a Profile."""
   if found.error:
     return Pass(found.error, {}, {}, 0)
   kernels = [
@@ -86,7 +85,7 @@ def _count(direction, found: aot.Profile, tile, head_dim, core) -> Pass:
     for name, pieces in found.kernels.items()
     if any(word in name for word in KERNELS[direction])
   ]
-  work = find_tile(direction, *tile, head_dim, core.side)
+  work = find_tile(direction, *found.told[direction], head_dim, core.side)
   try:
     if len(kernels) != 1:
       raise ValueError(f"one {direction} kernel expected among {list(found.kernels)}")
@@ -125,8 +124,9 @@ def table(generations: list[str], sizes: list[int]) -> Iterator[str]:
       done += 1
       each = (time.monotonic() - start) / done
       if done < total:
-        left = round(each * (total - done))
-        yield f"{'':7}{done} of {total}, {each:.0f} s each, left {left // 60}:{left % 60:02}"
+        minutes, seconds = divmod(round(each * (total - done)), 60)
+        left = f"{each:.0f} s each, left {minutes}:{seconds:02}"
+        yield f"{'':7}{done} of {total}, {left}"
 
 
 def _shares(found: Pass) -> str:
