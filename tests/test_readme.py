@@ -45,6 +45,14 @@ def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monke
       assert key in known
 
 
+def test_what_a_new_user_types_is_what_is_run_for_every_change():
+  script = (ROOT / ".ci" / "run").read_text().replace("--quiet ", "").splitlines()
+  installs = re.findall(r"^    (pip install .+)$", README, re.MULTILINE)
+  assert len(installs) == 2 and "    pytest\n" in README
+  assert [line for line in script if line.startswith("pip ")] == installs
+  assert script[-1] == "pytest"
+
+
 def test_every_picture_exists():
   paths = re.findall(r"!\[.*?\]\((.+?)\)", README)
   assert paths

@@ -94,6 +94,12 @@ def test_bodies_that_their_masks_do_not_tell_apart_are_an_error():
     find(text)
 
 
+def test_full_bodies_may_select_for_reasons_of_their_own():
+  text = program(BRANCH, *body(masks=72), FALL, BRANCH, *body(masks=40), FALL)
+  found = find(text)
+  assert found["full"].mask_ops == 40 and found["masked"].mask_ops == 72
+
+
 def test_of_several_bodies_of_a_kind_the_longest_counts():
   kinds = [body(empty=1), body(masks=40), body(empty=7), body(masks=44)]
   found = find(program(*[line for kind in kinds for line in (BRANCH, *kind, FALL)]))

@@ -95,7 +95,7 @@ def profile(generation: str, cases: list[Case], *, dump: bool = True) -> list[Pr
     if dump:
       environment["LIBTPU_INIT_ARGS"] = _DUMP.format(folder)
     done = subprocess.run(
-      [sys.executable, "-m", "tfusion.bench.aot", generation, folder],
+      [sys.executable, "-P", "-m", "tfusion.bench.aot", generation, folder],
       input=json.dumps(cases),
       capture_output=True,
       text=True,

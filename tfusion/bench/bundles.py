@@ -160,17 +160,18 @@ def find_bodies(
   bodies = [_body(piece, needed, core) for piece in pieces]
   vectors = tile.scores / 1024  # of 8 x 128 lanes
   fewest = min(body.mask_ops for body in bodies)
-  found = {}
-  for body in sorted(bodies, key=lambda body: body.cycles):
-    if fewest + vectors / 8 < body.mask_ops < fewest + vectors:
+  full = [body for body in bodies if body.mask_ops <= fewest + vectors / 8]
+  masked = [body for body in bodies if body.mask_ops > fewest + vectors / 8]
+  for body in masked:
+    if body.mask_ops < fewest + vectors:
       raise ValueError(
         f"the body at 0x{body.address:x} has {body.mask_ops} comparisons and selects,"
         f" another has {fewest}: a mask takes {vectors:.0f} more"
       )
-    # Without another to compare with, a mask is what takes one for each vector.
-    masked = body.mask_ops >= vectors + (0 if fewest >= vectors else fewest)
-    found["masked" if masked else "full"] = body
-  return found
+  if not masked and fewest >= vectors:  # every tile is masked
+    full, masked = masked, full
+  kinds = {"full": full, "masked": masked}
+  return {k: max(found, key=lambda b: b.bundles) for k, found in kinds.items() if found}
 
 
 def _body(piece: list[Block], needed: float, core: Generation) -> Body:

@@ -10,7 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tfusion.bench import aot, bundles
+import jax.numpy as jnp
+
+from tfusion import attention
+from tfusion.attention import intervals, tpu
+from tfusion.bench import aot, bundles, rivals
 
 MATMULS = {"forward": 2, "backward": 5}  # of queries x keys x head dim in a tile
 KERNELS = {"forward": ("fwd", "forward"), "backward": ("dkv", "bwd", "backward")}
@@ -25,6 +29,7 @@ class Program(NamedTuple):
 
 
 PROGRAMS = {
+  "tfusion": Program("tfusion.bench.static:ours", {}, "jax"),
   "splash, causal": Program("tfusion.bench.rivals:splash", {"dynamic": False}, "jax"),
   "splash, mask": Program("tfusion.bench.rivals:splash", {"dynamic": True}, "jax"),
   "tokamax, causal": Program(
@@ -34,6 +39,29 @@ PROGRAMS = {
     "tfusion.bench.rivals:tokamax", {"dynamic": True}, "tokamax"
   ),
 }
+
+
+def ours(*, sizes: list[int], backward: bool) -> tuple:
+  """The kernels of tfusion.attention, as `rivals.splash`."""
+  length, heads, kv_heads, head_dim = sizes
+  whole = intervals.Sizes(1, length, length, heads, kv_heads, head_dim, jnp.bfloat16)
+
+  def attend(q_hqd, k_nkd, v_nkd, lo_q, hi_q):
+    q_1qhd, k_1knd, v_1knd = (x.swapaxes(0, 1)[None] for x in (q_hqd, k_nkd, v_nkd))
+    o_1qhd = attention.attend(
+      q_1qhd, k_1knd, v_1knd, lo_q[None], hi_q[None], implementation="tpu"
+    )
+    return o_1qhd[0].swapaxes(0, 1)
+
+  def tiles():
+    blocks = tpu.choose_blocks(whole)
+    group = heads // kv_heads
+    return {
+      name: (cut.heads * group * cut.query, cut.chunk)
+      for name, cut in blocks._asdict().items()
+    }
+
+  return rivals.case(attend, sizes, backward=backward, tiles=tiles)
 
 
 class Pass(NamedTuple):
