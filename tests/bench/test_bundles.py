@@ -37,15 +37,20 @@ BRANCH = bundle("%7 = sbr.rel (%p1_p0) target = $region7")
 FALL = bundle("%p2_p1 = scmp.ne.s32.totalorder %s1, 0", label="PF")
 
 
-def find(text: str, tile: bundles.Tile = TILE) -> dict[str, bundles.Body]:
-  return bundles.find_bodies(bundles.read_pieces(text), tile, V5E)
+def find(text: str, *kinds: str, rare: int = 0, **tiles) -> dict[str, bundles.Body]:
+  tiles = dict.fromkeys(kinds, TILE) | tiles
+  return bundles.find_bodies(bundles.read_pieces(text), tiles, V5E, rare=rare)
+
+
+def branches(*bodies: list[str]) -> str:
+  """A program that goes into some of these."""
+  return program(*[line for lines in bodies for line in (BRANCH, *lines, FALL)])
 
 
 @pytest.mark.parametrize("masked_first", [False, True])
 def test_the_masked_body_is_the_one_with_more_selects(masked_first):
   pieces = [body(empty=10), body(masks=40)]
-  first, second = reversed(pieces) if masked_first else pieces
-  found = find(program(BRANCH, *first, FALL, BRANCH, *second, FALL))
+  found = find(branches(*pieces[:: -1 if masked_first else 1]), "full", "masked")
   assert found["full"].mask_ops == 0 and found["masked"].mask_ops == 40
   assert (found["full"].bundles, found["masked"].bundles) == (42, 72)
   assert found["full"].vmatmuls == found["masked"].vmatmuls == 32
@@ -54,13 +59,23 @@ def test_the_masked_body_is_the_one_with_more_selects(masked_first):
 
 
 def test_a_body_takes_its_bundles_where_the_mxus_wait():
-  found = find(program(BRANCH, *body(empty=200), FALL, BRANCH, *body(masks=300), FALL))
+  found = find(branches(body(empty=200), body(masks=300)), "full", "masked")
   assert found["full"].cycles == 232 and found["masked"].cycles == 332
 
 
-def test_a_kernel_that_masks_every_tile_has_one_body_and_it_is_masked():
-  assert set(find(program(BRANCH, *body(masks=40), FALL))) == {"masked"}
-  assert set(find(program(BRANCH, *body(), FALL))) == {"full"}
+def test_tiles_of_two_sizes_are_told_apart_by_their_matmuls():
+  half = bundles.Tile(TILE.flops // 2, TILE.scores // 2)
+  found = find(branches(body(matmuls=16, masks=20), body()), full=TILE, masked=half)
+  assert found["full"].vmatmuls == 32 and found["masked"].vmatmuls == 16
+
+
+def test_a_body_for_what_seldom_happens_is_left_out():
+  for seldom in (body(masks=90), body(matmuls=40, masks=1)):
+    text = branches(seldom, body(masks=50), body())
+    found = find(text, "full", "masked", rare=1)
+    assert found["full"].mask_ops == 0 and found["masked"].mask_ops == 50
+    with pytest.raises(ValueError, match="3 bodies with matmuls, .* expected 2"):
+      find(text, "full", "masked")
 
 
 def test_a_loop_in_a_body_is_run_as_often_as_the_matmuls_need():
@@ -73,48 +88,47 @@ def test_a_loop_in_a_body_is_run_as_often_as_the_matmuls_need():
   )
   turn[1:] = [line.replace(": >", ": >>", 1) for line in turn[1:]]
   back = bundle("%8 = sbr.rel (!%p1_p0) target = $region3", loops=">>")
-  found = find(program(BRANCH, *head, *turn, back, *body(matmuls=0, empty=5), FALL))
-  full = found["full"]
+  full = find(branches([*head, *turn, back, *body(matmuls=0, empty=5)]), "full")["full"]
   assert full.trips == 4 and full.vmatmuls == 8 + 4 * 6
   # Before the loop, four turns with the branch, after it.
   assert full.bundles == 9 + 4 * 10 + 5
 
 
-@pytest.mark.parametrize(
-  "matmuls, match", [(31, "the tile needs 128"), (33, "the tile needs 128")]
-)
-def test_other_matmuls_than_those_of_the_tile_are_an_error(matmuls, match):
-  with pytest.raises(ValueError, match=match):
-    find(program(BRANCH, *body(matmuls=matmuls), FALL))
+@pytest.mark.parametrize("matmuls", [31, 33])
+def test_other_matmuls_than_those_of_the_tile_are_an_error(matmuls):
+  with pytest.raises(ValueError, match="needs the MXUs for 128 cycles; no body does"):
+    find(branches(body(matmuls=matmuls)), "full")
 
 
-def test_bodies_that_their_masks_do_not_tell_apart_are_an_error():
-  text = program(BRANCH, *body(masks=3), FALL, BRANCH, *body(masks=12), FALL)
-  with pytest.raises(ValueError, match="12 comparisons.* another has 3: .* 32 more"):
-    find(text)
+@pytest.mark.parametrize("masks", [(3, 12), (3, 3), (40, 71)])
+def test_bodies_that_their_masks_do_not_tell_apart_are_an_error(masks):
+  with pytest.raises(ValueError, match="a vector of scores, and the full one"):
+    find(branches(*(body(masks=n) for n in masks)), "full", "masked")
+
+
+def test_a_masked_body_without_a_mask_is_an_error():
+  with pytest.raises(ValueError, match="has 0.97 comparisons and selects a vector"):
+    find(branches(body(masks=31)), "masked")
+
+
+def test_two_bodies_that_could_both_be_the_masked_one_are_an_error():
+  with pytest.raises(ValueError, match="several bodies have 50"):
+    find(branches(body(), body(masks=50), body(masks=50)), "full", "masked", rare=1)
 
 
 def test_full_bodies_may_select_for_reasons_of_their_own():
-  text = program(BRANCH, *body(masks=72), FALL, BRANCH, *body(masks=40), FALL)
-  found = find(text)
+  found = find(branches(body(masks=72), body(masks=40)), "full", "masked")
   assert found["full"].mask_ops == 40 and found["masked"].mask_ops == 72
 
 
-def test_of_several_bodies_of_a_kind_the_longest_counts():
-  kinds = [body(empty=1), body(masks=40), body(empty=7), body(masks=44)]
-  found = find(program(*[line for kind in kinds for line in (BRANCH, *kind, FALL)]))
-  assert found["full"].bundles == 39 and found["masked"].bundles == 76
-
-
 def test_a_kernel_without_matmuls_is_an_error():
-  with pytest.raises(ValueError, match="nothing multiplies"):
-    find(program(BRANCH, *body(matmuls=0, empty=9), FALL))
+  with pytest.raises(ValueError, match="0 bodies with matmuls"):
+    find(branches(body(matmuls=0, empty=9)), "full")
 
 
 def test_a_matmul_of_unknown_rows_is_an_error():
-  text = program(BRANCH, bundle("%1 = vmatmul.s8.gmra.mxu0 %v1"), FALL)
   with pytest.raises(ValueError, match="vmatmul.s8"):
-    find(text)
+    find(branches([bundle("%1 = vmatmul.s8.gmra.mxu0 %v1")]), "full")
 
 
 def test_a_text_without_bundles_is_an_error():
@@ -124,7 +138,7 @@ def test_a_text_without_bundles_is_an_error():
 
 def test_a_short_head_dim_leaves_part_of_an_mxu_unused():
   short = bundles.Tile(TILE.flops // 2, TILE.scores, padding=2.0)
-  assert find(program(BRANCH, *body(), FALL), short)["full"].vmatmuls == 32
+  assert find(branches(body()), full=short)["full"].vmatmuls == 32
 
 
 @pytest.mark.parametrize(

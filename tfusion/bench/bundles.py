@@ -141,52 +141,72 @@ def mxu_cycles(ops: dict[str, int], core: Generation) -> float:
 
 
 def find_bodies(
-  pieces: list[list[Block]], tile: Tile, core: Generation
+  pieces: list[list[Block]],
+  tiles: dict[str, Tile],
+  core: Generation,
+  *,
+  rare: int = 0,
 ) -> dict[str, Body]:
-  """Returns the longest bodies of a kernel that compute a tile: "full" and "masked".
+  """Returns the body of a kernel for each kind of tile.
 
-  Every body must do the matmuls of the tile, no fewer and no more, counted with the
-  trips of the loop in it; there may be several of a kind. A masked one has comparisons
-  and selects for each vector of scores, at least one more than a full one.
+  Args:
+    pieces: of the kernel.
+    tiles: "full", without a mask, or "masked", or both.
+    core: where it runs.
+    rare: how many more bodies there are, for what seldom happens.
+
+  A body does the matmuls of its tile, no fewer and no more, counted with the trips of
+  the loop in it. A masked one has a comparison or a select for each vector of scores,
+  and at least so many more than a full one. Rare ones do more: other matmuls, or more
+  comparisons and selects than the masked one.
 
   Raises:
-    ValueError: nothing multiplies matrices, or what does is no such body, or masks do
-      not tell the bodies apart. Nothing is guessed.
+    ValueError: what multiplies matrices is not that. Nothing is guessed.
   """
-  needed = tile.flops * tile.padding / core.flops_per_cycle
-  pieces = [p for p in pieces if any(b.count("vmatmul") for b in p)]
-  if not pieces:
-    raise ValueError("nothing multiplies matrices")
-  bodies = [_body(piece, needed, core) for piece in pieces]
-  vectors = tile.scores / 1024  # of 8 x 128 lanes
-  fewest = min(body.mask_ops for body in bodies)
-  full = [body for body in bodies if body.mask_ops <= fewest + vectors / 8]
-  masked = [body for body in bodies if body.mask_ops > fewest + vectors / 8]
-  for body in masked:
-    if body.mask_ops < fewest + vectors:
+  left = [piece for piece in pieces if any(b.count("vmatmul") for b in piece)]
+  if len(left) != len(tiles) + rare:
+    at = ", ".join(f"0x{piece[0].address:x}" for piece in left)
+    raise ValueError(
+      f"{len(left)} bodies with matmuls, at [{at}]: expected {len(tiles) + rare}"
+    )
+  found, fewest = {}, 0.0
+  for kind in sorted(tiles):  # full comes before masked
+    needed = tiles[kind].flops * tiles[kind].padding / core.flops_per_cycle
+    fits = [body for piece in left if (body := _body(piece, needed, core))]
+    if not fits:
+      busy = ", ".join(f"{_once(piece, core):,.0f}" for piece in left)
       raise ValueError(
-        f"the body at 0x{body.address:x} has {body.mask_ops} comparisons and selects,"
-        f" another has {fewest}: a mask takes {vectors:.0f} more"
+        f"the {kind} tile needs the MXUs for {needed:,.0f} cycles; no body does that:"
+        f" [{busy}] without the trips of loops"
       )
-  if not masked and fewest >= vectors:  # every tile is masked
-    full, masked = masked, full
-  kinds = {"full": full, "masked": masked}
-  return {k: max(found, key=lambda b: b.bundles) for k, found in kinds.items() if found}
+    found[kind] = min(fits, key=lambda body: body.mask_ops)
+    left = [piece for piece in left if piece[0].address != found[kind].address]
+    density = 1024 * found[kind].mask_ops / tiles[kind].scores  # of 8 x 128 lanes
+    if kind == "masked":
+      if density < fewest + 1:
+        raise ValueError(
+          f"the masked body at 0x{found[kind].address:x} has {density:.2f} comparisons"
+          f" and selects a vector of scores, and the full one {fewest:.2f}"
+        )
+      same = [b.mask_ops for b in fits if b is not found[kind]]
+      if any(ops <= found[kind].mask_ops for ops in same):
+        raise ValueError(f"several bodies have {found[kind].mask_ops} mask operations")
+    fewest = density
+  return found
 
 
-def _body(piece: list[Block], needed: float, core: Generation) -> Body:
-  """Runs the loop of a piece as often as the matmuls of the tile need."""
+def _once(piece: list[Block], core: Generation) -> float:
+  return sum(mxu_cycles(block.ops, core) for block in piece)
+
+
+def _body(piece: list[Block], needed: float, core: Generation) -> Body | None:
+  """Runs the loop of a piece as often as the matmuls need; None if that cannot be."""
   outside = min(block.loops for block in piece)
   loop = [block for block in piece if block.loops > outside]
-  once = sum(mxu_cycles(block.ops, core) for block in piece)
-  again = sum(mxu_cycles(block.ops, core) for block in loop)
-  extra = (needed - once) / again if again else 0.0
-  trips = 1 + round(extra)
-  if abs(once + (trips - 1) * again - needed) > 1e-6 * needed or trips < 1:
-    raise ValueError(
-      f"the body at 0x{piece[0].address:x} keeps the MXUs busy for {once:,.0f} cycles,"
-      f" {again:,.0f} of them in a loop, and the tile needs {needed:,.0f}"
-    )
+  once, again = _once(piece, core), _once(loop, core)
+  trips = 1 + (round((needed - once) / again) if again else 0)
+  if trips < 1 or abs(once + (trips - 1) * again - needed) > 1e-6 * needed:
+    return None
   ops = {}
   for block in piece:
     times = trips if block.loops > outside else 1

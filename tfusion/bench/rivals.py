@@ -29,7 +29,8 @@ def case(attention, sizes: list[int], *, backward: bool, tiles) -> tuple:
     attention: of q_hqd, k_nkd, v_nkd, lo_q, hi_q.
     sizes: length, heads, kv_heads, head_dim.
     backward: the function computes o and dq, dk, dv; else o.
-    tiles: tells rows and keys of an inner body: {"forward": .., "backward": ..}.
+    tiles: tells rows and keys of each kind of inner body, and how many more there are:
+      {"forward": {"full": [512, 1024], "rare": 1}, "backward": ..}.
   """
   length, heads, kv_heads, head_dim = sizes
   q_hqd = jax.ShapeDtypeStruct((heads, length, head_dim), jnp.bfloat16)
@@ -44,8 +45,8 @@ def case(attention, sizes: list[int], *, backward: bool, tiles) -> tuple:
   return (step, [*args, q_hqd], tiles) if backward else (attention, args, tiles)
 
 
-def _tiles() -> dict[str, tuple[int, int]]:
-  return dict.fromkeys(("forward", "backward"), BLOCK[:2])
+def _tiles(*kinds: str) -> dict:
+  return dict.fromkeys(("forward", "backward"), dict.fromkeys(kinds, BLOCK[:2]))
 
 
 def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
@@ -90,7 +91,7 @@ def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
     )
     return jax.vmap(group)(q_ngqd, k_nkd, v_nkd).reshape(q_hqd.shape)
 
-  return case(attention, sizes, backward=backward, tiles=_tiles)
+  return case(attention, sizes, backward=backward, tiles=lambda: _tiles("masked"))
 
 
 def tokamax(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
@@ -129,4 +130,6 @@ def tokamax(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
       kernel = kernels.make_splash_mha_single_device(mask, config=config)
     return kernel(q_hqd, k_nkd, v_nkd)
 
-  return case(attention, sizes, backward=backward, tiles=_tiles)
+  return case(
+    attention, sizes, backward=backward, tiles=lambda: _tiles("full", "masked")
+  )

@@ -54,12 +54,17 @@ def ours(*, sizes: list[int], backward: bool) -> tuple:
     return o_1qhd[0].swapaxes(0, 1)
 
   def tiles():
-    blocks = tpu.choose_blocks(whole)
-    group = heads // kv_heads
-    return {
-      name: (cut.heads * group * cut.query, cut.chunk)
-      for name, cut in blocks._asdict().items()
-    }
+    blocks, told = tpu.choose_blocks(whole), {}
+    for direction in MATMULS:
+      tiling = getattr(blocks, direction)
+      rows = tiling.heads * whole.group * tiling.query
+      # One more body takes what is not finite out of a masked tile.
+      told[direction] = {
+        "full": [rows, tiling.key],
+        "masked": [rows, tiling.chunk],
+        "rare": 1,
+      }
+    return told
 
   return rivals.case(attend, sizes, backward=backward, tiles=tiles)
 
@@ -113,15 +118,20 @@ def count(
     for name, pieces in found.kernels.items()
     if any(word in name for word in KERNELS[direction])
   ]
-  work = find_tile(direction, *found.told[direction], head_dim, core.side)
+  told = dict(found.told[direction])
+  rare = told.pop("rare", 0)
+  tiles = {
+    kind: find_tile(direction, *tile, head_dim, core.side)
+    for kind, tile in told.items()
+  }
   try:
     if len(kernels) != 1:
       raise ValueError(f"one {direction} kernel expected among {list(found.kernels)}")
-    bodies = bundles.find_bodies(kernels[0], work, core)
+    bodies = bundles.find_bodies(kernels[0], tiles, core, rare=rare)
   except ValueError as error:  # not counted, and the table says why
     return Pass(str(error), {}, {}, found.temp_bytes)
   peak = {
-    kind: work.flops / (body.cycles * core.flops_per_cycle)
+    kind: tiles[kind].flops / (body.cycles * core.flops_per_cycle)
     for kind, body in bodies.items()
   }
   return Pass(None, bodies, peak, found.temp_bytes)
