@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from tfusion import attention
-from tfusion.attention import intervals, tpu
+from tfusion.attention import intervals, tpu_tiling
 from tfusion.bench import aot, bundles, rivals
 
 MATMULS = {"forward": 2, "backward": 5}  # of queries x keys x head dim in a tile
@@ -54,7 +54,7 @@ def ours(*, sizes: list[int], backward: bool) -> tuple:
     return o_1qhd[0].swapaxes(0, 1)
 
   def tiles():
-    blocks, told = tpu.choose_blocks(whole), {}
+    blocks, told = tpu_tiling.choose_blocks(whole), {}
     for direction in MATMULS:
       tiling = getattr(blocks, direction)
       rows = tiling.heads * whole.group * tiling.query
