@@ -1,7 +1,7 @@
 """Promises of the TPU kernels that the compiler keeps, with no TPU at hand.
 
 Every generation compiles a program: what does not fit in its VMEM, or is not to the
-compiler's taste, fails. About 80 seconds on two cores.
+compiler's taste, fails. About 110 seconds on two cores.
 """
 
 import json
