@@ -44,7 +44,8 @@ PROGRAMS = {
 def ours(*, sizes: list[int], backward: bool) -> tuple:
   """The kernels of tfusion.attention, as `rivals.splash`."""
   length, heads, kv_heads, head_dim = sizes
-  whole = intervals.Sizes(1, length, length, heads, kv_heads, head_dim, jnp.bfloat16)
+  dtype = jnp.dtype(jnp.bfloat16)
+  whole = intervals.Sizes(1, length, length, heads, kv_heads, head_dim, dtype)
 
   def attend(q_hqd, k_nkd, v_nkd, lo_q, hi_q):
     q_1qhd, k_1knd, v_1knd = (x.swapaxes(0, 1)[None] for x in (q_hqd, k_nkd, v_nkd))
