@@ -417,7 +417,11 @@ def bad_inputs():
   yield "none may be 0", (q, k[:, :0], k[:, :0], lo, lo), {}
   yield "lo has shape", (q, k, k, lo[:, :4], lo), {}
   yield "hi has dtype float32", (q, k, k, lo, lo.astype(jnp.float32)), {}
-  yield "'chunked', 'dense', 'tpu'", (q, k, k, lo, lo), {"implementation": "flash"}
+  yield (
+    "'chunked', 'dense', 'gpu', 'tpu'",
+    (q, k, k, lo, lo),
+    {"implementation": "flash"},
+  )
 
 
 @pytest.mark.parametrize("message,arguments,options", list(bad_inputs()))

@@ -6,61 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention.rows import (
+  anything,
+  cached,
+  compare,
+  documents,
+  jit,
+  live_tiles,
+  operands,
+  ordered,
+  reference,
+)
 
-from tfusion.attention import dense, gpu, gpu_work, intervals
+from tfusion.attention import gpu, gpu_work, intervals
 from tfusion.attention.gpu import Blocks, Tile
 from tfusion.attention.intervals import Sizes
 
 # Sides that differ where they may, and masked tiles smaller than others.
 SMALL = Blocks(Tile(32, 32, 16, 4, 2), Tile(16, 32, 16, 4, 2), Tile(32, 16, 16, 4, 2))
-
-
-def documents(rng: np.random.Generator, batch: int, length: int, block: int = 16):
-  """Rows of documents with images at, over and inside the edges of tiles."""
-  lo = np.full((batch, length), length, np.int32)
-  hi = np.full((batch, length), length - 1, np.int32)
-  for b in range(batch):
-    start, end = 0, length - int(rng.integers(0, length // 4 + 1))
-    while start < end:
-      size = int(rng.choice([1, 2, block - 1, block, block + 1, length // 2, length]))
-      stop = min(end, start + size)
-      lo[b, start:stop], hi[b, start:stop] = start, np.arange(start, stop)
-      first = rng.choice([start, start // block * block + block, (start + stop) // 2])
-      last = rng.choice([stop - 1, stop // block * block - 1, first + block])
-      first, last = max(first, start), min(last, stop - 1)
-      if first <= last:
-        hi[b, first : last + 1] = last
-      start = stop
-  return lo, hi
-
-
-def anything(rng: np.random.Generator, batch: int, queries: int, keys: int):
-  """Intervals in no order at all: dead ones, and ends outside of the keys."""
-  lo, hi = rng.integers(-9, keys + 9, (2, batch, queries))
-  wide = rng.random((batch, queries)) < 0.5
-  return np.where(wide, lo // 8, lo).astype(np.int32), hi.astype(np.int32)
-
-
-def ordered(rng: np.random.Generator, batch: int, queries: int, keys: int):
-  """Intervals that never decrease; some see nothing, some reach over the ends."""
-  return tuple(np.sort(x, axis=1) for x in anything(rng, batch, queries, keys))
-
-
-def cached(rng: np.random.Generator, batch: int, queries: int, keys: int):
-  """Decoding: every query sees nearly all keys."""
-  lo, hi = rng.integers(0, 9, (batch, queries)), rng.integers(1, 9, (batch, queries))
-  return lo.astype(np.int32), (keys - hi).astype(np.int32)
-
-
-def operands(rng, b, q, k, h, n, d, dtype=np.float32):
-  """q, k, v, do in dtype, and dlse."""
-  shapes = ((b, q, h, d), (b, k, n, d), (b, k, n, d), (b, q, h, d), (b, h, q))
-  x = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
-  return [*(a.astype(dtype) for a in x[:4]), x[4]]
-
-
-# Compiling takes longer than running: LLVM need not try hard.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.partial(jit, static_argnames=("scale", "soft_cap", "blocks"))
@@ -76,37 +39,6 @@ def run(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None, blocks=SMALL):
   flag = jnp.where(jnp.isfinite(delta), lse, jnp.nan)
   delta = jnp.where(jnp.isfinite(delta), delta, 0.0)
   return o, lse, *gpu.backward(q, k, v, lo, hi, work, flag, delta, do, **options)
-
-
-@functools.partial(jit, static_argnames=("scale", "soft_cap"))
-def reference(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None):
-  """The same in fp32 from dense, whose gradient is JAX's own."""
-  q, k, v, do = (x.astype(jnp.float32) for x in (q, k, v, do))
-
-  def attend(q, k, v):
-    return dense.forward(q, k, v, lo, hi, scale=scale, soft_cap=soft_cap)
-
-  (o, lse), pull = jax.vjp(attend, q, k, v)
-  return o, lse, *pull((do, jnp.where(lse > dense.DEAD_LSE, dlse, 0.0)))
-
-
-def far(got, want) -> float:
-  """Relative distance in the 2-norm; infinite if anything is not finite."""
-  got, want = (np.asarray(x.astype(jnp.float32), np.float64) for x in (got, want))
-  if not np.isfinite(got).all():
-    return float("inf")
-  return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
-
-
-def compare(got, want, dtype=np.float32):
-  """fp32 to 1e-5; bfloat16 to 2e-2, its 8 bits in p, ds and the results."""
-  alive = np.asarray(want[1]) > dense.DEAD_LSE
-  np.testing.assert_array_equal(np.asarray(got[1])[~alive], np.float32(dense.DEAD_LSE))
-  got = [got[0], jnp.asarray(np.asarray(got[1])[alive]), *got[2:]]
-  want = [want[0], jnp.asarray(np.asarray(want[1])[alive]), *want[2:]]
-  for name, g, w in zip(("o", "lse", "dq", "dk", "dv"), got, want):
-    tolerance = 1e-5 if dtype == np.float32 or name == "lse" else 2e-2
-    assert far(g, w) < tolerance, name
 
 
 CASES = [
@@ -192,17 +124,6 @@ def test_padding_that_is_not_finite_harms_nobody():
     x[i] = x[i].at[:, 30:].set(np.nan)
   for got, want in zip(run(*x, lo, hi), clean):
     np.testing.assert_array_equal(got, want)
-
-
-def live_tiles(lo, hi, keys: int, queries: int, width: int) -> int:
-  """Tiles of queries x width in which some query sees some key, of all rows."""
-  sees = np.asarray(intervals.sees(jnp.asarray(lo), jnp.asarray(hi), keys=keys))
-  pad = [(0, 0), (0, -sees.shape[1] % queries), (0, -keys % width)]
-  sees = np.pad(sees, pad)
-  b, q, k = sees.shape
-  return int(
-    sees.reshape(b, q // queries, queries, k // width, width).any((2, 4)).sum()
-  )
 
 
 def test_exactly_the_live_tiles_are_visited():
