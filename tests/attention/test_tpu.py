@@ -79,7 +79,9 @@ def test_outputs_and_gradients_are_those_of_dense(case):
   got = run(*x, lo, hi, soft_cap=soft_cap, blocks=blocks)
   assert [a.dtype for a in (got[0], *got[2:])] == [jnp.dtype(dtype)] * 4
   want = reference(*x, lo, hi, scale=0.1, soft_cap=soft_cap)
-  compare(got, want, np.dtype(dtype))
+  # Queries are rounded to bfloat16 once more when they are scaled, in VMEM.
+  lse_tolerance = 1e-5 if dtype == "float32" else 1e-3
+  compare(got, want, np.dtype(dtype), lse_tolerance=lse_tolerance)
 
 
 def test_many_rows_of_documents():
@@ -241,7 +243,7 @@ def test_the_table_fits_every_chip(monkeypatch):
   for chip in chips:
     monkeypatch.setattr(tpu_tiling, "chip", lambda: pltpu.get_tpu_info_for_chip(*chip))  # noqa: B023
     for length in (1, 100, 1000, 8192, 32768):
-      for heads, kv_heads in ((8, 8), (16, 4), (32, 1), (6, 3)):
+      for heads, kv_heads in ((8, 8), (16, 4), (16, 1), (6, 3)):
         for d in (64, 128, 256):
           for dtype in (jnp.bfloat16, jnp.float32):
             size = (1, length, length, heads, kv_heads, d, jnp.dtype(dtype))

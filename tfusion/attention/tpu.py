@@ -47,8 +47,7 @@ def prepare(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> Work:
     lo_bq, hi_bq = (jnp.repeat(x, each, axis=1) for x in (lo_bq, hi_bq))
     queries = sizes.queries * each
     sizes = sizes._replace(queries=queries, heads=sizes.heads // each)
-  blocks = blocks or choose_blocks(sizes)
-  check(blocks, sizes)
+  blocks = _blocks(blocks, sizes)
   f, b = blocks.forward, blocks.backward
   forward = tpu_work.forward_list(
     lo_bq, hi_bq, keys=sizes.keys, query=f.query, key=f.key, chunk=f.chunk
@@ -79,7 +78,7 @@ def forward(
     )
     lse_bqh = _to_heads(lse_bhq.swapaxes(1, 2), each)
     return _to_heads(o_bqhd, each), lse_bqh.swapaxes(1, 2)
-  tiling = (blocks or choose_blocks(sizes)).forward
+  tiling = _blocks(blocks, sizes).forward
   lo_b1q, hi_b1q = _intervals(lo_bq, hi_bq, sizes.keys, tiling.query)
   o_bngqd, lse_bngq = tpu_forward.run(
     work.forward_t,
@@ -122,8 +121,9 @@ def backward(
     args = q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, lse_bhq, delta_bhq, do_bqhd
     dq_bqhd, *dkv = backward(*args, blocks=blocks, **options)
     return _to_heads(dq_bqhd, each), *dkv
-  blocks = blocks or choose_blocks(sizes)
-  tiling, part = blocks.backward, blocks.part
+  tiling = _blocks(blocks, sizes).backward
+  # As the lists have it: on a mesh they were made for the heads of all devices.
+  part = _round_up(sizes.queries, tiling.query) // len(work.backward_count_p)
   lo_b1q, hi_b1q = _intervals(lo_bq, hi_bq, sizes.keys, part)
   statistic = (sizes.batch, sizes.kv_heads, sizes.group, -1)
   dq_bngqd, *dkv_bnkd = tpu_backward.run(
@@ -143,6 +143,12 @@ def backward(
   )
   dk_bknd, dv_bknd = (x[:, :, : sizes.keys].swapaxes(1, 2) for x in dkv_bnkd)
   return _queries_last(dq_bngqd, sizes), dk_bknd, dv_bknd
+
+
+def _blocks(blocks: Blocks | None, sizes: Sizes) -> Blocks:
+  blocks = blocks or choose_blocks(sizes)
+  check(blocks, sizes)
+  return blocks
 
 
 def _heads_as_queries(sizes: Sizes) -> int:
@@ -182,8 +188,12 @@ def _intervals(lo_bq, hi_bq, keys: int, multiple: int):
   return (_pad(x, 1, multiple, mode="edge")[:, None] for x in (lo_bq, hi_bq))
 
 
+def _round_up(x: int, multiple: int) -> int:
+  return -(-x // multiple) * multiple
+
+
 def _pad(x, axis: int, multiple: int, **mode):
-  beyond = -x.shape[axis] % multiple
+  beyond = _round_up(x.shape[axis], multiple) - x.shape[axis]
   if not beyond:
     return x
   width = [(0, beyond if i == axis else 0) for i in range(x.ndim)]

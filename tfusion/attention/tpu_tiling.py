@@ -72,7 +72,7 @@ def padded(queries: int) -> int:
 
 def forward_bytes(tiling: Tiling, sizes: Sizes) -> int:
   """Returns about how much VMEM the forward pass takes, what it spills included."""
-  size, width = sizes.dtype.itemsize, max(sizes.head_dim, LANES)
+  size, width = jnp.dtype(sizes.dtype).itemsize, max(sizes.head_dim, LANES)
   rows, keys = tiling.heads * sizes.group * tiling.query, tiling.heads * tiling.key
   fetched = 2 * size * width * (2 * rows + 2 * keys)
   kept = rows * (4 * (width + 3 * LANES) + size * width) + 8 * tiling.query * LANES
@@ -81,7 +81,7 @@ def forward_bytes(tiling: Tiling, sizes: Sizes) -> int:
 
 def backward_bytes(tiling: Tiling, sizes: Sizes, *, part: int) -> int:
   """Returns about how much VMEM the backward pass takes, what it spills included."""
-  size, width = sizes.dtype.itemsize, max(sizes.head_dim, LANES)
+  size, width = jnp.dtype(sizes.dtype).itemsize, max(sizes.head_dim, LANES)
   group = tiling.heads * sizes.group
   rows, keys = group * tiling.query, tiling.heads * tiling.key
   one_part = part >= sizes.queries
