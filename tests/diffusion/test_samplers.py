@@ -60,11 +60,24 @@ def draw(number):
 
 
 def run(predict, *, sampler, steps, clip=0.0, draw=draw, shape=SHAPE):
+  forgetful = lambda x, t, memory: (predict(x, t), memory)  # noqa: E731
   noise = jax.random.normal(jax.random.key(0), shape)
   made = make_steps(sampler, steps=steps, timesteps=T)
-  return np.asarray(
-    jax.jit(lambda x: denoise(predict, x, steps=made, draw=draw, clip=clip))(noise)
-  )
+  image = lambda x: denoise(forgetful, x, (), steps=made, draw=draw, clip=clip)  # noqa: E731
+  return np.asarray(jax.jit(image)(noise))
+
+
+def test_a_step_finds_what_the_one_before_it_left_in_memory():
+  def remember(x, t, seen):
+    return x * seen, t / T
+
+  def know(x, t):  # what stands in memory: nothing, then the t of the step before
+    return x * jnp.where(t == T, 0.0, (t + T // 4) / T)
+
+  made = make_steps("ddim", steps=4, timesteps=T)
+  noise = jax.random.normal(jax.random.key(0), (5,))
+  got = denoise(remember, noise, jnp.zeros(()), steps=made, draw=draw, clip=0.0)
+  np.testing.assert_allclose(got, run(know, sampler="ddim", steps=4, shape=(5,)))
 
 
 @pytest.mark.parametrize(

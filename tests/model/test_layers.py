@@ -186,7 +186,7 @@ def test_attention_sees_its_interval_and_shares_keys_among_neighbouring_heads(kv
   lo = np.asarray([[0] * 7, [0, 0, 0, 3, 3, 3, 3]])
   hi = np.asarray([[0, 1, 4, 4, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
   sees = view(positions, lo, hi, head_dim=8)
-  got, keys = jax.jit(lambda x: attention(x, sees, None))(tiny.put(x))
+  got, keys = jax.jit(lambda x: attention(x, sees, None, 0))(tiny.put(x))
   assert keys is None
   want = reference(numbers(attention), x, positions, lo, hi)
   # float32 against float64.
@@ -198,19 +198,25 @@ def test_new_keys_are_written_at_each_rows_own_place_in_the_cache(mesh):
   attention = first_layer(Attention, model)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 3, 32)).astype(np.float32)
-  old = rng.normal(size=(2, 9, 2, 8)).astype(np.float32)
+  old = rng.normal(size=(3, 2, 2, 9, 8)).astype(np.float32)
   places = np.asarray([[4, 5, 6], [0, 1, 2]])
   sees = view(
     places, np.zeros_like(places), places, head_dim=8, write_at=np.asarray([4, 0])
   )
-  heads = jax.NamedSharding(mesh, spec("batch", None, "kv_heads", None))
+  heads = jax.NamedSharding(mesh, spec("layers", "batch", "kv_heads", None, None))
   cache = jax.device_put(Keys(old, old), heads)
-  _, keys = jax.jit(lambda x, cache: attention(x, sees, cache))(tiny.put(x), cache)
+  step = jax.jit(lambda x, cache, layer: attention(x, sees, cache, layer))
+  out, keys = step(tiny.put(x), cache, jnp.int32(1))
   p = numbers(attention)
   new_k = turned(np.einsum("bld,dgk->blgk", x, p["wk"]), places)
   new_v = np.einsum("bld,dgk->blgk", x, p["wv"])
-  for got, new in ((keys.k_bsgk, new_k), (keys.v_bsgk, new_v)):
+  for got, new in ((keys.k_nbgsk, new_k), (keys.v_nbgsk, new_v)):
     want = old.astype(np.float64)
-    want[0, 4:7], want[1, 0:3] = new[0], new[1]
+    want[1, 0, :, 4:7] = new[0].swapaxes(0, 1)
+    want[1, 1, :, 0:3] = new[1].swapaxes(0, 1)
     np.testing.assert_allclose(np.asarray(got), want, atol=1e-5)
-    np.testing.assert_array_equal(np.asarray(got)[1, 3:], old[1, 3:])
+    changed = np.asarray(got) != old
+    assert changed.any(axis=(2, 4)).sum() == 6  # the other places not at all
+  # The second row stands at the start: what it sees is what it has written.
+  want = reference(p, x[1:], places[1:], np.zeros_like(places[1:]), places[1:])
+  np.testing.assert_allclose(out[1:], want, atol=1e-5)

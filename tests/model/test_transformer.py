@@ -56,7 +56,7 @@ def test_the_scan_over_layers_is_one_layer_after_the_other(transformer, x_bld):
   def unrolled(x):
     for i in range(MODEL.layers):
       layer = nnx.merge(graphdef, jax.tree.map(lambda p: p[i], params))  # noqa: B023
-      x, _ = layer(x, sees, None)
+      x, _ = layer(x, sees, None, i)
     return transformer.norm(x)
 
   # The compiler may fuse and so round differently; values are about 1.
@@ -171,5 +171,6 @@ def test_an_image_written_again_replaces_the_one_before(transformer, x_bld):
 
 def test_an_empty_cache_has_a_place_for_every_layer_and_key_head():
   cache = empty_keys(MODEL, batch=B, length=11, dtype=jnp.bfloat16)
-  assert cache.k_bsgk.shape == cache.v_bsgk.shape == (3, B, 11, 2, 8)
-  assert cache.k_bsgk.dtype == jnp.bfloat16 and not cache.k_bsgk.any()
+  assert cache.k_nbgsk.shape == cache.v_nbgsk.shape == (3, B, 2, 11, 8)
+  assert cache.k_nbgsk.dtype == jnp.bfloat16 and not cache.k_nbgsk.any()
+  assert cache.length == 11

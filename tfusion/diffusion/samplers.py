@@ -5,7 +5,7 @@ is a function handed in), text (generate/).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +76,9 @@ def guide(conditional, unconditional, *, scale: float) -> jax.Array:
 
 
 def denoise(
-  predict: Callable[[jax.Array, jax.Array], jax.Array],
+  predict: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
   noise: jax.Array,
+  memory: Any,
   *,
   steps: Steps,
   draw: Callable[[jax.Array], jax.Array],
@@ -86,8 +87,10 @@ def denoise(
   """Runs the reverse process as one scan; returns the image at t = 0.
 
   Args:
-    predict: (x, t i32[]) -> predicted noise like x.
+    predict: (x, t i32[], memory) -> predicted noise like x, and the memory. It may
+      write there what no later step reads, and so needs no new one in every step.
     noise: x at t = T, standard normal, f32[..., h, w, c].
+    memory: any arrays.
     steps: from make_steps.
     draw: step number i32[] -> fresh standard normal noise like x.
     clip: bound on the predicted clean image; 0 is none. Near t = T a small error of
@@ -95,15 +98,18 @@ def denoise(
   """
   ancestral = np.any(steps.sigma > 0)
 
-  def step(x, inputs):
+  def step(carry, inputs):
+    x, memory = carry
     number, s = inputs
-    predicted = predict(x, s.t)
+    predicted, memory = predict(x, s.t, memory)
     clean = (x - s.spread * predicted) / s.signal
     if clip:
       clean = jnp.clip(clean, -clip, clip)
       predicted = (x - s.signal * clean) / s.spread
     x = s.to_clean * clean + s.to_x * x + s.to_noise * predicted
-    return x + s.sigma * draw(number) if ancestral else x, None
+    x = x + s.sigma * draw(number) if ancestral else x
+    return (x, memory), None
 
   numbers = jnp.arange(len(steps.t))
-  return jax.lax.scan(step, noise, (numbers, jax.tree.map(jnp.asarray, steps)))[0]
+  inputs = (numbers, jax.tree.map(jnp.asarray, steps))
+  return jax.lax.scan(step, (noise, memory), inputs)[0][0]

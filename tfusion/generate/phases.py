@@ -24,7 +24,7 @@ import numpy as np
 
 from tfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from tfusion.diffusion.samplers import denoise, guide, make_steps
-from tfusion.model.layers import Keys
+from tfusion.model.layers import Keys, View
 from tfusion.model.transformer import empty_keys
 from tfusion.model.transfusion import Params, Transfusion, bind, dtype_of
 from tfusion.sequence import Elements, SpecialTokens
@@ -143,7 +143,8 @@ def write(
     next_bl = jnp.arange(limit)[None] == count_b[:, None]
     ids_bl = jnp.where(next_bl & writing_b[:, None], token_b[:, None], ids_bl)
     x_bld = model.embed_text(token_b[:, None])
-    x_bld, cache = model.extend(x_bld, here_b[:, None], here_b[:, None], cache)
+    view = model.look(here_b[:, None], here_b[:, None], length=cache.length)
+    x_bld, cache = model.extend(x_bld, view, cache)
     count_b = count_b + writing_b
     stops_b = (token_b == special.boi) | (token_b == special.eos)
     writing_b = writing_b & ~stops_b & (at_b + count_b <= limit)
@@ -196,12 +197,13 @@ def draw(
     The cache and the images f32[b, h, w, c].
   """
   model = bind(config, params)
-  # The loop reads this copy and drops what the model adds to it: the keys of noisy
-  # patches are of no use to the next step.
-  prefix = jax.tree.map(lambda x: x[:, :, :length], cache)
+  # The loop works in this copy, over whose noisy patches every step writes its own.
+  prefix = jax.tree.map(lambda x: x[:, :, :, :length], cache)
   if sample.guidance == 1.0:
     unconditional = None
-  predict = _predictor(model, prefix, at_b, unconditional, scale=sample.guidance)
+  predict, prefix = _predictor(
+    model, prefix, at_b, unconditional, scale=sample.guidance
+  )
 
   def draw_noise(number):
     def one(key, image, number):
@@ -214,30 +216,34 @@ def draw(
   clean_bhwc = denoise(
     predict,
     draw_noise(0),
+    prefix,
     steps=make_steps(sample.sampler, steps=sample.steps, timesteps=diffusion.timesteps),
     draw=lambda number: draw_noise(1 + number),
     clip=diffusion.clip,
   )
-  _, cache = _denoised(model, clean_bhwc, 0, at_b, cache)
+  view = _look(model, at_b, cache)
+  _, cache = _denoised(model, clean_bhwc, 0, view, cache)
   return cache, _replicate(clean_bhwc)
 
 
 def _predictor(
   model: Transfusion, prefix: Keys, at_b, unconditional: Block | None, *, scale: float
 ):
-  """The noise predictor behind `prefix`, guided if there is an unconditional prefix."""
+  """Returns the noise predictor, guided if there is an unconditional prefix, and the
+  cache of prefixes that it works in."""
   if unconditional is None:
-    return lambda x_bhwc, t: _denoised(model, x_bhwc, t, at_b, prefix)[0]
+    view = _look(model, at_b, prefix)
+    return lambda x_bhwc, t, cache: _denoised(model, x_bhwc, t, view, cache), prefix
   null = jax.tree.map(jnp.zeros_like, prefix)
   _, null = _extend(model, unconditional, null)
   both = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
-  both_at_b = join_rows(at_b, unconditional.count_b)
+  view = _look(model, join_rows(at_b, unconditional.count_b), both)
 
-  def predict(x_bhwc, t):
-    noise, _ = _denoised(model, join_rows(x_bhwc, x_bhwc), t, both_at_b, both)
-    return guide(*split_rows(noise), scale=scale)
+  def predict(x_bhwc, t, cache):
+    noise, cache = _denoised(model, join_rows(x_bhwc, x_bhwc), t, view, cache)
+    return guide(*split_rows(noise), scale=scale), cache
 
-  return predict
+  return predict, both
 
 
 def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, Keys]:
@@ -245,17 +251,23 @@ def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, K
   clean_t_bn = jnp.zeros(slots, jnp.int32, out_sharding=spec("batch", None))
   x_bld = model.embed(block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl)
   positions_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
-  return model.extend(x_bld, positions_bl, block.hi_bl, cache)
+  view = model.look(positions_bl, block.hi_bl, length=cache.length)
+  return model.extend(x_bld, view, cache)
 
 
-def _denoised(model: Transfusion, x_bhwc, t, at_b, cache: Keys):
-  """Predicts the noise of one image at t in every row; also returns the cache."""
-  t_bn = jnp.zeros_like(at_b)[:, None] + t
-  x_bmd = model.embed_images(x_bhwc[:, None], t_bn)[:, 0]
-  patches = x_bmd.shape[1]
+def _look(model: Transfusion, at_b, cache: Keys) -> View:
+  """What the patches of one image in every row see, and where they go."""
+  patches = model.config.patches_per_image
   positions_bl = at_b[:, None] + jnp.arange(patches)[None]
   hi_bl = jnp.broadcast_to(at_b[:, None] + (patches - 1), positions_bl.shape)
-  x_bmd, cache = model.extend(x_bmd, positions_bl, hi_bl, cache)
+  return model.look(positions_bl, hi_bl, length=cache.length)
+
+
+def _denoised(model: Transfusion, x_bhwc, t, view: View, cache: Keys):
+  """Predicts the noise of one image at t in every row; also returns the cache."""
+  t_bn = jnp.zeros_like(view.write_at_b)[:, None] + t
+  x_bmd = model.embed_images(x_bhwc[:, None], t_bn)[:, 0]
+  x_bmd, cache = model.extend(x_bmd, view, cache)
   return model.predict_noise(x_bmd[:, None])[:, 0], cache
 
 

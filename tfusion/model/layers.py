@@ -3,8 +3,8 @@
 Owns: their parameters and forward passes. Not: the stack (transformer.py), the kernel
 (attention/).
 
-b batch  l queries  s keys in the cache  d width  h heads  g kv heads  k head dim
-f mlp
+n layers  b batch  l queries  s keys in the cache  d width  h heads  g kv heads
+k head dim  f mlp
 
 Parameters are float32 with a leading `layers` axis, made at once for the whole stack;
 the scan hands each layer its slice. No biases (arXiv 2408.11039, section 4.1).
@@ -23,11 +23,18 @@ from tfusion.sharding import gathered, spec
 
 
 class Keys(NamedTuple):
-  """Keys and values of every position so far, [b, s, g, k] (a leading layers axis
-  outside the scan)."""
+  """Keys and values of every position so far, in every layer.
 
-  k_bsgk: jax.Array
-  v_bsgk: jax.Array
+  The positions of a head lie side by side, as the kernels of accelerators read them.
+  """
+
+  k_nbgsk: jax.Array
+  v_nbgsk: jax.Array
+
+  @property
+  def length(self) -> int:
+    """Positions there is room for."""
+    return self.k_nbgsk.shape[3]
 
 
 class View(NamedTuple):
@@ -154,8 +161,15 @@ class Attention(nnx.Module):
     self.wv = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wo = param(rngs, ("layers", "heads", None, "embed"), (n, h, k, d), std=out_std)
 
-  def __call__(self, x_bld, view: View, keys: Keys | None):
-    """Returns the output and, if `keys` were given, the keys with the new ones in."""
+  def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
+    """Returns the output and, if `keys` were given, these with the new ones in.
+
+    Args:
+      x_bld: inputs.
+      view: where they stand and what they see.
+      keys: the cache of all layers.
+      layer: i32, the layer of the cache that is this one's.
+    """
     dtype = x_bld.dtype
     q = linear(x_bld, use(self.wq, dtype=dtype))
     k = linear(x_bld, use(self.wk, dtype=dtype))
@@ -163,10 +177,9 @@ class Attention(nnx.Module):
     q = rope(q, view.cos_blk, view.sin_blk)
     k = rope(k, view.cos_blk, view.sin_blk)
     if keys is not None:
-      keys = Keys(
-        _write(keys.k_bsgk, k, view.write_at_b), _write(keys.v_bsgk, v, view.write_at_b)
-      )
-      k, v = keys
+      at = (layer, view.write_at_b)
+      keys = Keys(_write(keys.k_nbgsk, k, *at), _write(keys.v_nbgsk, v, *at))
+      k, v = (_read(x_nbgsk, layer) for x_nbgsk in keys)
     o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, work=view.work)
     wo = use(self.wo, dtype=dtype)
     out = linear(o_blhk, wo, 2, spec("batch", None, None))
@@ -201,20 +214,33 @@ class Block(nnx.Module):
     self.mlp_norm = RMSNorm(config.width, **norm)
     self.mlp = SwiGLU(config, rngs=rngs)
 
-  def __call__(self, x_bld, view: View, keys: Keys | None):
-    """Returns x and the keys with the new ones in."""
-    out, keys = self.attention(self.attention_norm(x_bld), view, keys)
+  def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
+    """Returns x and the keys of all layers with the new ones of this layer in."""
+    out, keys = self.attention(self.attention_norm(x_bld), view, keys, layer)
     x_bld = x_bld + out
     return x_bld + self.mlp(self.mlp_norm(x_bld)), keys
 
 
-def _write(cache_bsgk, new_blgk, at_b):
-  """Writes each row's new entries at its own position."""
+def _write(cache_nbgsk, new_blgk, layer, at_b):
+  """Writes each row's new entries at its own position, where the cache lies."""
 
-  def local(cache_bsgk, new_blgk, at_b):
-    one = lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new, (at, 0, 0))  # noqa: E731
-    return jax.vmap(one)(cache_bsgk, new_blgk, at_b)
+  def local(cache_nbgsk, new_blgk, layer, at_b):
+    def row(i, cache_nbgsk):
+      new_lgk = jax.lax.dynamic_index_in_dim(new_blgk, i, keepdims=False)
+      new_11glk = new_lgk.swapaxes(0, 1)[None, None]
+      at = (layer, i, 0, at_b[i], 0)
+      return jax.lax.dynamic_update_slice(cache_nbgsk, new_11glk, at)
 
-  heads = spec("batch", None, "kv_heads", None)
-  write = jax.shard_map(local, in_specs=(heads, heads, spec("batch")), out_specs=heads)
-  return write(cache_bsgk, new_blgk.astype(cache_bsgk.dtype), at_b)
+    return jax.lax.fori_loop(0, new_blgk.shape[0], row, cache_nbgsk)
+
+  cache = spec("layers", "batch", "kv_heads", None, None)
+  new = spec("batch", None, "kv_heads", None)
+  specs = (cache, new, spec(), spec("batch"))
+  write = jax.shard_map(local, in_specs=specs, out_specs=cache)
+  return write(cache_nbgsk, new_blgk.astype(cache_nbgsk.dtype), layer, at_b)
+
+
+def _read(cache_nbgsk, layer):
+  """Returns x_bsgk of a layer."""
+  x_bgsk = jax.lax.dynamic_index_in_dim(cache_nbgsk, layer, keepdims=False)
+  return x_bgsk.swapaxes(1, 2)

@@ -3,7 +3,7 @@
 Owns: how layers follow each other. Not: what a layer is (layers.py), embeddings and
 heads (transfusion.py).
 
-b batch  l queries  s cache positions  d width  g kv heads  k head dim
+n layers  b batch  l queries  s cache positions  d width  g kv heads  k head dim
 """
 
 import jax
@@ -22,9 +22,9 @@ REMAT = {
 
 
 def empty_keys(config: ModelConfig, *, batch: int, length: int, dtype) -> Keys:
-  """A cache of zeros for `length` positions: [layers, b, s, g, k] twice."""
-  shape = (config.layers, batch, length, config.kv_heads, config.head_dim)
-  sharding = spec("layers", "batch", None, "kv_heads", None)
+  """A cache of zeros for `length` positions."""
+  shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+  sharding = spec("layers", "batch", "kv_heads", None, None)
   zeros = jnp.zeros(shape, dtype, out_sharding=sharding)
   return Keys(zeros, zeros)
 
@@ -35,6 +35,7 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     self.blocks = Block(config, rngs=rngs)
     self.norm = RMSNorm(config.width, stack=(), eps=config.norm_eps, rngs=rngs)
+    self.layers = config.layers
     self.remat, self.unroll = config.remat, config.unroll
 
   def __call__(
@@ -45,21 +46,25 @@ class Transformer(nnx.Module):
     Args:
       x_bld: embedded inputs.
       view: positions and intervals of the inputs.
-      keys: the cache, [layers, b, s, g, k]; None attends among the inputs alone.
+      keys: the cache; None attends among the inputs alone.
 
     Returns:
       The normed output and the cache with the inputs written at `view.write_at_b`.
     """
     graphdef, params = nnx.split(self.blocks)
 
-    def layer(x_bld, slices):
-      layer_params, layer_keys = slices
-      return nnx.merge(graphdef, layer_params)(x_bld, view, layer_keys)
+    def layer(carry, slices):
+      x_bld, keys = carry
+      layer_params, number = slices
+      return nnx.merge(graphdef, layer_params)(x_bld, view, keys, number), None
 
     if self.remat != "none":
       # Inside a scan nothing can be shared; unrolled, XLA would keep what is to go.
       layer = jax.checkpoint(
         layer, policy=REMAT[self.remat], prevent_cse=self.unroll > 1
       )
-    x_bld, keys = jax.lax.scan(layer, x_bld, (params, keys), unroll=self.unroll)
+    # The cache is carried, for layers to write into: as slices of the scan and their
+    # results all of it would be copied.
+    slices = (params, jnp.arange(self.layers))
+    (x_bld, keys), _ = jax.lax.scan(layer, (x_bld, keys), slices, unroll=self.unroll)
     return self.norm(x_bld), keys

@@ -71,27 +71,26 @@ class Transfusion(nnx.Module):
     """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]."""
     return self.patches.encode(noisy_bnhwc, t_bn, dtype=dtype_of(self.config))
 
-  def extend(self, x_bld, positions_bl, hi_bl, cache: Keys) -> tuple[jax.Array, Keys]:
-    """Runs embedded inputs on a cache of one document per row, and adds them to it.
+  def look(self, positions_bl, hi_bl, *, length: int) -> View:
+    """Finds what new inputs see of a cache of one document per row.
 
     Args:
-      x_bld: inputs that follow each other in every row.
-      positions_bl: i32, their positions, which are their places in the cache.
+      positions_bl: i32, positions that follow each other in every row: their places in
+        the cache.
       hi_bl: i32, the last position that each sees.
-      cache: [layers, b, s, g, k] twice.
+      length: positions of the cache.
+    """
+    # Not positions_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
+    write_at_b = jnp.min(positions_bl, axis=1)
+    lo_bl = jnp.zeros_like(hi_bl)
+    return self._view(positions_bl, lo_bl, hi_bl, keys=length, write_at_b=write_at_b)
+
+  def extend(self, x_bld, view: View, cache: Keys) -> tuple[jax.Array, Keys]:
+    """Runs embedded inputs on a cache at `view`, from `look`, and adds them to it.
 
     Returns:
       Outputs [b, l, d] and the cache.
     """
-    # Not positions_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
-    write_at_b = jnp.min(positions_bl, axis=1)
-    view = self._view(
-      positions_bl,
-      jnp.zeros_like(hi_bl),
-      hi_bl,
-      keys=cache.k_bsgk.shape[2],
-      write_at_b=write_at_b,
-    )
     return self.transformer(x_bld, view, cache)
 
   def logits(self, x_bld: jax.Array) -> jax.Array:
