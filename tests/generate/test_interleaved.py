@@ -22,9 +22,10 @@ from tfusion.diffusion.process import cosine_abar
 from tfusion.generate import interleaved, phases
 from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Draw
+from tfusion.model import transfusion
 from tfusion.model.transfusion import Transfusion, bind
 from tfusion.sequence import Image, Text
-from tfusion.sharding import put_rows
+from tfusion.sharding import put_rows, spec
 
 LIMIT = 44  # sample.max_elements
 PATCHES = 4
@@ -250,7 +251,7 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
         own = slice(0, 0 if row.done else row.at)
         # float32 sums in another order, through 2 layers.
         np.testing.assert_allclose(
-          got[:, number, own], expected[:, number, own], atol=2e-5
+          got[:, number, :, own], expected[:, number, :, own], atol=2e-5
         )
     return laid
 
@@ -293,6 +294,65 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   # Five steps and the clean image; with guidance its prefix, once.
   want = [PATCHES] * 6 + [unconditional] * (guidance != 1.0)
   assert sorted(lengths) == want
+
+
+def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
+  params, monkeypatch
+):
+  c = sampling(sampler="ddim", guidance=1.0, steps=6)  # compiled nowhere else
+  walk = interleaved._Walk(c, params, [(Draw(),)], special=SPECIAL, key=KEY)
+  walk.feed()
+  found, prepare = [], transfusion.prepare
+
+  def counted(*args, **options):
+    jax.debug.callback(lambda: found.append(1))  # whenever it runs
+    return prepare(*args, **options)
+
+  monkeypatch.setattr(transfusion, "prepare", counted)
+  walk.draw()
+  jax.effects_barrier()
+  assert len(found) == 2  # for the loop, and for the clean image
+
+
+@pytest.mark.parametrize("unroll", [1, 8])
+def test_decoding_works_where_the_cache_lies(unroll):
+  """Given the cache's memory to keep, no phase makes room for a second one."""
+  model = dataclasses.replace(tiny.config().model, layers=8, unroll=unroll)
+  c = sampling(sampler="ddim", guidance=1.0, steps=2)
+  params = jax.eval_shape(lambda: tiny.params(model))
+  cache = phases.empty_cache(model, batch=2, length=4096)
+  rows = put_rows(np.zeros(2, np.int32))
+  block = phases.make_block(model, [lay_out(BOS)] * 2, at=[0, 0], length=4)
+  keys_b = jax.sharding.reshard(jax.random.split(KEY, 2), spec("batch"))
+  common = dict(cache=cache, at_b=rows, keys_b=keys_b)
+  write = phases.write.lower(
+    model,
+    params,
+    special=SPECIAL,
+    temperature=1.0,
+    limit=9,
+    logits_bv=put_rows(np.zeros((2, model.vocab_size), np.float32)),
+    writing_b=rows > 0,
+    **common,
+  )
+  draw = phases.draw.lower(
+    model,
+    params,
+    diffusion=c.diffusion,
+    sample=c.sample,
+    length=2048,
+    unconditional=put_rows(block),
+    image_b=rows,
+    **common,
+  )
+  feed = phases.feed.lower(model, params, cache=cache, block=put_rows(block))
+  size = sum(x.nbytes for x in cache)
+  # One layer of eight is read at a time, in a few forms; a drawing works in a copy of
+  # the part that it needs, here half.
+  for phase, room in ((feed, 0.5), (write, 0.5), (draw, 1.0)):
+    memory = phase.compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < room * size
 
 
 def test_a_row_does_not_depend_on_the_others_or_their_number(params):
