@@ -30,7 +30,7 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ checkpoint cli config progress report sequence sharding",
-  "attention": "chunked dense gpu gpu_work gradient intervals tpu tpu_backward"
+  "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles rivals static training",
   "data": "folder images lanes pipeline sources tokenizer",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import PartitionSpec
 
-from tfusion.attention import gradient, intervals
+from tfusion.attention import gradient, intervals, ring
 
 IMPLEMENTATIONS = ("dense", "chunked", "gpu", "tpu")
 BY_PLATFORM = {"cpu": "chunked", "tpu": "tpu"}  # any other: chunked too
@@ -71,6 +71,7 @@ def prepare(
   if _on_mesh():
     lo = _spec(lo_bq)
     specs = (PartitionSpec(*lo, None, None),) * 2 + (lo,)
+    module = _around(module, lo)
   call = gradient.Call(module, 1.0, None, blocks, False, specs)
   return Work(gradient.prepare(call, lo_bq, hi_bq, sizes), sizes, name, blocks)
 
@@ -111,7 +112,8 @@ def attend(
   Returns:
     o_bqhd in the dtype of q. Scores, softmax and sums are fp32. A nan or an inf in q,
     k or v reaches only queries that see it. On a mesh with explicit axes the result is
-    sharded like q, over batch and heads.
+    sharded like q, over batch and heads; and over the sequence, if q, k, v, lo and hi
+    all are, over the same mesh axis.
 
   Raises:
     ValueError: shapes, dtypes or shardings that do not fit, or an unknown name.
@@ -156,13 +158,17 @@ def attend_with_lse(
   else:
     _check_work(work, sizes, implementation)
     name, blocks = work.implementation, work.blocks
+  module, specs = _module(name), None
+  if _on_mesh():
+    specs = _specs(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq)
+    module = _around(module, specs[2])
   call = gradient.Call(
-    module=_module(name),
+    module=module,
     scale=1.0 / math.sqrt(sizes.head_dim) if scale is None else scale,
     soft_cap=soft_cap,
     blocks=blocks,
     interpret=interpret,
-    specs=_specs(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq) if _on_mesh() else None,
+    specs=specs,
   )
   tree = gradient.prepare(call, lo_bq, hi_bq, sizes) if work is None else work.tree
   return gradient.attend(call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, tree)
@@ -188,6 +194,14 @@ def _choose(implementation: str | None) -> str:
 def _module(name: str):
   # Only the one in use: Pallas takes a second to import.
   return importlib.import_module(f"tfusion.attention.{name}")
+
+
+def _around(module, lo: PartitionSpec):
+  """The module itself, or a ring of it where rows are cut into shards."""
+  axis = lo[1]
+  if axis is None or jax.sharding.get_abstract_mesh().shape[axis] == 1:
+    return module
+  return ring.Ring(module, axis)
 
 
 def _on_mesh() -> bool:
@@ -243,28 +257,29 @@ def _check_work(work: Work, sizes: intervals.Sizes, implementation) -> None:
 
 def _spec(x) -> PartitionSpec:
   spec = jax.typeof(x).sharding.spec
-  return PartitionSpec(*spec, *[None] * (x.ndim - len(spec)))
+  one = [x[0] if isinstance(x, tuple) and len(x) == 1 else x for x in spec]
+  return PartitionSpec(*one, *[None] * (x.ndim - len(spec)))
 
 
 def _specs(q, k, v, lo, hi) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
   """Returns how q, k and v, and lo and hi are sharded."""
   found = {name: _spec(x) for name, x in dict(q=q, k=k, v=v, lo=lo, hi=hi).items()}
   batch, length, heads, d = found["q"]
-  if length is not None or d is not None:
+  if isinstance(length, tuple) or d is not None:
     raise ValueError(
-      f"q is sharded as {found['q']}: reshard it so that only batch and heads are"
-      " sharded, never sequence or head dim"
+      f"q is sharded as {found['q']}: reshard it so that its sequence is sharded over"
+      " one mesh axis or none, and its head dim never"
     )
   for name in ("k", "v"):
     if found[name] != found["q"]:
       raise ValueError(
         f"{name} is sharded as {found[name]} and q as {found['q']}: reshard {name}"
-        " like q; its heads must divide over the same mesh axis"
+        " like q; its heads and length must divide over the same mesh axes"
       )
   for name in ("lo", "hi"):
-    if found[name] != PartitionSpec(batch, None):
+    if found[name] != PartitionSpec(batch, length):
       raise ValueError(
         f"{name} is sharded as {found[name]}: reshard it as"
-        f" {PartitionSpec(batch, None)}, like the batch of q"
+        f" {PartitionSpec(batch, length)}, like batch and sequence of q"
       )
   return found["q"], found["k"], found["lo"]

@@ -16,7 +16,6 @@ b batch  q queries  k keys  h query heads  n key/value heads  d head dim
 import dataclasses
 import functools
 import math
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from tfusion.attention import intervals
 class Call:
   """All that is not an array."""
 
-  module: ModuleType
+  module: Any  # or a Ring of one
   scale: float
   soft_cap: float | None
   blocks: Any
@@ -86,7 +85,7 @@ def _forward(call: Call, *args):
   if call.specs is None:
     return run(*args)
   q, kv, lo = call.specs
-  work = jax.tree.map(lambda _: P(lo[0]), args[5])
+  work = jax.tree.map(lambda _: _of_shards(lo), args[5])
   return jax.shard_map(
     run,
     in_specs=(q, kv, kv, lo, lo, work),
@@ -101,7 +100,7 @@ def _backward(call: Call, *args):
     return run(*args)
   q, kv, lo = call.specs
   lse = P(q[0], q[2], q[1])
-  work = jax.tree.map(lambda _: P(lo[0]), args[5])
+  work = jax.tree.map(lambda _: _of_shards(lo), args[5])
   return jax.shard_map(
     run,
     in_specs=(q, kv, kv, lo, lo, work, lse, lse, q),
@@ -144,10 +143,30 @@ def prepare(call: Call, lo_bq, hi_bq, sizes: intervals.Sizes):
   if call.specs is None:
     return run(lo_bq, hi_bq, sizes=sizes)
   *_, lo = call.specs
-  rows = lo[0] if isinstance(lo[0], tuple) else (lo[0],)
-  mesh = jax.sharding.get_abstract_mesh().shape
-  shards = math.prod(mesh[axis] for axis in rows if axis is not None)
-  local = functools.partial(run, sizes=sizes._replace(batch=sizes.batch // shards))
-  return jax.shard_map(local, in_specs=(lo, lo), out_specs=P(lo[0]), check_vma=False)(
-    lo_bq, hi_bq
+  rows, length = (_shards(axes) for axes in lo)
+  sizes = sizes._replace(
+    batch=sizes.batch // rows,
+    queries=sizes.queries // length,
+    keys=sizes.keys // length,
   )
+  return jax.shard_map(
+    functools.partial(run, sizes=sizes),
+    in_specs=(lo, lo),
+    out_specs=_of_shards(lo),
+    check_vma=False,
+  )(lo_bq, hi_bq)
+
+
+def _shards(axes) -> int:
+  mesh = jax.sharding.get_abstract_mesh().shape
+  return math.prod(mesh[axis] for axis in _names(axes))
+
+
+def _of_shards(lo: P) -> P:
+  """What a shard of lo and hi has for itself is stacked in front."""
+  return P((*_names(lo[0]), *_names(lo[1])))
+
+
+def _names(axes) -> tuple[str, ...]:
+  """The mesh axes of one dimension of a PartitionSpec."""
+  return axes if isinstance(axes, tuple) else () if axes is None else (axes,)
