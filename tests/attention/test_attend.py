@@ -483,7 +483,7 @@ with jax.set_mesh(mesh):
       raise AssertionError("no error about " + word)
   lo_, hi_ = put(lo, "data"), put(hi, "data")
   kv = [put(a, "data", None, "tensor") for a in x[1:3]]
-  refuses("q is sharded", put(x[0], "data", "fsdp"), *kv, lo_, hi_)
+  refuses("q is sharded", put(x[0], "data", None, None, "fsdp"), *kv, lo_, hi_)
   refuses("k is sharded", put(x[0], "data", None, "tensor"), put(x[1], "data"), *kv[1:],
           lo_, hi_)
   refuses("lo is sharded", put(x[0], "data", None, "tensor"), *kv, put(lo), hi_)

@@ -12,9 +12,9 @@ needed nor assumed: an image that straddles a cut looks ahead, to distance -1 = 
 
 A distance at which no query of any shard sees a key is skipped, exchange and all. With
 documents shorter than a shard that leaves 0, 1 and, for straddling images, C - 1,
-whatever the length of the row. Shards go straight to where they are needed, so a skipped
-distance costs later ones nothing. What a device holds beside its own shards is one shard
-of keys and values that visits it; the backward pass fetches them again.
+whatever the length of the row. Shards go straight to where they are needed, so a
+skipped distance costs later ones nothing. What a device holds beside its own shards is
+one shard of keys and values that visits it; the backward pass fetches them again.
 
 An exchange waits for the attention before it: both are in one loop over distances, so
 that the kernel is compiled once for all of them.

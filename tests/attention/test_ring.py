@@ -1,0 +1,21 @@
+"""The promises of tfusion/attention/ring.py need several devices: another process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROMISES = Path(__file__).with_name("ring_on_eight_devices.py")
+
+
+def test_on_eight_devices():
+  env = dict(os.environ, JAX_PLATFORMS="cpu")
+  env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+  env["PYTHONPATH"] = str(Path(__file__).parents[2])
+  done = subprocess.run(
+    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", PROMISES],
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
