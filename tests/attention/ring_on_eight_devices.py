@@ -214,6 +214,7 @@ def test_the_live_distances_are_those_of_brute_force(shards):
       options = dict(keys=S, heads=H, kv_heads=N, head_dim=D, dtype=np.float32)
       work = prepare(*at, implementation="chunked", **options).tree
       order, count = np.asarray(work.live_1c), np.asarray(work.count_1)
+      assert order.shape == (shards, shards) and count.shape == (shards,)
       assert (order == order[:1]).all() and (count == count[0]).all()
       assert set(order[0, : count[0]].tolist()) == brute_live(lo, hi, shards)
       assert sorted(order[0].tolist()) == list(range(shards))
