@@ -38,7 +38,7 @@ class Work(NamedTuple):
 
   live_1c: jax.Array  # i32, the distances that anyone needs, then the others
   count_1: jax.Array  # i32, how many are needed
-  inner: Any  # work of the implementation, its second axis the distances
+  inner: Any  # work of the implementation; two axes in front, 1 and the distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Ring:
     return Work(
       jnp.argsort(-live_c, stable=True).astype(jnp.int32)[None],
       jnp.sum(live_c, keepdims=True),
-      jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), inner),
+      jax.tree.map(lambda x: x[None], inner),
     )
 
   def forward(self, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work: Work, **options):
@@ -118,7 +118,7 @@ class Ring:
   def _seen(self, lo_bq, hi_bq, keys: int, work: Work, distance):
     """Returns lo, hi and work as the implementation takes them."""
     origin = self._origin(distance, keys)
-    pick = lambda x: lax.dynamic_index_in_dim(x, distance, 1, keepdims=False)  # noqa: E731
+    pick = lambda x: lax.dynamic_index_in_dim(x[0], distance, keepdims=False)  # noqa: E731
     return lo_bq - origin, hi_bq - origin, jax.tree.map(pick, work.inner)
 
   def _fetch(self, arrays, distance):
