@@ -94,6 +94,7 @@ class MeshConfig:
 
   data: int = -1  # copies of the parameters
   fsdp: int = 1  # shards of parameters and batch
+  context: int = 1  # shards of a row
   tensor: int = 1  # shards of heads, mlp and vocabulary
 
 
@@ -157,16 +158,21 @@ CHOICES = {
   "sample.sampler": ("ddpm", "ddim"),
 }
 
+SHARDED = {
+  "mesh.fsdp": "model.width",
+  "mesh.context": "data.row_length",
+  "mesh.tensor": "model.heads model.kv_heads model.mlp model.vocab_size",
+}
 RANGES = {
   "above 0": (
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps data.row_length"
     " data.image_slots data.text_per_image data.lanes data.packing_bins optim.peak_lr"
-    " optim.eps optim.clip_norm mesh.fsdp mesh.tensor train.steps train.batch_rows"
-    " train.accumulate train.log_every_steps train.eval_every_steps train.eval_rows"
-    " train.save_every_steps train.keep_last train.max_skipped_updates sample.steps"
-    " sample.max_elements eval.images_per_class eval.batch eval.text_rows",
+    " optim.eps optim.clip_norm mesh.fsdp mesh.context mesh.tensor train.steps"
+    " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
+    " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"
+    " sample.steps sample.max_elements eval.images_per_class eval.batch eval.text_rows",
   ),
   "at least 0": (
     lambda x: x >= 0,
@@ -312,12 +318,13 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
       or the lanes do not divide over the hosts (the message lists counts that do).
   """
   mesh, t = config.mesh, config.train
-  inner = mesh.fsdp * mesh.tensor
+  inner = mesh.fsdp * mesh.context * mesh.tensor
   data = devices // inner if mesh.data == -1 else mesh.data
   if data * inner != devices:
     raise ValueError(
-      f"mesh data={mesh.data}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not fit"
-      f" {devices} devices; the product must be the device count"
+      f"mesh data={mesh.data}, fsdp={mesh.fsdp}, context={mesh.context},"
+      f" tensor={mesh.tensor} does not fit {devices} devices; the product must be the"
+      " device count"
     )
   rows = t.batch_rows // t.accumulate
   if rows % (data * mesh.fsdp):
@@ -331,17 +338,17 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
     raise ValueError(f"data.lanes={lanes} do not divide over {hosts} hosts; use {good}")
   if (data * mesh.fsdp) % hosts:
     raise ValueError(
-      f"mesh.tensor={mesh.tensor}: a row would be shared by some of {hosts} hosts, but"
-      f" each reads its own; they must divide mesh data*fsdp={data * mesh.fsdp}"
+      f"mesh.context={mesh.context}, mesh.tensor={mesh.tensor}: a row would be shared"
+      f" by some of {hosts} hosts, but each reads its own; they must divide mesh"
+      f" data*fsdp={data * mesh.fsdp}"
     )
-  m = config.model
-  for key in ("heads", "kv_heads", "mlp", "vocab_size"):
-    if getattr(m, key) % mesh.tensor:
-      raise ValueError(
-        f"model.{key}={getattr(m, key)} does not divide by mesh.tensor={mesh.tensor}"
-      )
-  if m.width % mesh.fsdp:
-    raise ValueError(f"model.width={m.width} does not divide by mesh.fsdp={mesh.fsdp}")
+  values = flatten(config)
+  for axis, keys in SHARDED.items():
+    for key in keys.split():
+      if values[key] % values[axis]:
+        raise ValueError(
+          f"{key}={values[key]} does not divide by {axis}={values[axis]}"
+        )
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -5,8 +5,10 @@ parameter has (model/ names them where it makes them).
 
 Meshes are explicit: a bad sharding is an error while tracing, on a laptop too.
 `fsdp` shards parameters and batch: a layer's parameters are gathered where they are
-used and their gradients scattered back (ZeRO-3, arXiv 1910.02054). `tensor` shards
-heads, mlp and vocabulary. Only `data` should cross a slow network.
+used and their gradients scattered back (ZeRO-3, arXiv 1910.02054). `context` shards the
+positions of a row that is trained on: all but attention (attention/ring.py) is local to
+a position. `tensor` shards heads, mlp and vocabulary. Only `data` should cross a slow
+network.
 """
 
 import math
@@ -23,10 +25,11 @@ from jax.sharding import PartitionSpec as P
 
 from tfusion.config import MeshConfig
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 RULES: dict[str | None, Any] = {
   "batch": ("data", "fsdp"),
+  "sequence": "context",
   "embed": "fsdp",
   "heads": "tensor",
   "kv_heads": "tensor",
@@ -62,11 +65,11 @@ def join_hosts(how: str) -> None:
 def make_mesh(
   config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """Builds the explicit mesh `data, fsdp, tensor`; data = -1 takes what remains."""
+  """Builds the explicit mesh of AXES; data = -1 takes what remains."""
   devices = jax.devices() if devices is None else devices
-  inner = config.fsdp * config.tensor
+  inner = config.fsdp * config.context * config.tensor
   data = len(devices) // inner if config.data == -1 else config.data
-  shape = (data, config.fsdp, config.tensor)
+  shape = (data, config.fsdp, config.context, config.tensor)
   return jax.make_mesh(
     shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
   )

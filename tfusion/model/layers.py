@@ -66,6 +66,11 @@ def use(parameter: nnx.Param, *, dtype) -> jax.Array:
   return jax.sharding.reshard(value, gathered(names[len(names) - value.ndim :]))
 
 
+def outputs_of(x_bl: jax.Array) -> jax.P:
+  """The spec of outputs [b, l, d] for inputs [b, l, ...]: they stay where these are."""
+  return jax.P(*jax.typeof(x_bl).sharding.spec[:2], None)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def linear(x, w, inputs: int = 1, out_sharding=None) -> jax.Array:
   """Contracts the last `inputs` axes of x_bl... with the first of w.
@@ -132,7 +137,7 @@ def _normalise(x_bld, scale_d, eps: float):
 @jax.checkpoint
 def _gated_down(gate_blf, up_blf, w_down_fd):
   h_blf = jax.nn.silu(gate_blf) * up_blf
-  return linear(h_blf, w_down_fd, 1, spec("batch", None, None))
+  return linear(h_blf, w_down_fd, 1, outputs_of(h_blf))
 
 
 class RMSNorm(nnx.Module):
@@ -182,7 +187,7 @@ class Attention(nnx.Module):
       k, v = (_read(x_nbgsk, layer) for x_nbgsk in keys)
     o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, work=view.work)
     wo = use(self.wo, dtype=dtype)
-    out = linear(o_blhk, wo, 2, spec("batch", None, None))
+    out = linear(o_blhk, wo, 2, outputs_of(x_bld))
     return out, keys
 
 

@@ -7,6 +7,7 @@ b batch  l sequence  n image slots  m patches of an image  d width  v vocab
 h w c latent height, width, channels
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
-from tfusion.model.layers import Keys, View, param, rope_angles, use
+from tfusion.model.layers import Keys, View, outputs_of, param, rope_angles, use
 from tfusion.model.patches import LinearPatches
 from tfusion.model.transformer import Transformer
 from tfusion.sequence import Batch
@@ -48,8 +49,11 @@ class Transfusion(nnx.Module):
     Returns:
       logits f32[b, l, v] (sharded over the vocabulary) and noise f32[b, n, h, w, c].
     """
-    x_bld = self.embed(batch.tokens_bl, noisy_bnhwc, t_bn, batch.patch_bl)
-    view = self._view(batch.positions_bl, batch.lo_bl, batch.hi_bl)
+    cut = functools.partial(
+      jax.sharding.reshard, out_shardings=spec("batch", "sequence")
+    )
+    x_bld = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, cut(batch.patch_bl))
+    view = self._view(cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl))
     x_bld, _ = self.transformer(x_bld, view)
     patches = self.config.patches_per_image
     noise = self.predict_noise(_take(x_bld, batch.image_start_bn, patches))
@@ -64,7 +68,7 @@ class Transfusion(nnx.Module):
     """Token ids to [b, l, d]."""
     # Cast behind the lookup: its gradient sums over every place of a token, in float32.
     table_vd = jax.sharding.reshard(self.embedding[...], spec(None))
-    x_bld = table_vd.at[tokens_bl].get(out_sharding=spec("batch", None, None))
+    x_bld = table_vd.at[tokens_bl].get(out_sharding=outputs_of(tokens_bl))
     return x_bld.astype(dtype_of(self.config))
 
   def embed_images(self, noisy_bnhwc: jax.Array, t_bn: jax.Array) -> jax.Array:
@@ -162,7 +166,11 @@ def _place(x_bld, x_bnmd, patch_bl):
     placed_ld = patches_qd[jnp.maximum(patch_l, 0)]
     return jnp.where((patch_l >= 0)[:, None], placed_ld, x_ld)
 
-  return by_row(place)(x_bld, x_bnmd, patch_bl)
+  cut = jax.typeof(x_bld).sharding.spec
+  specs = (cut, spec("batch"), jax.P(*cut[:2]))
+  return jax.shard_map(jax.vmap(place), in_specs=specs, out_specs=cut)(
+    x_bld, x_bnmd, patch_bl
+  )
 
 
 def _take(x_bld, image_start_bn, patches_per_image: int):
@@ -171,4 +179,6 @@ def _take(x_bld, image_start_bn, patches_per_image: int):
   def take(x_ld, start_n):
     return x_ld[start_n[:, None] + jnp.arange(patches_per_image)[None]]
 
+  # An image may lie on several devices: all come to each.
+  x_bld = jax.sharding.reshard(x_bld, spec("batch", None, None))
   return by_row(take)(x_bld, image_start_bn)
