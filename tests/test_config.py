@@ -216,6 +216,7 @@ def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tm
     {"model__attention": "dense"},
     {"model__dtype": "bfloat16"},
     {"mesh__fsdp": 2},
+    {"mesh__context": 2},
     {"sample__guidance": 1.5},
     {"train__batch_rows": 32},
   ],
@@ -241,6 +242,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
     ({"mesh__fsdp": 16}, 8),
     ({"mesh__data": 4}, 8),
     ({"mesh__data": 4, "mesh__tensor": 4}, 8),
+    ({"mesh__data": 4, "mesh__context": 4}, 8),
   ):
     with pytest.raises(ValueError, match=f"does not fit {devices} devices"):
       check(build(**mesh), devices=devices, hosts=1)
@@ -258,6 +260,8 @@ def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
     ({"mesh__tensor": 4, "model__kv_heads": 2}, "model.kv_heads=2"),
     ({"mesh__tensor": 4, "model__mlp": 510}, "model.mlp=510"),
     ({"mesh__tensor": 4, "model__vocab_size": 510}, "model.vocab_size=510"),
+    ({"mesh__context": 4, "data__row_length": 126}, "row_length=126.*context=4"),
+    ({"mesh__context": 4}, None),
     ({"mesh__fsdp": 8, "model__width": 24 * 9}, None),
     ({"mesh__fsdp": 8, "model__width": 196, "model__heads": 2}, "model.width=196"),
   ],
@@ -286,7 +290,10 @@ def test_a_row_may_not_be_shared_by_hosts_that_read_different_rows():
   config_lib.validate_devices(config, devices=8, hosts=1)
   with pytest.raises(ValueError, match=r"mesh.tensor=8.*2 hosts.*data\*fsdp=1"):
     config_lib.validate_devices(config, devices=8, hosts=2)
-  config = build(mesh__tensor=4, **wide)
+  config = build(mesh__tensor=2, mesh__context=4, **wide)
+  with pytest.raises(ValueError, match=r"mesh.context=4.*2 hosts.*data\*fsdp=1"):
+    config_lib.validate_devices(config, devices=8, hosts=2)
+  config = build(mesh__tensor=2, mesh__context=2, **wide)
   config_lib.validate_devices(config, devices=8, hosts=2)
 
 

@@ -158,11 +158,10 @@ CHOICES = {
   "sample.sampler": ("ddpm", "ddim"),
 }
 
-SHARDED = {
-  "mesh.fsdp": "model.width",
-  "mesh.context": "data.row_length",
-  "mesh.tensor": "model.heads model.kv_heads model.mlp model.vocab_size",
-}
+SHARDED = dict.fromkeys(
+  "model.heads model.kv_heads model.mlp model.vocab_size".split(), "mesh.tensor"
+)
+SHARDED |= {"model.width": "mesh.fsdp", "data.row_length": "mesh.context"}
 RANGES = {
   "above 0": (
     lambda x: x > 0,
@@ -317,38 +316,31 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
     ValueError: the mesh does not use all devices, the batch does not divide over it,
       or the lanes do not divide over the hosts (the message lists counts that do).
   """
-  mesh, t = config.mesh, config.train
+  mesh, t, lanes = config.mesh, config.train, config.data.lanes
   inner = mesh.fsdp * mesh.context * mesh.tensor
   data = devices // inner if mesh.data == -1 else mesh.data
   if data * inner != devices:
     raise ValueError(
-      f"mesh data={mesh.data}, fsdp={mesh.fsdp}, context={mesh.context},"
-      f" tensor={mesh.tensor} does not fit {devices} devices; the product must be the"
-      " device count"
+      f"{mesh} does not fit {devices} devices; the product must be the device count"
     )
-  rows = t.batch_rows // t.accumulate
-  if rows % (data * mesh.fsdp):
+  rows, shards = t.batch_rows // t.accumulate, data * mesh.fsdp
+  if rows % shards:
     raise ValueError(
       f"train.batch_rows={t.batch_rows} in train.accumulate={t.accumulate} parts gives"
-      f" {rows} rows, which do not divide over mesh data*fsdp={data * mesh.fsdp}"
+      f" {rows} rows, which do not divide over mesh data*fsdp={shards}"
     )
-  lanes = config.data.lanes
   if lanes % hosts:
     good = [n for n in range(1, lanes + 1) if lanes % n == 0]
     raise ValueError(f"data.lanes={lanes} do not divide over {hosts} hosts; use {good}")
-  if (data * mesh.fsdp) % hosts:
+  if shards % hosts:
     raise ValueError(
-      f"mesh.context={mesh.context}, mesh.tensor={mesh.tensor}: a row would be shared"
-      f" by some of {hosts} hosts, but each reads its own; they must divide mesh"
-      f" data*fsdp={data * mesh.fsdp}"
+      f"mesh.context={mesh.context}, mesh.tensor={mesh.tensor}: {hosts} hosts would"
+      f" share rows, but each reads its own; they must divide mesh data*fsdp={shards}"
     )
   values = flatten(config)
-  for axis, keys in SHARDED.items():
-    for key in keys.split():
-      if values[key] % values[axis]:
-        raise ValueError(
-          f"{key}={values[key]} does not divide by {axis}={values[axis]}"
-        )
+  for key, axis in SHARDED.items():
+    if values[key] % values[axis]:
+      raise ValueError(f"{key}={values[key]} does not divide by {axis}={values[axis]}")
 
 
 def flatten(config: Config) -> dict[str, Any]:

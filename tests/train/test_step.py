@@ -468,6 +468,8 @@ MESHES = {
   "data fsdp": (dict(data=2, fsdp=4), 1),
   "fsdp tensor": (dict(data=1, fsdp=2, tensor=4), 1),
   "data fsdp tensor, in two parts": (dict(data=2, fsdp=2, tensor=2), 2),
+  "data context": (dict(data=2, context=4), 1),
+  "fsdp context tensor, in two parts": (dict(fsdp=2, context=2, tensor=2), 2),
 }
 
 EIGHT_DEVICES = """
