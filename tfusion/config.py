@@ -33,7 +33,7 @@ class ModelConfig:
   dtype: str = "auto"  # of matmuls: auto (bfloat16, on CPU float32) or a name
   remat: str = "none"  # none, dots (keep matmul outputs) or full
   unroll: int = 1  # layers per iteration of the scan; a CPU is fastest with all
-  attention: str = "auto"  # auto, dense (the reference) or chunked
+  attention: str = "auto"  # auto (by platform), dense, chunked, tpu or gpu
 
   @property
   def head_dim(self) -> int:
@@ -154,7 +154,7 @@ CHOICES = {
   "model.patch": (1, 2, 4, 8),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
-  "model.attention": ("auto", "dense", "chunked"),
+  "model.attention": ("auto", "dense", "chunked", "tpu", "gpu"),
   "sample.sampler": ("ddpm", "ddim"),
 }
 

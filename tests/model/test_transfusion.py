@@ -189,3 +189,28 @@ def test_every_images_own_timestep_reaches_its_patches(forward):
   moved = (before != after).reshape(4, 3, -1).all(-1)
   assert np.argwhere(moved).tolist() == [[3, 1]]
   assert np.argwhere((before != after).reshape(4, 3, -1).any(-1)).tolist() == [[3, 1]]
+
+
+def equations(jaxpr, inside=()):
+  """Every equation of a jaxpr, with the names of those it is inside of."""
+  for equation in jaxpr.eqns:
+    yield equation.primitive.name, inside
+    within = (*inside, equation.primitive.name)
+    for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+      inner = getattr(value, "jaxpr", value)
+      if hasattr(inner, "eqns"):
+        yield from equations(inner, within)
+
+
+def test_work_lists_are_made_once_for_all_layers():
+  config = tiny.config(model__width=128, model__heads=2, model__attention="tpu")
+  batch = tiny.batch(config)
+  inputs = tiny.put((batch, batch.latents_bnhwc, np.zeros((4, 3), np.int32)))
+  params = tiny.params(config.model)
+  traced = jax.jit(lambda *args: bind(config.model, params)(*args)).trace(*inputs)
+  found = list(equations(traced.jaxpr.jaxpr))
+  assert [inside for name, inside in found if name == "pallas_call"]
+  assert all("scan" in inside for name, inside in found if name == "pallas_call")
+  sorts = [inside for name, inside in found if name == "sort"]
+  assert len(sorts) == 2  # of the forward and of the backward list
+  assert not any("scan" in inside for inside in sorts)

@@ -1,7 +1,8 @@
 """Attention over intervals of keys: one contract, several implementations.
 
-Owns: the contract, its checks, which implementation runs, and how it runs on a mesh.
-Not: where intervals come from (sequence.py), the arithmetic (dense.py, chunked.py).
+Owns: the contract, its checks, and which implementation runs. Not: where intervals come
+from (sequence.py), gradients and meshes (gradient.py, ring.py), the arithmetic
+(dense.py, chunked.py, tpu.py, gpu.py). README.md beside this file tells the whole.
 
 b batch  q queries  k keys  h query heads  n key/value heads  d head dim
 """
@@ -19,7 +20,8 @@ from jax.sharding import PartitionSpec
 from tfusion.attention import gradient, intervals, ring
 
 IMPLEMENTATIONS = ("dense", "chunked", "gpu", "tpu")
-BY_PLATFORM = {"cpu": "chunked", "tpu": "tpu"}  # any other: chunked too
+BY_PLATFORM = {"cpu": "chunked", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
+HEAD_DIMS = {"tpu": (64, 128, 256), "gpu": (16, 32, 64, 128, 256)}  # of the kernels
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +67,7 @@ def prepare(
   dtype = jnp.dtype(dtype)
   shape = (*lo_bq.shape, keys, heads, kv_heads, head_dim)
   sizes = intervals.Sizes(*shape, dtype)
-  name = _choose(implementation)
+  name = _choose(implementation, head_dim)
   module = _module(name)
   specs = None
   if _on_mesh():
@@ -105,7 +107,7 @@ def attend(
       section 2) if given.
     implementation: "dense" (the reference), "chunked" (XLA; memory grows in a line with
       the number of queries and keys), "tpu" or "gpu" (the Pallas kernels); None takes
-      the one for the platform, or that of `work`.
+      that of `work`, or the one for the platform and the head dim.
     interpret: runs the Pallas kernels step by step on any platform, for tests.
     work: what `prepare` made of these lo and hi; None makes it here.
 
@@ -154,7 +156,7 @@ def attend_with_lse(
   _check(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq)
   sizes = intervals.sizes_of(q_bqhd, k_bknd)
   if work is None:
-    name, blocks = _choose(implementation), None
+    name, blocks = _choose(implementation, sizes.head_dim), None
   else:
     _check_work(work, sizes, implementation)
     name, blocks = work.implementation, work.blocks
@@ -174,7 +176,7 @@ def attend_with_lse(
   return gradient.attend(call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, tree)
 
 
-def _choose(implementation: str | None) -> str:
+def _choose(implementation: str | None, head_dim: int) -> str:
   if implementation in IMPLEMENTATIONS:
     return implementation
   if implementation is not None:
@@ -185,8 +187,15 @@ def _choose(implementation: str | None) -> str:
   device = jax.sharding.get_abstract_mesh().abstract_device
   platform = jax.default_backend() if device is None else device.platform
   name = BY_PLATFORM.get(platform, "chunked")
+  if head_dim not in HEAD_DIMS.get(name, (head_dim,)):
+    name = "chunked"
   logging.log_first_n(
-    logging.INFO, "attention: %r, as the platform is %r", 1, name, platform
+    logging.INFO,
+    "attention: %r, as the platform is %r and the head dim %d",
+    1,
+    name,
+    platform,
+    head_dim,
   )
   return name
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tfusion.bench import bundles
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
   "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud which machine this is
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -88,7 +88,7 @@ def profile(generation: str, cases: list[Case], *, dump: bool = True) -> list[Pr
   """
   check(generation)
   with tempfile.TemporaryDirectory() as folder:
-    environment = os.environ | _ENVIRONMENT
+    environment = os.environ | ENVIRONMENT
     environment["PYTHONPATH"] = os.pathsep.join(
       path or os.getcwd() for path in sys.path
     )
