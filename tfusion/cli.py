@@ -273,6 +273,13 @@ def _quiet(*, verbose: bool) -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Where libtpu is installed, to compile for TPUs elsewhere, JAX looks for one here,
+  # and libtpu reports at length that there is none.
+  devices = ("accel*", "vfio/*", "nvidia*", "kfd", "dxg")
+  if importlib.util.find_spec("libtpu") and not any(
+    any(Path("/dev").glob(name)) for name in devices
+  ):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 if __name__ == "__main__":
