@@ -389,6 +389,19 @@ def test_the_drawing_of_a_row_is_what_lo_and_hi_mean():
   np.testing.assert_array_equal(intervals.sees(lo, hi, keys=8)[0], want)
 
 
+def test_the_tiles_drawn_in_the_readme_are_those_of_the_row_beside_them():
+  page = Path(chunked.__file__).with_name("README.md").read_text()
+  lines = page.partition("lo hi")[2].partition("Tiles with")[0].splitlines()
+  rows = [line.split() for line in lines if line.split()[:1] and " o " in line]
+  lo, hi = (jnp.asarray([[int(row[at], 16) for row in rows]]) for at in (-2, -1))
+  drawn = [["o" == mark for mark in row[2:-2] if mark != "|"] for row in rows]
+  np.testing.assert_array_equal(intervals.sees(lo, hi, keys=12)[0], drawn)
+  live_bij, full_bij = intervals.tiles(lo, hi, keys=12, block_q=4, block_k=4)
+  words = [line.replace("|", " ").split() for line in lines if "masked" in line]
+  assert (live_bij[0] == (np.array(words) != "-")).all()
+  assert (full_bij[0] == (np.array(words) == "full")).all()
+
+
 def test_every_size_is_cut_into_steps_that_cover_it():
   for batch, length, heads, group in (
     (1, 8192, 8, 1),
