@@ -243,7 +243,7 @@ def test_the_table_fits_every_chip(monkeypatch):
   for chip in chips:
     monkeypatch.setattr(tpu_tiling, "chip", lambda: pltpu.get_tpu_info_for_chip(*chip))  # noqa: B023
     for length in (1, 100, 1000, 8192, 32768):
-      for heads, kv_heads in ((8, 8), (16, 4), (8, 1), (6, 3)):
+      for heads, kv_heads in ((8, 8), (16, 4), (8, 1), (6, 3), (10, 2)):
         for d in (64, 128, 256):
           for dtype in (jnp.bfloat16, jnp.float32):
             size = (1, length, length, heads, kv_heads, d, jnp.dtype(dtype))

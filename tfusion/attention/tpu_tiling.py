@@ -45,7 +45,8 @@ def choose_blocks(sizes: Sizes) -> Blocks:
   """
   wide = chip().mxu_column_size > LANES
   heads = _divisor(sizes.kv_heads, max(4 // sizes.group, 1))
-  most = max(2048 // sizes.group, LANES)  # a tile is straight code: it must compile
+  # A tile is straight code: of more rows than these it takes minutes to compile.
+  most = max(2048 // sizes.group // LANES * LANES, LANES)
   sides = (512, 1024), (512, 512), (256, 512), (128, 512), (128, 128)
   for query, key in sides[2:] if sizes.dtype == jnp.float32 else sides:
     query = min(query, most, padded(sizes.queries))
