@@ -11,8 +11,8 @@ sits in scalar memory and tells each step which blocks to fetch; its length is a
 computed with it, so one executable serves every mask. The forward pass walks the tiles
 of a block of queries, keeping softmax sums and output in VMEM (FlashAttention, arXiv
 2205.14135, algorithm 1). The backward pass walks those of a block of keys, keeping dk
-and dv, while dq of as many queries as fit stays in VMEM from the first tile to the last,
-so that the scores are computed once for all three.
+and dv, while dq of as many queries as fit stays in VMEM from the first tile to the
+last, so that the scores are computed once for all three.
 """
 
 from typing import NamedTuple
