@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from tfusion.attention import Work, attend
 from tfusion.config import ModelConfig
@@ -234,7 +235,10 @@ def _write(cache_nbgsk, new_blgk, layer, at_b):
       new_lgk = jax.lax.dynamic_index_in_dim(new_blgk, i, keepdims=False)
       new_11glk = new_lgk.swapaxes(0, 1)[None, None]
       at = (layer, i, 0, at_b[i], 0)
-      return jax.lax.dynamic_update_slice(cache_nbgsk, new_11glk, at)
+      cache_nbgsk = jax.lax.dynamic_update_slice(cache_nbgsk, new_11glk, at)
+      # As attention reads it: a TPU's compiler would take the order of the new ones and
+      # turn the whole cache around for every token.
+      return with_layout_constraint(cache_nbgsk, Layout((0, 1, 2, 3, 4)))
 
     return jax.lax.fori_loop(0, new_blgk.shape[0], row, cache_nbgsk)
 
