@@ -390,7 +390,7 @@ def test_the_drawing_of_a_row_is_what_lo_and_hi_mean():
 
 
 def test_the_tiles_drawn_in_the_readme_are_those_of_the_row_beside_them():
-  page = Path(chunked.__file__).with_name("README.md").read_text()
+  page = (Path(__file__).parents[2] / "tfusion/attention/README.md").read_text()
   lines = page.partition("lo hi")[2].partition("Tiles with")[0].splitlines()
   rows = [line.split() for line in lines if line.split()[:1] and " o " in line]
   lo, hi = (jnp.asarray([[int(row[at], 16) for row in rows]]) for at in (-2, -1))
