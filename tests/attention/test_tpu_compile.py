@@ -25,17 +25,19 @@ def test_the_kernels_compile_and_their_memory_grows_in_a_line(started, generatio
     # One queries x keys array of one head, in bfloat16, is 134 MB at 8192 and 2.1 GB at
     # 32768; q, k and v of 16 and 4 heads of 128 are 50 MB at 8192.
     limit_mb = (90 if key.backward else 8) * key.length / 8192
-    # Lanes are 128: a longer head dim takes more, a shorter one is copied to be padded.
-    limit_mb *= key.head_dim / 128 if key.head_dim >= 128 else 1.5
+    # Lanes are 128: a longer head dim takes more. Of a shorter one q, k, v, do and the
+    # results are copied to be padded, 84 MB at 4096, as far as not in VMEM already.
+    limit_mb *= key.head_dim / 128 if key.head_dim >= 128 else 2
     assert 0 < profile.temp_bytes <= limit_mb * 1e6, key
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_inner_loops_are_no_longer_than_their_budget(started, generation):
   budgets = json.loads(tpu_programs.BUDGETS.read_text())
-  # Another compiler schedules otherwise, and that is not our doing.
+  # Another compiler schedules otherwise, and that is not our doing: that of 0.0.48.1
+  # makes one body 13 % longer.
   same = budgets["libtpu"] == tpu_programs.libtpu_version()
-  slack = 1.0 if same else 1.1
+  slack = 1.0 if same else 1.2
   found = tpu_programs.count_bundles(generation, started[generation].result())
   budget = budgets["bundles"][generation]
   assert set(found) == set(budget)
