@@ -88,6 +88,40 @@ def compare(got, want, dtype=np.float32, *, lse_tolerance=1e-5):
     assert far(g, w) < tolerance, name
 
 
+def check_confined(run, lengths: tuple[int, ...], *, broken: int, value: float):
+  """What is not finite in one query or key stays with those who see it.
+
+  Args:
+    run: `(q, k, v, do, dlse, lo, hi)` to `(o, lse, dq, dk, dv)`.
+    lengths: of three documents and the padding of a row; the second document is broken
+      at its place 7, inside an image of places 4 to 8.
+    broken: which of q, k, v, do.
+    value: what is written there.
+  """
+  first, after, padding = np.cumsum(lengths)[:3]
+  length, at = sum(lengths), first + 7
+  lo = np.repeat([0, first, after, padding], lengths).astype(np.int32)[None]
+  hi = np.arange(length, dtype=np.int32)[None].copy()
+  hi[:, first + 4 : first + 9] = first + 8
+  hi[:, padding:] = padding - 1  # padding sees nothing, and nobody sees it
+  inside = (lo[0] == first) & (hi[0] >= at)
+  other = lo[0] != first
+  x = operands(np.random.default_rng(4), 1, length, length, 2, 1, 64)
+  clean = [np.asarray(a) for a in run(*x, lo, hi)]
+  x[broken] = x[broken].at[:, at, 0, 3].set(value)
+  got = [np.asarray(a) for a in run(*x, lo, hi)]
+  for axis, g, c in zip((1, 2, 1, 1, 1), got, clean):
+    np.testing.assert_array_equal(*(np.compress(other, a, axis) for a in (g, c)))
+  if np.isnan(value):
+    o, _, dq, dk, dv = (np.isnan(a[0]).any((-1, -2)) for a in got)
+    of_query = np.arange(length) == at
+    seers = of_query if broken in (0, 3) else inside
+    assert o[seers].all() or broken == 3
+    assert dq[seers].all()
+    seen = slice(first, first + 9)  # by the query
+    assert dk[seen].all() and dv[seen].all()
+
+
 def live_tiles(lo, hi, keys: int, queries: int, width: int) -> int:
   """Tiles of queries x width in which some query sees some key, of all rows."""
   sees = np.asarray(intervals.sees(jnp.asarray(lo), jnp.asarray(hi), keys=keys))

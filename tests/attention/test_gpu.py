@@ -9,6 +9,7 @@ import pytest
 from attention.rows import (
   anything,
   cached,
+  check_confined,
   compare,
   documents,
   jit,
@@ -93,26 +94,7 @@ def test_the_table_is_right_for_short_rows():
 @pytest.mark.parametrize("value", (np.nan, np.inf))
 @pytest.mark.parametrize("broken", (0, 1, 2, 3), ids=("q", "k", "v", "do"))
 def test_what_is_not_finite_stays_with_those_who_see_it(value, broken):
-  rng = np.random.default_rng(4)
-  lo = np.repeat([[0, 21, 37, 75]], (21, 16, 38, 5), axis=1).astype(np.int32)
-  hi = np.arange(80, dtype=np.int32)[None].copy()
-  hi[:, 25:30] = 29
-  hi[:, 75:] = 74  # padding sees nothing, and nobody sees it
-  inside = (lo[0] == 21) & (hi[0] >= 28)
-  other = lo[0] != 21
-  x = operands(rng, 1, 80, 80, 2, 1, 16)
-  clean = [np.asarray(a) for a in run(*x, lo, hi)]
-  x[broken] = x[broken].at[:, 28, 0, 3].set(value)
-  got = [np.asarray(a) for a in run(*x, lo, hi)]
-  for axis, (a, c) in zip((1, 2, 1, 1, 1), zip(got, clean)):
-    np.testing.assert_array_equal(*(np.compress(other, y, axis) for y in (a, c)))
-  if np.isnan(value):
-    o, _, dq, dk, dv = (np.isnan(a[0]).any((-1, -2)) for a in got)
-    of_query = np.arange(80) == 28
-    seers = of_query if broken in (0, 3) else inside
-    assert o[seers].all() or broken == 3
-    assert dq[seers].all()
-    assert dk[21:30].all() and dv[21:30].all()  # what query 28 sees
+  check_confined(run, (21, 16, 38, 5), broken=broken, value=value)
 
 
 def test_padding_that_is_not_finite_harms_nobody():

@@ -13,6 +13,7 @@ import pytest
 from attention.rows import (
   anything,
   cached,
+  check_confined,
   compare,
   documents,
   jit,
@@ -101,26 +102,7 @@ def test_intervals_in_no_order():
 @pytest.mark.parametrize("value", (np.nan, np.inf))
 @pytest.mark.parametrize("broken", (0, 1, 2, 3), ids=("q", "k", "v", "do"))
 def test_what_is_not_finite_stays_with_those_who_see_it(value, broken):
-  rng = np.random.default_rng(4)
-  lo = np.repeat([[0, 121, 137, 275]], (121, 16, 138, 25), axis=1).astype(np.int32)
-  hi = np.arange(300, dtype=np.int32)[None].copy()
-  hi[:, 125:130] = 129
-  hi[:, 275:] = 274  # padding sees nothing, and nobody sees it
-  inside = (lo[0] == 121) & (hi[0] >= 128)
-  other = lo[0] != 121
-  x = operands(rng, 1, 300, 300, 1, 1, 64)
-  clean = [np.asarray(a) for a in run(*x, lo, hi)]
-  x[broken] = x[broken].at[:, 128, 0, 3].set(value)
-  got = [np.asarray(a) for a in run(*x, lo, hi)]
-  for axis, (a, c) in zip((1, 2, 1, 1, 1), zip(got, clean)):
-    np.testing.assert_array_equal(*(np.compress(other, y, axis) for y in (a, c)))
-  if np.isnan(value):
-    o, _, dq, dk, dv = (np.isnan(a[0]).any((-1, -2)) for a in got)
-    of_query = np.arange(300) == 128
-    seers = of_query if broken in (0, 3) else inside
-    assert o[seers].all() or broken == 3
-    assert dq[seers].all()
-    assert dk[121:130].all() and dv[121:130].all()  # what query 128 sees
+  check_confined(run, (121, 16, 138, 25), broken=broken, value=value)
 
 
 def test_exactly_the_live_tiles_are_visited():

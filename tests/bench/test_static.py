@@ -36,7 +36,7 @@ def test_splash_is_counted_and_keeps_the_bounds_of_the_mxus():
   found = static.measure("v6e", "splash, causal", SIZES)
   core = bundles.GENERATIONS["v6e"]
   cap = min(1.0, SIZES[3] / core.side)  # half of a 256-wide MXU is unused
-  rows, keys, _ = rivals.BLOCK
+  rows, keys = rivals.QUERIES, rivals.KEYS
   for direction, matmuls in static.MATMULS.items():
     assert found[direction].error is None
     (body,) = found[direction].bodies.values()  # masks every tile

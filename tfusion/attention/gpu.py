@@ -145,11 +145,8 @@ class _Scores:
     self.scale = scale
     if soft_cap is not None:
       self.inner, self.outer = 2 * LOG2E * scale / soft_cap, soft_cap * LOG2E
-    elif scale > 0:
-      self.inner, self.outer = (
-        1.0,
-        scale * LOG2E,
-      )  # outer is one of a fused multiply-add
+    elif scale > 0:  # outer is one of a fused multiply-add
+      self.inner, self.outer = 1.0, scale * LOG2E
     else:
       self.inner, self.outer = scale, LOG2E  # a largest score needs outer > 0
 

@@ -19,7 +19,15 @@ from tfusion.attention import intervals
 
 # Queries, keys, and keys at a time: of 512 and 1024, what takes the fewest cycles a
 # score forward on v5e and v6e, and within one in a hundred of that backward.
-BLOCK = (1024, 1024, 512)
+QUERIES, KEYS, COMPUTE = 1024, 1024, 512
+BLOCKS = dict(
+  block_q=QUERIES,
+  block_kv=KEYS,
+  block_kv_compute=COMPUTE,
+  block_q_dkv=QUERIES,
+  block_kv_dkv=KEYS,
+  block_kv_dkv_compute=COMPUTE,
+)
 
 
 def case(attention, sizes: list[int], *, backward: bool, tiles) -> tuple:
@@ -46,7 +54,7 @@ def case(attention, sizes: list[int], *, backward: bool, tiles) -> tuple:
 
 
 def _tiles(*kinds: str) -> dict:
-  return dict.fromkeys(("forward", "backward"), dict.fromkeys(kinds, BLOCK[:2]))
+  return dict.fromkeys(("forward", "backward"), dict.fromkeys(kinds, (QUERIES, KEYS)))
 
 
 def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
@@ -59,16 +67,7 @@ def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
     backward: the gradient too, by the kernel that makes dq, dk and dv at once.
   """
   length, heads, kv_heads, head_dim = sizes
-  queries, keys, compute = BLOCK
-  blocks = splash_attention_kernel.BlockSizes(
-    block_q=queries,
-    block_kv=keys,
-    block_kv_compute=compute,
-    block_q_dkv=queries,
-    block_kv_dkv=keys,
-    block_kv_dkv_compute=compute,
-    use_fused_bwd_kernel=True,
-  )
+  blocks = splash_attention_kernel.BlockSizes(**BLOCKS, use_fused_bwd_kernel=True)
   shared = dict(block_sizes=blocks, head_shards=1, q_seq_shards=1)
 
   def attention(q_hqd, k_nkd, v_nkd, lo_q, hi_q):
@@ -108,16 +107,8 @@ def tokamax(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
   )
 
   length, heads, kv_heads, head_dim = sizes
-  queries, keys, compute = BLOCK
   config = kernels.SplashConfig(
-    block_q=queries,
-    block_kv=keys,
-    block_kv_compute=compute,
-    block_q_dkv=queries,
-    block_kv_dkv=keys,
-    block_kv_dkv_compute=compute,
-    dq_reduction_steps=3,
-    use_experimental_scheduler=True,
+    **BLOCKS, dq_reduction_steps=3, use_experimental_scheduler=True
   )
 
   def attention(q_hqd, k_nkd, v_nkd, lo_q, hi_q):
