@@ -15,6 +15,7 @@ from PIL import Image
 
 from tfusion import checkpoint, cli
 from tfusion import config as config_lib
+from tfusion import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
@@ -24,7 +25,7 @@ HEAVY = (
   "jax jaxlib flax optax orbax tensorstore grain chex einops sentencepiece sklearn"
   " scipy matplotlib PIL numpy pandas torch tensorboardX"
 ).split()
-LIGHT = ("tfusion", "tfusion.cli", "tfusion.config")
+LIGHT = ("tfusion", "tfusion.cli", "tfusion.config", "tfusion.workdir")
 
 
 @pytest.fixture(autouse=True)
@@ -195,16 +196,19 @@ def test_a_workdir_that_cannot_be_written_is_one_message(capsys, tmp_path):
   assert "choose another directory" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["eval", "inspect", "sample"])
+@pytest.mark.parametrize("command", ["eval", "inspect run", "sample"])
 def test_a_workdir_without_a_run_is_one_message(capsys, tmp_path, command):
   prompt = ("--prompt", "x") if command == "sample" else ()
-  err = refusal(capsys, command, "--workdir", str(tmp_path), *prompt)
-  assert err.startswith(f"tfusion {command}: ") and "tfusion train --config" in err
+  err = refusal(capsys, *command.split(), "--workdir", str(tmp_path), *prompt)
+  assert (
+    err.startswith(f"tfusion {command.split()[0]}: ")
+    and "tfusion train --config" in err
+  )
   assert err.count("\n") == 1
 
 
 def test_a_saved_config_takes_overrides_too(tmp_path):
-  config_lib.save(cli.read_config(DIGITS, []), tmp_path)
+  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
   config = cli.read_saved_config(str(tmp_path), ["--config.sample.steps=5"])
   assert config.sample.steps == 5
   with pytest.raises(ValueError, match="did you mean sample.steps"):
@@ -218,7 +222,7 @@ def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path)
   (tmp_path / "results" / "digits.json").write_text("{}")
   workdir.mkdir()
   old = cli.read_config(DIGITS, [])
-  config_lib.save(old, workdir)
+  workdir_lib.save_config(old, workdir)
   args = ("--config", str(experiment), "--workdir", str(workdir))
   err = refusal(capsys, "train", *args, "--config.model.layers=7")
   assert f"model.layers: {old.model.layers} -> 7" in err
@@ -324,7 +328,7 @@ import os, sys
 from tfusion import cli
 started = []
 os.execv = lambda path, argv: started.append(argv) or sys.exit(0)
-sys.argv[1:] = ["inspect", "--workdir", "none"]
+sys.argv[1:] = ["inspect", "run", "--workdir", "none"]
 sys.exit(cli.main())
 """
   environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
@@ -335,7 +339,7 @@ sys.exit(cli.main())
   again = environment | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "x=1"}
   assert run(env=again).returncode != 0  # went on to the missing workdir
   done = subprocess.run(
-    [sys.executable, "-m", "tfusion", "inspect", "--workdir", "no such"],
+    [sys.executable, "-m", "tfusion", "inspect", "run", "--workdir", "no such"],
     env=environment | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,

@@ -2,30 +2,13 @@
 
 import dataclasses
 import json
-import os
-import stat
 
 import ml_collections
 import pytest
+from tiny import build
 
 from tfusion import config as config_lib
 from tfusion.config import Config
-
-
-def changed(**values) -> dict:
-  """The default config as a nested dict with `section__key` values replaced."""
-  nested = dataclasses.asdict(Config())
-  for name, value in values.items():
-    *sections, key = name.split("__")
-    inner = nested
-    for section in sections:
-      inner = inner[section]
-    inner[key] = value
-  return nested
-
-
-def build(**values) -> Config:
-  return config_lib.from_dict(changed(**values))
 
 
 def refusal(**values) -> str:
@@ -163,73 +146,6 @@ def test_arguments_of_an_experiment_are_typed_by_their_defaults():
       parse(bad, **known)
 
 
-# The saved config.
-
-
-def test_a_saved_config_comes_back_equal(tmp_path):
-  config = build(
-    model__image_shape=(16, 8, 3), eval__prompts=("a <image>",), optim__peak_lr=1e-3
-  )
-  config_lib.save(config, tmp_path)
-  assert config_lib.load(tmp_path) == config
-  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
-
-
-def test_a_workdir_without_a_config_says_what_to_do(tmp_path):
-  with pytest.raises(ValueError, match="tfusion train --config FILE"):
-    config_lib.load(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["{", '{"seed": 0}', '{"seed": "x"}'])
-def test_an_unreadable_saved_config_is_named(tmp_path, text):
-  (tmp_path / "config.json").write_text(text)
-  with pytest.raises(ValueError, match="config.json"):
-    config_lib.load(tmp_path)
-
-
-def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tmp_path):
-  assert config_lib.check_same_run(Config(), tmp_path) == []  # a new workdir
-  config_lib.save(Config(), tmp_path)
-  assert config_lib.check_same_run(Config(), tmp_path) == []
-  other = build(model__layers=5, data__row_length=256, seed=3, optim__peak_lr=1e-2)
-  with pytest.raises(ValueError) as error:
-    config_lib.check_same_run(other, tmp_path)
-  text = str(error.value)
-  for line in (
-    "seed: 0 -> 3",
-    "model.layers: 4 -> 5",
-    "data.row_length: 128 -> 256",
-  ):
-    assert line in text
-  assert str(tmp_path) in text
-  assert "peak_lr" not in text and "width" not in text
-
-
-@pytest.mark.parametrize(
-  "values",
-  [
-    {"train__steps": 9},
-    {"optim__peak_lr": 1e-2},
-    {"data__workers": 3},
-    {"model__remat": "full"},
-    {"model__unroll": 2},
-    {"model__attention": "dense"},
-    {"model__dtype": "bfloat16"},
-    {"mesh__fsdp": 2},
-    {"mesh__context": 2},
-    {"sample__guidance": 1.5},
-    {"train__batch_rows": 32},
-  ],
-)
-def test_what_the_state_does_not_depend_on_may_change_and_is_told(tmp_path, values):
-  config_lib.save(Config(), tmp_path)
-  (text,) = config_lib.check_same_run(build(**values), tmp_path)
-  ((key, value),) = values.items()
-  key = key.replace("__", ".")
-  was = config_lib.flatten(Config())[key]
-  assert text == f"{key}: {was!r} -> {value!r}"
-
-
 # Machines and directories.
 
 
@@ -295,26 +211,6 @@ def test_a_row_may_not_be_shared_by_hosts_that_read_different_rows():
     config_lib.validate_devices(config, devices=8, hosts=2)
   config = build(mesh__tensor=2, mesh__context=2, **wide)
   config_lib.validate_devices(config, devices=8, hosts=2)
-
-
-def test_a_workdir_is_made_and_left_clean(tmp_path):
-  path = config_lib.check_workdir(tmp_path / "a" / "b")
-  assert path.is_dir() and not list(path.iterdir())
-
-
-def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(ValueError, match="--workdir=.*choose another directory"):
-    config_lib.check_workdir(tmp_path / "file")
-  with pytest.raises(ValueError, match="cannot be written"):
-    config_lib.check_workdir(tmp_path / "file" / "below")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_workdir_without_write_permission_is_refused(tmp_path):
-  tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-  with pytest.raises(ValueError, match="cannot be written"):
-    config_lib.check_workdir(tmp_path)
 
 
 def test_a_config_dict_in_and_json_out_hold_every_knob():

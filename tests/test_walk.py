@@ -111,7 +111,7 @@ def test_a_prompt_that_cannot_be_is_one_clear_error(run, capsys, prompt, message
 
 
 def test_inspect_shows_config_and_checkpoints(run, capsys):
-  assert cli.main(["inspect", "--workdir", str(run)]) == 0
+  assert cli.main(["inspect", "run", "--workdir", str(run)]) == 0
   out = capsys.readouterr().out
   assert "model.width = 64" in out and "checkpoints: [2, 4]" in out
 

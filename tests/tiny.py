@@ -43,6 +43,23 @@ VALUES = {
 }
 
 
+def changed(**values) -> dict:
+  """The default config as a nested dict with `section__key` values replaced."""
+  nested = dataclasses.asdict(Config())
+  for name, value in values.items():
+    *sections, key = name.split("__")
+    inner = nested
+    for section in sections:
+      inner = inner[section]
+    inner[key] = value
+  return nested
+
+
+def build(**values) -> Config:
+  """The default config with `section__key` values replaced, checked."""
+  return config_lib.from_dict(changed(**values))
+
+
 def config(**changes) -> Config:
   """The tiny config with `section__key=value` changed; checked."""
   values = VALUES | {key.replace("__", "."): v for key, v in changes.items()}

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from tfusion import __version__
 from tfusion import config as config_lib
+from tfusion import workdir as workdir_lib
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace, rest: list[str]) -> None:
   """Trains, evaluates on the way, and writes report.html."""
   config = read_config(args.config, rest)
-  workdir = config_lib.check_workdir(args.workdir)
-  config_lib.check_same_run(config, workdir)
+  workdir = workdir_lib.check_writable(args.workdir)
+  workdir_lib.check_same_run(config, workdir)
   from tfusion.evaluate import pictures, suite
   from tfusion.train import loop
 
@@ -91,7 +92,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   suite.evaluate_and_report(trained.open_trained(config, args.workdir), args.workdir)
 
 
-def inspect(args: argparse.Namespace, rest: list[str]) -> None:
+def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
   """Shows what a workdir holds: config, checkpoints, one checkpoint's leaves."""
   config = read_saved_config(args.workdir, rest)
   from tfusion.checkpoint import Checkpoints
@@ -157,7 +158,7 @@ def read_config(path: str, overrides: list[str]) -> config_lib.Config:
 
 def read_saved_config(workdir: str, overrides: list[str]) -> config_lib.Config:
   """Reads workdir/config.json and applies `--config.a.b=value`."""
-  saved = dataclasses.asdict(config_lib.load(workdir))
+  saved = dataclasses.asdict(workdir_lib.load_config(workdir))
   return _with_overrides(ml_collections.ConfigDict(saved), overrides)
 
 
@@ -229,7 +230,10 @@ def _parser() -> argparse.ArgumentParser:
   c.add_argument("--seed", type=int, default=0, help="of the noise and of text")
   c = add("eval", evaluate, distributed=True)
   c.add_argument("--workdir", required=True, help="of a run")
-  c = add("inspect", inspect)
+  text = "Shows what a run holds."
+  shown = commands.add_parser("inspect", help=text, description=text)
+  shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
+  c = add("run", inspect_run, to=shown)
   c.add_argument("--workdir", required=True, help="of a run")
   c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
   text = "Measures the training step, or attention alone."

@@ -16,6 +16,7 @@ from PIL import Image
 
 from tfusion import config as config_lib
 from tfusion import sequence
+from tfusion import workdir as workdir_lib
 from tfusion.data import pipeline, sources
 from tfusion.data.pipeline import HostBatches, heldout_rows, open_corpus
 from tfusion.data.tokenizer import Tokenizer
@@ -231,7 +232,7 @@ def test_the_tokenizer_of_a_workdir_stays(tmp_path):
     model=dataclasses.replace(CONFIG.model, vocab_size=300),
   )
   first = open_corpus(config, tmp_path).tokenizer
-  config_lib.save(config, tmp_path)  # as a run does that is not refused
+  workdir_lib.save_config(config, tmp_path)  # as a run does that is not refused
   larger = dataclasses.replace(
     config, model=dataclasses.replace(config.model, vocab_size=400)
   )
@@ -250,7 +251,7 @@ def test_a_named_tokenizer_is_copied_into_the_workdir(tmp_path):
   workdir = tmp_path / "run"
   workdir.mkdir()
   assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
-  config_lib.save(config, workdir)
+  workdir_lib.save_config(config, workdir)
   path.unlink()
   assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
 

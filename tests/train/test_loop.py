@@ -21,6 +21,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from tfusion import config as config_lib
+from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
 from tfusion.train import loop, metrics
@@ -211,7 +212,7 @@ def test_a_run_leaves_its_files_and_every_line_its_keys(never_stopped):
   for name in ("config.json", "run.json", "data.json", "tokenizer.model"):
     assert (workdir / name).stat().st_size > 0
   assert (workdir / "report.html").read_text().startswith("<!doctype html>")
-  assert config_lib.load(workdir) == PLAIN
+  assert workdir_lib.load_config(workdir) == PLAIN
   assert [x["step"] for x in lines(workdir)] == list(range(1, STEPS + 1))
   for line in lines(workdir):
     assert {"step", "loss", "loss_text", "loss_image", "grad_norm", "elements"} <= set(
@@ -461,7 +462,7 @@ def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capf
   # The rate of an update is that after the updates before it.
   want = [float(make_schedule(PLAIN)(i)) for i in range(6, 12)]
   assert rates == pytest.approx(want, rel=1e-4)  # float32 cosines near their end
-  assert config_lib.load(workdir) == PLAIN
+  assert workdir_lib.load_config(workdir) == PLAIN
 
 
 def test_a_shorter_run_than_was_done_is_finished(tmp_path, capfd, never_stopped):
@@ -475,7 +476,7 @@ def test_a_workdir_of_another_model_is_left_as_it_is(tmp_path, never_stopped):
   workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
   with pytest.raises(ValueError, match="model.width: 32 -> 64"):
     train(make_config(model__width=64), workdir)
-  assert config_lib.load(workdir) == PLAIN
+  assert workdir_lib.load_config(workdir) == PLAIN
   assert_same_files(workdir, never_stopped["plain"])
 
 

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from tfusion import config as config_lib
 from tfusion import report
+from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
@@ -79,14 +80,14 @@ def train(
   """
   hosts = jax.process_count()
   config_lib.validate_devices(config, devices=jax.device_count(), hosts=hosts)
-  workdir = config_lib.check_workdir(workdir)
-  changes = config_lib.check_same_run(config, workdir)
+  workdir = workdir_lib.check_writable(workdir)
+  changes = workdir_lib.check_same_run(config, workdir)
   clock = metrics.Clock()
   with clock.measure("init"):
     corpus = open_corpus(config, workdir)
     for evaluation in evaluations:
       evaluation.check(corpus)
-    config_lib.save(config, workdir)
+    workdir_lib.save_config(config, workdir)
   t = config.train
   saved = workdir / "checkpoints"
   with (

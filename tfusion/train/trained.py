@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from tfusion import config as config_lib
+from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
 from tfusion.data.tokenizer import Tokenizer
@@ -31,14 +32,14 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
   """Reads the parameters and the tokenizer of a run, which may still be training.
 
   Args:
-    config: as `config.load(workdir)` gives it, perhaps with other `sample` or `eval`.
+    config: as `load_config(workdir)` gives it, perhaps with other `sample` or `eval`.
     workdir: of the run.
 
   Raises:
     ValueError: there is no checkpoint yet, or the mesh does not fit the devices.
   """
   workdir = Path(workdir)
-  config_lib.check_same_run(config, workdir)
+  workdir_lib.check_same_run(config, workdir)
   config_lib.validate_devices(
     config, devices=jax.device_count(), hosts=jax.process_count()
   )

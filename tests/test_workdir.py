@@ -1,0 +1,95 @@
+"""Promises of tfusion/workdir.py: a run goes on only where its state fits."""
+
+import os
+import stat
+
+import pytest
+from tiny import build
+
+from tfusion import config as config_lib
+from tfusion import workdir as workdir_lib
+from tfusion.config import Config
+
+
+def test_a_saved_config_comes_back_equal(tmp_path):
+  config = build(
+    model__image_shape=(16, 8, 3), eval__prompts=("a <image>",), optim__peak_lr=1e-3
+  )
+  workdir_lib.save_config(config, tmp_path)
+  assert workdir_lib.load_config(tmp_path) == config
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_workdir_without_a_config_says_what_to_do(tmp_path):
+  with pytest.raises(ValueError, match="tfusion train --config FILE"):
+    workdir_lib.load_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", '{"seed": 0}', '{"seed": "x"}'])
+def test_an_unreadable_saved_config_is_named(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match="config.json"):
+    workdir_lib.load_config(tmp_path)
+
+
+def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tmp_path):
+  assert workdir_lib.check_same_run(Config(), tmp_path) == []  # a new workdir
+  workdir_lib.save_config(Config(), tmp_path)
+  assert workdir_lib.check_same_run(Config(), tmp_path) == []
+  other = build(model__layers=5, data__row_length=256, seed=3, optim__peak_lr=1e-2)
+  with pytest.raises(ValueError) as error:
+    workdir_lib.check_same_run(other, tmp_path)
+  text = str(error.value)
+  for line in (
+    "seed: 0 -> 3",
+    "model.layers: 4 -> 5",
+    "data.row_length: 128 -> 256",
+  ):
+    assert line in text
+  assert str(tmp_path) in text
+  assert "peak_lr" not in text and "width" not in text
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"train__steps": 9},
+    {"optim__peak_lr": 1e-2},
+    {"data__workers": 3},
+    {"model__remat": "full"},
+    {"model__unroll": 2},
+    {"model__attention": "dense"},
+    {"model__dtype": "bfloat16"},
+    {"mesh__fsdp": 2},
+    {"mesh__context": 2},
+    {"sample__guidance": 1.5},
+    {"train__batch_rows": 32},
+  ],
+)
+def test_what_the_state_does_not_depend_on_may_change_and_is_told(tmp_path, values):
+  workdir_lib.save_config(Config(), tmp_path)
+  (text,) = workdir_lib.check_same_run(build(**values), tmp_path)
+  ((key, value),) = values.items()
+  key = key.replace("__", ".")
+  was = config_lib.flatten(Config())[key]
+  assert text == f"{key}: {was!r} -> {value!r}"
+
+
+def test_a_workdir_is_made_and_left_clean(tmp_path):
+  path = workdir_lib.check_writable(tmp_path / "a" / "b")
+  assert path.is_dir() and not list(path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match="--workdir=.*choose another directory"):
+    workdir_lib.check_writable(tmp_path / "file")
+  with pytest.raises(ValueError, match="cannot be written"):
+    workdir_lib.check_writable(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_without_write_permission_is_refused(tmp_path):
+  tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+  with pytest.raises(ValueError, match="cannot be written"):
+    workdir_lib.check_writable(tmp_path)
