@@ -33,7 +33,7 @@ FILES = {
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles rivals static training",
-  "data": "folder images lanes pipeline sources tokenizer",
+  "data": "folder images lanes manifest pipeline records shards sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",
   "generate": "interleaved phases prompt",
@@ -45,6 +45,7 @@ ONLY = {
   "orbax": "checkpoint",
   "optax": "train",
   "ml_collections": "config cli",
+  "array_record": "data",
   "grain": "data",
   "sentencepiece": "data",
   "einops": "model",
@@ -58,7 +59,9 @@ MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",
+  "array_record": "array-record",
   "ml_collections": "ml-collections",
+  "ml_dtypes": "ml-dtypes",
   "orbax": "orbax-checkpoint",
   "PIL": "pillow",
   "sklearn": "scikit-learn",
