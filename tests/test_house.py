@@ -37,7 +37,7 @@ FILES = {
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",
   "generate": "interleaved phases prompt",
-  "model": "layers patches transformer transfusion",
+  "model": "autoencoder layers patches transformer transfusion",
   "train": "loop losses metrics optim step trained validate",
 }
 # Libraries that only these may import: what moves when the library does.

@@ -95,6 +95,31 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AutoencoderModelConfig:
+  """An image autoencoder, f = 2^(levels - 1) pixels to a cell.
+
+  The defaults are the layout of arXiv 2012.09841 that fits the 86M of arXiv 2408.11039,
+  section 4.1. Stable Diffusion's kl-f8 has encoder_out = 2 * latent_channels and
+  decoder_in = latent_channels.
+  """
+
+  widths: tuple[int, ...] = (128, 256, 512, 512)  # channels by level, finest first
+  blocks: int = 2  # residual blocks of a level; the decoder has one more
+  groups: int = 32  # of channels in a GroupNorm, at most all channels
+  encoder_out: int = 256  # channels that the encoder's last convolution gives
+  decoder_in: int = 256  # channels that the decoder's first convolution takes
+  latent_channels: int = 8  # numbers of a cell of a latent, or of a code
+  quant_conv: bool = True  # 1x1 convolutions between these and the latent
+  codes: int = 0  # size of the codebook; 0: a VAE; the paper's VQ-VAE has 16,384
+  dtype: str = "auto"  # of convolutions: auto (bfloat16, on CPU float32) or a name
+
+  @property
+  def downsampling(self) -> int:
+    """Pixels along the side of a cell."""
+    return 2 ** (len(self.widths) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The loop. Steps are updates of the parameters."""
 
