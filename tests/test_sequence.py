@@ -4,18 +4,21 @@ import numpy as np
 import pytest
 
 from tfusion import sequence
-from tfusion.sequence import Image, SpecialTokens, Text
+from tfusion.sequence import Codes, Image, SpecialTokens, Text
 
 SPECIAL = SpecialTokens(pad=0, bos=2, eos=3, boi=4, eoi=5)
 PATCHES = 4
 SHAPE = (4, 4, 1)
 
 
-def random_document(rng, *, weights=(1.0,)) -> sequence.Document:
+def random_document(rng, *, weights=(1.0,), codes=True) -> sequence.Document:
   spans = []
   for _ in range(rng.integers(0, 5)):
     weight = float(rng.choice(weights))
-    if rng.random() < 0.4:
+    kind = rng.random()
+    if codes and kind < 0.2:
+      spans.append(Codes(rng.integers(90, 99, 5).astype(np.int32), weight))
+    elif kind < 0.5:
       latent = rng.normal(size=SHAPE).astype(np.float32)
       spans.append(Image(latent, weight, noise_cap=float(rng.uniform(0.1, 1))))
     else:
@@ -30,6 +33,10 @@ def spelled_out(document) -> list[tuple]:
   for n, span in enumerate(document):
     if isinstance(span, Text):
       inputs += [("text", i, span.weight, None) for i in span.ids]
+    elif isinstance(span, Codes):
+      inputs += [("code boi", SPECIAL.boi, span.weight, None)]
+      inputs += [("code", i, span.weight, None) for i in span.ids]
+      inputs += [("code eoi", SPECIAL.eoi, span.weight, None)]
     else:
       inputs += [("boi", SPECIAL.boi, span.weight, None)]
       inputs += [("patch", SPECIAL.pad, None, n)] * PATCHES
@@ -53,10 +60,10 @@ def pack(documents, *, row_length=64, image_slots=9):
   )
 
 
-def packed_documents(rng, *, row_length=64):
+def packed_documents(rng, *, row_length=64, codes=True):
   documents, left = [], row_length
   while True:
-    document = random_document(rng)
+    document = random_document(rng, codes=codes)
     left -= sequence.element_count(document, patches_per_image=PATCHES)
     if left < 0:
       return documents
@@ -81,7 +88,7 @@ def test_inputs_targets_and_weights_follow_the_rules_one_by_one(seed):
   assert len(laid.tokens_l) == len(inputs) - 1
   for i, (kind, token, _, image) in enumerate(inputs[:-1]):
     next_kind, next_token, next_weight, _ = inputs[i + 1]
-    learned = kind != "boi" and next_kind in ("text", "boi", "eos") and next_weight > 0
+    learned = kind != "boi" and next_kind not in ("patch", "eoi") and next_weight > 0
     assert laid.tokens_l[i] == token
     assert laid.weights_l[i] == (next_weight if learned else 0)
     assert laid.targets_l[i] == (next_token if learned else SPECIAL.pad)
@@ -114,8 +121,8 @@ def test_a_patch_sees_its_image_and_all_else_sees_only_its_own_past(seed):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_no_boi_input_learns_and_no_eoi_or_padding_is_a_target(seed):
-  row = pack(packed_documents(np.random.default_rng(seed)))
+def test_no_boi_of_patches_learns_and_no_eoi_or_padding_is_a_target(seed):
+  row = pack(packed_documents(np.random.default_rng(seed), codes=False))
   learned = row.weights_bl > 0
   assert not np.any(learned & (row.tokens_bl == SPECIAL.boi))
   assert not np.any(learned & (row.patch_bl >= 0))
@@ -157,6 +164,23 @@ def test_packing_changes_nothing_inside_a_document(seed):
   assert sequence.live_elements(sequence.stack([row])) == start
 
 
+def test_an_image_in_codes_is_learned_from_boi_to_eoi():
+  document = (Text(np.array([10])), Codes(np.array([90, 91])))
+  laid = lay_out(document)
+  np.testing.assert_array_equal(laid.tokens_l, [2, 10, 4, 90, 91, 5])
+  np.testing.assert_array_equal(laid.targets_l, [10, 4, 90, 91, 5, 3])
+  assert laid.weights_l.all() and not laid.images and np.all(laid.patch_l == -1)
+  np.testing.assert_array_equal(laid.hi_l, range(6))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patches_and_codes_are_told_from_what_encloses_them(seed):
+  document = random_document(np.random.default_rng(seed))
+  inside = sequence.in_image(lay_out(document), special=SPECIAL)
+  kinds = [kind for kind, *_ in spelled_out(document)[:-1]]
+  np.testing.assert_array_equal(inside, [k in ("patch", "code") for k in kinds])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_element_count_is_the_length_that_lay_out_gives(seed):
   document = random_document(np.random.default_rng(seed))
@@ -178,6 +202,12 @@ def test_image_first_keeps_every_span_and_caps_the_noise_of_images():
   assert isinstance(first, Image) and first.noise_cap == 0.5
   assert second is text and image.noise_cap == 1.0
   assert first.weight == 1.0
+
+
+def test_codes_are_moved_and_kept_like_images_but_have_no_noise():
+  text, codes = Text(np.array([10])), Codes(np.array([90]))
+  assert sequence.image_first((text, codes), noise_cap=0.0) == (codes, text)
+  assert sequence.drop_text((text, codes)) == (codes,)
 
 
 def test_an_image_that_stays_clean_before_its_text_carries_no_image_loss():

@@ -15,8 +15,8 @@ A document of text "a b" and one image of four patches x, as inputs and targets:
   hi         0    1   2   3    7   7   7   7   8       last key this input sees
 
 Text is causal; the patches of one image see each other (arXiv 2408.11039, section 3).
-There is no loss where the input is BOI (footnote 8), and EOI is never a target: the
-patch count is fixed, so the sampler appends EOI itself.
+There is no loss where the input is BOI (footnote 8), and EOI is no target behind
+patches: their count is fixed, so the sampler appends EOI itself.
 """
 
 import dataclasses
@@ -50,15 +50,28 @@ class Image:
 
   `weight` 0 marks an image that is read, not learned. `noise_cap` in [0, 1] is the
   share of the noise schedule from which t is drawn (arXiv 2408.11039, section 4.3.4);
-  at 0 the image stays clean.
+  at 0 the image stays clean. With `std`, f32[h, w, c], the latent is the mean of an
+  autoencoder's posterior, and the lane adds std * normal at every showing.
   """
 
   latent: np.ndarray
   weight: float = 1.0
   noise_cap: float = 1.0
+  std: np.ndarray | None = None
 
 
-Document = tuple[Text | Image, ...]
+@dataclasses.dataclass(frozen=True)
+class Codes:
+  """An image as token ids, i32[n], above those of text (arXiv 2405.09818, section 2).
+
+  Laid out as BOI, ids, EOI: causal like text, and all of them are targets, EOI too.
+  """
+
+  ids: np.ndarray
+  weight: float = 1.0
+
+
+Document = tuple[Text | Image | Codes, ...]
 
 
 class Elements(NamedTuple):
@@ -105,9 +118,14 @@ def unconditional() -> Document:
   return ()
 
 
+def is_image(span: Text | Image | Codes) -> bool:
+  """True for an image, in patches or in codes."""
+  return not isinstance(span, Text)
+
+
 def drop_text(document: Document) -> Document:
   """Drops every text span: a captioned image then follows `unconditional()`."""
-  return unconditional() + tuple(s for s in document if isinstance(s, Image))
+  return unconditional() + tuple(filter(is_image, document))
 
 
 def image_first(document: Document, *, noise_cap: float) -> Document:
@@ -118,22 +136,28 @@ def image_first(document: Document, *, noise_cap: float) -> Document:
     noise_cap: share of the schedule, in [0, 1]; arXiv 2408.11039 section 4.3.4 uses
       0.5 (t <= 500 of 1000), so that the caption can be read from the image. At 0 the
       image is clean, as it is when the model is shown one, and weighs nothing: in a
-      clean image there is no noise to predict.
+      clean image there is no noise to predict. Codes have no noise and stay.
   """
   images = tuple(
     dataclasses.replace(s, noise_cap=noise_cap, weight=s.weight if noise_cap else 0.0)
-    for s in document
     if isinstance(s, Image)
+    else s
+    for s in document
+    if is_image(s)
   )
-  return images + tuple(s for s in document if isinstance(s, Text))
+  return images + tuple(s for s in document if not is_image(s))
+
+
+def span_length(span: Text | Image | Codes, *, patches_per_image: int) -> int:
+  """Row positions of a span; those of an image count its BOI and EOI."""
+  if isinstance(span, Image):
+    return patches_per_image + 2
+  return len(span.ids) + 2 * is_image(span)
 
 
 def element_count(document: Document, *, patches_per_image: int) -> int:
   """Row positions that `lay_out` gives this document (its EOS takes none)."""
-  spans = (
-    len(s.ids) if isinstance(s, Text) else patches_per_image + 2 for s in document
-  )
-  return 1 + sum(spans)
+  return 1 + sum(span_length(s, patches_per_image=patches_per_image) for s in document)
 
 
 def lay_out(
@@ -173,32 +197,47 @@ def lay_out_part(
   """Lays spans out as elements alone: no BOS, no EOS, no targets (all pad).
 
   `weights_l[i]` is what element i weighs as a target: 0 for patches, which are not
-  tokens, and for EOI, which follows by rule.
+  tokens, and for the EOI behind them, which follows by rule.
   """
-  ids, weights, hi, patch, images = [], [], [], [], []
-  for span in spans:
-    if isinstance(span, Text):
-      ids.extend(int(i) for i in span.ids)
-      weights.extend([span.weight] * len(span.ids))
-      hi.extend(range(len(hi), len(ids)))
-      patch.extend([-1] * len(span.ids))
+  lengths = [span_length(s, patches_per_image=patches_per_image) for s in spans]
+  length = sum(lengths)
+  tokens_l = np.full(length, special.pad, np.int32)
+  weights_l = np.zeros(length, np.float32)
+  hi_l = np.arange(length, dtype=np.int32)
+  patch_l = np.full(length, -1, np.int32)
+  images: list[Image] = []
+  stop = 0
+  for span, own_length in zip(spans, lengths, strict=True):
+    start, stop = stop, stop + own_length
+    if not isinstance(span, Image):
+      weights_l[start:stop] = span.weight
+    if not is_image(span):
+      tokens_l[start:stop] = span.ids
       continue
-    first = len(ids) + 1
-    last = first + patches_per_image - 1
-    before = len(images) * patches_per_image
-    ids.extend([special.boi] + [special.pad] * patches_per_image + [special.eoi])
-    weights.extend([span.weight] + [0.0] * (patches_per_image + 1))
-    hi.extend([first - 1] + [last] * patches_per_image + [last + 1])
-    patch.extend([-1, *range(before, before + patches_per_image), -1])
+    tokens_l[start], tokens_l[stop - 1] = special.boi, special.eoi
+    inner = slice(start + 1, stop - 1)
+    if isinstance(span, Codes):
+      tokens_l[inner] = span.ids
+      continue
+    weights_l[start] = span.weight
+    hi_l[inner] = stop - 2
+    patch_l[inner] = np.arange(patches_per_image) + len(images) * patches_per_image
     images.append(span)
   return Elements(
-    tokens_l=np.asarray(ids, np.int32),
-    targets_l=np.full(len(ids), special.pad, np.int32),
-    weights_l=np.asarray(weights, np.float32),
-    hi_l=np.asarray(hi, np.int32),
-    patch_l=np.asarray(patch, np.int32),
+    tokens_l=tokens_l,
+    targets_l=np.full(length, special.pad, np.int32),
+    weights_l=weights_l,
+    hi_l=hi_l,
+    patch_l=patch_l,
     images=tuple(images),
   )
+
+
+def in_image(elements: Elements, *, special: SpecialTokens) -> np.ndarray:
+  """Returns bool[l]: True between BOI and EOI, at patches and codes."""
+  begins = elements.tokens_l == special.boi
+  ends = elements.tokens_l == special.eoi
+  return np.cumsum(begins) - begins > np.cumsum(ends)
 
 
 def pack(

@@ -266,3 +266,79 @@ def test_a_row_holds_no_more_images_than_slots(tokenizer):
   for row in itertools.islice(lane, 50):
     assert row.latents_bnhwc.shape == (2, 8, 8, 1)
     assert sum(image is not None for _, image, _ in read(row, tokenizer)) <= 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+  """Documents as they were handed in."""
+
+  name: str
+  documents: tuple
+  has_images: bool = True
+  skipped: dict = dataclasses.field(default_factory=dict)
+
+  def __len__(self):
+    return len(self.documents)
+
+  def __getitem__(self, index):
+    return self.documents[index]
+
+
+MEAN = np.arange(64, dtype=np.float32).reshape(8, 8, 1)
+POSTERIOR = sequence.Image(MEAN, std=np.full_like(MEAN, 0.5))
+ONE_STREAM = changed(data=dict(lanes=1, packing_bins=1, image_slots=2, row_length=64))
+
+
+def drawn(tokenizer, config=ONE_STREAM, *, name="posteriors", rows=400):
+  """The normals that were added to the mean, per image shown."""
+  source = Given(name, ((POSTERIOR, sequence.Text(tokenizer.encode("7")), POSTERIOR),))
+  lane = Lane([source], tokenizer, config, lane=0)
+  shown = [row.latents_bnhwc for row in itertools.islice(lane, rows)]
+  return (np.concatenate(shown) - MEAN) / 0.5
+
+
+def test_a_posterior_is_sampled_anew_at_every_showing(tokenizer):
+  normals = drawn(tokenizer)  # of one document in 400 epochs, two images each
+  assert len(np.unique(normals[:, 0, 0, 0])) == 800
+  # Four standard deviations over 51200 numbers.
+  assert abs(normals.mean()) < 4 / 51200**0.5
+  assert abs(normals.var() - 1) < 4 * (2 / 51200) ** 0.5
+
+
+def test_a_sample_depends_on_seed_source_document_and_span_alone(tokenizer):
+  first = drawn(tokenizer, rows=6)
+  np.testing.assert_array_equal(first, drawn(tokenizer, rows=6))
+  assert np.all(first != drawn(tokenizer, rows=6, name="others"))
+  other_seed = dataclasses.replace(ONE_STREAM, seed=1)
+  assert np.all(first != drawn(tokenizer, other_seed, rows=6))
+  # How many lanes deal the documents out changes nothing in them.
+  source = Given("posteriors", ((POSTERIOR, POSTERIOR),))
+  two = changed(ONE_STREAM, data=dict(lanes=2))
+  lanes = [Lane([source], tokenizer, two, lane=k) for k in range(2)]
+  dealt = np.concatenate([next(lanes[n % 2]).latents_bnhwc for n in range(6)])
+  one = Lane([source], tokenizer, ONE_STREAM, lane=0)
+  whole = np.concatenate([next(one).latents_bnhwc for _ in range(6)])
+  np.testing.assert_array_equal(dealt, whole)
+
+
+def test_images_in_codes_count_as_images_in_the_mixture(tokenizer):
+  codes = sequence.Codes(np.arange(300, 330, dtype=np.int32))
+  source = Given("codes", (("7", codes), ("8", codes)) * 20)
+  lane = Lane([source, PROSE], tokenizer, CONFIG, lane=0)
+  rows = list(itertools.islice(lane, 400))
+  state = lane.state()
+  codes = sum(int(np.sum(row.tokens_bl >= 300)) for row in rows)
+  assert 0 <= state["patches"] - codes <= 30 * 60  # those in rows not yet full
+  assert abs(state["text"] / state["patches"] - 1) < 0.01
+  firsts = [row.tokens_bl[row.positions_bl == 1] for row in rows]
+  firsts = np.concatenate([f for f in firsts])
+  assert np.sum(firsts == tokenizer.special.boi) > 100  # image first, or no caption
+
+
+def test_a_pair_of_which_one_is_only_read_keeps_its_order(tokenizer):
+  shown = sequence.Image(MEAN, weight=0.0, noise_cap=0.0)
+  source = Given("readings", ((shown, "7"),))
+  lane = Lane([source], tokenizer, ONE_STREAM, lane=0)
+  for row in itertools.islice(lane, 50):
+    assert row.tokens_bl[1] == tokenizer.special.boi
+    assert not row.image_weight_bn.any() and "7" in tokenizer.decode(row.tokens_bl)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 
 from tfusion import sequence
 from tfusion.config import Config
@@ -115,17 +116,21 @@ class Lane(Iterator[sequence.Batch]):
 
   def _elements(self, name: str, position: int) -> sequence.Elements:
     """Document `position` of this lane, tokenised, ordered and laid out."""
-    spans = tuple(
-      sequence.Text(self._encode(span))
-      if isinstance(span, str)
-      else sequence.Image(span)
-      for span in self._documents[name][position]
-    )
+    index = self._lane + position * self._lanes
+    spans = tuple(map(self._span, self._documents[name][position]))
+    document = _arrange(spans, self._config, name, index)
     return sequence.lay_out(
-      _arrange(spans, self._config, name, self._lane + position * self._lanes),
+      _draw_latents(document, self._config.seed, name, index),
       special=self._tokenizer.special,
       patches_per_image=self._config.model.patches_per_image,
     )
+
+  def _span(
+    self, span: sources_lib.Span
+  ) -> sequence.Text | sequence.Image | sequence.Codes:
+    if isinstance(span, str):
+      return sequence.Text(self._encode(span))
+    return sequence.Image(span) if isinstance(span, np.ndarray) else span
 
   def _fits(self, row: "_OpenRow", elements: sequence.Elements) -> bool:
     data = self._config.data
@@ -144,7 +149,7 @@ class Lane(Iterator[sequence.Batch]):
       )
 
   def _count(self, name: str, elements: sequence.Elements) -> None:
-    patches = len(elements.images) * self._config.model.patches_per_image
+    patches = int(np.sum(sequence.in_image(elements, special=self._tokenizer.special)))
     self._state["elements"][name] += len(elements.tokens_l)
     self._state["patches"] += patches
     self._state["text"] += len(elements.tokens_l) - patches
@@ -185,7 +190,7 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
     "rejected": dict(zeros),  # documents that fit no row
     "elements": dict(zeros),
     "text": 0,  # elements that are not patches
-    "patches": 0,
+    "patches": 0,  # or codes
     "rows": 0,
     "live": 0,  # elements in those rows
     "open": [],  # (source, position) of every document in every row not yet full
@@ -197,10 +202,11 @@ def _arrange(
 ) -> sequence.Document:
   """Orders a captioned image, or drops its caption; leaves all else as it is.
 
-  arXiv 2408.11039, section 4.1 (caption first in 80 %); the paper leaves dropout open.
+  Where one of the two is there to be read only, the order is the source's. arXiv
+  2408.11039, section 4.1 (caption first in 80 %); the paper leaves dropout open.
   """
-  images = sum(isinstance(span, sequence.Image) for span in document)
-  if len(document) != 2 or images != 1:
+  images = sum(map(sequence.is_image, document))
+  if len(document) != 2 or images != 1 or not all(s.weight for s in document):
     return document
   if _uniform(config.seed, f"{name}/order", index) >= config.data.caption_first:
     diffusion, u = config.diffusion, _uniform(config.seed, f"{name}/clean", index)
@@ -209,7 +215,21 @@ def _arrange(
     return sequence.image_first(document, noise_cap=cap)
   if _uniform(config.seed, f"{name}/drop", index) < config.data.caption_dropout:
     return sequence.drop_text(document)
-  return tuple(sorted(document, key=lambda s: isinstance(s, sequence.Image)))
+  return tuple(sorted(document, key=sequence.is_image))
+
+
+def _draw_latents(
+  document: sequence.Document, seed: int, name: str, index: int
+) -> sequence.Document:
+  """Samples the posteriors of the images that have one, anew for every index."""
+  drawn = list(document)
+  for i, span in enumerate(document):
+    if isinstance(span, sequence.Image) and span.std is not None:
+      rng = np.random.default_rng(int(_uniform(seed, f"{name}/std/{i}", index) * 2**48))
+      normal = rng.standard_normal(span.latent.shape, np.float32)
+      latent = span.latent + span.std * normal
+      drawn[i] = dataclasses.replace(span, latent=latent, std=None)
+  return tuple(drawn)
 
 
 def pack(

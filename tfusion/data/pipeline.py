@@ -356,9 +356,14 @@ def _report_unreachable(
   for source in captioned:
     for index in range(0, len(source), -(-len(source) // SAMPLED)):
       for span in source[index]:
-        is_text = isinstance(span, str)
-        text += count(span) if is_text else 2
-        patches += 0 if is_text else config.model.patches_per_image
+        if isinstance(span, str):
+          text += count(span)
+        elif isinstance(span, sequence.Text):
+          text += len(span.ids)
+        else:
+          codes = isinstance(span, sequence.Codes)
+          text += 2
+          patches += len(span.ids) if codes else config.model.patches_per_image
       text += 1
   if text >= config.data.text_per_image * patches:
     logging.warning(

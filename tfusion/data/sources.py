@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tfusion import sequence
 from tfusion.data import folder
 
 TRAIN, TEST = "train", "test"
@@ -35,10 +36,16 @@ DIGITS_TRAIN = 1500  # of 1797 scans
 PYDOC_TEST = 0.1  # of the characters, at most
 
 
-class Source(Protocol):
-  """Documents by index: text (str) and images (f32[h, w, c] in [-1, 1]) in order.
+Span = str | np.ndarray | sequence.Text | sequence.Image | sequence.Codes
 
-  Deterministic and picklable; `skipped` maps what was left out to the reason.
+
+class Source(Protocol):
+  """Documents by index: spans in order, of which the lane makes a `Document`.
+
+  A str is text for the lane to tokenise, an np.ndarray an image f32[h, w, c] in
+  [-1, 1]; what is tokenised, weighed or a latent already comes as Text, Image or Codes.
+  Deterministic and picklable; `name` is what data.sources calls it, `skipped` maps
+  what was left out to the reason.
   """
 
   name: str
@@ -47,7 +54,7 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> tuple[str | np.ndarray, ...]: ...
+  def __getitem__(self, index: int) -> tuple[Span, ...]: ...
 
   def texts(self) -> Iterable[str]:
     """Every text, as often as an epoch shows it: what a tokenizer trains on."""
