@@ -1,5 +1,6 @@
 """Shards: whole or not there, always the same bytes, damage named by record."""
 
+import dataclasses
 import hashlib
 import pickle
 import subprocess
@@ -10,13 +11,13 @@ import pytest
 import tiny_shards
 from array_record.python import array_record_module
 
-from tfusion.data import shards
-from tfusion.data.records import Damaged, Record
+from tfusion import sequence
+from tfusion.data import manifest as manifest_lib
+from tfusion.data import shards, sources
+from tfusion.data.records import Damaged, OtherSchema, Record, encode
 
 
 def same(a: Record, b: Record) -> bool:
-  from tfusion.data.records import encode
-
   return encode(a) == encode(b)
 
 
@@ -51,7 +52,7 @@ def test_a_shard_says_what_it_holds(folder, tmp_path):
 
 
 def test_records_are_read_in_any_order_across_shards(folder, monkeypatch):
-  manifest = shards.manifest_lib.load(folder)
+  manifest = manifest_lib.load(folder)
   monkeypatch.setattr(shards, "OPEN_FILES", 1)  # files are closed and opened again
   reader = shards.Reader(folder, manifest.of("train"))
   reader.check()
@@ -186,3 +187,157 @@ def test_a_shard_with_other_records_than_listed_or_gone_is_refused(tmp_path):
   with pytest.raises(ValueError, match="no shard, or damaged at its end"):
     reader[7]
   assert same(reader[11], tiny_shards.record(11))  # the others are read on
+
+
+# The source.
+
+SHAPES = {"pixels": (4, 4, 3), "mean": (4, 4, 2), "mean_logvar": (4, 4, 2)}
+
+
+def open_source(folder, split="train", image_shape=(4, 4, 2)):
+  (source,) = sources.open_sources(
+    [f"shards:{folder}"], split=split, image_shape=image_shape, workdir=folder
+  )
+  return source
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, "codes", None])
+def test_a_document_is_what_the_model_is_to_see(tmp_path, kind):
+  shape = SHAPES.get(kind, (16,))
+  tiny_shards.make(tmp_path, kind=kind, shape=shape)
+  image_shape = SHAPES.get(kind, (8, 8, 1))  # codes and text have no say in it
+  for split, first, count in (("train", 0, 12), ("test", 12, 4)):
+    source = pickle.loads(pickle.dumps(open_source(tmp_path, split, image_shape)))
+    assert len(source) == count and source.has_images == (kind is not None)
+    for index in range(count):
+      record = tiny_shards.record(first + index, kind=kind, shape=shape)
+      texts, images = iter(record.texts), iter(range(record.spans.count("i")))
+      spans = source[index]
+      assert len(spans) == len(record.spans)
+      for letter, span in zip(record.spans, spans, strict=True):
+        if letter == "t":
+          assert isinstance(span, sequence.Text)
+          np.testing.assert_array_equal(span.ids, next(texts))
+        else:
+          check_image(span, kind, record, next(images))
+
+
+def check_image(span, kind, record, n):
+  if kind == "codes":
+    assert isinstance(span, sequence.Codes) and span.ids.dtype == np.int32
+    codes = record.images["codes"][n] + tiny_shards.tokenizer().vocab_size
+    np.testing.assert_array_equal(span.ids, codes)
+    return
+  assert isinstance(span, sequence.Image) and span.latent.dtype == np.float32
+  if kind == "pixels":
+    expected = record.images["pixels"][n] / 127.5 - 1
+  else:
+    mean = record.images["mean"][n].astype(np.float64)
+    expected = (mean - [1.0, 0.0]) / [2.0, 3.0]  # shift and scale of tiny_shards
+  np.testing.assert_allclose(span.latent, expected, atol=1e-6)  # f32 near 1
+  if kind == "mean_logvar":
+    std = np.exp(record.images["logvar"][n].astype(np.float64) / 2) / [2.0, 3.0]
+    assert span.std.dtype == np.float32
+    np.testing.assert_allclose(span.std, std, rtol=1e-6)  # f32
+
+
+def test_weights_reach_every_span(tmp_path):
+  made = tiny_shards.make(tmp_path, train=1, test=1)
+  record = tiny_shards.record(2)
+  weights = (0.0, 0.5, 1.0, 0.25)
+  record = dataclasses.replace(record, weights=weights)
+  path = tmp_path / made.shards[0].name
+  written = shards.write_shard(path, [record], split="train")
+  listed = (written, *made.shards[1:])
+  manifest_lib.save(dataclasses.replace(made, shards=listed), tmp_path)
+  assert tuple(span.weight for span in open_source(tmp_path)[0]) == weights
+
+
+def test_images_of_another_shape_are_refused_by_both_names(folder):
+  with pytest.raises(
+    ValueError, match=r"model.image_shape=\(8, 8, 1\): .* are \(4, 4, 2\)"
+  ):
+    open_source(folder, image_shape=(8, 8, 1))
+
+
+def test_a_split_without_documents_is_refused(tmp_path):
+  tiny_shards.make(tmp_path, test=0)
+  with pytest.raises(ValueError, match="holds no shard of the split 'test'"):
+    open_source(tmp_path, "test")
+
+
+def test_what_is_missing_or_cut_is_refused_before_any_work(tmp_path):
+  with pytest.raises(ValueError, match="holds no manifest.json"):
+    open_source(tmp_path)
+  made = tiny_shards.make(tmp_path)
+  path = tmp_path / "train-0001.array_record"
+  whole = path.read_bytes()
+  path.write_bytes(whole[:-7])
+  with pytest.raises(ValueError, match="train-0001.* bytes of .* run `tfusion prepare"):
+    open_source(tmp_path)
+  # Of the right size, but its end is damaged: no record of it could be found.
+  path.write_bytes(whole[: 1 << 16] + bytes(len(whole) - (1 << 16)))
+  with pytest.raises(ValueError, match="train-0001.*: no shard, or damaged at its end"):
+    open_source(tmp_path)
+  path.unlink()
+  with pytest.raises(ValueError, match="1 of 3 shards .* train-0001.* is missing"):
+    open_source(tmp_path)
+  open_source(tmp_path, "test")  # each split looks after its own
+  assert len(made.of("train")) == 3
+
+
+def test_a_record_of_another_schema_stops_with_both_versions(tmp_path, monkeypatch):
+  made = tiny_shards.make(tmp_path)
+  monkeypatch.setattr(shards.records_lib, "SCHEMA", 2)  # as a later version would
+  path = tmp_path / made.shards[0].name
+  documents = [tiny_shards.record(n) for n in range(5)]
+  assert shards.write_shard(path, documents, split="train") == made.shards[0]
+  monkeypatch.undo()
+  with pytest.raises(OtherSchema, match="schema 2, .* reads schema 1"):
+    open_source(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+  ("document", "message"),
+  [
+    (tiny_shards.record(0, shape=(4, 4, 3)), r"holds mean of \(4, 4, 3\), its mani"),
+    (tiny_shards.record(0, kind="mean_logvar"), "holds mean_logvar of"),
+    (
+      dataclasses.replace(
+        tiny_shards.record(0), texts=(np.asarray([3, 320], np.int32),)
+      ),
+      "has a token id that is none of 320",
+    ),
+    (
+      dataclasses.replace(tiny_shards.record(0), texts=(np.asarray([-1], np.int32),)),
+      "has a token id that is none of",
+    ),
+  ],
+)
+def test_a_shard_that_is_not_of_the_manifest_is_named(tmp_path, document, message):
+  made = tiny_shards.make(tmp_path, train=1, test=1)
+  path = tmp_path / made.shards[0].name
+  written = shards.write_shard(path, [document], split="train")
+  listed = (written, *made.shards[1:])
+  manifest_lib.save(dataclasses.replace(made, shards=listed), tmp_path)
+  with pytest.raises(ValueError, match=message) as refusal:
+    open_source(tmp_path)[0]
+  assert f"{path}: record 0, id 'album/0000': " in str(refusal.value)
+  assert not isinstance(refusal.value, Damaged)
+
+
+def test_a_damaged_record_is_named_by_the_source(tmp_path):
+  tiny_shards.make(tmp_path)
+  path = tmp_path / "train-0001.array_record"
+  flipped = bytearray(path.read_bytes())
+  flipped[120] ^= 1  # behind the file's and the first chunk's headers: the record
+  path.write_bytes(flipped)
+  source = open_source(tmp_path)
+  with pytest.raises(Damaged, match="train-0001.array_record: record 0 is damaged"):
+    source[5]
+  assert len(source[4]) and len(source[6])
+
+
+def test_no_tokenizer_is_trained_on_shards(folder):
+  with pytest.raises(ValueError, match="shards bring a tokenizer"):
+    open_source(folder).texts()

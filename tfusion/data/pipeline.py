@@ -28,7 +28,7 @@ from absl import flags, logging
 
 from tfusion import sequence
 from tfusion.config import Config
-from tfusion.data import lanes
+from tfusion.data import lanes, prepared
 from tfusion.data import sources as sources_lib
 from tfusion.data.tokenizer import Tokenizer
 
@@ -50,24 +50,29 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   """Opens the sources and the tokenizer of a run.
 
   The tokenizer is workdir/tokenizer.model of a run that has begun (config.json is
-  there); else it is copied from data.tokenizer or, without one, trained on the
-  training texts. What sources had to
-  skip is logged and listed in workdir/skipped.json.
+  there); else it is copied from data.tokenizer or from the shards among the sources
+  or, without either, trained on the training texts. What sources had to skip is logged
+  and listed in workdir/skipped.json.
 
   Raises:
-    ValueError: a source or a tokenizer that cannot serve.
+    ValueError: a source or a tokenizer that cannot serve, or some that do not agree.
   """
   workdir = Path(workdir)
   opened = {
-    split: sources_lib.open_sources(
-      config.data.sources,
-      split=split,
-      image_shape=config.model.image_shape,
-      workdir=workdir,
+    split: prepared.agree(
+      sources_lib.open_sources(
+        config.data.sources,
+        split=split,
+        image_shape=config.model.image_shape,
+        workdir=workdir,
+      )
     )
     for split in (sources_lib.TRAIN, sources_lib.TEST)
   }
-  tokenizer = _open_tokenizer(config, workdir, opened[sources_lib.TRAIN])
+  # Without config.json its files are what a start that was refused has left.
+  begun = (workdir / "config.json").is_file()
+  tokenizer = _open_tokenizer(config, workdir, opened[sources_lib.TRAIN], begun=begun)
+  prepared.keep(opened[sources_lib.TRAIN], workdir, begun=begun)
 
   @functools.cache
   def count(text: str) -> int:
@@ -300,22 +305,30 @@ def _init_worker(index: int, count: int) -> None:
 
 
 def _open_tokenizer(
-  config: Config, workdir: Path, sources: Sequence[sources_lib.Source]
+  config: Config,
+  workdir: Path,
+  sources: Sequence[sources_lib.Source],
+  *,
+  begun: bool,
 ) -> Tokenizer:
-  path = workdir / "tokenizer.model"
-  # Without config.json this is what a start that was refused has left.
-  if path.is_file() and (workdir / "config.json").is_file():
+  path, given = workdir / "tokenizer.model", config.data.tokenizer
+  shards = prepared.tokenizer_of(sources)
+  if begun and path.is_file():
     tokenizer = Tokenizer.load(path)
-  elif config.data.tokenizer:
-    tokenizer = Tokenizer.load(config.data.tokenizer)
+    prepared.check_tokenizer(tokenizer, str(path), shards)
+  elif given or shards:
+    tokenizer = Tokenizer.load(given or shards)
+    prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
     tokenizer.save(path)
   else:
     texts = (text for source in sources for text in source.texts())
     tokenizer = Tokenizer.train(texts, vocab_size=config.model.vocab_size, path=path)
-  if tokenizer.vocab_size > config.model.vocab_size:
+  codes = prepared.codebook(sources)
+  if tokenizer.vocab_size + codes > config.model.vocab_size:
+    above = f" and {codes} codes of images above them" if codes else ""
     raise ValueError(
       f"model.vocab_size={config.model.vocab_size}: the tokenizer has"
-      f" {tokenizer.vocab_size} pieces; the model needs at least as many"
+      f" {tokenizer.vocab_size} pieces{above}; the model needs at least as many"
     )
   return tokenizer
 

@@ -1,22 +1,26 @@
-"""ArrayRecord files of records: written whole, read in any order.
+"""ArrayRecord files of records: written whole, read in any order, a source of a run.
 
-Owns: writing a shard, reading records by index, naming what is damaged. Not: a record's
-bytes (records.py), what a folder of shards holds (manifest.py).
+Owns: writing a shard, reading records by index, naming what is damaged, a record's
+spans. Not: its bytes (records.py), what a folder of shards holds (manifest.py), what
+shards decide for a run (prepared.py).
 """
 
 import bisect
 import collections
 import concurrent.futures
+import dataclasses
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from array_record.python import array_record_module
 
+from tfusion import sequence
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
-from tfusion.data.manifest import Shard
+from tfusion.data.manifest import Manifest, Shard
 from tfusion.data.records import Damaged, Record
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
@@ -159,6 +163,130 @@ class Reader:
         f" {manifest_lib.AGAIN}"
       )
     return reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+  """The documents of one split of a folder of shards, tokenised and encoded already."""
+
+  name: str
+  folder: Path
+  manifest: Manifest
+  split: str
+  has_images: bool
+  # What preparing left out is counted in the manifest and listed beside it.
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    reader = Reader(self.folder, self.manifest.of(self.split))
+    object.__setattr__(self, "_reader", reader)
+
+  def __len__(self) -> int:
+    return len(self._reader)
+
+  def __getitem__(self, index: int) -> sequence.Document:
+    """Returns the spans of a document.
+
+    Latents are (z - shift) / scale per channel, pixels u8 / 127.5 - 1; codes lie above
+    the ids of the text.
+
+    Raises:
+      records.Damaged: names the shard, the record's index in it and what is wrong.
+      ValueError: what is written there is not what the manifest says.
+    """
+    record = self._reader[index]
+    fault = _misfit(record, self.manifest)
+    if fault:
+      shard, own = self._reader.locate(index)
+      raise ValueError(
+        f"{self.folder / shard.name}: record {own}, id {record.id!r}: {fault}; the"
+        " shard is not of this manifest: prepare the data again"
+      )
+    texts, images = iter(record.texts), iter(self._images(record))
+    return tuple(
+      sequence.Text(next(texts), weight)
+      if span == records_lib.TEXT
+      else dataclasses.replace(next(images), weight=weight)
+      for span, weight in zip(record.spans, record.weights, strict=True)
+    )
+
+  def texts(self) -> Iterable[str]:
+    raise ValueError(f"{self.name}: shards bring a tokenizer, none is trained on them")
+
+  def fit(self, count: Callable[[str], int], *, room: int) -> "Shards":
+    return self  # lengths show only when read; a lane counts what is too long
+
+  def _images(self, record: Record) -> "Iterator[sequence.Image | sequence.Codes]":
+    images = self.manifest.images
+    if not record.images:
+      return
+    if images.kind == "codes":
+      for ids in record.images["codes"]:
+        yield sequence.Codes(ids + np.int32(self.manifest.vocabulary))
+    elif images.kind == "pixels":
+      for pixels in record.images["pixels"]:
+        yield sequence.Image(pixels.astype(np.float32) / np.float32(127.5) - 1)
+    else:
+      scale, shift = np.float32(images.scale), np.float32(images.shift)
+      stds = [None] * len(record.images["mean"])
+      if images.kind == "mean_logvar":
+        stds = np.exp(record.images["logvar"].astype(np.float32) / 2) / scale
+      for mean, std in zip(record.images["mean"], stds, strict=True):
+        yield sequence.Image((mean.astype(np.float32) - shift) / scale, std=std)
+
+
+def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> Shards:
+  """Opens a split of a folder of shards and proves that all of it is there.
+
+  Args:
+    path: the folder.
+    split: "train" or "test".
+    image_shape: h, w, c of every image or latent; codes have none.
+
+  Raises:
+    records.OtherSchema: the folder is of another version of tfusion.
+    ValueError: no folder of shards, images of another shape, or a shard, tokenizer or
+      autoencoder that is missing or not what the manifest says.
+  """
+  folder = Path(path)
+  manifest = manifest_lib.load(folder)
+  images, own = manifest.images, manifest.of(split)
+  if images and images.kind != "codes" and images.shape != tuple(image_shape):
+    raise ValueError(
+      f"model.image_shape={tuple(image_shape)}: the images of shards:{path} are"
+      f" {images.shape}; set it to that, or prepare the data in the other shape"
+    )
+  if not own:
+    raise ValueError(
+      f"shards:{path}: holds no shard of the split {split!r}; prepare the data again"
+      " with documents in both splits"
+    )
+  manifest_lib.check_files(manifest, folder, shards=own)
+  shards = Shards(
+    f"shards:{path}", folder, manifest, split, any(shard.images for shard in own)
+  )
+  Reader(folder, own).check()
+  return shards
+
+
+def _misfit(record: Record, manifest: Manifest) -> str:
+  """What a record holds that its manifest does not allow; nothing, if all is well."""
+  images = manifest.images
+  if record.kind is not None:
+    shape = next(iter(record.images.values())).shape[1:]
+    if images is None or (record.kind, shape) != (images.kind, images.shape):
+      expected = f"{images.kind} of {images.shape}" if images else "no images"
+      return f"holds {record.kind} of {shape}, its manifest says {expected}"
+    if record.kind == "codes" and not _within(record.images["codes"], images.codebook):
+      return f"has a code that is none of {images.codebook}"
+  if not all(_within(text, manifest.vocabulary) for text in record.texts):
+    return f"has a token id that is none of {manifest.vocabulary}"
+  return ""
+
+
+def _within(ids: np.ndarray, count: int) -> bool:
+  # As unsigned, a negative id is a large one.
+  return ids.size == 0 or int(ids.view(np.uint32).max()) < count
 
 
 def _open(path: Path) -> array_record_module.ArrayRecordReader:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from tfusion import sequence
-from tfusion.data import folder
+from tfusion.data import folder, shards
 
 TRAIN, TEST = "train", "test"
 
@@ -258,7 +258,16 @@ def _open_folder(argument: str, *, split, image_shape, workdir) -> folder.Folder
   )
 
 
-OPEN = {"digits": _open_digits, "pydoc": _open_pydoc, "folder": _open_folder}
+def _open_shards(argument: str, *, split, image_shape, workdir) -> shards.Shards:
+  return shards.open_shards(argument, split=split, image_shape=image_shape)
+
+
+OPEN = {
+  "digits": _open_digits,
+  "pydoc": _open_pydoc,
+  "folder": _open_folder,
+  "shards": _open_shards,
+}
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:

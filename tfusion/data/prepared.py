@@ -1,0 +1,157 @@
+"""What shards decide for a run: its tokenizer, the numbers of its images.
+
+Owns: the agreement of a run's sources, the files that its workdir keeps of it. Not: the
+shards themselves (shards.py), autoencoders (model/), the tokenizer's use (pipeline.py).
+
+A workdir keeps latents.json, the ImageFormat of its latents or codes with the hash of
+their autoencoder, and autoencoder.safetensors, if the shards have one: enough to draw
+what the model makes, without the shards.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfusion.data import manifest as manifest_lib
+from tfusion.data import sources as sources_lib
+from tfusion.data.shards import Shards
+from tfusion.data.tokenizer import Tokenizer
+
+LATENTS = "latents.json"
+
+
+def agree(sources: Sequence[sources_lib.Source]) -> tuple[sources_lib.Source, ...]:
+  """Refuses sources that cannot be trained on together; unites the others.
+
+  Latents of all shards are scaled and shifted by the numbers of the first: they are of
+  one autoencoder, and one number must mean the same everywhere. Which numbers matters
+  little, as long as latents come near mean 0 and deviation 1.
+
+  Raises:
+    ValueError: shards with different tokenizers, autoencoders or kinds of images, or
+      images that are not encoded beside some that are.
+  """
+  shards = [source for source in sources if isinstance(source, Shards)]
+  _require_same(shards, "tokenizers", lambda s: s.manifest.tokenizer_sha256)
+  pictured = [source for source in shards if source.manifest.images]
+  _require_same(pictured, "kinds of images", _model_kind)
+  _require_same(pictured, "autoencoders", lambda s: s.manifest.autoencoder_sha256)
+  encoded = [s for s in pictured if s.manifest.images.kind != "pixels"]
+  if not encoded:
+    return tuple(sources)
+  for source in sources:
+    if source.has_images and source not in pictured:
+      raise ValueError(
+        f"data.sources: {source.name} gives pictures, {encoded[0].name}"
+        f" {encoded[0].manifest.images.kind} of an autoencoder; prepare both with"
+        " `tfusion prepare`, or choose one"
+      )
+  first = encoded[0].manifest.images
+  return tuple(_normalised(s, first) if s in encoded else s for s in sources)
+
+
+def tokenizer_of(sources: Sequence[sources_lib.Source]) -> Path | None:
+  """The tokenizer file that the shards among sources, in agreement, bring."""
+  folders = (source.folder for source in sources if isinstance(source, Shards))
+  return next((folder / manifest_lib.TOKENIZER for folder in folders), None)
+
+
+def codebook(sources: Sequence[sources_lib.Source]) -> int:
+  """Codes above the text's ids, of sources in agreement; 0 without images in codes."""
+  formats = (s.manifest.images for s in sources if isinstance(s, Shards))
+  return max((images.codebook for images in formats if images), default=0)
+
+
+def check_tokenizer(tokenizer: Tokenizer, origin: str, shards: Path | None) -> None:
+  """Refuses a tokenizer that is not the one of the shards.
+
+  Args:
+    tokenizer: the run's.
+    origin: what the error calls it.
+    shards: the file that shards bring; None without shards.
+
+  Raises:
+    ValueError: names both and their hashes.
+  """
+  if shards is None or (theirs := manifest_lib.sha256(shards)) == tokenizer.sha256:
+    return
+  raise ValueError(
+    f"{origin} (sha256 {tokenizer.sha256[:16]}...) is another tokenizer than {shards}"
+    f" (sha256 {theirs[:16]}...), with which the shards were made: leave data.tokenizer"
+    " empty and choose a new workdir, or prepare the data with the other tokenizer"
+  )
+
+
+def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -> None:
+  """Puts latents.json and the autoencoder into the workdir, each whole or not at all.
+
+  Args:
+    sources: in agreement.
+    workdir: of the run.
+    begun: it holds a run already, whose files must be these.
+
+  Raises:
+    ValueError: a run has begun with other latents.
+  """
+  encoded = [s for s in sources if isinstance(s, Shards) and s.manifest.images]
+  encoded = [s for s in encoded if s.manifest.images.kind != "pixels"]
+  if not encoded:
+    return
+  manifest = encoded[0].manifest
+  values = dataclasses.asdict(manifest.images)
+  values["autoencoder_sha256"] = manifest.autoencoder_sha256
+  path = workdir / LATENTS
+  text = json.dumps(values, indent=1) + "\n"
+  if begun and path.is_file() and json.loads(path.read_text()) != json.loads(text):
+    raise ValueError(
+      f"{path}: this run has begun with other latents than {encoded[0].folder} holds"
+      f" now ({path.read_text()} and {text}); restore the shards, or choose a new"
+      " workdir"
+    )
+  if manifest.autoencoder_sha256:
+    _copy(encoded[0].folder, workdir, manifest.autoencoder_sha256)
+  manifest_lib.write_whole(path, text.encode())
+
+
+def _model_kind(source: Shards) -> str:
+  """What a model is given: a mean alone or with its deviation are both latents."""
+  images = source.manifest.images
+  if images.kind == "codes":
+    return f"{images.codebook} codes"
+  return "latents" if images.latents else images.kind
+
+
+def _require_same(shards: Sequence[Shards], what: str, of) -> None:
+  for other in shards[1:]:
+    if of(other) != of(shards[0]):
+      raise ValueError(
+        f"data.sources: {shards[0].name} and {other.name} have different {what}:"
+        f" {of(shards[0])} and {of(other)}; prepare both with the same, or choose one"
+      )
+
+
+def _normalised(source: Shards, first: manifest_lib.ImageFormat) -> Shards:
+  images = dataclasses.replace(
+    source.manifest.images, scale=first.scale, shift=first.shift
+  )
+  manifest = dataclasses.replace(source.manifest, images=images)
+  return dataclasses.replace(source, manifest=manifest)
+
+
+def _copy(folder: Path, workdir: Path, sha256: str) -> None:
+  kept = workdir / manifest_lib.AUTOENCODER
+  if kept.is_file() and manifest_lib.sha256(kept) == sha256:
+    return
+  aside = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}.tmp")  # several hosts copy
+  try:
+    shutil.copyfile(folder / manifest_lib.AUTOENCODER, aside)
+    with open(aside, "rb") as file:
+      os.fsync(file.fileno())
+    os.replace(aside, kept)
+  finally:
+    aside.unlink(missing_ok=True)
+  manifest_lib.sync_folder(workdir)
