@@ -107,6 +107,21 @@ def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
       print(_indented(checkpoints.describe(step)))
 
 
+def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
+  """Shows a folder of shards, a shard, or one of their records."""
+  from tfusion.data import show
+
+  if args.record is not None:
+    where = dict(split=args.split, out=args.out, decode=None)
+    lines = show.record_lines(args.path, args.record, **where)
+  elif Path(args.path).is_dir():
+    lines = show.manifest_lines(args.path)
+  else:
+    lines = show.shard_lines(args.path)
+  for line in lines:
+    print(line)
+
+
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
   """Times the training step and its loop against this machine's matmul rate."""
   config = read_config(args.config, rest)
@@ -230,12 +245,17 @@ def _parser() -> argparse.ArgumentParser:
   c.add_argument("--seed", type=int, default=0, help="of the noise and of text")
   c = add("eval", evaluate, distributed=True)
   c.add_argument("--workdir", required=True, help="of a run")
-  text = "Shows what a run holds."
+  text = "Shows what a run or what shards hold."
   shown = commands.add_parser("inspect", help=text, description=text)
   shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("run", inspect_run, to=shown)
   c.add_argument("--workdir", required=True, help="of a run")
   c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
+  c = add("shards", inspect_shards, to=shown, overrides=False)
+  c.add_argument("path", help="a folder with manifest.json, or one of its shards")
+  c.add_argument("--record", type=int, metavar="N", help="show this one")
+  c.add_argument("--split", choices=["train", "test"], default="train", help="of N")
+  c.add_argument("--out", default=".", help="folder for the pictures of a record (.)")
   text = "Measures the training step, or attention alone."
   bench = commands.add_parser("bench", help=text, description=text)
   bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
