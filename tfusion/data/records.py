@@ -14,6 +14,7 @@ even two calls in one process differ, and shards must be the same bytes each tim
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import zlib
@@ -138,11 +139,12 @@ def decode(data: bytes) -> Record:
         " or read it with the one that wrote it"
       )
     tensors = {name: _view(data, start, of) for name, of in header.items()}
-    ends, tokens = np.cumsum(tensors.pop("lengths")), tensors.pop("tokens")
+    ends = list(itertools.accumulate(tensors.pop("lengths").tolist()))
+    tokens = tensors.pop("tokens")
     return Record(
       id=metadata["id"],
       spans=metadata["spans"],
-      texts=tuple(np.split(tokens, ends[:-1])) if len(ends) else (),
+      texts=tuple(tokens[a:b] for a, b in zip([0, *ends], ends)),
       images=tensors,
       weights=tuple(json.loads(metadata["weights"])),
     )

@@ -9,6 +9,7 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -180,6 +181,12 @@ class Shards:
   def __post_init__(self):
     reader = Reader(self.folder, self.manifest.of(self.split))
     object.__setattr__(self, "_reader", reader)
+    images = self.manifest.images
+    for name in ("shift", "scale") if images and images.latents else ():
+      # Of the full shape: numpy is four times slower where it repeats channels.
+      full = np.empty(images.shape, np.float32)
+      full[...] = getattr(images, name)
+      object.__setattr__(self, f"_{name}_hwc", full)
 
   def __len__(self) -> int:
     return len(self._reader)
@@ -202,11 +209,11 @@ class Shards:
         f"{self.folder / shard.name}: record {own}, id {record.id!r}: {fault}; the"
         " shard is not of this manifest: prepare the data again"
       )
-    texts, images = iter(record.texts), iter(self._images(record))
+    texts, images = iter(record.texts), itertools.count()
     return tuple(
       sequence.Text(next(texts), weight)
       if span == records_lib.TEXT
-      else dataclasses.replace(next(images), weight=weight)
+      else self._image(record.images, next(images), weight)
       for span, weight in zip(record.spans, record.weights, strict=True)
     )
 
@@ -216,23 +223,20 @@ class Shards:
   def fit(self, count: Callable[[str], int], *, room: int) -> "Shards":
     return self  # lengths show only when read; a lane counts what is too long
 
-  def _images(self, record: Record) -> "Iterator[sequence.Image | sequence.Codes]":
-    images = self.manifest.images
-    if not record.images:
-      return
-    if images.kind == "codes":
-      for ids in record.images["codes"]:
-        yield sequence.Codes(ids + np.int32(self.manifest.vocabulary))
-    elif images.kind == "pixels":
-      for pixels in record.images["pixels"]:
-        yield sequence.Image(pixels.astype(np.float32) / np.float32(127.5) - 1)
-    else:
-      scale, shift = np.float32(images.scale), np.float32(images.shift)
-      stds = [None] * len(record.images["mean"])
-      if images.kind == "mean_logvar":
-        stds = np.exp(record.images["logvar"].astype(np.float32) / 2) / scale
-      for mean, std in zip(record.images["mean"], stds, strict=True):
-        yield sequence.Image((mean.astype(np.float32) - shift) / scale, std=std)
+  def _image(
+    self, images: dict[str, np.ndarray], n: int, weight: float
+  ) -> "sequence.Image | sequence.Codes":
+    if "codes" in images:
+      ids = images["codes"][n] + np.int32(self.manifest.vocabulary)
+      return sequence.Codes(ids, weight)
+    if "pixels" in images:
+      pixels = images["pixels"][n].astype(np.float32) / np.float32(127.5) - 1
+      return sequence.Image(pixels, weight)
+    latent = (images["mean"][n].astype(np.float32) - self._shift_hwc) / self._scale_hwc
+    if "logvar" not in images:
+      return sequence.Image(latent, weight)
+    std = np.exp(images["logvar"][n].astype(np.float32) / 2) / self._scale_hwc
+    return sequence.Image(latent, weight, std=std)
 
 
 def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> Shards:
