@@ -57,7 +57,10 @@ class DiffusionConfig:
 class DataConfig:
   """What rows are made of (section 4.1)."""
 
-  sources: tuple[str, ...] = ("digits", "pydoc")  # digits, pydoc, folder:PATH
+  sources: tuple[str, ...] = (
+    "digits",
+    "pydoc",
+  )  # digits, pydoc, folder:PATH, shards:PATH
   tokenizer: str = ""  # a sentencepiece model file; empty: trained on the sources
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images a row can hold

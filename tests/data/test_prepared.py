@@ -8,14 +8,16 @@ import pytest
 import tiny_shards
 
 from tfusion import config as config_lib
+from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import pipeline, prepared
 
+SHAPE = (4, 4, 2)
 OTHER = "other words make another one"
 
 
-def run(sources, *, tokenizer="", vocab_size=512, image_shape=(4, 4, 2)):
+def run(sources, *, tokenizer="", vocab_size=512, image_shape=SHAPE):
   config = config_lib.Config()
   return dataclasses.replace(
     config,
@@ -183,3 +185,44 @@ def test_the_vocabulary_holds_the_codes_above_the_text(tmp_path):
     begin(run([name], vocab_size=needed - 1), tmp_path / "run")
   corpus = begin(run([name], vocab_size=needed), tmp_path / "run")
   assert prepared.codebook(corpus.train) == 16
+
+
+@pytest.mark.parametrize("kind", ["mean_logvar", "codes"])
+def test_worker_processes_read_the_same_rows_from_shards(tmp_path, kind):
+  tiny_shards.make(tmp_path / "a", kind=kind, shape=(16,) if kind == "codes" else SHAPE)
+  config = run([f"shards:{tmp_path / 'a'}", "pydoc"])
+  corpus = begin(config, tmp_path / "run")
+  batches = []
+  for workers in (0, 2):
+    data = dataclasses.replace(config.data, workers=workers)
+    again = dataclasses.replace(config, data=data)
+    rows = pipeline.HostBatches(corpus, again, host=0, hosts=1)
+    batches.append([next(rows) for _ in range(2)])
+    rows.close()
+  for alone, together in zip(*batches, strict=True):
+    for a, b in zip(alone, together, strict=True):
+      np.testing.assert_array_equal(a, b)
+  last = batches[0][-1]
+  codes = last.tokens_bl >= corpus.tokenizer.vocab_size
+  assert codes.any() == (kind == "codes")
+  assert (last.patch_bl >= 0).any() == (kind != "codes")
+
+
+def test_held_out_rows_are_those_of_the_test_split(tmp_path):
+  tiny_shards.make(tmp_path / "a")
+  config = run([f"shards:{tmp_path / 'a'}"])
+  corpus = begin(config, tmp_path / "run")
+  rows = pipeline.heldout_rows(corpus.test, corpus.tokenizer, config, rows=16)
+  tokens = np.concatenate([r.tokens_bl.ravel() for r in rows])
+  text = corpus.tokenizer.decode(tokens)
+  assert [n for n in range(16) if f"picture {n} " in text] == [12, 13, 14, 15]
+  assert sum(sequence.live_elements(r) for r in rows) > 0
+
+
+def test_a_start_does_not_stumble_over_a_damaged_record(tmp_path):
+  tiny_shards.make(tmp_path / "a")
+  path = tmp_path / "a" / "train-0001.array_record"
+  flipped = bytearray(path.read_bytes())
+  flipped[120] ^= 1
+  path.write_bytes(flipped)
+  begin(run([f"shards:{tmp_path / 'a'}", "pydoc"]), tmp_path / "run")

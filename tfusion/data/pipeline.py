@@ -28,7 +28,7 @@ from absl import flags, logging
 
 from tfusion import sequence
 from tfusion.config import Config
-from tfusion.data import lanes, prepared
+from tfusion.data import lanes, prepared, records
 from tfusion.data import sources as sources_lib
 from tfusion.data.tokenizer import Tokenizer
 
@@ -368,7 +368,11 @@ def _report_unreachable(
   text = patches = 0
   for source in captioned:
     for index in range(0, len(source), -(-len(source) // SAMPLED)):
-      for span in source[index]:
+      try:
+        spans = source[index]
+      except records.Damaged:  # counted when a lane meets it
+        continue
+      for span in spans:
         if isinstance(span, str):
           text += count(span)
         elif isinstance(span, sequence.Text):
@@ -378,7 +382,7 @@ def _report_unreachable(
           text += 2
           patches += len(span.ids) if codes else config.model.patches_per_image
       text += 1
-  if text >= config.data.text_per_image * patches:
+  if patches and text >= config.data.text_per_image * patches:
     logging.warning(
       "data.text_per_image=%g cannot be reached: captions alone give %.2f text elements"
       " per patch, so %s will hardly be drawn; raise it, or use smaller patches",

@@ -225,7 +225,7 @@ class Shards:
 
   def _image(
     self, images: dict[str, np.ndarray], n: int, weight: float
-  ) -> "sequence.Image | sequence.Codes":
+  ) -> sequence.Image | sequence.Codes:
     if "codes" in images:
       ids = images["codes"][n] + np.int32(self.manifest.vocabulary)
       return sequence.Codes(ids, weight)
