@@ -21,7 +21,7 @@ FLOORS = (
   "workdir sharding checkpoint report progress",
   "sequence attention diffusion",
   "data model",  # neither knows the other
-  "generate",
+  "generate interop",
   "train",
   "evaluate bench",
   "cli",
@@ -38,7 +38,8 @@ FILES = {
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",
   "generate": "interleaved phases prompt",
-  "model": "autoencoder layers patches transformer transfusion",
+  "interop": "diffusers",
+  "model": "autoencoder codec layers patches transformer transfusion",
   "train": "loop losses metrics optim step trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
@@ -47,6 +48,7 @@ ONLY = {
   "optax": "train",
   "ml_collections": "config cli",
   "array_record": "data",
+  "safetensors": "model interop",
   "grain": "data",
   "sentencepiece": "data",
   "einops": "model",
