@@ -33,8 +33,8 @@ FILES = {
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles rivals static training",
-  "data": "folder images lanes manifest pipeline prepared records shards show"
-  " sources tokenizer",
+  "data": "captions drawing folder images lanes manifest outlines pipeline prepared"
+  " records scenes shapes shards show sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",
   "generate": "interleaved phases prompt",

@@ -1,8 +1,8 @@
 """Where documents come from: embedded corpora and folders, by name.
 
 Owns: the Source contract, the digits and pydoc corpora, their fixed splits, cutting
-long text. Not: folders of images (folder.py), order and mixture (lanes.py), the
-sequence (sequence.py).
+long text. Not: folders of images (folder.py), drawn scenes (shapes.py), order and
+mixture (lanes.py), the sequence (sequence.py).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from tfusion import sequence
-from tfusion.data import folder, shards
+from tfusion.data import folder, shapes, shards
 
 TRAIN, TEST = "train", "test"
 
@@ -57,7 +57,8 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> tuple[Span, ...]: ...
 
   def texts(self) -> Iterable[str]:
-    """Every text, as often as an epoch shows it: what a tokenizer trains on."""
+    """Every text, as often as an epoch shows it, or a fixed sample of texts without
+    number: what a tokenizer trains on."""
 
   def fit(self, count: Callable[[str], int], *, room: int) -> "Source":
     """Returns the source with only texts of `count(text) <= room` elements."""
@@ -262,11 +263,16 @@ def _open_shards(argument: str, *, split, image_shape, workdir) -> shards.Shards
   return shards.open_shards(argument, split=split, image_shape=image_shape)
 
 
+def _open_shapes(argument: str, *, split, image_shape, workdir) -> shapes.Shapes:
+  return shapes.open_shapes(argument, split=split, image_shape=image_shape)
+
+
 OPEN = {
   "digits": _open_digits,
   "pydoc": _open_pydoc,
   "folder": _open_folder,
   "shards": _open_shards,
+  "shapes": _open_shapes,
 }
 
 
