@@ -67,6 +67,7 @@ def make(
   test: int = 4,
   per_shard: int = 5,
   words: Tokenizer | None = None,
+  autoencoder: bytes | None = AUTOENCODER,
 ) -> manifest_lib.Manifest:
   """Writes a folder of shards: train-0000.array_record and so on.
 
@@ -78,6 +79,7 @@ def make(
     test: documents held out, numbered behind those.
     per_shard: documents in a file.
     words: the tokenizer, `tokenizer()` without it.
+    autoencoder: of latents and codes, the bytes of the file; None leaves it away.
   """
   folder, words = Path(folder), words or tokenizer()
   folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +92,9 @@ def make(
       listed.append(shards.write_shard(path, documents, split=split))
   words.save(folder / manifest_lib.TOKENIZER)
   latents = kind in ("mean", "mean_logvar")
-  if latents or kind == "codes":
-    (folder / manifest_lib.AUTOENCODER).write_bytes(AUTOENCODER)
+  encoded = autoencoder is not None and (latents or kind == "codes")
+  if encoded:
+    (folder / manifest_lib.AUTOENCODER).write_bytes(autoencoder)
   rejected = {"empty caption": 2, "cannot be decoded": 1}
   manifest = manifest_lib.Manifest(
     source="folder:photos",
@@ -106,7 +109,7 @@ def make(
     tokenizer_sha256=words.sha256,
     vocabulary=words.vocab_size,
     autoencoder_sha256=manifest_lib.sha256(folder / manifest_lib.AUTOENCODER)
-    if latents or kind == "codes"
+    if encoded
     else None,
     shards=tuple(listed),
     counts=manifest_lib.Counts(

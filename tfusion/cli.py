@@ -111,8 +111,13 @@ def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
   """Shows a folder of shards, a shard, or one of their records."""
   from tfusion.data import show
 
+  def decode(autoencoder, latents):
+    from tfusion.model import codec
+
+    return codec.load(autoencoder).decode(latents)
+
   if args.record is not None:
-    where = dict(split=args.split, out=args.out, decode=None)
+    where = dict(split=args.split, out=args.out, decode=decode)
     lines = show.record_lines(args.path, args.record, **where)
   elif Path(args.path).is_dir():
     lines = show.manifest_lines(args.path)

@@ -6,7 +6,9 @@ import tiny_shards
 from PIL import Image
 
 from tfusion import cli
+from tfusion.config import AutoencoderModelConfig
 from tfusion.data import show
+from tfusion.model import autoencoder, codec
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,10 @@ def test_a_record_of_a_shard_is_counted_from_its_own_start(folders, tmp_path, ca
   assert list(tmp_path.iterdir()) == []  # it has no image
 
 
-def test_latents_without_an_autoencoder_are_drawn_in_false_colours(folders, tmp_path):
-  where = dict(split="train", out=tmp_path, decode=None)
-  lines = list(show.record_lines(folders / "mean", 0, **where))
-  assert "mean of 4 x 4 x 2, in false colours (channels 0, 1, 2): " in lines[-1]
+def test_latents_without_an_autoencoder_are_drawn_in_false_colours(tmp_path, capsys):
+  tiny_shards.make(tmp_path / "a", autoencoder=None)
+  text = shown(capsys, tmp_path / "a", "--record", "0", "--out", tmp_path)
+  assert "mean of 4 x 4 x 2, in false colours (channels 0, 1, 2): " in text
   with Image.open(tmp_path / "train-0000-0-0.png") as image:
     drawn = np.asarray(image)
   assert drawn.shape == (32, 32, 3)
@@ -99,17 +101,43 @@ def test_latents_without_an_autoencoder_are_drawn_in_false_colours(folders, tmp_
   np.testing.assert_array_equal(drawn[..., 2], drawn[..., 0])  # two channels only
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("mean", "float32"), ("codes", "int32")])
-def test_with_an_autoencoder_its_picture_is_written(folders, tmp_path, kind, dtype):
-  def decode(given):
-    assert given.dtype == dtype and len(given) == 1
-    return np.full((1, 6, 6, 3), 77, np.uint8)
+def test_codes_without_an_autoencoder_are_shown_as_numbers(tmp_path, capsys):
+  tiny_shards.make(tmp_path / "a", kind="codes", shape=(16,), autoencoder=None)
+  text = shown(capsys, tmp_path / "a", "--record", "0", "--out", tmp_path)
+  codes = tiny_shards.record(0, kind="codes", shape=(16,)).images["codes"][0]
+  assert "codes of 16, not drawn, without an autoencoder: " in text
+  assert f"{codes[:8].tolist()}..." in text
 
-  where = dict(split="train", out=tmp_path, decode=decode)
-  lines = list(show.record_lines(folders / kind, 0, **where))
-  assert ", decoded: " in lines[-1]
-  with Image.open(tmp_path / "train-0000-0-0.png") as image:
-    assert image.size == (6, 6) and image.getpixel((3, 3)) == (77, 77, 77)
+
+@pytest.mark.parametrize("codes", [0, tiny_shards.CODEBOOK])
+def test_latents_and_codes_are_decoded_by_the_autoencoder_beside(
+  tmp_path, capsys, codes
+):
+  config = AutoencoderModelConfig(
+    widths=(4, 8),
+    blocks=1,
+    encoder_out=6,
+    decoder_in=6,
+    latent_channels=2,
+    codes=codes,
+  )
+  rng = np.random.default_rng(0)
+  params = {
+    name: rng.normal(size=x.shape, scale=0.3).astype(np.float32)
+    for name, x in sorted(autoencoder.abstract(config).items())
+  }
+  coder = codec.Codec(config, params)
+  coder.save(tmp_path / "one")
+  kind, shape = ("codes", (16,)) if codes else ("mean", (4, 4, 2))
+  own = (tmp_path / "one").read_bytes()
+  tiny_shards.make(tmp_path / "a", kind=kind, shape=shape, autoencoder=own)
+  text = shown(capsys, tmp_path / "a", "--record", "2", "--out", tmp_path)
+  assert text.count(", decoded: ") == 2
+  stored = tiny_shards.record(2, kind=kind, shape=shape).images[kind]
+  pictures = coder.decode(stored if codes else stored.astype(np.float32))
+  for n in range(2):
+    with Image.open(tmp_path / f"train-0000-2-{n}.png") as image:
+      np.testing.assert_array_equal(np.asarray(image), pictures[n])
 
 
 @pytest.mark.parametrize(

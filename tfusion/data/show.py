@@ -81,7 +81,7 @@ def record_lines(
   *,
   split: str,
   out: str | Path,
-  decode: Callable[[np.ndarray], np.ndarray] | None,
+  decode: Callable[[Path, np.ndarray], np.ndarray],
 ) -> Iterator[str]:
   """Shows one record: its text decoded, its images as PNG files.
 
@@ -90,8 +90,9 @@ def record_lines(
     index: of the record, in the split or in the shard.
     split: "train" or "test"; a shard has its own.
     out: folder for the pictures; is made.
-    decode: latents f32[n, h, w, c] or codes i32[n, codes] -> pictures u8[n, px, px, 3].
-      Without one latents are drawn in false colours, and codes not at all.
+    decode: turns the file of an autoencoder and latents f32[n, h, w, c] or codes
+      i32[n, codes] into pictures u8[n, px, px, 3]. Latents of shards without one are
+      drawn in false colours, codes not at all.
 
   Raises:
     ValueError: no such record, or it is damaged.
@@ -107,7 +108,9 @@ def record_lines(
   record = reader[index]
   shard, place = reader.locate(index)
   yield f"{folder / shard.name}: record {place}, id {record.id}"
-  pictures, how = _pictures(record, manifest.images, decode)
+  has_autoencoder = manifest.autoencoder_sha256 is not None
+  autoencoder = folder / manifest_lib.AUTOENCODER if has_autoencoder else None
+  pictures, how = _pictures(record, manifest.images, autoencoder, decode)
   texts, seen = iter(record.texts), 0
   for letter, weight in zip(record.spans, record.weights, strict=True):
     note = "" if weight == 1 else f", weight {weight:g}"
@@ -177,20 +180,23 @@ def _listed(manifest: Manifest, path: Path) -> tuple[Shard, ...]:
 
 
 def _pictures(
-  record: records_lib.Record, images: ImageFormat | None, decode: Callable | None
+  record: records_lib.Record,
+  images: ImageFormat | None,
+  autoencoder: Path | None,
+  decode: Callable,
 ) -> tuple[np.ndarray | None, str]:
   """Pictures u8[n, px, px, c] of a record's images, and how they were made."""
   if not record.images:
     return None, ""
   if record.kind == "pixels":
     return record.images["pixels"], "as it is"
-  if record.kind == "codes":
-    codes = record.images["codes"]
-    return (decode(codes), "decoded") if decode else (None, "no autoencoder to draw it")
-  latents = record.images["mean"].astype(np.float32)
-  if decode:
-    return decode(latents), "decoded"
-  return _false_colours(latents, images), "in false colours (channels 0, 1, 2)"
+  codes = record.kind == "codes"
+  field = record.images["codes"] if codes else record.images["mean"].astype(np.float32)
+  if autoencoder:
+    return decode(autoencoder, field), "decoded"
+  if codes:
+    return None, "not drawn, without an autoencoder"
+  return _false_colours(field, images), "in false colours (channels 0, 1, 2)"
 
 
 def _false_colours(latents: np.ndarray, images: ImageFormat) -> np.ndarray:
