@@ -22,7 +22,7 @@ FLOORS = (
   "sequence attention diffusion",
   "data model",  # neither knows the other
   "generate interop",
-  "train",
+  "prepare train",  # neither knows the other
   "evaluate bench",
   "cli",
   "__main__",
@@ -40,6 +40,7 @@ FILES = {
   "generate": "interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",
+  "prepare": "datasets encoder files job part raw readers runner tables tar",
   "train": "loop losses metrics optim step trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
@@ -47,6 +48,9 @@ ONLY = {
   "orbax": "checkpoint",
   "optax": "train",
   "ml_collections": "config cli",
+  "apache_beam": "prepare",
+  "pyarrow": "prepare",
+  "tensorflow_datasets": "prepare",
   "array_record": "data",
   "safetensors": "model interop",
   "grain": "data",
@@ -62,6 +66,7 @@ MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",
+  "apache_beam": "apache-beam",
   "array_record": "array-record",
   "ml_collections": "ml-collections",
   "ml_dtypes": "ml-dtypes",
@@ -69,6 +74,7 @@ REQUIREMENT_OF = {
   "PIL": "pillow",
   "sklearn": "scikit-learn",
   "tensorboardX": "tensorboardx",
+  "tensorflow_datasets": "tensorflow-datasets",
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

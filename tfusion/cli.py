@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     _use_huge_pages()
   if getattr(args, "workdir", None):
     args.workdir = os.path.expanduser(args.workdir)  # bash leaves --workdir=~/x alone
-  if rest and not args.takes_config:
+  if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   _quiet(verbose=args.verbose)
   try:
@@ -127,6 +128,16 @@ def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
     print(line)
 
 
+def prepare(args: argparse.Namespace, rest: list[str]) -> None:
+  """Turns a source into shards to train on; started again, goes on where it stopped."""
+  from tfusion.prepare import job
+
+  fields = (field.name for field in dataclasses.fields(job.Request))
+  request = job.Request(**{name: getattr(args, name) for name in fields})
+  manifest = job.prepare(request, rest)
+  print(f"{args.out}: {job.summary(manifest.counts)}")
+
+
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
   """Times the training step and its loop against this machine's matmul rate."""
   config = read_config(args.config, rest)
@@ -214,13 +225,12 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--version", action="version", version=__version__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-  def add(name, function, *, to=commands, overrides=True, distributed=False):
+  knobs = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
+
+  def add(name, function, *, to=commands, more=knobs, distributed=False):
     text = function.__doc__.partition("\n")[0]
-    more = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
-    command = to.add_parser(
-      name, help=text, description=text, epilog=more if overrides else None
-    )
-    command.set_defaults(run=function, takes_config=overrides)
+    command = to.add_parser(name, help=text, description=text, epilog=more)
+    command.set_defaults(run=function, takes_more=more is not None)
     command.add_argument(
       "-v", "--verbose", action="store_true", help="log more, and whole tracebacks"
     )
@@ -256,18 +266,19 @@ def _parser() -> argparse.ArgumentParser:
   c = add("run", inspect_run, to=shown)
   c.add_argument("--workdir", required=True, help="of a run")
   c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
-  c = add("shards", inspect_shards, to=shown, overrides=False)
+  c = add("shards", inspect_shards, to=shown, more=None)
   c.add_argument("path", help="a folder with manifest.json, or one of its shards")
   c.add_argument("--record", type=int, metavar="N", help="show this one")
   c.add_argument("--split", choices=["train", "test"], default="train", help="of N")
   c.add_argument("--out", default=".", help="folder for the pictures of a record (.)")
+  _add_prepare(add)
   text = "Measures the training step, or attention alone."
   bench = commands.add_parser("bench", help=text, description=text)
   bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
   c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
   c.add_argument("--steps", type=int, default=30, help="timed steps of each part")
-  c = add("attention", bench_attention, to=bench, overrides=False)
+  c = add("attention", bench_attention, to=bench, more=None)
   c.add_argument(
     "--static",
     type=lambda names: names.split(","),
@@ -284,6 +295,43 @@ def _parser() -> argparse.ArgumentParser:
   c.add_argument("--documents", type=int, default=12, help="per row; timing only")
   c.add_argument("--seconds", type=float, default=5.0, help="per length; timing only")
   return parser
+
+
+def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
+  beam = (
+    "All other options are Beam's own: --direct_num_workers=2 for two processes here,"
+    " --runner=FlinkRunner, DataflowRunner or SparkRunner with theirs."
+  )
+  c = add("prepare", prepare, more=beam)
+  c.add_argument(
+    "--source",
+    required=True,
+    help="folder:PATH, tar:PATH, jsonl:PATH, parquet:PATH, edits:PATH, text:PATH,"
+    " tfds:NAME, digits, pydoc or shapes",
+  )
+  c.add_argument("--out", required=True, help="folder of shards")
+  c.add_argument(
+    "--autoencoder",
+    default="",
+    metavar="FILE",
+    help="keep latents or codes, not pixels",
+  )
+  c.add_argument(
+    "--latents", default="mean", help="mean (default), or mean_logvar to draw from"
+  )
+  c.add_argument(
+    "--image-px", type=int, default=0, help="side (256 with an autoencoder, else 64)"
+  )
+  c.add_argument(
+    "--tokenizer", default="", metavar="FILE", help="(default: trained on the source)"
+  )
+  c.add_argument(
+    "--vocab-size", type=int, default=0, help="of a trained one (default: by its text)"
+  )
+  c.add_argument(
+    "--shard-documents", type=int, default=1024, help="(1024); a .tar is one shard"
+  )
+  c.add_argument("--batch", type=int, default=32, help="images encoded at once (32)")
 
 
 def _use_huge_pages() -> None:

@@ -75,8 +75,12 @@ def check_same_run(config: Config, workdir: str | Path) -> list[str]:
   return list(differing.values())
 
 
-def check_writable(workdir: str | Path) -> Path:
+def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
   """Creates the workdir and proves that files can be written in it.
+
+  Args:
+    workdir: or another folder to write to.
+    option: by which the user named it.
 
   Raises:
     ValueError: it is a file or cannot be written.
@@ -89,7 +93,7 @@ def check_writable(workdir: str | Path) -> Path:
     probe.unlink(missing_ok=True)  # several hosts probe at once
   except OSError as error:
     raise ValueError(
-      f"--workdir={workdir}: cannot be written ({error}); choose another directory"
+      f"{option}={workdir}: cannot be written ({error}); choose another directory"
     ) from error
   return path
 

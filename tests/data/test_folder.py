@@ -231,11 +231,11 @@ def test_train_and_test_folders_are_the_split(tmp_path):
 
 def test_a_split_by_hash_is_fixed_disjoint_and_about_a_twentieth():
   files = {f"{i}.png" for i in range(2000)}
-  held_out = folder._held_out(files)
+  held_out = folder.choose_held_out(files)
   assert 60 < len(held_out) < 140
-  assert folder._held_out(files | {"new.png"}) - {"new.png"} == held_out
+  assert folder.choose_held_out(files | {"new.png"}) - {"new.png"} == held_out
   for count in (2, 3, 10):
-    assert 1 <= len(folder._held_out({f"{i}.png" for i in range(count)})) < count
+    assert 1 <= len(folder.choose_held_out({f"{i}.png" for i in range(count)})) < count
 
 
 def test_images_are_decoded_once_per_state_of_the_folder(photos, tmp_path, monkeypatch):

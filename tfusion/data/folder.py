@@ -52,7 +52,7 @@ class Folder:
   has_images: bool = True
 
   def __post_init__(self):
-    held_out = _held_out({p.file for p in self.pairs})
+    held_out = choose_held_out({p.file for p in self.pairs})
     own = tuple(p for p in self.pairs if (p.file in held_out) == self.test)
     object.__setattr__(self, "_own", own)
     # Mapped, not read: worker processes share the pages.
@@ -186,7 +186,7 @@ def find_pairs(path: str) -> tuple[list[Pair], dict[str, str]]:
   if not root.is_dir():
     raise ValueError(f"folder:{path}: no such folder; name one with images in it")
   suffixes = {s for s, k in Image.registered_extensions().items() if k in Image.OPEN}
-  found = sorted(_walk(root))
+  found = sorted(walk(root))
   images = [f for f in found if Path(f).suffix.lower() in suffixes]
   if not images:
     others = collections.Counter(Path(f).suffix for f in found).most_common(3)
@@ -223,7 +223,27 @@ def find_pairs(path: str) -> tuple[list[Pair], dict[str, str]]:
   return pairs, skipped
 
 
-def _walk(root: Path) -> Iterator[str]:
+def choose_held_out(files: set[str]) -> set[str]:
+  """The files for evaluation: those in test/, else a share by hash, at least one."""
+  apart = {f for f in files if f.startswith("test/")}
+  if apart and len(apart) < len(files):
+    return apart
+  chosen = {f for f in files if is_held_out(f)}
+  if 0 < len(chosen) < len(files):
+    return chosen
+  return {min(files, key=_place)}
+
+
+def is_held_out(name: str) -> bool:
+  """Whether a hash of the name puts it into the 5 % that are held out."""
+  return _place(name)[0] < int(TEST_SHARE * 256)
+
+
+def _place(name: str) -> bytes:
+  return hashlib.sha256(os.fsencode(name)).digest()
+
+
+def walk(root: Path) -> Iterator[str]:
   """Files below a folder, as posix paths relative to it; hidden ones left out."""
   seen = set()  # links may lead in circles
   for directory, inner, files in os.walk(root, followlinks=True):
@@ -262,22 +282,6 @@ def _read_listing(
       captions[file].append(caption)
     else:
       skipped[where] = f"no such image: {file}"
-
-
-def _held_out(files: set[str]) -> set[str]:
-  """The files for evaluation: those in test/, else a share by hash, at least one."""
-  apart = {f for f in files if f.startswith("test/")}
-  if apart and len(apart) < len(files):
-    return apart
-
-  def place(file: str) -> bytes:
-    return hashlib.sha256(os.fsencode(file)).digest()
-
-  bound = int(TEST_SHARE * 256)
-  chosen = {f for f in files if place(f)[0] < bound}
-  if 0 < len(chosen) < len(files):
-    return chosen
-  return {min(files, key=place)}
 
 
 def _require_two(pairs: Iterable[Pair], name: str, skipped: dict[str, str]) -> None:

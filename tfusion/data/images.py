@@ -6,6 +6,7 @@ files belong to a folder and what they mean (folder.py).
 
 import concurrent.futures
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,29 +24,39 @@ DECODE_THREADS = 2 * (os.cpu_count() or 1)
 CHUNK = 256  # images decoded between two writes to the cache
 
 
-def decode(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+class TooLarge(ValueError):
+  """An image with more pixels than are sound to decode: a mistake, or an attack."""
+
+
+def decode(
+  image: Path | bytes | np.ndarray, image_shape: tuple[int, int, int]
+) -> np.ndarray:
   """Reads one image: upright, on white, centre-cropped and resized.
 
   Args:
-    path: any format that Pillow opens; of an animation the first frame.
+    image: a file of any format that Pillow opens, of an animation the first frame; its
+      bytes; or pixels, u8[h, w, 1 or 3], which come back as they are if they fit.
     image_shape: h, w, c.
 
   Returns:
     u8[h, w, c].
 
   Raises:
-    ValueError: the image has too many pixels.
+    TooLarge: the image has too many pixels.
     Exception: whatever Pillow's decoder raises on broken data.
   """
   height, width, channels = image_shape
-  with Image.open(path) as image:
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-      raise ValueError(f"{image.width}x{image.height} pixels are too many")
-    # JPEG only: decodes at a fraction of the size, never below twice the target.
-    image.draft(None, (2 * max(width, height),) * 2)
-    image = _to_rgb(ImageOps.exif_transpose(image))
+  try:
+    with _open(image) as opened:
+      if opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+        raise TooLarge(f"{opened.width}x{opened.height} pixels are too many")
+      # JPEG only: decodes at a fraction of the size, never below twice the target.
+      opened.draft(None, (2 * max(width, height),) * 2)
+      upright = _to_rgb(ImageOps.exif_transpose(opened))
+  except Image.DecompressionBombError as error:
+    raise TooLarge(str(error)) from error
   fitted = ImageOps.fit(
-    image.convert("L") if channels == 1 else image,
+    upright.convert("L") if channels == 1 else upright,
     (width, height),
     method=Image.Resampling.LANCZOS,
   )
@@ -130,10 +141,16 @@ def _write_images(
   return bad
 
 
+def _open(image: Path | bytes | np.ndarray) -> Image.Image:
+  if isinstance(image, np.ndarray):
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+  return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I") or image.mode == "F":
     # Pillow would clip 16 bits to 8; floats count from 0 to 1.
-    pixels = np.asarray(image, np.float32)
+    pixels = np.nan_to_num(np.asarray(image, np.float32))
     full = 65535.0 if image.mode != "F" else 1.0
     image = Image.fromarray(np.uint8(np.clip(pixels / full, 0, 1) * 255 + 0.5))
   if image.has_transparency_data:

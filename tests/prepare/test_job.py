@@ -1,0 +1,283 @@
+"""Whole jobs: the same bytes however they run or stop, nothing lost or doubled."""
+
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfusion import cli
+from tfusion.data import manifest, shards
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.prepare import job, part, runner
+
+pytest.importorskip("apache_beam")
+
+DOCUMENTS, PER_PART = 120, 2
+PYTHON = [sys.executable, "-c", "import sys, tfusion.cli; sys.exit(tfusion.cli.main())"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """Captioned pictures of which every tenth is broken."""
+  folder = tmp_path_factory.mktemp("photos")
+  rng = np.random.default_rng(0)
+  for i in range(DOCUMENTS):
+    pixels = rng.integers(0, 256, (6, 6, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    (folder / f"{i:03d}.txt").write_text(f"picture number {i} of noise")
+    if i % 10 == 0:
+      (folder / f"{i:03d}.png").write_bytes(b"")
+  return folder
+
+
+def request(photos, out, **more):
+  sizes = dict(image_px=4, shard_documents=PER_PART) | more
+  return job.Request(f"folder:{photos}", str(out), **sizes)
+
+
+def command(photos, out, *more):
+  source = ["--source", f"folder:{photos}", "--out", str(out)]
+  sizes = ["--image-px", "4", "--shard-documents", str(PER_PART)]
+  return [*PYTHON, "prepare", *source, *sizes, *more]
+
+
+def bytes_of(folder):
+  return {
+    p.relative_to(folder).as_posix(): p.read_bytes()
+    for p in sorted(Path(folder).rglob("*"))
+    if p.is_file()
+  }
+
+
+def check_complete(folder):
+  """Every document of the photos is in one shard or in the list of rejected ones."""
+  made = manifest.load(folder)
+  manifest.check_files(made, folder, shards=made.shards)
+  ids = collections.Counter()
+  for shard in made.shards:
+    ids.update(record.id for record in shards.read_shard(folder / shard.name))
+  lines = (folder / manifest.REJECTED).read_text().splitlines()
+  ids.update(json.loads(line)["id"] for line in lines)
+  assert ids == dict.fromkeys([f"{i:03d}.png" for i in range(DOCUMENTS)], 1)
+  assert made.counts.read == DOCUMENTS
+  assert made.counts.rejected == {"image cannot be decoded": DOCUMENTS // 10}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory):
+  out = tmp_path_factory.mktemp("out") / "shards"
+  job.prepare(request(photos, out))
+  check_complete(out)
+  return bytes_of(out)
+
+
+def test_a_job_killed_ten_times_leaves_the_bytes_of_one_left_alone(
+  photos, undisturbed, tmp_path
+):
+  out, rng = tmp_path / "shards", random.Random(0)
+  counts = [0]
+  for kill in range(10):
+    process = subprocess.Popen(command(photos, out), stdout=subprocess.DEVNULL)
+    # From somewhere in the work on: the first kills come before it.
+    wanted = counts[-1] + rng.randrange(1, 8) if kill > 1 else 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+      if len(list(out.glob("parts/*.json"))) >= wanted and out.exists():
+        break
+      time.sleep(0.002)
+    time.sleep(rng.random() * 0.01)
+    assert process.poll() is None, "it was done before it was killed"
+    process.kill()
+    process.wait()
+    counts.append(len(list(out.glob("parts/*.json"))))
+    assert not (out / manifest.MANIFEST).exists()
+    for path in out.glob("*.array_record"):  # whole wherever there is one
+      assert path.read_bytes() == undisturbed[path.name]
+  assert counts == sorted(counts) and 0 < counts[-1] < len(undisturbed)
+  subprocess.run(command(photos, out), check=True, stdout=subprocess.DEVNULL)
+  check_complete(out)
+  assert bytes_of(out) == undisturbed
+
+
+def test_two_worker_processes_write_the_same_bytes(photos, undisturbed, tmp_path):
+  out = tmp_path / "shards"
+  subprocess.run(
+    command(photos, out, "--direct_num_workers=2"), check=True, capture_output=True
+  )
+  assert bytes_of(out) == undisturbed
+
+
+def test_a_worker_process_that_is_killed_stops_the_job_and_not_the_next(
+  photos, undisturbed, tmp_path
+):
+  out = tmp_path / "shards"
+  process = subprocess.Popen(
+    command(photos, out, "--direct_num_workers=2"),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 60
+  while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
+    time.sleep(0.002)
+  os.kill(max(workers_of(process.pid)), signal.SIGKILL)
+  said = process.communicate(timeout=60)[1]
+  assert process.returncode == 2 and "a worker process died" in said
+  assert "repeat the command" in said and "Traceback" not in said.splitlines()[-1]
+  job.prepare(request(photos, out))
+  assert bytes_of(out) == undisturbed
+
+
+def workers_of(pid):
+  """Processes below a process that do its work: leaves, so no shells."""
+  children = collections.defaultdict(list)
+  for stat in Path("/proc").glob("[0-9]*/stat"):
+    try:
+      fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:
+      continue
+    children[int(fields[1])].append(int(stat.parent.name))
+  below, leaves = [pid], []
+  while below:
+    own = children[below[-1]]
+    leaves += [] if own else [below[-1]]
+    below[-1:] = own
+  return leaves
+
+
+def test_a_full_disk_stops_the_job_in_a_line_and_leaves_no_half(
+  photos, undisturbed, tmp_path
+):
+  out = tmp_path / "shards"
+  done = [name for name in sorted(undisturbed) if name.startswith("train-")]
+  limit = len(undisturbed[done[0]]) // 2  # a shard is cut in its middle
+
+  program = command(photos, out)
+  program[2] = (
+    f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit},) * 2); "
+    + (program[2])
+  )
+  stopped = subprocess.run(program, capture_output=True, text=True)
+  assert stopped.returncode == 2
+  assert "cannot be written" in stopped.stderr
+  assert "repeat the command" in stopped.stderr
+  assert "Traceback" not in stopped.stderr
+  assert not list(out.rglob("*.tmp")) and not list(out.glob("*.array_record"))
+  job.prepare(request(photos, out))
+  assert bytes_of(out) == undisturbed
+
+
+def test_a_job_that_is_done_does_nothing(photos, undisturbed, tmp_path, monkeypatch):
+  out = tmp_path / "shards"
+  job.prepare(request(photos, out))
+  monkeypatch.setattr(part, "write", None)
+  job.prepare(request(photos, out))
+  assert bytes_of(out) == undisturbed
+
+
+def test_progress_is_shown_from_the_accounts(photos, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(runner, "EVERY_SECONDS", 0.0)
+  job.prepare(request(photos, tmp_path / "shards"))
+  said = capsys.readouterr().out
+  assert "60 parts; images of (4, 4, 3) as pixels, for want of an --autoencoder" in said
+  line = [line for line in said.splitlines() if "parts " in line][-1]
+  assert f"of {DOCUMENTS // PER_PART}, documents" in line
+  assert "rejected), images" in line and "left 0:0" in line
+
+
+def test_a_folder_of_another_job_is_refused_with_what_differs(photos, tmp_path):
+  out = tmp_path / "shards"
+  job.prepare(request(photos, out))
+  with pytest.raises(ValueError, match=r"image_shape: \[4, 4, 3\] there, \[8, 8, 3\]"):
+    job.prepare(request(photos, out, image_px=8))
+  other = tmp_path / "other.model"
+  Tokenizer.train(["another text"], vocab_size=300, path=other)
+  with pytest.raises(ValueError, match="tokenizer_sha256: trained there"):
+    job.prepare(request(photos, out, tokenizer=str(other)))
+
+
+@pytest.mark.parametrize(
+  "more, says",
+  [
+    (dict(image_px=-4), "--image-px=-4"),
+    (dict(latents="sample"), "mean or mean_logvar"),
+    (dict(shard_documents=0), "--shard-documents=0: at least 1"),
+    (dict(tokenizer="nowhere.model"), "no such file"),
+    (dict(vocab_size=10), "10"),
+  ],
+)
+def test_what_cannot_be_done_is_refused_before_work(photos, tmp_path, more, says):
+  with pytest.raises(ValueError, match=says):
+    job.prepare(request(photos, tmp_path / "shards", **more))
+  assert not list(tmp_path.rglob("*.array_record"))
+
+
+def test_an_out_that_is_in_use_or_in_the_source_is_refused(photos, tmp_path):
+  (tmp_path / "thesis.tex").write_text("precious")
+  with pytest.raises(ValueError, match="is no folder of this command.*thesis.tex"):
+    job.prepare(request(photos, tmp_path))
+  with pytest.raises(ValueError, match="lies in the source"):
+    job.prepare(request(photos, photos / "shards"))
+  with pytest.raises(ValueError, match="--out=.*cannot be written"):
+    job.prepare(request(photos, tmp_path / "thesis.tex" / "shards"))
+  with pytest.raises(ValueError, match="unknown options: shard_documnts"):
+    job.prepare(request(photos, tmp_path / "new"), ["--shard_documnts=3"])
+
+
+def test_a_missing_extra_is_named(photos, tmp_path, monkeypatch):
+  monkeypatch.setattr(job.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"pip install 'tfusion\[prepare\]'"):
+    job.prepare(request(photos, tmp_path / "shards"))
+
+
+def test_a_source_of_nothing_but_rubbish_is_refused_with_counts(tmp_path):
+  for i in range(3):
+    (tmp_path / f"{i}.png").write_bytes(b"")
+    (tmp_path / f"{i}.txt").write_text("rubbish")
+  with pytest.raises(ValueError, match="nothing to train on; 3 .* 3 rejected"):
+    out = tmp_path.parent / f"{tmp_path.name}-out"
+    job.prepare(job.Request(f"folder:{tmp_path}", str(out)))
+
+
+def test_help_answers_without_importing_beam_or_jax():
+  script = (
+    "import sys, tfusion.cli\ntry: tfusion.cli.main(['prepare', '--help'])\n"
+    "except SystemExit: assert not {'apache_beam', 'jax', 'PIL'} & set(sys.modules)"
+  )
+  said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+  assert said.returncode == 0, said.stderr
+  assert "--autoencoder" in said.stdout and "--direct_num_workers=2" in said.stdout
+
+
+def test_a_tokenizer_is_trained_on_training_texts_alone(photos, tmp_path):
+  class Part:
+    """Two documents, of which one is held out."""
+
+    def read(self):
+      yield job.raw.Raw("a", ("seen", b"", "too"), False)
+      yield job.raw.Raw("b", ("held out",), True)
+      yield job.raw.Rejected("c", "whatever")
+
+  assert job.sample_texts([Part()] * 100) == ["seen", "too"] * 50
+  with pytest.raises(ValueError, match="name a --tokenizer"):
+    job.sample_texts([])
+
+
+def test_the_command_prepares_and_says_what_became_of_the_documents(tmp_path, capsys):
+  out = tmp_path / "digits"
+  args = ["prepare", "--source", "digits", "--out", str(out)]
+  assert cli.main([*args, "--shard-documents=4000"]) == 0
+  said = capsys.readouterr().out
+  assert "14,376 documents read, 14,376 kept, 0 rejected" in said
+  made = manifest.load(out)
+  assert made.images.shape == (8, 8, 1) and made.images.kind == "pixels"
+  assert sum(s.records for s in made.of("test")) == 297 * 8

@@ -1,0 +1,413 @@
+"""Sources read into raw documents: every layout, every fault counted, none fatal."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfusion.data import folder, sources
+from tfusion.prepare import raw, readers
+from tfusion.prepare.raw import Raw, Rejected
+
+SHAPE = (8, 8, 3)
+
+
+def png(colour="red", size=(10, 9)):
+  out = io.BytesIO()
+  Image.new("RGB", size, colour).save(out, "PNG")
+  return out.getvalue()
+
+
+def read(spec, documents=3, image_shape=SHAPE):
+  """Every document by id, after the parts went through pickling, as Beam does it."""
+  parts = readers.plan(str(spec), documents=documents, image_shape=image_shape)
+  found = [d for part in pickle.loads(pickle.dumps(parts)) for d in part.read()]
+  assert len({d.id for d in found}) == len(found)
+  return {d.id: d for d in found}
+
+
+def reasons(found):
+  return {d.id: d.reason for d in found.values() if isinstance(d, Rejected)}
+
+
+def test_a_folder_gives_caption_and_file_and_says_what_it_skipped(tmp_path):
+  for name in ("a", "b", "c", "d"):
+    (tmp_path / f"{name}.png").write_bytes(png())
+    (tmp_path / f"{name}.txt").write_text(f"picture {name}")
+  (tmp_path / "e.png").write_bytes(png())
+  (tmp_path / "more.jsonl").write_text(
+    '{"file": "a.png", "caption": "one"}\n{"file": "a.png", "caption": "two"}\n'
+  )
+  found = read(f"folder:{tmp_path}")
+  assert reasons(found) == {"e.png": "no caption"}
+  assert found["b.png"].spans == ("picture b", tmp_path / "b.png")
+  assert [found[i].spans[0] for i in ("a.png", "a.png#2")] == ["one", "two"]
+  held_out = folder.choose_held_out({f"{n}.png" for n in "abcd"})
+  tests = {d.id for d in found.values() if isinstance(d, Raw) and d.test}
+  assert tests == held_out
+
+
+def test_text_files_are_documents(tmp_path):
+  (tmp_path / "train").mkdir()
+  (tmp_path / "test").mkdir()
+  (tmp_path / "train" / "a.txt").write_text("one\n\ntwo")
+  (tmp_path / "train" / "bad.md").write_bytes(b"caf\xe9")
+  (tmp_path / "test" / "b.txt").write_text("held out")
+  with open(tmp_path / "train" / "huge.txt", "w") as file:
+    file.truncate((64 << 20) + 1)
+  found = read(f"text:{tmp_path}")
+  assert found["train/a.txt"] == Raw("train/a.txt", ("one\n\ntwo",), False)
+  assert found["test/b.txt"].test
+  assert reasons(found) == {
+    "train/bad.md": raw.BAD_TEXT,
+    "train/huge.txt": raw.LONG_TEXT,
+  }
+
+
+def add(archive, name, data=b"", **fields):
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  for key, value in fields.items():
+    setattr(member, key, value)
+  archive.addfile(member, io.BytesIO(data))
+
+
+def test_a_tar_gives_what_shares_a_name_as_one_document(tmp_path):
+  with tarfile.open(tmp_path / "one.tar", "w") as archive:
+    add(archive, "d", type=tarfile.DIRTYPE)
+    add(archive, "d/0.jpg", png("red"))
+    add(archive, "d/0.txt", b" a red picture\n")
+    add(archive, "d/0.cls", b"7")
+    add(archive, "1.json", b'{"caption": "blue"}')
+    add(archive, "1.png", png("blue"))
+    spans = [{"text": "first"}, {"image": "b.png"}, {"image": "a.png", "weight": 0}]
+    add(archive, "2.a.png", png("red"))
+    add(archive, "2.b.png", png("blue"))
+    add(archive, "2.json", json.dumps({"spans": spans, "split": "test"}).encode())
+    add(archive, "3.png", png())
+    add(archive, "4.txt", b"no picture")
+    add(archive, "5.png", png())
+    add(archive, "5.txt", b"caf\xe9")
+    add(archive, "6.png", png())
+    add(archive, "6.json", b"{")
+  found = read(f"tar:{tmp_path}")
+  assert found["one.tar/d/0"].spans == ("a red picture", png("red"))
+  assert found["one.tar/1"].spans == ("blue", png("blue"))
+  both = found["one.tar/2"]
+  assert both.spans == ("first", png("blue"), png("red"))
+  assert both.weights == (1, 1, 0) and both.test
+  assert reasons(found) == {
+    "one.tar/3": raw.NO_CAPTION,
+    "one.tar/4": raw.NO_IMAGE,
+    "one.tar/5": raw.BAD_TEXT,
+    "one.tar/6": raw.BAD_LAYOUT,
+  }
+
+
+def test_a_tar_with_names_that_lead_out_or_links_is_read_around_them(tmp_path):
+  secret = tmp_path / "secret.txt"
+  secret.write_text("not for training")
+  (tmp_path / "in").mkdir()
+  with tarfile.open(tmp_path / "in" / "bad.tar", "w") as archive:
+    add(archive, "a.png", png())
+    add(archive, "a.txt", b"fine")
+    add(archive, "../b.png", png())
+    add(archive, "x/../../b.txt", b"out")
+    add(archive, "/etc/c.txt", b"out")
+    add(archive, "d.png", png())
+    add(archive, "d.txt", type=tarfile.SYMTYPE, linkname=str(secret))
+    add(archive, "e.txt", type=tarfile.LNKTYPE, linkname="a.txt")
+    add(archive, "f.txt", type=tarfile.FIFOTYPE)
+  found = read(f"tar:{tmp_path / 'in'}")
+  assert reasons(found) == {
+    "bad.tar/../b.png": raw.OUTSIDE,
+    "bad.tar/x/../../b.txt": raw.OUTSIDE,
+    "bad.tar//etc/c.txt": raw.OUTSIDE,
+    "bad.tar/d.txt": raw.LINK,
+    "bad.tar/d": raw.NO_CAPTION,
+    "bad.tar/e.txt": raw.LINK,
+    "bad.tar/f.txt": raw.LINK,
+  }
+  assert found["bad.tar/a"].spans == ("fine", png())
+  assert os.listdir(tmp_path / "in") == ["bad.tar"]  # nothing is unpacked
+
+
+def test_a_tar_cut_anywhere_gives_what_is_whole_and_says_so(tmp_path):
+  path = tmp_path / "whole.tar"
+  with tarfile.open(path, "w") as archive:
+    for i in range(3):
+      add(archive, f"{i}.png", png(size=(40, 40)))
+      add(archive, f"{i}.txt", b"a picture")
+  whole = path.read_bytes()
+  assert not reasons(read(f"tar:{path}"))
+  # Inside a header, inside data, between members, and at the missing end.
+  for cut, documents in (
+    (100, 0),
+    (700, 0),
+    (1024, 0),
+    (2048, 1),
+    (2600, 1),
+    (6144, 3),
+  ):
+    path.write_bytes(whole[:cut])
+    found = read(f"tar:{path}")
+    kept = [d for d in found.values() if isinstance(d, Raw)]
+    assert len(kept) == documents, cut
+    assert raw.UNREADABLE in reasons(found).values(), cut
+  path.write_bytes(whole[:2048] + b"junk" * 128 + whole[2560:])
+  assert raw.UNREADABLE in reasons(read(f"tar:{path}")).values()
+  path.write_bytes(b"")
+  assert list(reasons(read(f"tar:{path}")).values()) == [raw.UNREADABLE]
+
+
+ROWS = [
+  {"spans": [{"image": "a.png"}, {"text": "then"}, {"image": "b.png", "weight": 0}]},
+  {"texts": ["x", None, "y"], "images": [None, "a.png", None]},
+  {"caption": "a cat", "image": "a.png"},
+  {"text": "only words", "split": "test"},
+  {"input": "a.png", "instruction": "make it blue", "output": "b.png"},
+]
+BAD_ROWS = {
+  '{"spans": [{"image": "gone.png"}]}': raw.NO_IMAGE,
+  '{"spans": [{"image": "a.png", "text": "both"}]}': raw.BAD_LAYOUT,
+  '{"spans": [{"text": "a", "weight": -1}]}': raw.BAD_LAYOUT,
+  '{"spans": "abc"}': raw.BAD_LAYOUT,
+  '{"texts": ["a"], "images": []}': None,  # no images at all is fine
+  '{"texts": ["a"], "images": ["a.png", "b.png"]}': raw.BAD_LAYOUT,
+  '{"text": 7}': raw.BAD_LAYOUT,
+  '{"text": "a", "split": "dev"}': raw.BAD_LAYOUT,
+  '{"instruction": "a"}': raw.BAD_LAYOUT,
+  '{"words": "a"}': raw.BAD_LAYOUT,
+  "[1]": raw.BAD_LAYOUT,
+  "not json": raw.BAD_LAYOUT,
+  '{"text": ' + "[" * 100_000: raw.BAD_LAYOUT,
+}
+
+
+def check_rows(documents, first, second):
+  """The rows above, whatever file they came from."""
+  interleaved, parallel, pair, words, edit = documents
+  assert interleaved.spans == (first, "then", second)
+  assert interleaved.weights == (1, 1, 0)
+  assert parallel.spans == ("x", first, "y")
+  assert pair.spans == ("a cat", first)
+  assert words.spans == ("only words",) and words.test
+  assert edit.spans == (first, "make it blue", second)
+  assert edit.weights == (0, 1, 1)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  (tmp_path / "a.png").write_bytes(png("red"))
+  (tmp_path / "b.png").write_bytes(png("blue"))
+  return tmp_path
+
+
+def test_json_lines_hold_texts_and_images_in_any_order(pictures):
+  lines = [json.dumps(row) for row in ROWS]
+  (pictures / "rows.jsonl").write_text("\n".join(lines))
+  found = list(read(f"jsonl:{pictures}").values())
+  check_rows(found, pictures / "a.png", pictures / "b.png")
+
+
+def test_lines_that_are_no_document_are_rejected_one_by_one(pictures):
+  (pictures / "bad.jsonl").write_bytes(
+    "\n".join(BAD_ROWS).encode() + b'\n\n\xff\xfe\n{"text": "last"}\n'
+  )
+  found = read(f"jsonl:{pictures}", documents=2)
+  kinds = [getattr(d, "reason", None) for d in found.values()]
+  assert kinds == [*BAD_ROWS.values(), raw.BAD_LAYOUT, None]
+
+
+@pytest.mark.parametrize("documents", [1, 2, 7, 1000])
+def test_every_line_is_in_exactly_one_part_however_it_is_cut(tmp_path, documents):
+  rng = np.random.default_rng(documents)
+  texts = ["x" * rng.integers(0, 300) for _ in range(100)]
+  lines = [json.dumps({"text": text}) for text in texts]
+  (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+  found = read(f"jsonl:{tmp_path}", documents=documents)
+  assert [d.spans[0] for d in found.values()] == texts
+  data = (tmp_path / "rows.jsonl").read_bytes()
+  for id, document in found.items():  # an id says where to look
+    line = data[int(id.partition("@")[2]) :].split(b"\n")[0]
+    assert json.loads(line)["text"] == document.spans[0]
+
+
+def test_parquet_rows_may_hold_the_images_themselves(pictures):
+  pa = pytest.importorskip("pyarrow")
+  from pyarrow import parquet
+
+  rows = json.loads(json.dumps(ROWS))
+  for row in rows:
+    for span in row.get("spans", ()):
+      if "image" in span:
+        span["image"] = {"bytes": png("red"), "path": None}
+        if span.get("weight") == 0:
+          span["image"] = {"bytes": None, "path": "b.png"}
+  table = pa.Table.from_pylist(
+    [
+      {key: row.get(key) for key in sorted(set().union(*rows)) if key != "image"}
+      | {"image": png("red") if "image" in row else None}
+      for row in rows
+    ]
+  )
+  parquet.write_table(table, pictures / "rows.parquet", row_group_size=2)
+  found = read(f"parquet:{pictures}", documents=2)
+  assert list(found) == [
+    f"rows.parquet@{g}.{r}" for g, r in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
+  ]
+  found = list(found.values())
+  for i in (1, 4):  # those name files
+    spans = [png("red") if s == pictures / "a.png" else s for s in found[i].spans]
+    found[i] = Raw(found[i].id, tuple(spans), found[i].test, found[i].weights)
+  check_rows(found, png("red"), pictures / "b.png")
+
+
+def test_a_damaged_parquet_file_loses_no_row_of_the_others(tmp_path):
+  pa = pytest.importorskip("pyarrow")
+  from pyarrow import parquet
+
+  for name in ("a", "b", "c"):
+    table = pa.Table.from_pylist([{"text": f"{name} {i} " * 50} for i in range(6)])
+    path = tmp_path / f"{name}.parquet"
+    parquet.write_table(table, path, row_group_size=3, compression="gzip")
+  whole = (tmp_path / "b.parquet").read_bytes()
+  (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
+  damaged = bytearray((tmp_path / "c.parquet").read_bytes())
+  damaged[40:60] = bytes(20)  # in the first row group
+  (tmp_path / "c.parquet").write_bytes(damaged)
+  found = read(f"parquet:{tmp_path}")
+  kept = [d for d in found.values() if isinstance(d, Raw)]
+  assert len(kept) == 6 + 3
+  assert reasons(found) == {"b.parquet": raw.UNREADABLE} | {
+    f"c.parquet@0.{i}": raw.UNREADABLE for i in range(3)
+  }
+
+
+def test_edits_come_from_csv_or_json_lines(pictures):
+  row = ["a.png", 'make it "blue",\nquickly', "b.png"]
+  with open(pictures / "edits.csv", "w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerows(
+      [["input", "instruction", "output"], *[row] * 4, ["a.png", "lost"]]
+    )
+  (pictures / "more.jsonl").write_text(json.dumps(ROWS[4]))
+  found = read(f"edits:{pictures}")
+  edit = found["edits.csv@3"]
+  assert edit.spans == (pictures / "a.png", row[1], pictures / "b.png")
+  assert edit.weights == (0, 1, 1)
+  assert found["more.jsonl@0"].spans[1] == "make it blue"
+  assert reasons(found) == {"edits.csv@4": raw.BAD_LAYOUT}
+
+
+def test_the_embedded_sources_are_read_as_they_are():
+  found = read("digits", documents=5000, image_shape=(8, 8, 1))
+  (opened,) = sources.open_sources(
+    ["digits"], split="test", image_shape=(8, 8, 1), workdir="."
+  )
+  caption, scan = opened[11]
+  assert found["test/11"].test and found["test/11"].spans[0] == caption
+  # Half a step of u8 away, at most.
+  np.testing.assert_allclose(found["test/11"].spans[1] / 127.5 - 1, scan, atol=1 / 255)
+  assert len(found) == 1797 * 8
+  assert not any(isinstance(d, Rejected) for d in read("pydoc").values())
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A tfds data set of six examples, made and read without TensorFlow."""
+  tfds = pytest.importorskip("tensorflow_datasets")
+  here = tmp_path_factory.mktemp("tfds")
+
+  class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Six pictures."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = pkg_dir_path = here
+
+    def _info(self):
+      features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+      }
+      features = tfds.features.FeaturesDict(features)
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+      return {"train": self._generate_examples(6), "test": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+      for i in range(count):
+        yield i, {"image": io.BytesIO(png(size=(5 + i, 5))), "label": i % 2}
+
+  builder = Tiny(data_dir=here, file_format="array_record")
+  builder.download_and_prepare()
+  return builder.data_path
+
+
+def test_a_tfds_data_set_is_read_from_its_folder(prepared):
+  found = read(f"tfds:{prepared}", documents=4)
+  assert list(found) == [f"train/{i}" for i in range(6)] + ["test/0", "test/1"]
+  assert sorted(d.spans[1].shape[1] for d in found.values() if not d.test) == [
+    *range(5, 11)
+  ]
+  for document in found.values():
+    assert document.test == document.id.startswith("test/")
+    assert document.spans[0] == ("cat", "dog")[(document.spans[1].shape[1] - 5) % 2]
+
+
+def test_a_tfds_data_set_is_read_by_name(prepared, monkeypatch):
+  tfds = pytest.importorskip("tensorflow_datasets")
+  with tfds.testing.mock_data(num_examples=3, data_dir=str(prepared.parents[1])):
+    found = read("tfds:tiny", documents=2)
+  # Mocked splits have the sizes of the real ones, and made-up pictures.
+  assert len(found) == 8 and found["train/0"].spans[1].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+  "spec, says",
+  [
+    ("photos", "unknown; known: digits"),
+    ("tar", "which"),
+    ("tar:nowhere", "there is no 'nowhere'"),
+    ("tar:.", "no file ends in .tar"),
+    ("folder:nowhere", "no such folder"),
+    ("tfds:no_such_thing", "not found"),
+    ("edits:lacking.csv", "no column"),
+  ],
+)
+def test_a_source_that_is_not_there_is_refused(tmp_path, monkeypatch, spec, says):
+  if spec.startswith("tfds"):
+    pytest.importorskip("tensorflow_datasets")
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "lacking.csv").write_text("input,output\na,b\n")
+  with pytest.raises(ValueError, match=says):
+    readers.plan(spec, documents=3, image_shape=SHAPE)
+
+
+def test_a_source_that_changed_has_another_listing(tmp_path):
+  (tmp_path / "a.txt").write_text("one")
+  (tmp_path / "b.txt").write_text("two")
+
+  def listing():
+    parts = readers.plan(f"text:{tmp_path}", documents=1, image_shape=SHAPE)
+    return readers.listing_sha256(parts)
+
+  before = listing()
+  assert listing() == before
+  os.utime(tmp_path / "a.txt", (1, 1))
+  assert listing() != before
+
+
+def test_cleaning_changes_line_ends_and_nothing_else():
+  document = Raw("a", ("one\r\ntwo\rthree ", " \n", b"", "x"), False, (1, 1, 0, 0.5))
+  made = raw.clean(document)
+  assert made.spans == ("one\ntwo\nthree ", b"", "x") and made.weights == (1, 0, 0.5)
+  assert raw.clean(Raw("a", (" ", "\n"), False)).reason == raw.EMPTY
+  assert raw.clean(Raw("a", ("\ud800",), False)).reason == raw.BAD_TEXT

@@ -1,0 +1,175 @@
+"""Data sets that come by name: those of tfds, and the embedded sources.
+
+Owns: reading either by index. Not: what the embedded sources hold (data/sources.py).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfusion import sequence
+from tfusion.data import folder
+from tfusion.data import sources as sources_lib
+from tfusion.prepare import raw as raw_lib
+from tfusion.prepare.raw import Raw, Rejected
+
+EMBEDDED = ("digits", "pydoc", "shapes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """A range of a split of a tfds data set."""
+
+  name: str
+  split: str
+  start: int
+  stop: int
+  apart: bool | None  # held out or not; None: a hash of each document decides
+
+  def read(self) -> Iterator[Raw | Rejected]:
+    """Yields the texts and then the images of each example."""
+    builder = _builder(self.name)
+    examples = builder.as_data_source(self.split)
+    texts, images = _features(builder.info.features)
+    for index in range(self.start, self.stop):
+      id = f"{self.split}/{index}"
+      test = folder.is_held_out(id) if self.apart is None else self.apart
+      try:
+        example = examples[index]
+        spoken = [_text(builder.info.features[name], example[name]) for name in texts]
+      except UnicodeDecodeError as error:
+        yield Rejected(id, raw_lib.BAD_TEXT, str(error))
+      except (ValueError, RuntimeError, OSError) as error:
+        yield Rejected(id, raw_lib.UNREADABLE, str(error))
+      else:
+        yield Raw(id, (*spoken, *(example[name] for name in images)), test)
+
+
+def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
+  """Splits a prepared tfds data set into ranges of examples.
+
+  Its "test" split, or else "validation", is held out beside "train"; other splits are
+  left out, and named.
+
+  Args:
+    spec: the whole source, for messages.
+    argument: a name as tfds has it, or the folder of a prepared data set.
+    documents: of a part.
+
+  Raises:
+    ValueError: no such data set, it is not on this machine, or it holds neither text
+      nor images.
+  """
+  builder = _builder(argument)
+  sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+  if not sizes:
+    raise ValueError(
+      f"--source={spec}: not on this machine; prepare it with `tfds build {argument}"
+      " --file_format=array_record`, or name its folder: tfds:FOLDER"
+    )
+  texts, images = _features(builder.info.features)
+  if not texts and not images:
+    raise ValueError(
+      f"--source={spec}: none of its features {sorted(builder.info.features)} is an"
+      " image, a text or a label"
+    )
+  held_out = next((s for s in ("test", "validation") if s in sizes), None)
+  apart: dict[str, bool | None] = {"train": False, held_out: True}
+  if held_out is None or "train" not in sizes:
+    apart = dict.fromkeys(sizes)
+  if left := sorted(set(sizes) - set(apart)):
+    print(f"{spec}: left out: {', '.join(left)}")
+  return [
+    Examples(argument, split, start, min(start + documents, sizes[split]), test)
+    for split, test in apart.items()
+    for start in range(0, sizes[split], documents)
+  ]
+
+
+@functools.lru_cache(1)
+def _builder(name: str) -> Any:
+  import tensorflow_datasets as tfds
+
+  try:
+    if Path(name).is_dir():
+      return tfds.builder_from_directory(name)
+    return tfds.builder(name)
+  except Exception as error:  # it runs the data set's own code, which may need anything
+    why = str(error).partition("\n")[0]
+    raise ValueError(
+      f"--source=tfds:{name}: cannot be opened ({why}); name the folder of a prepared"
+      " data set: tfds:FOLDER"
+    ) from error
+
+
+def _features(features: Any) -> tuple[list[str], list[str]]:
+  """Names of the texts, labels where there are none, and of the images."""
+  import tensorflow_datasets as tfds
+
+  def of(kind: type) -> list[str]:
+    return sorted(name for name, f in features.items() if isinstance(f, kind))
+
+  texts = of(tfds.features.Text) or of(tfds.features.ClassLabel)
+  return texts, of(tfds.features.Image)
+
+
+def _text(feature: Any, value: Any) -> str:
+  if hasattr(feature, "int2str"):
+    return feature.int2str(int(value))
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+  """A range of an embedded source's documents."""
+
+  spec: str
+  split: str
+  image_shape: tuple[int, int, int]
+  start: int
+  stop: int
+
+  def read(self) -> Iterator[Raw | Rejected]:
+    """Yields them as the source gives them."""
+    source = _open(self.spec, self.split, self.image_shape)
+    for index in range(self.start, self.stop):
+      spans, weights = [], []
+      for span in source[index]:
+        weights.append(getattr(span, "weight", 1.0))
+        if isinstance(span, sequence.Image):
+          span = span.latent
+        if not isinstance(span, str):
+          span = np.uint8(np.round((span + 1) * 127.5))
+        spans.append(span)
+      test = self.split == sources_lib.TEST
+      yield Raw(f"{self.split}/{index}", tuple(spans), test, tuple(weights))
+
+
+def plan_embedded(
+  spec: str, documents: int, image_shape: tuple[int, int, int]
+) -> list[Embedded]:
+  """Splits both splits of an embedded source into ranges.
+
+  Raises:
+    ValueError: it has no images of that shape.
+  """
+  parts = []
+  for split in (sources_lib.TRAIN, sources_lib.TEST):
+    size = len(_open(spec, split, image_shape))
+    for start in range(0, size, documents):
+      stop = min(start + documents, size)
+      parts.append(Embedded(spec, split, image_shape, start, stop))
+  return parts
+
+
+@functools.lru_cache(2)
+def _open(
+  spec: str, split: str, image_shape: tuple[int, int, int]
+) -> Sequence[tuple[Any, ...]]:
+  return sources_lib.open_sources(
+    (spec,), split=split, image_shape=image_shape, workdir="."
+  )[0]

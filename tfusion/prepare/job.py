@@ -1,0 +1,286 @@
+"""The whole of `tfusion prepare`: a source -> a folder of shards and its manifest.
+
+Owns: settings and whether a folder may go on with them, running the parts on Beam,
+progress, adding their accounts up. Not: one part (part.py), sources (readers.py).
+
+In --out, beside what data/manifest.py lists: job.json, the settings, written first; and
+parts/NUMBER.json, a part's account. Started again, a job does the parts that lack one.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfusion import workdir as workdir_lib
+from tfusion.data import manifest as manifest_lib
+from tfusion.data.manifest import Counts, ImageFormat, Manifest
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.prepare import encoder, raw, readers, runner
+from tfusion.prepare import part as part_lib
+
+JOB = "job.json"
+FIXED_SHAPE = {"digits": (8, 8, 1)}  # of what an embedded source has
+PIXELS_PX, LATENTS_PX = 64, 256  # side of an image without and with an autoencoder
+
+# A trained tokenizer: on how many characters, from how many parts at most; of these
+# 100 for a merged piece, so that each is seen often enough, within bounds.
+SAMPLE_CHARACTERS = 10_000_000
+SAMPLE_PARTS = 64
+CHARACTERS_PER_MERGE = 100
+MERGES = (128, 32_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What `tfusion prepare` was asked for."""
+
+  source: str
+  out: str
+  tokenizer: str = ""  # a file; empty: trained on the source
+  vocab_size: int = 0  # of a trained tokenizer; 0: chosen
+  autoencoder: str = ""  # a file; empty: images are kept as pixels
+  latents: str = "mean"  # or mean_logvar
+  image_px: int = 0  # side of the square images; 0: chosen
+  shard_documents: int = 1024
+  batch: int = 32
+
+
+def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
+  """Prepares a source, or goes on where an earlier job stopped.
+
+  Args:
+    request: source, folder and choices.
+    beam_args: options of Beam, as its own commands take them.
+
+  Returns:
+    The manifest, which is also in the folder now.
+
+  Raises:
+    ValueError: what cannot be done as asked, before any work.
+    OSError: a part stopped, as when the disk is full, or a worker process died.
+  """
+  _check_installed(request.source)
+  for key in ("shard_documents", "batch"):
+    if getattr(request, key) < 1:
+      raise ValueError(f"--{key.replace('_', '-')}={getattr(request, key)}: at least 1")
+  options = runner.parse(beam_args)
+  _check_apart(request)
+  codec = encoder.open_codec(request.autoencoder) if request.autoencoder else None
+  image_shape, kind = _image_shape(request, codec), _kind(request, codec)
+  parts = readers.plan(
+    request.source, documents=request.shard_documents, image_shape=image_shape
+  )
+  given = Tokenizer.load(request.tokenizer) if request.tokenizer else None
+  settings = {
+    "source": request.source,
+    "listing_sha256": readers.listing_sha256(parts),
+    "parts": len(parts),
+    "shard_documents": request.shard_documents,
+    "image_shape": list(image_shape),
+    "images": kind,
+    "batch": request.batch if codec else 0,
+    "autoencoder_sha256": codec.sha256 if codec else None,
+    "tokenizer_sha256": given.sha256 if given else "trained",
+    "vocab_size": 0 if given else request.vocab_size,
+  }
+  out = _enter(request.out, settings)
+  tokenizer = _put_tokenizer(out, given, parts, request)
+  autoencoder = out / manifest_lib.AUTOENCODER
+  if codec and not autoencoder.exists():
+    codec.save(autoencoder)
+  print(
+    f"{request.source}: {len(parts):,} parts; images of {image_shape} as"
+    f" {kind if codec else 'pixels, for want of an --autoencoder'}; vocabulary"
+    f" {tokenizer.vocab_size:,}",
+    flush=True,
+  )
+  how = encoder.Settings(
+    image_shape, kind, str(autoencoder) if codec else None, request.batch
+  )
+  job = part_lib.Job(str(out), len(parts), how)
+  runner.run(parts, job, options)
+  return _merge(request.source, job, tokenizer, codec)
+
+
+def _check_installed(source: str) -> None:
+  needed = ["apache_beam"]
+  needed += {"parquet": ["pyarrow"], "tfds": ["tensorflow_datasets"]}.get(
+    source.partition(":")[0], []
+  )
+  for library in needed:
+    if importlib.util.find_spec(library) is None:
+      raise ValueError(f"{library} is missing: pip install 'tfusion[prepare]'")
+
+
+def _check_apart(request: Request) -> None:
+  """Refuses to write into the source, which would then be another at the next start."""
+  argument = request.source.partition(":")[2]
+  out, source = os.path.realpath(request.out), os.path.realpath(argument)
+  if argument and os.path.isdir(source) and f"{out}/".startswith(f"{source}/"):
+    raise ValueError(f"--out={request.out}: lies in the source; name another folder")
+
+
+def _image_shape(request: Request, codec: Any) -> tuple[int, int, int]:
+  fixed = FIXED_SHAPE.get(request.source.partition(":")[0])
+  if fixed:
+    if codec or request.image_px not in (0, fixed[0]):
+      raise ValueError(
+        f"--source={request.source}: its images are {fixed}; leave --image-px and"
+        " --autoencoder away"
+      )
+    return fixed
+  px = request.image_px or (LATENTS_PX if codec else PIXELS_PX)
+  factor = codec.downsampling if codec else 1
+  if px < 1 or px % factor:
+    raise ValueError(
+      f"--image-px={px}: the autoencoder makes one latent of {factor} pixels, so it"
+      f" must be a multiple of {factor}"
+    )
+  return px, px, 3
+
+
+def _kind(request: Request, codec: Any) -> str:
+  if request.latents not in ("mean", "mean_logvar"):
+    raise ValueError(f"--latents={request.latents}: mean or mean_logvar")
+  if codec is None:
+    return "pixels"
+  return "codes" if codec.kind == "codes" else request.latents
+
+
+def _enter(out: str, settings: dict[str, Any]) -> Path:
+  """Makes the folder, or checks that it is of a job with the same settings."""
+  folder = workdir_lib.check_writable(out, option="--out")
+  path = folder / JOB
+  if path.is_file():
+    try:
+      before = json.loads(path.read_text())
+    except ValueError as error:
+      raise ValueError(f"{path}: damaged ({error}); name a new --out") from error
+    differ = [
+      f"{key}: {before.get(key)} there, {settings.get(key)} now"
+      for key in sorted(before.keys() | settings.keys())
+      if before.get(key) != settings.get(key)
+    ]
+    if differ:
+      raise ValueError(
+        f"--out={out}: holds shards of another job ({'; '.join(differ)}); name a new"
+        " folder, or ask for the same"
+      )
+  elif found := sorted(p.name for p in folder.iterdir() if p.suffix != ".tmp"):
+    raise ValueError(
+      f"--out={out}: is no folder of this command, it holds {', '.join(found[:3])};"
+      " name a new or an empty one"
+    )
+  (folder / "parts").mkdir(exist_ok=True)
+  for left in (*folder.glob("*.tmp"), *folder.glob("parts/*.tmp")):
+    left.unlink(missing_ok=True)  # of a job that was killed
+  if not path.is_file():
+    text = json.dumps(settings, indent=1) + "\n"
+    manifest_lib.write_whole(path, text.encode())
+  return folder
+
+
+def _put_tokenizer(
+  out: Path, given: Tokenizer | None, parts: list[raw.Part], request: Request
+) -> Tokenizer:
+  path = out / manifest_lib.TOKENIZER
+  if given is not None:
+    given.save(path)
+    return given
+  if path.is_file():
+    return Tokenizer.load(path)
+  texts = sample_texts(parts)
+  characters = sum(map(len, texts))
+  merges = min(max(characters // CHARACTERS_PER_MERGE, MERGES[0]), MERGES[1])
+  # Special tokens, bytes and every character have a piece of their own.
+  chosen = 6 + 256 + len(set().union(*texts)) + merges
+  print(f"training a tokenizer on {characters:,} characters", flush=True)
+  return Tokenizer.train(
+    texts, vocab_size=request.vocab_size or -(-chosen // 64) * 64, path=path
+  )
+
+
+def sample_texts(parts: list[raw.Part]) -> list[str]:
+  """Texts to train a tokenizer on: of training documents, from all over the source.
+
+  Raises:
+    ValueError: there are none.
+  """
+  chosen = parts[:: max(-(-len(parts) // SAMPLE_PARTS), 1)]
+  texts = []
+  for part in chosen:
+    left = SAMPLE_CHARACTERS // len(chosen)
+    for document in part.read():
+      document = raw.clean(document) if isinstance(document, raw.Raw) else document
+      if isinstance(document, raw.Rejected) or document.test:
+        continue
+      own = [span[:left] for span in document.spans if isinstance(span, str)]
+      texts += own
+      left -= sum(map(len, own))
+      if left <= 0:
+        break
+  if not texts:
+    raise ValueError("--source: no text to train a tokenizer on; name a --tokenizer")
+  return texts
+
+
+def _merge(
+  source: str, job: part_lib.Job, tokenizer: Tokenizer, codec: Any
+) -> Manifest:
+  """Adds the accounts up, in the order of the parts."""
+  out, sums = Path(job.out), encoder.Sums()
+  read, kept, images, shards, lines = 0, 0, 0, [], []
+  reasons: collections.Counter[str] = collections.Counter()
+  for number in range(job.parts):
+    account = part_lib.read_account(out, number)
+    if account is None:
+      raise OSError(f"{out}: part {number} is not whole; repeat the command")
+    read, kept = read + account.read, kept + account.kept
+    images += account.images
+    shards += account.shards
+    sums.merge(account.sums)
+    for id, reason, detail in account.rejected:
+      reasons[reason] += 1
+      lines.append(json.dumps({"id": id, "reason": reason, "detail": detail}) + "\n")
+  manifest_lib.write_whole(out / manifest_lib.REJECTED, "".join(lines).encode())
+  counts = Counts(read, kept, dict(sorted(reasons.items())))
+  if not any(shard.split == "train" for shard in shards):
+    raise ValueError(f"--source={source}: nothing to train on; {summary(counts)}")
+  autoencoder = out / manifest_lib.AUTOENCODER
+  manifest = Manifest(
+    source=source,
+    images=_image_format(job.images, sums, codec) if images else None,
+    tokenizer_sha256=tokenizer.sha256,
+    vocabulary=tokenizer.vocab_size,
+    autoencoder_sha256=manifest_lib.sha256(autoencoder) if codec else None,
+    shards=tuple(shards),
+    counts=counts,
+  )
+  manifest_lib.save(manifest, out)
+  return manifest
+
+
+def _image_format(how: encoder.Settings, sums: encoder.Sums, codec: Any) -> ImageFormat:
+  if codec is None:
+    return ImageFormat(how.kind, how.image_shape)
+  shape = tuple(codec.latent_shape(how.image_shape[0]))
+  if how.kind == "codes":
+    return ImageFormat(how.kind, shape, codebook=codec.config.codes)
+  scale, shift = sums.scale_shift()
+  return ImageFormat(how.kind, shape, scale, shift)
+
+
+def summary(counts: Counts) -> str:
+  """What became of the documents, in a line."""
+  rejected = [f"{count:,} {reason}" for reason, count in counts.rejected.items()]
+  return (
+    f"{counts.read:,} documents read, {counts.kept:,} kept,"
+    f" {counts.read - counts.kept:,} rejected"
+    + (f" ({'; '.join(rejected)})")
+    * bool(rejected)
+  )

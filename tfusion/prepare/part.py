@@ -1,0 +1,205 @@
+"""One part of a job: a share of the source -> a shard for each split.
+
+Owns: cleaning, decoding ahead, tokenising, what is rejected, the part's own account of
+it. Not: encoding images (encoder.py), a shard's bytes (data/shards.py), the other parts
+(job.py).
+
+The account, parts/NUMBER.json, is written last: with it the part is done, whatever
+happens to the job. A part writes the same bytes wherever and whenever it runs.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tfusion.data import images as images_lib
+from tfusion.data import manifest as manifest_lib
+from tfusion.data import records as records_lib
+from tfusion.data import shards as shards_lib
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.prepare import encoder
+from tfusion.prepare import raw as raw_lib
+from tfusion.prepare.raw import Raw, Rejected
+
+AHEAD = 256  # documents decoded before they are needed, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What all parts share; picklable."""
+
+  out: str  # the folder of shards
+  parts: int
+  images: encoder.Settings
+
+
+@dataclasses.dataclass
+class Account:
+  """What became of a part's documents."""
+
+  read: int = 0
+  kept: int = 0
+  images: int = 0
+  rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  shards: list[manifest_lib.Shard] = dataclasses.field(default_factory=list)
+  sha256: list[str] = dataclasses.field(default_factory=list)  # of each shard
+  # Of the latents in the training split.
+  sums: encoder.Sums = dataclasses.field(default_factory=encoder.Sums)
+
+  def reject(self, rejected: Rejected) -> None:
+    """Counts and lists a document that is left out."""
+    self.read += 1
+    self.rejected.append((rejected.id, rejected.reason, rejected.detail))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+  """A document whose texts are tokenised and whose images have their shape."""
+
+  id: str
+  spans: str
+  texts: tuple[np.ndarray, ...]
+  images: list[np.ndarray]
+  weights: tuple[float, ...]
+  test: bool
+
+
+def account_path(out: str | Path, number: int) -> Path:
+  """Where the account of a part lies."""
+  return Path(out) / "parts" / f"{number:06d}.json"
+
+
+def read_account(out: str | Path, number: int) -> Account | None:
+  """Returns the account of a part if it is done and its shards are whole."""
+  try:
+    values = json.loads(account_path(out, number).read_bytes())
+    values["shards"] = [manifest_lib.Shard(**shard) for shard in values["shards"]]
+    values["sums"] = encoder.Sums(**values["sums"])
+    account = Account(**values)
+    whole = all((Path(out) / s.name).stat().st_size == s.bytes for s in account.shards)
+  except (FileNotFoundError, ValueError, TypeError):
+    return None
+  return account if whole else None
+
+
+def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
+  """Reads a part and writes its shards and its account, unless they are there.
+
+  Args:
+    numbered: which of the job's parts, and the part.
+    job: what all parts share.
+
+  Raises:
+    OSError: they cannot be written, as when the disk is full.
+  """
+  number, part = numbered
+  if read_account(job.out, number) is not None:
+    return
+  account = Account()
+  held_out: list[records_lib.Record] = []
+  records = _records(part, job, account)
+
+  def training() -> Iterator[records_lib.Record]:
+    for record, test in records:
+      if test:
+        held_out.append(record)
+      else:
+        account.sums.add(record.images)
+        yield record
+
+  for split, some in (("train", training()), ("test", held_out)):
+    first = next(some := iter(some), None)
+    if first is not None:
+      path = Path(job.out) / f"{split}-{number:06d}-of-{job.parts:06d}.array_record"
+      some = itertools.chain([first], some)
+      account.shards.append(shards_lib.write_shard(path, some, split=split))
+      account.sha256.append(manifest_lib.sha256(path))
+  text = json.dumps(dataclasses.asdict(account)) + "\n"
+  manifest_lib.write_whole(account_path(job.out, number), text.encode())
+
+
+def _records(
+  part: raw_lib.Part, job: Job, account: Account
+) -> Iterator[tuple[records_lib.Record, bool]]:
+  """Yields each record and whether it is held out, counting everything."""
+
+  def sound() -> Iterator[tuple[Decoded, list[np.ndarray]]]:
+    for decoded in _decode_ahead(part.read(), job):
+      if isinstance(decoded, Rejected):
+        account.reject(decoded)
+      else:
+        account.read += 1
+        yield decoded, decoded.images
+
+  for document, fields in encoder.encode(sound(), job.images):
+    account.kept += 1
+    account.images += len(document.images)
+    record = records_lib.Record(
+      document.id, document.spans, document.texts, fields, document.weights
+    )
+    yield record, document.test
+
+
+def _decode_ahead(
+  raws: Iterable[Raw | Rejected], job: Job
+) -> Iterator[Decoded | Rejected]:
+  """Decodes documents in threads, in order, some ahead of the one asked for."""
+  tokenizer = open_tokenizer(str(Path(job.out) / manifest_lib.TOKENIZER))
+  pending: collections.deque[concurrent.futures.Future] = collections.deque()
+  seen = set()
+  with (
+    # Broken files make Pillow warn; each is counted with its reason instead.
+    warnings.catch_warnings(action="ignore"),
+    concurrent.futures.ThreadPoolExecutor(images_lib.DECODE_THREADS) as pool,
+  ):
+    for raw in raws:
+      if isinstance(raw, Raw) and raw.id in seen:
+        raw = Rejected(raw.id, raw_lib.TWICE)
+      seen.add(raw.id)
+      pending.append(pool.submit(_decode, raw, tokenizer, job.images.image_shape))
+      if len(pending) > AHEAD:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+
+
+def _decode(
+  raw: Raw | Rejected, tokenizer: Tokenizer, image_shape: tuple[int, int, int]
+) -> Decoded | Rejected:
+  document = raw_lib.clean(raw) if isinstance(raw, Raw) else raw
+  if isinstance(document, Rejected):
+    return document
+  letters, texts, images = "", [], []
+  for span in document.spans:
+    if isinstance(span, str):
+      letters += records_lib.TEXT
+      texts.append(tokenizer.encode(span))
+      continue
+    letters += records_lib.IMAGE
+    name = raw_lib.printable(span.name) + ": " if isinstance(span, Path) else ""
+    try:
+      images.append(images_lib.decode(span, image_shape))
+    except images_lib.TooLarge as error:
+      return Rejected(document.id, raw_lib.LARGE_IMAGE, f"{name}{error}")
+    except FileNotFoundError as error:
+      return Rejected(document.id, raw_lib.NO_IMAGE, f"{name}{error}")
+    except Exception as error:  # Pillow's decoders raise almost any kind
+      why = f"{name}{type(error).__name__}: {error}"
+      return Rejected(document.id, raw_lib.BAD_IMAGE, why)
+  return Decoded(
+    document.id, letters, tuple(texts), images, document.weights, document.test
+  )
+
+
+@functools.lru_cache(1)
+def open_tokenizer(path: str) -> Tokenizer:
+  """Opens the tokenizer once per process."""
+  return Tokenizer.load(path)

@@ -1,0 +1,84 @@
+"""A document as its source has it, before it is tokenised and encoded.
+
+Owns: raw documents, why one is rejected, cleaning. Not: where they come from (the
+files named in readers.py), what becomes of them (part.py).
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+# Reasons of rejection, as counted. What exactly was wrong is listed with the id.
+NO_CAPTION = "no caption"
+NO_IMAGE = "no such image"
+BAD_IMAGE = "image cannot be decoded"
+LARGE_IMAGE = "image has too many pixels"
+EMPTY = "empty"
+BAD_TEXT = "text is not Unicode"
+LONG_TEXT = "text is too large for one document"
+BAD_LAYOUT = "not a document in a known layout"
+UNREADABLE = "cannot be read"
+OUTSIDE = "name leads out of the archive"
+LINK = "link or device in an archive"
+TWICE = "id occurs twice"
+
+Span = str | Path | bytes | np.ndarray  # text; an image's file, its bytes, u8[h, w, c]
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+  """One document: texts and images in order."""
+
+  id: str  # unique in the source
+  spans: tuple[Span, ...]
+  test: bool  # held out
+  weights: tuple[float, ...] = ()  # per span, 0: read, not learned; empty: all 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+  """One document that is left out."""
+
+  id: str
+  reason: str  # one of the above
+  detail: str = ""
+
+
+@runtime_checkable  # Beam compares the types of what it hands on
+class Part(Protocol):
+  """A share of a source that one worker reads in one go; picklable.
+
+  Its fields say all that reading depends on: parts of equal fields give equal
+  documents, or the source was changed.
+  """
+
+  def read(self) -> Iterator[Raw | Rejected]:
+    """Yields every document of the part, in a fixed order."""
+
+
+def clean(raw: Raw) -> Raw | Rejected:
+  """Normalises line ends, drops spans of blank text; nothing else is changed."""
+  weights = raw.weights or (1.0,) * len(raw.spans)
+  kept = []
+  for span, weight in zip(raw.spans, weights, strict=True):
+    if isinstance(span, str):
+      span = span.replace("\r\n", "\n").replace("\r", "\n")
+      try:
+        span.encode()
+      except UnicodeEncodeError as error:  # JSON can spell half a character
+        return Rejected(raw.id, BAD_TEXT, str(error))
+      if not span.strip():
+        continue
+    kept.append((span, weight))
+  if not kept:
+    return Rejected(raw.id, EMPTY)
+  spans, weights = zip(*kept)
+  return dataclasses.replace(raw, spans=spans, weights=weights)
+
+
+def printable(name: str) -> str:
+  """The name with what is not Unicode spelled out, as file names may hold any bytes."""
+  return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,63 @@
+"""Every source that can be prepared, by name.
+
+Owns: the table of them, how each splits into parts. Not: reading a part (files.py,
+tar.py, tables.py, datasets.py).
+
+  folder:PATH    images, each with a caption beside it or in a .jsonl (data/folder.py)
+  tar:PATH       .tar shards in the WebDataset layout (tar.py)
+  jsonl:PATH     lines of texts and images in any order (tables.py)
+  parquet:PATH   rows of the same
+  edits:PATH     .csv or .jsonl of input image, instruction, output image
+  text:PATH      .txt and .md files
+  tfds:NAME      a data set of tfds, or the folder of one
+  digits, pydoc, shapes   the embedded sources
+PATH is a file or a folder, looked through for all files of the kind.
+"""
+
+import dataclasses
+import hashlib
+import json
+
+from tfusion.prepare import datasets, files, tables, tar
+from tfusion.prepare.raw import Part
+
+PLANS = {
+  "edits": tables.plan_edits,
+  "folder": files.plan_folder,
+  "jsonl": tables.plan_jsonl,
+  "parquet": tables.plan_parquet,
+  "tar": tar.plan,
+  "text": files.plan_text,
+  "tfds": datasets.plan_tfds,
+}
+
+
+def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> list[Part]:
+  """Splits a source into parts, the same whenever the source is the same.
+
+  Args:
+    spec: as in the table above.
+    documents: that a part should have, where a source can be cut.
+    image_shape: h, w, c of the images to be; embedded sources draw them so.
+
+  Raises:
+    ValueError: an unknown source, or one that is not there or cannot serve.
+  """
+  name, _, argument = spec.partition(":")
+  if name in datasets.EMBEDDED:
+    return datasets.plan_embedded(spec, documents, image_shape)
+  if name not in PLANS:
+    known = sorted([*PLANS, *datasets.EMBEDDED])
+    raise ValueError(f"--source={spec}: unknown; known: {', '.join(known)}")
+  if not argument:
+    raise ValueError(f"--source={spec}: which? As in --source {name}:PATH")
+  return PLANS[name](spec, argument, documents)
+
+
+def listing_sha256(parts: list[Part]) -> str:
+  """A hash of all that the parts name: files, their sizes and times, captions."""
+  digest = hashlib.sha256()
+  for part in parts:
+    fields = [type(part).__name__, dataclasses.asdict(part)]
+    digest.update(json.dumps(fields).encode() + b"\n")
+  return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""Parts on Beam: on this machine by default, elsewhere by Beam's own options.
+
+Owns: the pipeline, progress, saying in a line what stopped it. Not: what a part does
+(part.py).
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfusion.prepare import part as part_lib
+from tfusion.prepare import raw
+
+# Beam's own default on a single machine. The name DirectRunner stands for Prism first,
+# a program that Beam would download.
+LOCAL = "FnApiRunner"
+EVERY_SECONDS = 3.0
+POLL_SECONDS = 0.2
+NAMED = re.compile(r"\b(?:OS|Value|Permission|FileNotFound)Error: ")
+
+
+def parse(args: Sequence[str]) -> Any:
+  """Reads Beam's options.
+
+  Args:
+    args: such as --runner=FlinkRunner, --direct_num_workers=2.
+
+  Returns:
+    Beam's PipelineOptions.
+
+  Raises:
+    ValueError: an option that nobody knows.
+  """
+  # It warns about what of Google's cloud is not installed.
+  logging.disable(logging.WARNING)
+  from apache_beam.options import pipeline_options
+
+  logging.disable(logging.NOTSET)
+  logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # run() says it
+  options = pipeline_options.PipelineOptions(list(args))
+  unknown = set(options.get_all_options(drop_default=True, retain_unknown_options=True))
+  unknown -= set(options.get_all_options(drop_default=True))
+  standard = options.view_as(pipeline_options.StandardOptions)
+  if standard.runner is None:
+    standard.runner = LOCAL
+  # Other runners have options that only their own servers know.
+  if unknown and standard.runner in (LOCAL, "DirectRunner"):
+    raise ValueError(f"unknown options: {', '.join(sorted(unknown))}")
+  direct = options.view_as(pipeline_options.DirectOptions)
+  if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
+    direct.direct_running_mode = "multi_processing"
+  worker = options.view_as(pipeline_options.WorkerOptions)
+  if not worker.default_sdk_harness_log_level:
+    worker.default_sdk_harness_log_level = "ERROR"
+  return options
+
+
+def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
+  """Does the parts that are not done yet, and shows how far they are.
+
+  Raises:
+    OSError: a part stopped, or a worker process died; what is done stays done.
+  """
+  left = [i for i in range(len(parts)) if part_lib.read_account(job.out, i) is None]
+  if len(left) < len(parts):
+    print(f"{job.out}: {len(parts) - len(left):,} parts were done before", flush=True)
+  if not left:
+    return
+  failed: list[BaseException] = []
+
+  def work() -> None:
+    import apache_beam as beam
+
+    try:
+      pipeline = beam.Pipeline(_runner(options), options=options)
+      # Reshuffled, or a runner would give all parts to one worker.
+      numbered = beam.Create([(i, parts[i]) for i in left], reshuffle=True)
+      _ = pipeline | numbered | beam.Map(part_lib.write, job)
+      pipeline.run().wait_until_finish()
+    except BaseException as error:
+      failed.append(error)
+
+  def died(args: threading.ExceptHookArgs) -> None:
+    # Beam waits for ever for a worker process that is gone; this is how it shows.
+    if args.thread is not None and args.thread.name == "run_worker":
+      failed.append(args.exc_value)
+
+  hook, threading.excepthook = threading.excepthook, died
+  thread = threading.Thread(target=work, name="beam", daemon=True)
+  thread.start()
+  progress = _Progress(job, left)
+  try:
+    while thread.is_alive() and not failed:
+      thread.join(POLL_SECONDS)
+      progress.show()
+  finally:
+    threading.excepthook = hook
+  if failed:
+    raise _told(failed[0], job) from failed[0]
+
+
+def _runner(options: Any) -> Any:
+  """The runner to be used; None where the options name it."""
+  from apache_beam.options import pipeline_options
+  from apache_beam.portability.api import beam_provision_api_pb2
+  from apache_beam.runners.portability.fn_api_runner import fn_runner
+  from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+  if options.view_as(pipeline_options.StandardOptions).runner != LOCAL:
+    return None
+  # By its name alone it would not hand the options on to worker processes.
+  encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+  provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+  return fn_runner.FnApiRunner(
+    provision_info=fn_runner.ExtendedProvisionInfo(provision)
+  )
+
+
+class _Progress:
+  """A line every few seconds, from the accounts of the parts."""
+
+  def __init__(self, job: part_lib.Job, left: list[int]):
+    self._job, self._left, self._of = job, set(left), len(left)
+    self._documents = self._images = self._rejected = 0
+    self._start = self._shown = time.monotonic()
+
+  def show(self) -> None:
+    now = time.monotonic()
+    if now - self._shown < EVERY_SECONDS:
+      return
+    self._shown = now
+    there = {int(p.stem) for p in (Path(self._job.out) / "parts").glob("*.json")}
+    for number in sorted(self._left & there):
+      if (account := part_lib.read_account(self._job.out, number)) is not None:
+        self._left.remove(number)
+        self._documents += account.read
+        self._images += account.images
+        self._rejected += len(account.rejected)
+    if not (done := self._of - len(self._left)):
+      return
+    seconds = now - self._start
+    left = int(len(self._left) * seconds / done)
+    print(
+      f"{self._job.out}: parts {done:,} of {self._of:,}, documents"
+      f" {self._documents:,} ({self._documents / seconds:,.1f}/s, {self._rejected:,}"
+      f" rejected), images {self._images:,} ({self._images / seconds:,.1f}/s), left"
+      f" {left // 60}:{left % 60:02d}",
+      flush=True,
+    )
+
+
+def _told(error: BaseException, job: part_lib.Job) -> BaseException:
+  """The error as the user should read it: Beam buries it in its own traceback."""
+  again = "done parts are kept; mend that and repeat the command"
+  if found := re.findall(
+    r"Worker subprocess exited with return code (-?\d+)", str(error)
+  ):
+    return OSError(
+      f"{job.out}: a worker process died (exit status {found[0]}; 137 is a kill, as for"
+      f" want of memory); {again}"
+    )
+  before, where, _ = str(error).rpartition(" [while running")
+  if not isinstance(error, (OSError, ValueError)):
+    # Of its traceback the last line that names one of those.
+    _, named, before = re.sub(NAMED, "\0", before).rpartition("\0")
+    where = where and named
+  if not where:
+    return error  # not the user's to mend
+  return OSError(f"{job.out}: {' '.join(before.split())}; {again}")
