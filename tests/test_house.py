@@ -37,7 +37,7 @@ FILES = {
   " records scenes shapes shards show sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",
-  "generate": "interleaved phases prompt",
+  "generate": "canvas interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers runner tables tar",

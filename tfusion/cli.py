@@ -64,7 +64,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
   known_good = known_good.parent / "results" / f"{known_good.stem}.json"
   if known_good.is_file():  # the report draws it behind this run's curves
     shutil.copy(known_good, workdir / "reference.json")
-  draw = pictures.SampleGrids(config, workdir / "samples")
+  draw = pictures.SampleGrids(config, workdir)
   judge = suite.FinalEvaluation(config, workdir)
   loop.train(config, workdir, evaluations=[draw, judge])
 
@@ -77,7 +77,8 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
 
   out = Path(args.out or Path(args.workdir) / "sampled")
   model = trained.open_trained(config, args.workdir)
-  paths = pictures.sample(model, args.prompt, out=out, count=args.count, seed=args.seed)
+  how = dict(workdir=args.workdir, out=out, count=args.count, seed=args.seed)
+  paths = pictures.sample(model, args.prompt, **how)
   for path in paths:
     print(path)
     if path.suffix == ".txt":

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_codec
 from PIL import Image as Picture
 
 from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import pictures
+from tfusion.generate.canvas import Canvas, Latents
 from tfusion.generate.interleaved import Generated
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
@@ -54,9 +56,14 @@ def scan(tmp_path):
 
 
 def draw(trained, *prompts):
-  return pictures.draw_prompts(
-    trained.config, trained.params, trained.tokenizer, prompts, key=jax.random.key(0)
-  )
+  how = dict(canvas=Canvas(SHAPE), key=jax.random.key(0))
+  model = trained.config, trained.params, trained.tokenizer
+  return pictures.draw_prompts(*model, prompts, **how)
+
+
+def sample(trained, prompts, *, out, workdir="no such", count=1, seed=0):
+  where = dict(workdir=workdir, out=out)
+  return pictures.sample(trained, prompts, **where, count=count, seed=seed)
 
 
 def test_pixels_span_all_of_black_to_white_and_clip_beyond():
@@ -127,7 +134,7 @@ def test_prompts_that_cannot_be_are_refused(trained):
 def test_samples_are_written_as_text_with_their_images_beside_it(trained, tmp_path):
   out = tmp_path / "new" / "sampled"
   prompts = ["seven <image> and", ""]
-  paths = pictures.sample(trained, prompts, out=out, count=2, seed=0)
+  paths = sample(trained, prompts, out=out, count=2)
   assert sorted(out.iterdir()) == sorted(paths)
   texts = [p.read_text() for p in paths if p.suffix == ".txt"]
   assert [p.name for p in paths if p.suffix == ".txt"] == [
@@ -154,7 +161,7 @@ def test_a_finished_sample_is_its_spans_and_nothing_more(
   spans = (Text(encode("a seven")), image, image, Text(encode(" more")))
   made = Generated(spans, (False, True, True, True), finished=True)
   monkeypatch.setattr(pictures, "generate", lambda *args, **more: [made])
-  *images, text = pictures.sample(trained, ["x"], out=tmp_path, count=1, seed=0)
+  *images, text = sample(trained, ["x"], out=tmp_path)
   names = [path.name for path in images]
   assert names == ["sample_000_image_0.png", "sample_000_image_1.png"]
   assert text.read_text() == f"a seven<image:{names[0]}><image:{names[1]}> more\n"
@@ -163,10 +170,10 @@ def test_a_finished_sample_is_its_spans_and_nothing_more(
 def test_sampling_nothing_or_into_a_file_is_refused_before_any_work(trained, tmp_path):
   without = trained._replace(params=None)
   with pytest.raises(ValueError, match="--count=0"):
-    pictures.sample(without, ["x"], out=tmp_path, count=0, seed=0)
+    sample(without, ["x"], out=tmp_path, count=0)
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="file"):
-    pictures.sample(without, ["x"], out=tmp_path / "file", count=1, seed=0)
+    sample(without, ["x"], out=tmp_path / "file")
 
 
 def sample_grid(config, trained, folder):
@@ -174,7 +181,7 @@ def sample_grid(config, trained, folder):
   grids = pictures.SampleGrids(config, folder)
   grids.check(corpus)
   grids(7, trained.params, corpus)
-  return folder / "step_00000007.png"
+  return folder / "samples" / "step_00000007.png"
 
 
 def test_the_grid_of_a_run_holds_all_images_and_repeats(trained, tmp_path):
@@ -211,3 +218,26 @@ def test_prompts_of_the_grid_that_cannot_be_are_refused_before_training(
   )
   with pytest.raises(ValueError, match=says):
     sample_grid(config, trained._replace(params=None), tmp_path)
+
+
+def test_a_model_of_latents_shows_pictures_of_its_autoencoder(
+  trained, tmp_path, monkeypatch
+):
+  latent = np.random.default_rng(0).normal(size=(4, 4, 3)).astype(np.float32)
+  codec = tiny_codec.make()
+  latents = Latents(codec, np.full(3, 2, np.float32), np.ones(3, np.float32))
+  monkeypatch.setattr(
+    pictures, "open_canvas", lambda config, workdir: Canvas((4, 4, 3), latents)
+  )
+  want = codec.decode(latent[None] * 2 + 1)[0]
+  made = Generated((Image(latent), Image(latent)), (True, True), finished=True)
+  monkeypatch.setattr(pictures, "generate", lambda *args, **more: [made])
+  *files, _ = sample(trained, ["<image>"], out=tmp_path)
+  assert len(files) == 2
+  for file in files:
+    pixels = np.asarray(Picture.open(file))
+    assert pixels.shape == (128, 128, 3)  # 8 x 8, enlarged
+    # Another batch size may round to the byte beside.
+    assert np.abs(pixels[::16, ::16].astype(int) - want).max() <= 1
+  sheet = sample_grid(trained.config, trained, tmp_path)
+  assert Picture.open(sheet).size[0] > Picture.open(sheet).size[1] >= 128

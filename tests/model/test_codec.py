@@ -11,24 +11,10 @@ import pytest
 import safetensors
 import tiny
 from safetensors.numpy import load_file, save_file
+from tiny_codec import VAE, VQ, make
 
-from tfusion.config import AutoencoderModelConfig
 from tfusion.model import autoencoder, codec
 from tfusion.model.codec import Codec
-
-VAE = AutoencoderModelConfig(
-  widths=(4, 8), blocks=1, encoder_out=6, decoder_in=6, latent_channels=3
-)
-VQ = dataclasses.replace(VAE, codes=11)
-
-
-def make(config: AutoencoderModelConfig = VAE, *, seed: int = 0) -> Codec:
-  rng = np.random.default_rng(seed)
-  params = {
-    name: rng.normal(size=x.shape, scale=0.3).astype(np.float32)
-    for name, x in sorted(autoencoder.abstract(config).items())
-  }
-  return Codec(config, params)
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,30 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   manifest_lib.write_whole(path, text.encode())
 
 
+def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | None:
+  """What `keep` put into a workdir.
+
+  Returns:
+    The images' format and the hash of their autoencoder's file, if they have one. None
+    for a run on pixels or on text alone.
+
+  Raises:
+    ValueError: latents.json is damaged.
+  """
+  path = Path(workdir) / LATENTS
+  if not path.is_file():
+    return None
+  try:
+    values = json.loads(path.read_text())
+    sha256 = values.pop("autoencoder_sha256")
+    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    return manifest_lib.ImageFormat(**(values | lists)), sha256
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path}: damaged ({error}); start training again, which writes it anew"
+    ) from error
+
+
 def _model_kind(source: Shards) -> str:
   """What a model is given: a mean alone or with its deviation are both latents."""
   images = source.manifest.images

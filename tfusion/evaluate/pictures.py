@@ -1,6 +1,7 @@
 """Pictures and texts to look at: sample grids while training, `tfusion sample`.
 
-Owns: images to PNG, files in prompts, what is written. Not: generation (generate/).
+Owns: images to PNG, files in prompts, what is written. Not: generation and what latents
+look like (generate/).
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ import numpy as np
 from PIL import Image as Picture
 
 from tfusion.config import Config
-from tfusion.data.images import decode
 from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.interleaved import Generated, check_prompts, generate
 from tfusion.generate.prompt import Prompt, parse_prompt
 from tfusion.model.transfusion import Params
@@ -56,19 +57,28 @@ def draw_prompts(
   tokenizer: Tokenizer,
   prompts: Sequence[str],
   *,
+  canvas: Canvas,
   key: jax.Array,
 ) -> list[Generated]:
   """Generates from prompts as the command line takes them.
 
+  Args:
+    config: of the run.
+    params: of the model.
+    tokenizer: of the run.
+    prompts: text with marks.
+    canvas: reads the files in them.
+    key: of the noise and of text.
+
   Raises:
     ValueError: as parse_prompts.
   """
-  parsed = parse_prompts(config, tokenizer, prompts)
+  parsed = parse_prompts(config, tokenizer, prompts, canvas=canvas)
   return generate(config, params, parsed, special=tokenizer.special, key=key)
 
 
 def parse_prompts(
-  config: Config, tokenizer: Tokenizer, prompts: Sequence[str]
+  config: Config, tokenizer: Tokenizer, prompts: Sequence[str], *, canvas: Canvas
 ) -> list[Prompt]:
   """Reads prompts and the files in them, and checks that they can be continued.
 
@@ -76,11 +86,10 @@ def parse_prompts(
     ValueError: a prompt with an unknown special token or too many images, or a file
       in it that is not an image.
   """
-  shape = config.model.image_shape
 
   def load_image(path: str) -> np.ndarray:
     try:
-      return decode(Path(path), shape).astype(np.float32) / 127.5 - 1
+      return canvas.read(path)
     except Exception as error:  # Pillow's decoders raise almost any kind
       reason = error or type(error).__name__
       raise ValueError(
@@ -98,47 +107,73 @@ def parse_prompts(
 class SampleGrids:
   """Draws eval.prompts at every evaluation, all images of one in one picture."""
 
-  def __init__(self, config: Config, folder: Path):
-    self.config, self.folder = config, folder
+  def __init__(self, config: Config, workdir: Path):
+    self.config, self.workdir = config, workdir
 
   def check(self, corpus: Corpus) -> None:
     """Raises ValueError for a prompt that cannot be drawn."""
-    parse_prompts(self.config, corpus.tokenizer, self.config.eval.prompts)
+    prompts = self.config.eval.prompts
+    if prompts:
+      canvas = open_canvas(self.config, self.workdir)
+      parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
-    """Writes folder/step_NNNNNNNN.png if there are images."""
+    """Writes workdir/samples/step_NNNNNNNN.png if there are images."""
     key, prompts = jax.random.key(GRID_SEED), self.config.eval.prompts
-    made = draw_prompts(self.config, params, corpus.tokenizer, prompts, key=key)
+    if not prompts:
+      return
+    # Anew each time: between evaluations the device has no room for an autoencoder.
+    canvas = open_canvas(self.config, self.workdir)
+    made = draw_prompts(
+      self.config, params, corpus.tokenizer, prompts, canvas=canvas, key=key
+    )
     images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
     if images and jax.process_index() == 0:
-      sheet = grid(images, columns=min(len(images), 10))
-      write_png(sheet, self.folder / f"step_{step:08d}.png")
+      sheet = grid(canvas.show(images), columns=min(len(images), 10))
+      write_png(sheet, self.workdir / "samples" / f"step_{step:08d}.png")
 
 
 def sample(
-  trained: Trained, prompts: Sequence[str], *, out: Path, count: int, seed: int
+  trained: Trained,
+  prompts: Sequence[str],
+  *,
+  workdir: str | Path,
+  out: Path,
+  count: int,
+  seed: int,
 ) -> list[Path]:
   """Continues every prompt `count` times and writes what came.
 
   Writes out/sample_000.txt, with `<image:FILE>` where an image stands, and the images
   beside it as out/sample_000_image_0.png.
 
+  Args:
+    trained: the model.
+    prompts: as parse_prompts.
+    workdir: of the run; holds the autoencoder, if it has one.
+    out: folder, is made.
+    count: of samples of each prompt.
+    seed: of the noise and of text.
+
   Returns:
     The paths of all files.
 
   Raises:
-    ValueError: `count` is below 1, or a prompt cannot be parsed or does not fit.
+    ValueError: `count` is below 1, a prompt cannot be parsed or does not fit, or there
+      is no autoencoder to see latents with.
     OSError: `out` cannot be written.
   """
   if count < 1:
     raise ValueError(f"--count={count}: must be at least 1")
   out.mkdir(parents=True, exist_ok=True)  # to know before the work whether it can be
+  canvas = open_canvas(trained.config, workdir)
   with jax.set_mesh(trained.mesh):
     made = draw_prompts(
       trained.config,
       trained.params,
       trained.tokenizer,
       [prompt for prompt in prompts for _ in range(count)],
+      canvas=canvas,
       key=jax.random.key(seed),
     )
   if jax.process_index() != 0:
@@ -146,19 +181,23 @@ def sample(
   return [
     path
     for number, generated in enumerate(made)
-    for path in _write(trained, generated, out / f"sample_{number:03d}.txt")
+    for path in _write(trained, generated, canvas, out / f"sample_{number:03d}.txt")
   ]
 
 
-def _write(trained: Trained, generated: Generated, path: Path) -> list[Path]:
+def _write(
+  trained: Trained, generated: Generated, canvas: Canvas, path: Path
+) -> list[Path]:
   """Writes one text and its images; returns their paths, the text last."""
   text, paths = "", []
+  images = [span.latent for span in generated.spans if isinstance(span, Image)]
+  shown = iter(canvas.show(images))
   for span in generated.spans:
     if isinstance(span, Text):
       text += trained.tokenizer.decode(span.ids)
       continue
     paths.append(path.with_name(f"{path.stem}_image_{len(paths)}.png"))
-    write_png(span.latent, paths[-1])
+    write_png(next(shown), paths[-1])
     text += f"<image:{paths[-1].name}>"
   if not generated.finished:
     text += f" [stopped at sample.max_elements={trained.config.sample.max_elements}]"

@@ -71,8 +71,6 @@ class Codec:
     self.sha256 = _hash(config, params)
     self._mesh = make_mesh(MeshConfig(), devices=jax.local_devices())
     self.params = jax.device_put(params, NamedSharding(self._mesh, jax.P()))
-    self._encode = jax.jit(functools.partial(_encode, config))
-    self._decode = jax.jit(functools.partial(_decode, config))
 
   def latent_shape(self, image_px: int) -> tuple[int, ...]:
     """(h, w, c) of the latent of a square picture, or (codes,).
@@ -110,7 +108,7 @@ class Codec:
     self._check_sides(height, width)
     if self.config.codes and height != width:
       raise ValueError(f"pictures of {height}x{width} pixels: codes are of a square")
-    return jax.tree.map(np.asarray, self._run(self._encode, pixels_bhwc))
+    return jax.tree.map(np.asarray, self._run(_encode, pixels_bhwc))
 
   def decode(self, latents: np.ndarray) -> np.ndarray:
     """Decodes latents or codes.
@@ -137,7 +135,7 @@ class Codec:
         f"latents {latents.dtype}{list(latents.shape)}: expected float32[b, h, w,"
         f" {self.config.latent_channels}]"
       )
-    return np.asarray(self._run(self._decode, latents))
+    return np.asarray(self._run(_decode, latents))
 
   def save(self, path: str | Path) -> None:
     """Writes the file, whole or not at all."""
@@ -182,7 +180,7 @@ class Codec:
     sharded = len(array_b) % self._mesh.size == 0
     with jax.set_mesh(self._mesh):
       rows = NamedSharding(self._mesh, spec("batch") if sharded else jax.P())
-      return function(self.params, jax.device_put(array_b, rows))
+      return function(self.config, self.params, jax.device_put(array_b, rows))
 
 
 def load(path: str | Path) -> Codec:
@@ -227,6 +225,8 @@ def load(path: str | Path) -> Codec:
   return codec
 
 
+# Not of one codec: another with the same config is not compiled again.
+@functools.partial(jax.jit, static_argnums=0)
 def _encode(config, params, pixels_bhwc):
   model = autoencoder.bind(config, params)
   x_bhwc = pixels_bhwc.astype(jnp.float32) / 127.5 - 1
@@ -236,6 +236,7 @@ def _encode(config, params, pixels_bhwc):
   return {"mean": mean_bhwc, "logvar": logvar_bhwc}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _decode(config, params, latents):
   model = autoencoder.bind(config, params)
   if config.codes:

@@ -1,0 +1,110 @@
+"""Promises of tfusion/generate/canvas.py."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+import tiny_codec
+import tiny_shards
+from PIL import Image as Picture
+
+from tfusion.data import manifest as manifest_lib
+from tfusion.data import pipeline
+from tfusion.data.images import decode
+from tfusion.generate.canvas import open_canvas
+
+SHAPE = (4, 4, 3)  # of latents; of pictures 8 x 8
+
+
+@pytest.fixture(scope="module")
+def codec():
+  return tiny_codec.make()
+
+
+@pytest.fixture
+def run(codec, tmp_path):
+  """A config on shards of latents, and its workdir as a start leaves it."""
+  folder, workdir = tmp_path / "shards", tmp_path / "run"
+  made = tiny_shards.make(folder, shape=SHAPE)
+  codec.save(folder / manifest_lib.AUTOENCODER)
+  sha256 = manifest_lib.sha256(folder / manifest_lib.AUTOENCODER)
+  manifest_lib.save(dataclasses.replace(made, autoencoder_sha256=sha256), folder)
+  config = tiny.config(
+    model__image_shape=SHAPE,
+    model__vocab_size=512,
+    data__sources=(f"shards:{folder}",),
+  )
+  workdir.mkdir()
+  pipeline.open_corpus(config, workdir)
+  return config, workdir
+
+
+@pytest.fixture
+def photo(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+  Picture.fromarray(pixels).save(tmp_path / "photo.png")
+  return tmp_path / "photo.png"
+
+
+def test_a_run_on_pixels_reads_and_shows_them_as_they_are(tmp_path, photo):
+  config = tiny.config(model__image_shape=(4, 4, 1))
+  canvas = open_canvas(config, tmp_path)
+  read = canvas.read(photo)
+  assert read.shape == (4, 4, 1) and read.dtype == np.float32
+  np.testing.assert_array_equal(
+    read, decode(photo, (4, 4, 1)).astype(np.float32) / 127.5 - 1
+  )
+  assert canvas.show([read])[0] is read
+
+
+def test_a_picture_is_given_to_the_model_as_the_shards_give_theirs(run, codec, photo):
+  canvas = open_canvas(*run)
+  read = canvas.read(photo)
+  mean = codec.encode(decode(photo, (8, 8, 3))[None])["mean"][0]
+  scale, shift = [2, 3, 4], [1, 0, -1]  # of tiny_shards
+  np.testing.assert_allclose(read, (mean - shift) / scale, atol=1e-6)  # float32
+  assert read.shape == SHAPE and read.dtype == np.float32
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 11])
+def test_what_the_model_draws_is_shown_by_the_autoencoder(run, codec, count):
+  images = np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float32)
+  shown = open_canvas(*run).show(list(images))
+  assert len(shown) == count
+  latents = images * np.float32([2, 3, 4]) + np.float32([1, 0, -1])
+  want = codec.decode(latents) if count else np.zeros((0, 8, 8, 3))
+  for picture, pixels in zip(shown, want, strict=True):
+    # Another batch size may round to the byte beside.
+    assert np.abs((picture + 1) * 127.5 - pixels).max() < 1.01
+    assert picture.shape == (8, 8, 3) and picture.std() > 0.1
+
+
+def test_latents_without_their_autoencoder_are_refused(run, tmp_path):
+  config, workdir = run
+  path, latents = workdir / "autoencoder.safetensors", workdir / "latents.json"
+
+  def refused(config=config) -> str:
+    with pytest.raises(ValueError) as error:
+      open_canvas(config, workdir)
+    return str(error.value)
+
+  whole = path.read_bytes()
+  path.unlink()
+  assert f"{path}: is missing" in refused()
+  tiny_codec.make(seed=1).save(path)
+  assert f"{path}: is another file" in refused()
+  path.write_bytes(whole)
+  open_canvas(config, workdir)
+  assert "latents.json beside it says (4, 4, 3)" in refused(
+    tiny.config(model__image_shape=(8, 4, 3))
+  )
+  values = json.loads(latents.read_text())
+  latents.write_text(json.dumps(values | {"kind": "codes", "shape": [16]}))
+  assert "the images of this run are codes" in refused()
+  latents.write_text(json.dumps(values | {"autoencoder_sha256": None}))
+  assert "without their autoencoder none can be drawn" in refused()
+  for text in ("{", "[]", json.dumps({"kind": "mean"})):
+    latents.write_text(text)
+    assert f"{latents}: damaged" in refused()
