@@ -1,5 +1,7 @@
 """Promises of tfusion/workdir.py: a run goes on only where its state fits."""
 
+import dataclasses
+import json
 import os
 import stat
 
@@ -8,6 +10,7 @@ from tiny import build
 
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
+from tfusion.autoencoder_config import AutoencoderConfig, LossConfig
 from tfusion.config import Config
 
 
@@ -93,3 +96,30 @@ def test_a_workdir_without_write_permission_is_refused(tmp_path):
   tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
   with pytest.raises(ValueError, match="cannot be written"):
     workdir_lib.check_writable(tmp_path)
+
+
+def test_an_autoencoders_workdir_and_a_models_are_not_taken_for_each_other(tmp_path):
+  (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+  small = AutoencoderConfig(seed=3)
+  workdir_lib.save_config(small, tmp_path / "a")
+  workdir_lib.save_config(Config(), tmp_path / "b")
+  assert workdir_lib.load_config(tmp_path / "a", kind=AutoencoderConfig) == small
+  with pytest.raises(ValueError, match="a run of `tfusion autoencoder`, not of"):
+    workdir_lib.check_same_run(Config(), tmp_path / "a")
+  with pytest.raises(ValueError, match="a run of `tfusion train`, not of"):
+    workdir_lib.check_same_run(small, tmp_path / "b")
+
+
+def test_an_autoencoder_goes_on_with_its_own_model_loss_and_pictures_alone(tmp_path):
+  workdir_lib.save_config(AutoencoderConfig(), tmp_path)
+  train = dataclasses.replace(AutoencoderConfig().train, steps=7)
+  longer = AutoencoderConfig(train=train)
+  assert workdir_lib.check_same_run(longer, tmp_path) == ["train.steps: 1000000 -> 7"]
+  other = AutoencoderConfig(loss=LossConfig(kl_weight=1.0))
+  with pytest.raises(ValueError, match=r"loss.kl_weight: 1e-06 -> 1.0"):
+    workdir_lib.check_same_run(other, tmp_path)
+
+
+def test_a_config_from_before_it_named_its_command_is_read(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(Config())))
+  assert workdir_lib.load_config(tmp_path) == Config()

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from tfusion.config import AutoencoderModelConfig
+from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.model import autoencoder
 from tfusion.model.codec import Codec
 

@@ -98,31 +98,6 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoencoderModelConfig:
-  """An image autoencoder, f = 2^(levels - 1) pixels to a cell.
-
-  The defaults are the layout of arXiv 2012.09841 that fits the 86M of arXiv 2408.11039,
-  section 4.1. Stable Diffusion's kl-f8 has encoder_out = 2 * latent_channels and
-  decoder_in = latent_channels.
-  """
-
-  widths: tuple[int, ...] = (128, 256, 512, 512)  # channels by level, finest first
-  blocks: int = 2  # residual blocks of a level; the decoder has one more
-  groups: int = 32  # of channels in a GroupNorm, at most all channels
-  encoder_out: int = 256  # channels that the encoder's last convolution gives
-  decoder_in: int = 256  # channels that the decoder's first convolution takes
-  latent_channels: int = 8  # numbers of a cell of a latent, or of a code
-  quant_conv: bool = True  # 1x1 convolutions between these and the latent
-  codes: int = 0  # size of the codebook; 0: a VAE; the paper's VQ-VAE has 16,384
-  dtype: str = "auto"  # of convolutions: auto (bfloat16, on CPU float32) or a name
-
-  @property
-  def downsampling(self) -> int:
-    """Pixels along the side of a cell."""
-    return 2 ** (len(self.widths) - 1)
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """The loop. Steps are updates of the parameters."""
 
@@ -247,9 +222,7 @@ def from_dict(values: Any) -> Config:
   Raises:
     ValueError: an unknown or missing key, a wrong type, or a value that cannot be.
   """
-  if isinstance(values, ml_collections.ConfigDict):
-    values = values.to_dict()
-  config = _build(Config, values, prefix="")
+  config = build(Config, values)
   validate(config)
   return config
 
@@ -266,12 +239,7 @@ def validate(config: Config) -> None:
     for key, choices in CHOICES.items()
     if flat[key] not in choices
   ]
-  problems += [
-    f"{key}={flat[key]}: must be {words}"
-    for words, (good, keys) in RANGES.items()
-    for key in keys.split()
-    if not good(flat[key])
-  ]
+  problems += range_problems(flat, RANGES)
   if problems:  # the checks below divide by these
     raise ValueError("\n".join(problems))
   m, d, t, o = config.model, config.data, config.train, config.optim
@@ -357,8 +325,18 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
       raise ValueError(f"{key}={values[key]} does not divide by {axis}={values[axis]}")
 
 
-def flatten(config: Config) -> dict[str, Any]:
-  """Returns {"section.key": value} in declaration order."""
+def range_problems(flat: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
+  """A message for every value outside its range, of a table such as RANGES."""
+  return [
+    f"{key}={flat[key]}: must be {words}"
+    for words, (good, keys) in ranges.items()
+    for key in keys.split()
+    if not good(flat[key])
+  ]
+
+
+def flatten(config: Any) -> dict[str, Any]:
+  """Returns {"section.key": value} of a dataclass of them, in declaration order."""
   flat = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -378,8 +356,19 @@ def _parse_bool(text: str) -> bool:
   return text.lower() in ("true", "1")
 
 
-def _build(kind: type, values: Any, *, prefix: str) -> Any:
-  """Builds a dataclass from a nested dict; every key must be there and be right."""
+def build(kind: type, values: Any, *, prefix: str = "") -> Any:
+  """Builds a dataclass from a ConfigDict or nested dict.
+
+  Args:
+    kind: of nested dataclasses.
+    values: every key must be there and be right.
+    prefix: of the keys in messages, with the dot.
+
+  Raises:
+    ValueError: an unknown or missing key, or a wrong type.
+  """
+  if isinstance(values, ml_collections.ConfigDict):
+    values = values.to_dict()
   if not isinstance(values, dict):
     raise ValueError(
       f"config section {prefix or 'config'!r}: expected keys, got {values!r}"
@@ -396,7 +385,7 @@ def _build(kind: type, values: Any, *, prefix: str) -> Any:
   for name, hint in types_by_name.items():
     key = f"{prefix}{name}"
     if dataclasses.is_dataclass(hint):
-      built[name] = _build(hint, values[name], prefix=f"{key}.")
+      built[name] = build(hint, values[name], prefix=f"{key}.")
     else:
       built[name] = _check_type(key, values[name], hint)
   return kind(**built)

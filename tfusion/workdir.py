@@ -7,51 +7,91 @@ import dataclasses
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from tfusion.config import Config, flatten, from_dict
+from tfusion import autoencoder_config
+from tfusion import config as config_lib
+from tfusion.autoencoder_config import AutoencoderConfig
+from tfusion.config import Config, flatten
 
-# A workdir is bound to these: its parameters or its data state mean nothing without.
-BOUND = ("seed", "model", "diffusion.timesteps", "data", "optim.ema_decay")
-UNBOUND = (
-  "data.workers",
-  "model.dtype",
-  "model.remat",
-  "model.unroll",
-  "model.attention",
-)
+C = TypeVar("C", Config, AutoencoderConfig)
 
 
-def save_config(config: Config, workdir: str | Path) -> None:
+class Kind(NamedTuple):
+  """What is said of the runs of one command."""
+
+  command: str
+  from_dict: Callable[[Any], Any]  # a nested dict to its config
+  # A workdir is bound to these: its parameters or its data state mean nothing without.
+  bound: tuple[str, ...]
+  unbound: tuple[str, ...]  # but not to these of them
+
+
+KINDS = {
+  Config: Kind(
+    "train",
+    config_lib.from_dict,
+    bound=("seed", "model", "diffusion.timesteps", "data", "optim.ema_decay"),
+    unbound=(
+      "data.workers",
+      "model.dtype",
+      "model.remat",
+      "model.unroll",
+      "model.attention",
+    ),
+  ),
+  AutoencoderConfig: Kind(
+    "autoencoder",
+    autoencoder_config.from_dict,
+    bound=("seed", "model", "loss", "data", "optim.ema_decay"),
+    unbound=("model.dtype", "data.threads"),
+  ),
+}
+
+
+def save_config(config: Config | AutoencoderConfig, workdir: str | Path) -> None:
   """Writes workdir/config.json, whole or not at all."""
   path = Path(workdir) / "config.json"
+  values = {"command": KINDS[type(config)].command} | dataclasses.asdict(config)
   aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # several hosts write the same
-  aside.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+  aside.write_text(json.dumps(values, indent=2) + "\n")
   os.replace(aside, path)
 
 
-def load_config(workdir: str | Path) -> Config:
+def load_config(workdir: str | Path, *, kind: type[C] = Config) -> C:
   """Reads the config that a run saved in its workdir.
 
   Raises:
-    ValueError: there is none, or it is of another version of tfusion.
+    ValueError: there is none, or it is of another command or version of tfusion.
   """
-  path = Path(workdir) / "config.json"
+  path, wanted = Path(workdir) / "config.json", KINDS[kind]
   if not path.is_file():
     raise ValueError(
       f"--workdir={workdir}: holds no config.json; train there first with"
-      " `tfusion train --config FILE --workdir DIR`"
+      f" `tfusion {wanted.command} --config FILE --workdir DIR`"
     )
   try:
-    return from_dict(json.loads(path.read_text()))
+    values = json.loads(path.read_text())
+    # Runs of `train` from before there were others do not say whose they are.
+    command = values.pop("command", "train") if isinstance(values, dict) else "train"
+    if command == wanted.command:
+      return wanted.from_dict(values)
   except ValueError as error:  # not JSON is one too
     raise ValueError(
       f"{path}: damaged or of another version of tfusion ({error}); restore it, or"
       " choose a new workdir"
     ) from error
+  raise ValueError(
+    f"--workdir={workdir}: holds a run of `tfusion {command}`, not of `tfusion"
+    f" {wanted.command}`; choose another workdir"
+  )
 
 
-def check_same_run(config: Config, workdir: str | Path) -> list[str]:
+def check_same_run(
+  config: Config | AutoencoderConfig, workdir: str | Path
+) -> list[str]:
   """Refuses to continue a workdir with a config that its state does not fit.
 
   Returns:
@@ -62,11 +102,12 @@ def check_same_run(config: Config, workdir: str | Path) -> list[str]:
   """
   if not (Path(workdir) / "config.json").is_file():
     return []
-  new, old = flatten(config), flatten(load_config(workdir))
+  kind = type(config)
+  new, old = flatten(config), flatten(load_config(workdir, kind=kind))
   differing = {
     key: f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if new[key] != old[key]
   }
-  refused = [text for key, text in differing.items() if _is_bound(key)]
+  refused = [text for key, text in differing.items() if _is_bound(key, KINDS[kind])]
   if refused:
     raise ValueError(
       f"--workdir={workdir} holds a run of another config; choose a new workdir or"
@@ -98,6 +139,14 @@ def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
   return path
 
 
-def _is_bound(key: str) -> bool:
-  inside = any(key == b or key.startswith(b + ".") for b in BOUND)
-  return inside and key not in UNBOUND
+def write_json(workdir: str | Path, name: str, values: dict[str, Any]) -> None:
+  """Writes workdir/name, whole or not at all."""
+  path = Path(workdir) / name
+  aside = path.with_name(f"{name}.tmp")
+  aside.write_text(json.dumps(values, indent=2) + "\n")
+  os.replace(aside, path)
+
+
+def _is_bound(key: str, kind: Kind) -> bool:
+  inside = any(key == b or key.startswith(b + ".") for b in kind.bound)
+  return inside and key not in kind.unbound

@@ -6,7 +6,7 @@ import tiny_shards
 from PIL import Image
 
 from tfusion import cli
-from tfusion.config import AutoencoderModelConfig
+from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.data import show
 from tfusion.model import autoencoder, codec
 

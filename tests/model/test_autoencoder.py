@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tfusion.config import AutoencoderModelConfig
+from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.model import autoencoder
 from tfusion.model.autoencoder import Conv, GroupNorm, Posterior
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import jax
 import numpy as np
@@ -361,33 +360,6 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on(
   train(FULL, workdir)
   assert f"goes on after step {done} of" in capfd.readouterr().out
   assert_same_files(workdir, never_stopped["full"])
-
-
-def test_a_second_ctrl_c_interrupts_at_once_and_handlers_come_back():
-  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-  with pytest.raises(KeyboardInterrupt), loop._StopSignals() as stop:
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.name == "SIGINT"
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(1)
-  with loop._StopSignals() as stop:
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.name == "SIGTERM"
-  assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_a_run_in_another_thread_leaves_signals_alone():
-  before = signal.getsignal(signal.SIGINT)
-
-  def enter():
-    with loop._StopSignals():
-      inside.append(signal.getsignal(signal.SIGINT))
-
-  inside = []
-  thread = threading.Thread(target=enter)
-  thread.start()
-  thread.join()
-  assert inside == [before] and signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a missing file"])

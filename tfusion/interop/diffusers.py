@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file
 
-from tfusion.config import AutoencoderModelConfig
+from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.model import autoencoder
 from tfusion.model.codec import Codec
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tfusion.config import AutoencoderModelConfig
+from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.model.layers import param
 
 NORM_EPS = 1e-6

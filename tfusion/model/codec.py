@@ -27,7 +27,8 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import NamedSharding
 
-from tfusion.config import AutoencoderModelConfig, MeshConfig
+from tfusion.autoencoder_config import AutoencoderModelConfig
+from tfusion.config import MeshConfig
 from tfusion.model import autoencoder
 from tfusion.sharding import make_mesh, spec
 

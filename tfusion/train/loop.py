@@ -8,11 +8,7 @@ Starting always means going on if the workdir holds a checkpoint.
 
 import contextlib
 import functools
-import json
-import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +36,7 @@ from tfusion.train.step import (
   shardings,
   train_step,
 )
+from tfusion.train.stop import StopSignals
 from tfusion.train.validate import validate
 
 AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
@@ -98,7 +95,7 @@ def train(
     contextlib.closing(
       HostBatches(corpus, config, host=jax.process_index(), hosts=hosts)
     ) as data,
-    _StopSignals() as stop,
+    StopSignals() as stop,
   ):
     run = _Run(config, workdir, corpus, clock, checkpoints, data)
     run.evaluations = evaluations
@@ -290,11 +287,9 @@ class _Run:
 
   def write_json(self, name: str, values: dict):
     if self.first:
-      aside = self.workdir / f"{name}.tmp"
-      aside.write_text(json.dumps(values, indent=2) + "\n")
-      os.replace(aside, self.workdir / name)
+      workdir_lib.write_json(self.workdir, name, values)
 
-  def agrees_to(self, stop: "_StopSignals") -> bool:
+  def agrees_to(self, stop: StopSignals) -> bool:
     """True if any host was told to stop; all hosts answer alike."""
     if jax.process_count() == 1:
       return stop.name is not None
@@ -308,28 +303,3 @@ class _Run:
   def say(self, text: str):
     if self.first:
       print(text, flush=True)
-
-
-class _StopSignals:
-  """Remembers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once."""
-
-  def __init__(self):
-    self.name = None
-    self.before = {}
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGINT, signal.SIGTERM):
-        self.before[number] = signal.signal(number, self._remember)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self.before.items():
-      signal.signal(number, handler)
-
-  def _remember(self, number, frame):
-    del frame
-    self.name = signal.Signals(number).name
-    if number == signal.SIGINT:
-      signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"{self.name}: saving and stopping", flush=True)
