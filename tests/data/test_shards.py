@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pickle
 import subprocess
 import sys
@@ -49,6 +50,34 @@ def test_a_shard_says_what_it_holds(folder, tmp_path):
   assert made.bytes == path.stat().st_size and made.images == 4
   assert made.tokens == sum(len(text) for d in documents for text in d.texts)
   assert all(map(same, shards.read_shard(path), documents))
+
+
+def test_a_shard_is_replaced_at_once(tmp_path):
+  path = tmp_path / "a.array_record"
+  before = [tiny_shards.record(n) for n in range(2)]
+  shard = shards.write_shard(path, before, split="train")
+  reader = shards.Reader(tmp_path, (shard,))
+  assert same(reader[0], before[0])
+  after = tiny_shards.record(9, shape=(8, 8, 8))
+  shards.write_shard(path, [after], split="train")
+  assert same(reader[1], before[1])  # who had opened the old one reads on in it
+  assert all(map(same, shards.read_shard(path), [after]))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts files in /proc")
+def test_few_files_are_open_at_a_time(folder, monkeypatch):
+  def count():
+    links = (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd"))
+    return sum(str(folder) in os.readlink(x) for x in links if os.path.exists(x))
+
+  reader = shards.Reader(folder, manifest_lib.load(folder).of("train"))
+  reader.check()
+  assert count() == 0  # opened when needed, and those of the check are closed
+  for limit in (2, 3):
+    monkeypatch.setattr(shards, "OPEN_FILES", limit)
+    for index in (0, 5, 10, 1, 6, 11):
+      assert same(reader[index], tiny_shards.record(index))
+    assert count() == limit
 
 
 def test_records_are_read_in_any_order_across_shards(folder, monkeypatch):

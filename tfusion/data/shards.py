@@ -63,8 +63,6 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
       tokens += sum(map(len, record.texts))
       images += record.spans.count(records_lib.IMAGE)
       writer.write(records_lib.encode(record))
-      if not writer.ok():  # write() itself is silent; close() says why
-        break
     if not ids:
       raise ValueError(f"{path}: no records to write")
     writer.close()
