@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import os
+import resource
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,7 +31,13 @@ from tfusion.data.records import Damaged, Record
 WRITE_OPTIONS = "group_size:1,zstd:1"
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 READ_BUFFER_BYTES = 1 << 15  # array_record's default is 1 MiB for every open file
-OPEN_FILES = 256  # per process; opening one takes 0.2 ms on a local disk
+# Opening a file takes 0.3 ms for 2,000 records and 5 ms for 100,000, on a local disk:
+# ten and more records' worth. While it is open it takes 8 bytes for each. So every file
+# stays open that may, up to half of what the system lets a process have.
+OPEN_FILES = 4096
+_ALLOWED = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+if _ALLOWED != resource.RLIM_INFINITY:
+  OPEN_FILES = min(OPEN_FILES, _ALLOWED // 2)
 CHECK_THREADS = 16
 
 
@@ -94,7 +101,7 @@ def read_shard(path: str | Path) -> Iterator[Record | Damaged]:
 class Reader:
   """Records of some shards of a folder by index, for one thread; picklable.
 
-  Files are opened when first read from, and few are open at a time.
+  Files are opened when first read from, at most OPEN_FILES at a time.
   """
 
   def __init__(self, folder: str | Path, shards: tuple[Shard, ...]):
@@ -310,7 +317,8 @@ def _read(
 ) -> Record:
   where = f"{path}: record {index}"
   try:
-    data = reader.read([index])[0]
+    # Not read([index]): its time grows with the shard, to 0.3 ms at 100,000 records.
+    (data,) = reader.read(index, index + 1)
   except RuntimeError as error:  # the file's own hashes
     raise Damaged(f"{where} is damaged: {error}") from error
   try:
