@@ -35,8 +35,9 @@ FILES = {
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles rivals static training",
-  "data": "captions drawing folder images lanes manifest outlines pipeline prepared"
-  " records scenes shapes shards show sources tokenizer",
+  "data": "captions drawing folder forms images lanes manifest mixture"
+  " outlines pieces pipeline prepared records scenes shapes shards"
+  " show sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits pictures suite text",
   "generate": "canvas interleaved phases prompt",

@@ -65,8 +65,13 @@ class DataConfig:
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images a row can hold
   text_per_image: float = 1.0  # text elements per patch, if the sources allow it
+  weights: tuple[float, ...] = ()  # shares of elements by source; empty: the line above
+  epochs: tuple[int, ...] = ()  # by source, until it is dropped; 0 or empty: no end
   caption_first: float = 0.8  # share of pairs with the caption before the image
   caption_dropout: float = 0.1  # share of caption-first pairs that lose it; ours
+  too_long: str = "reject"  # what no row holds: reject, or split into several rows
+  overlap: int = 0  # elements of the piece before that a piece repeats, not learned
+  max_damaged: int = 16  # damaged records that a lane skips before the run stops
   lanes: int = 4  # independent data streams; hosts must divide them
   packing_bins: int = 16  # rows open at a time in first-fit packing
   workers: int = 1  # processes per host that prepare rows; 0: none, in line
@@ -154,6 +159,7 @@ CHOICES = {
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
   "model.attention": ("auto", "dense", "chunked", "tpu", "gpu"),
+  "data.too_long": ("reject", "split"),
   "sample.sampler": ("ddpm", "ddim"),
 }
 
@@ -174,8 +180,9 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "seed diffusion.image_weight diffusion.clip data.workers optim.end_lr"
-    " optim.warmup_steps optim.weight_decay train.keep_every_steps sample.temperature",
+    "seed diffusion.image_weight diffusion.clip data.overlap data.max_damaged"
+    " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
+    " train.keep_every_steps sample.temperature",
   ),
   "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap"),
   "in [0, 1]": (
@@ -273,7 +280,7 @@ def validate(config: Config) -> None:
       t.batch_rows % value == 0,
       f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
     )
-  require(len(d.sources) > 0, "data.sources=(): name at least one source")
+  problems += _data_problems(d)
   require(
     config.sample.steps <= config.diffusion.timesteps,
     f"sample.steps={config.sample.steps}: more than diffusion.timesteps"
@@ -289,6 +296,32 @@ def validate(config: Config) -> None:
   )
   if problems:
     raise ValueError("\n".join(problems))
+
+
+def _data_problems(data: DataConfig) -> list[str]:
+  problems, count = [], len(data.sources)
+  if not count:
+    problems.append("data.sources=(): name at least one source")
+  for key, values in (("weights", data.weights), ("epochs", data.epochs)):
+    if values and len(values) != count:
+      problems.append(
+        f"data.{key}={values}: {len(values)} values for {count} data.sources; give one"
+        " for each, or none"
+      )
+  if not all(weight > 0 for weight in data.weights):
+    problems.append(
+      f"data.weights={data.weights}: must be above 0; leave a source out instead"
+    )
+  if data.epochs and (min(data.epochs) < 0 or 0 not in data.epochs):
+    problems.append(
+      f"data.epochs={data.epochs}: must be at least 0, and 0, without end, for one"
+      " source, or the rows would end before the training"
+    )
+  if data.overlap > data.row_length // 2:
+    problems.append(
+      f"data.overlap={data.overlap}: above half of data.row_length={data.row_length}"
+    )
+  return problems
 
 
 def validate_devices(config: Config, *, devices: int, hosts: int) -> None:

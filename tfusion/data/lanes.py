@@ -1,28 +1,34 @@
 """One lane: documents -> packed rows, with a state to go on from.
 
-Owns: which document of a lane comes when, in which form and in which row. Not: what a
-row is (sequence.py), how lanes become batches of a host (pipeline.py).
+Owns: which document lies in which row, what was drawn, rejected, split and damaged.
+Not: which document comes next (mixture.py), its form (forms.py), where a long one is
+cut (pieces.py), what a row is (sequence.py), batches of a host (pipeline.py).
 
-Document g of a shuffled, repeated source goes to lane g % data.lanes; every lane mixes
-and packs on its own. A document's form depends on (seed, source, g) alone, so a lane's
-state is counters plus, for every row not yet full, which documents lie in it.
+A document's form and pieces depend on (seed, source, showing) alone, so a lane's state
+is counters plus, for every row not yet full, which documents lie in it.
 """
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
+from absl import logging
 
 from tfusion import sequence
 from tfusion.config import Config
+from tfusion.data import forms, pieces
 from tfusion.data import sources as sources_lib
+from tfusion.data.mixture import Mixture
+from tfusion.data.records import Damaged
 from tfusion.data.tokenizer import Tokenizer
 
 ENCODED_TEXTS = 1 << 16  # encodings a lane remembers
+DAMAGE_QUOTED = 3  # messages a state keeps per source
+
+# (source, position) of a whole document in this lane; and which piece of a cut one.
+Key = tuple[str, int] | tuple[str, int, int]
 
 
 class Lane(Iterator[sequence.Batch]):
@@ -46,18 +52,17 @@ class Lane(Iterator[sequence.Batch]):
       config: reads seed, data, model and diffusion.image_first_*.
       lane: which of data.lanes.
       state: what `state()` returned; from the start without it.
-      repeat: without end. False gives each document of the lane once.
+      repeat: as often as data.epochs says. False gives each document of the lane once.
 
     Raises:
-      ValueError: the state is of other sources, or a source has no document that fits
-        a row.
+      ValueError: the state is of other sources.
     """
-    self._config, self._tokenizer, self._repeat = config, tokenizer, repeat
-    self._lane, self._lanes = lane, config.data.lanes
+    self._config, self._tokenizer = config, tokenizer
     self._encode = functools.lru_cache(ENCODED_TEXTS)(tokenizer.encode)
     self._sources = {source.name: source for source in sources}
-    self._documents = {s.name: self._stream(s) for s in sources}
-    self._state = fresh_state(sources) if state is None else copy_state(state)
+    self._mixture = Mixture(sources, config, lane=lane, repeat=repeat)
+    # A state of before a counter was added has counted none of it.
+    self._state = fresh_state(sources) | copy_state(state or {})
     sizes = {source.name: len(source) for source in sources}
     if self._state["sizes"] != sizes:
       raise ValueError(
@@ -66,71 +71,108 @@ class Lane(Iterator[sequence.Batch]):
       )
     self._rows = [_OpenRow() for _ in self._state["open"]]
     for row, keys in zip(self._rows, self._state["open"], strict=True):
-      for name, position in keys:
-        row.add((name, position), self._elements(name, position))
+      for name, position, *piece in keys:
+        own = self._pieces(name, position)[piece[0] if piece else 0]
+        row.add((name, position, *piece), own)
+    self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet placed
+    if self._state["cut"]:
+      name, position, piece = self._state["cut"]
+      self._cut = self._keyed(name, position, self._pieces(name, position))[piece:]
+    self._last_keys: list[Key] = []
+
+  @property
+  def last_keys(self) -> list[Key]:
+    """What lies in the row that was returned last, in order."""
+    return list(self._last_keys)
 
   def __next__(self) -> sequence.Batch:
-    data = self._config.data
-    while (name := self._choose()) is not None:
-      position = self._state["drawn"][name]
-      self._state["drawn"][name] += 1
-      elements = self._elements(name, position)
-      if not self._fits(_OpenRow(), elements):
-        self._reject(name)
-        continue
-      self._count(name, elements)
-      open_row = next((r for r in self._rows if self._fits(r, elements)), None)
-      full = None
-      if open_row is None:
-        if len(self._rows) == data.packing_bins:
-          full = self._close_fullest()
-        open_row = _OpenRow()
-        self._rows.append(open_row)
-      open_row.add((name, position), elements)
-      if full is not None:
-        return self._pack(full)
-    if not self._rows:
+    """Returns the next row.
+
+    Raises:
+      ValueError: a source of which no document fits a row, or more damaged records
+        than data.max_damaged.
+    """
+    full = None
+    while full is None and (next_piece := self._take()) is not None:
+      full = self._place(*next_piece)
+    if full is None and self._rows:
+      full = self._close_fullest()
+    if full is None:
       raise StopIteration
-    return self._pack(self._close_fullest())
+    self._last_keys = full.keys
+    return pack(full.documents, self._config, self._tokenizer)
 
   def state(self) -> dict[str, Any]:
     """JSON-able; after the last returned row."""
     self._state["open"] = [[list(key) for key in row.keys] for row in self._rows]
+    self._state["cut"] = list(self._cut[0][0]) if self._cut else []
     return copy_state(self._state)
 
-  def _stream(self, source: sources_lib.Source) -> grain.MapDataset:
-    seed = int(_uniform(self._config.seed, source.name, 0) * 2**32)
-    stream = grain.MapDataset.source(source).shuffle(seed)
-    if self._repeat:
-      stream = stream.repeat(None)  # shuffled anew in every epoch
-    return stream[self._lane :: self._lanes]
+  def document_index(self, key: Key) -> int:
+    """Which document of its source a key of this lane is."""
+    return self._mixture.index(key[0], key[1])
 
-  def _choose(self) -> str | None:
-    """The source that the mixture lacks most; None when all are used up."""
-    drawn, elements = self._state["drawn"], self._state["elements"]
-    left = [n for n, stream in self._documents.items() if drawn[n] < len(stream)]
-    wanted = self._config.data.text_per_image * self._state["patches"]
-    for_image = self._state["text"] >= wanted
-    lacking = [n for n in left if self._sources[n].has_images == for_image]
-    return min(lacking or left, key=elements.__getitem__, default=None)
+  def _take(self) -> tuple[Key, sequence.Elements] | None:
+    """The next document or piece; None when all are used up."""
+    while not self._cut:
+      name = self._mixture.choose(self._state)
+      if name is None:
+        return None
+      position = self._state["drawn"][name]
+      self._state["drawn"][name] += 1
+      try:
+        own = self._pieces(name, position)
+      except Damaged as error:
+        self._skip(name, position, error)
+        continue
+      self._count(name, own)
+      self._cut = self._keyed(name, position, own)
+    return self._cut.pop(0)
 
-  def _elements(self, name: str, position: int) -> sequence.Elements:
-    """Document `position` of this lane, tokenised, ordered and laid out."""
-    index = self._lane + position * self._lanes
-    spans = tuple(map(self._span, self._documents[name][position]))
-    document = _arrange(spans, self._config, name, index)
-    return sequence.lay_out(
-      _draw_latents(document, self._config.seed, name, index),
-      special=self._tokenizer.special,
-      patches_per_image=self._config.model.patches_per_image,
+  def _keyed(
+    self, name: str, position: int, own: list[sequence.Elements]
+  ) -> list[tuple[Key, sequence.Elements]]:
+    if len(own) == 1:
+      return [((name, position), own[0])]
+    return [((name, position, n), piece) for n, piece in enumerate(own)]
+
+  def _pieces(self, name: str, position: int) -> list[sequence.Elements]:
+    """Document `position` of this lane as it goes into rows; none: it fits no row."""
+    config, special = self._config, self._tokenizer.special
+    document = forms.form(
+      self._sources[name][self._mixture.index(name, position)],
+      self._encode,
+      config,
+      name=name,
+      showing=self._mixture.showing(position),
+    )
+    patches = config.model.patches_per_image
+    whole = sequence.lay_out(document, special=special, patches_per_image=patches)
+    if self._fits(_OpenRow(), whole):
+      return [whole]
+    if config.data.too_long == "reject":
+      return []
+    return pieces.cut(
+      whole,
+      endings=self._tokenizer.endings,
+      special=special,
+      row_length=config.data.row_length,
+      image_slots=config.data.image_slots,
+      patches_per_image=patches,
+      overlap=config.data.overlap,
     )
 
-  def _span(
-    self, span: sources_lib.Span
-  ) -> sequence.Text | sequence.Image | sequence.Codes:
-    if isinstance(span, str):
-      return sequence.Text(self._encode(span))
-    return sequence.Image(span) if isinstance(span, np.ndarray) else span
+  def _place(self, key: Key, elements: sequence.Elements) -> "_OpenRow | None":
+    """Puts a piece into the first row with room; returns a row closed for it."""
+    closed = None
+    row = next((r for r in self._rows if self._fits(r, elements)), None)
+    if row is None:
+      if len(self._rows) == self._config.data.packing_bins:
+        closed = self._close_fullest()
+      row = _OpenRow()
+      self._rows.append(row)
+    row.add(key, elements)
+    return closed
 
   def _fits(self, row: "_OpenRow", elements: sequence.Elements) -> bool:
     data = self._config.data
@@ -139,21 +181,6 @@ class Lane(Iterator[sequence.Batch]):
       and row.images + len(elements.images) <= data.image_slots
     )
 
-  def _reject(self, name: str) -> None:
-    self._state["rejected"][name] += 1
-    rejected, drawn = self._state["rejected"][name], self._state["drawn"][name]
-    if rejected == drawn >= len(self._sources[name]):
-      raise ValueError(
-        f"data.row_length={self._config.data.row_length}, data.image_slots"
-        f"={self._config.data.image_slots}: no document of {name} fits; raise them"
-      )
-
-  def _count(self, name: str, elements: sequence.Elements) -> None:
-    patches = int(np.sum(sequence.in_image(elements, special=self._tokenizer.special)))
-    self._state["elements"][name] += len(elements.tokens_l)
-    self._state["patches"] += patches
-    self._state["text"] += len(elements.tokens_l) - patches
-
   def _close_fullest(self) -> "_OpenRow":
     fullest = max(self._rows, key=lambda row: row.length)
     self._rows.remove(fullest)
@@ -161,20 +188,66 @@ class Lane(Iterator[sequence.Batch]):
     self._state["live"] += fullest.length
     return fullest
 
-  def _pack(self, row: "_OpenRow") -> sequence.Batch:
-    return pack(row.documents, self._config, self._tokenizer)
+  def _count(self, name: str, own: list[sequence.Elements]) -> None:
+    state, special = self._state, self._tokenizer.special
+    for piece in own:
+      patches = int(np.sum(sequence.in_image(piece, special=special)))
+      state["elements"][name] += len(piece.tokens_l)
+      state["patches"] += patches
+      state["text"] += len(piece.tokens_l) - patches
+    if len(own) > 1:
+      state["split"][name] += 1
+      state["pieces"][name] += len(own)
+    if not own:
+      state["rejected"][name] += 1
+      self._require_some(name)
+
+  def _skip(self, name: str, position: int, error: Damaged) -> None:
+    """Counts a damaged record, and stops where there are too many."""
+    state, index = self._state, self._mixture.index(name, position)
+    before = state["damaged"].get(name, {"skipped": 0, "records": [], "last": []})
+    records, last = before["records"], before["last"]
+    if index not in records:  # it comes again in every epoch
+      logging.warning("%s: document %d is skipped: %s", name, index, error)
+      records, last = [*records, index], [*last, str(error)][-DAMAGE_QUOTED:]
+    # Replaced, not changed: states that were handed out share the lists.
+    state["damaged"][name] = {
+      "skipped": before["skipped"] + 1,
+      "records": records,
+      "last": last,
+    }
+    found, limit = (
+      sum(len(d["records"]) for d in state["damaged"].values()),
+      self._config.data.max_damaged,
+    )
+    if found > limit:
+      raise ValueError(
+        f"data.max_damaged={limit}: one lane has met {found} damaged records, the last"
+        f" of {name}: {error}; restore or prepare the data again, or raise the limit"
+      )
+    self._require_some(name)
+
+  def _require_some(self, name: str) -> None:
+    state, data = self._state, self._config.data
+    damaged = state["damaged"].get(name, {"skipped": 0})["skipped"]
+    drawn = state["drawn"][name]
+    if state["rejected"][name] + damaged == drawn >= len(self._sources[name]):
+      raise ValueError(
+        f"data.row_length={data.row_length}, data.image_slots={data.image_slots}: no"
+        f" document of {name} fits and is whole; raise them"
+      )
 
 
 @dataclasses.dataclass(eq=False)
 class _OpenRow:
   """Documents placed in a row that may take more."""
 
-  keys: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+  keys: list[Key] = dataclasses.field(default_factory=list)
   documents: list[sequence.Elements] = dataclasses.field(default_factory=list)
   length: int = 0
   images: int = 0
 
-  def add(self, key: tuple[str, int], elements: sequence.Elements) -> None:
+  def add(self, key: Key, elements: sequence.Elements) -> None:
     self.keys.append(key)
     self.documents.append(elements)
     self.length += len(elements.tokens_l)
@@ -186,50 +259,21 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
   zeros = dict.fromkeys((source.name for source in sources), 0)
   return {
     "sizes": {source.name: len(source) for source in sources},
-    "drawn": dict(zeros),  # documents taken from the source, rejected ones included
+    # Documents taken from the source: also those that fit no row, or are damaged.
+    "drawn": dict(zeros),
     "rejected": dict(zeros),  # documents that fit no row
+    "split": dict(zeros),  # documents cut into pieces
+    "pieces": dict(zeros),  # and how many pieces those gave
+    # Source -> how often one was skipped, which, and what was said of the last few.
+    "damaged": {},
     "elements": dict(zeros),
-    "text": 0,  # elements that are not patches
+    "text": 0,  # elements that are neither patches nor codes
     "patches": 0,  # or codes
     "rows": 0,
     "live": 0,  # elements in those rows
-    "open": [],  # (source, position) of every document in every row not yet full
+    "open": [],  # the keys of what lies in every row not yet full
+    "cut": [],  # the key of the next piece, where a document is not yet all placed
   }
-
-
-def _arrange(
-  document: sequence.Document, config: Config, name: str, index: int
-) -> sequence.Document:
-  """Orders a captioned image, or drops its caption; leaves all else as it is.
-
-  Where one of the two is there to be read only, the order is the source's. arXiv
-  2408.11039, section 4.1 (caption first in 80 %); the paper leaves dropout open.
-  """
-  images = sum(map(sequence.is_image, document))
-  if len(document) != 2 or images != 1 or not all(s.weight for s in document):
-    return document
-  if _uniform(config.seed, f"{name}/order", index) >= config.data.caption_first:
-    diffusion, u = config.diffusion, _uniform(config.seed, f"{name}/clean", index)
-    clean = u < diffusion.image_first_clean
-    cap = 0.0 if clean else diffusion.image_first_noise_cap
-    return sequence.image_first(document, noise_cap=cap)
-  if _uniform(config.seed, f"{name}/drop", index) < config.data.caption_dropout:
-    return sequence.drop_text(document)
-  return tuple(sorted(document, key=sequence.is_image))
-
-
-def _draw_latents(
-  document: sequence.Document, seed: int, name: str, index: int
-) -> sequence.Document:
-  """Samples the posteriors of the images that have one, anew for every index."""
-  drawn = list(document)
-  for i, span in enumerate(document):
-    if isinstance(span, sequence.Image) and span.std is not None:
-      rng = np.random.default_rng(int(_uniform(seed, f"{name}/std/{i}", index) * 2**48))
-      normal = rng.standard_normal(span.latent.shape, np.float32)
-      latent = span.latent + span.std * normal
-      drawn[i] = dataclasses.replace(span, latent=latent, std=None)
-  return tuple(drawn)
 
 
 def pack(
@@ -244,12 +288,6 @@ def pack(
     special=tokenizer.special,
     patches_per_image=config.model.patches_per_image,
   )
-
-
-def _uniform(seed: int, stream: str, index: int) -> float:
-  """A number in [0, 1) that depends on the arguments alone."""
-  key = f"{seed}/{stream}/{index}".encode()
-  return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest()) / 2**48
 
 
 def copy_state(state: dict) -> dict:

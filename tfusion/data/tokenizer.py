@@ -64,6 +64,11 @@ class Tokenizer:
       not (processor.is_control(i) or processor.is_unknown(i))
       for i in range(processor.piece_size())
     ]
+    # How good a place to cut a text lies behind an id: 2 a line end, 1 a sentence's.
+    self.endings = np.asarray(
+      [_ending(p) for p in map(processor.id_to_piece, range(processor.piece_size()))],
+      np.uint8,
+    )
     self._space_ids = [processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
     self.special = sequence.SpecialTokens(**ids)
     self.vocab_size = processor.piece_size()
@@ -173,3 +178,9 @@ class Tokenizer:
     """
     spoken = [int(i) for i in ids if 0 <= i < self.vocab_size and self._spoken[i]]
     return self._processor.decode(spoken)
+
+
+def _ending(piece: str) -> int:
+  if "\n" in piece or piece == "<0x0A>":
+    return 2
+  return int(piece.endswith((".", "!", "?", "\u3002")))

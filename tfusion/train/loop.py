@@ -262,6 +262,7 @@ class _Run:
         f"step {self.step}  held out: text {line['loss_text']:.3f} (perplexity"
         f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
       )
+      self.say(f"step {self.step}  read: {self.data.summary()}")
       for evaluation in self.evaluations:
         evaluation(self.step, params, self.corpus)
       self.files["validation"].append(line)  # now: a killed evaluation is done again

@@ -1,0 +1,96 @@
+"""The form in which a document is shown.
+
+Owns: its texts as tokens, which of caption and image comes first, dropped captions,
+samples of posteriors. Not: which document comes when (mixture.py), its layout
+(sequence.py).
+
+All of it depends on (seed, source, showing) alone: showing g of a source is document g
+of its shuffled, repeated order, whichever lane, host or process meets it.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tfusion import sequence
+from tfusion.config import Config
+from tfusion.data import sources as sources_lib
+
+
+def form(
+  spans: Sequence[sources_lib.Span],
+  encode: Callable[[str], np.ndarray],
+  config: Config,
+  *,
+  name: str,
+  showing: int,
+) -> sequence.Document:
+  """Makes a document of what a source gave.
+
+  Args:
+    spans: as the source gave them.
+    encode: tokenises a text, to i32[length].
+    config: reads seed, data.caption_* and diffusion.image_first_*.
+    name: of the source.
+    showing: the document's number in the order of that source.
+  """
+  document = _arrange(
+    tuple(_as_span(span, encode) for span in spans), config, name, showing
+  )
+  return tuple(
+    _draw_latent(span, f"{name}/std/{i}", config.seed, showing)
+    if isinstance(span, sequence.Image) and span.std is not None
+    else span
+    for i, span in enumerate(document)
+  )
+
+
+def uniform(seed: int, stream: str, index: int) -> float:
+  """A number in [0, 1) that depends on the arguments alone."""
+  key = f"{seed}/{stream}/{index}".encode()
+  return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest()) / 2**48
+
+
+def _as_span(
+  span: sources_lib.Span, encode: Callable[[str], np.ndarray]
+) -> sequence.Text | sequence.Image | sequence.Codes:
+  if isinstance(span, str):
+    return sequence.Text(encode(span))
+  if isinstance(span, np.ndarray):
+    return sequence.Image(span)
+  if isinstance(span, sequence.Image) and not span.weight:
+    # What is only read is shown as in a prompt: without noise.
+    return dataclasses.replace(span, noise_cap=0.0)
+  return span
+
+
+def _arrange(
+  document: sequence.Document, config: Config, name: str, showing: int
+) -> sequence.Document:
+  """Orders a captioned image, or drops its caption; leaves all else as it is.
+
+  Where one of the two is there to be read only, the order is the source's. arXiv
+  2408.11039, section 4.1 (caption first in 80 %); the paper leaves dropout open.
+  """
+  images = sum(map(sequence.is_image, document))
+  if len(document) != 2 or images != 1 or not all(s.weight for s in document):
+    return document
+  if uniform(config.seed, f"{name}/order", showing) >= config.data.caption_first:
+    diffusion, u = config.diffusion, uniform(config.seed, f"{name}/clean", showing)
+    clean = u < diffusion.image_first_clean
+    cap = 0.0 if clean else diffusion.image_first_noise_cap
+    return sequence.image_first(document, noise_cap=cap)
+  if uniform(config.seed, f"{name}/drop", showing) < config.data.caption_dropout:
+    return sequence.drop_text(document)
+  return tuple(sorted(document, key=sequence.is_image))
+
+
+def _draw_latent(
+  image: sequence.Image, stream: str, seed: int, showing: int
+) -> sequence.Image:
+  """Samples the posterior of an autoencoder."""
+  rng = np.random.default_rng(int(uniform(seed, stream, showing) * 2**48))
+  normal = rng.standard_normal(image.latent.shape, np.float32)
+  return dataclasses.replace(image, latent=image.latent + image.std * normal, std=None)

@@ -1,0 +1,78 @@
+"""Which document a lane takes next.
+
+Owns: the shares of the sources, their shuffled epochs, who gets which document. Not:
+the form of a document (forms.py), rows and states (lanes.py).
+
+Document g of a shuffled, repeated source goes to lane g % data.lanes; every lane mixes
+on its own, from the counts in its state.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+
+from tfusion.config import Config
+from tfusion.data import forms
+from tfusion.data import sources as sources_lib
+
+
+class Mixture:
+  """The order in which one lane takes the documents of its sources; has no state."""
+
+  def __init__(
+    self,
+    sources: Sequence[sources_lib.Source],
+    config: Config,
+    *,
+    lane: int,
+    repeat: bool,
+  ):
+    """Prepares the orders of the sources; reads no document.
+
+    Args:
+      sources: those of data.sources, or some of them.
+      config: reads seed and data.
+      lane: which of data.lanes.
+      repeat: as often as data.epochs says. False gives each document once.
+    """
+    data = config.data
+    self._lane, self._lanes = lane, data.lanes
+    self._text_per_image = data.text_per_image
+    self._has_images = {source.name: source.has_images for source in sources}
+    # A source is called what data.sources calls it.
+    self._weights = dict(zip(data.sources, data.weights))
+    epochs = dict(zip(data.sources, data.epochs))
+    self._orders = {}
+    for source in sources:
+      seed = int(forms.uniform(config.seed, source.name, 0) * 2**32)
+      order = grain.MapDataset.range(len(source)).shuffle(seed)
+      if repeat:  # shuffled anew in every epoch
+        order = order.repeat(epochs.get(source.name, 0) or None)
+      self._orders[source.name] = order[lane :: data.lanes]
+
+  def choose(self, state: dict[str, Any]) -> str | None:
+    """Returns the source that lacks most, or None when all are used up.
+
+    With data.weights: the one with the fewest elements for its weight, so that shares
+    of elements are off by a document at most. Else text-only sources and those with
+    images take turns by data.text_per_image, and those of one kind share it alike.
+
+    Args:
+      state: of a lane; reads drawn, elements, text and patches.
+    """
+    drawn, elements = state["drawn"], state["elements"]
+    left = [n for n, order in self._orders.items() if drawn[n] < len(order)]
+    if self._weights:
+      return min(left, key=lambda n: elements[n] / self._weights[n], default=None)
+    for_image = state["text"] >= self._text_per_image * state["patches"]
+    lacking = [n for n in left if self._has_images[n] == for_image]
+    return min(lacking or left, key=elements.__getitem__, default=None)
+
+  def index(self, name: str, position: int) -> int:
+    """Which document of a source is the lane's document `position` of it."""
+    return int(self._orders[name][position])
+
+  def showing(self, position: int) -> int:
+    """Its number in the order of the source, over all lanes."""
+    return self._lane + position * self._lanes
