@@ -185,3 +185,12 @@ def test_what_cannot_be_encoded_or_decoded_is_refused(vae, vq):
     vq.decode(np.zeros((1, 5), np.int64))
   with pytest.raises(ValueError, match="codes 0 to 11: the book has 0 to 10"):
     vq.decode(np.asarray([[0, 1, 2, 11]]))
+
+
+def test_numbers_go_to_the_nearest_byte_and_stop_at_black_and_white(vae):
+  params = dict(vae.params)
+  params["decoder.conv_out.kernel"] = np.zeros((3, 3, 4, 3), np.float32)
+  for bias, byte in ((-9, 0), (-1, 0), (200.6 / 127.5 - 1, 201), (1, 255), (9, 255)):
+    params["decoder.conv_out.bias"] = np.full(3, bias, np.float32)
+    decoded = Codec(VAE, params).decode(np.zeros((1, 2, 2, 3), np.float32))
+    assert (decoded == byte).all(), bias
