@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -184,14 +185,25 @@ def test_a_job_that_is_done_does_nothing(photos, undisturbed, tmp_path, monkeypa
   assert bytes_of(out) == undisturbed
 
 
-def test_progress_is_shown_from_the_accounts(photos, tmp_path, monkeypatch, capsys):
+def test_progress_is_shown_part_by_part_and_inside_of_parts(
+  photos, tmp_path, monkeypatch, capsys
+):
   monkeypatch.setattr(runner, "EVERY_SECONDS", 0.0)
-  job.prepare(request(photos, tmp_path / "shards"))
+  monkeypatch.setattr(runner, "POLL_SECONDS", 0.001)
+  monkeypatch.setattr(part, "COUNT_EVERY_SECONDS", 0.0)
+  job.prepare(request(photos, tmp_path / "shards", shard_documents=40))
   said = capsys.readouterr().out
-  assert "60 parts; images of (4, 4, 3) as pixels, for want of an --autoencoder" in said
-  line = [line for line in said.splitlines() if "parts " in line][-1]
-  assert f"of {DOCUMENTS // PER_PART}, documents" in line
-  assert "rejected), images" in line and "left 0:0" in line
+  assert " 3 parts; images of (4, 4, 3) as pixels, for want of an --autoenc" in said
+  shown = re.findall(
+    r"parts (\d+) of 3, documents (\d+) \([\d.,]+/s, (\d+) rejected\), images (\d+)"
+    r" \([\d.,]+/s\), left ([\d:?]+)",
+    said,
+  )
+  numbers = [tuple(map(int, line[:4])) for line in shown]
+  assert any(documents not in (40, 80, 120) for _, documents, _, _ in numbers)
+  assert all(read >= rejected + images for _, read, rejected, images in numbers)
+  assert any(left == "?" for *_, left in shown) and any(":" in s[-1] for s in shown)
+  assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_folder_of_another_job_is_refused_with_what_differs(photos, tmp_path):

@@ -14,8 +14,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ from tfusion.prepare import encoder
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
 
-AHEAD = 256  # documents decoded before they are needed, at most
+COUNTS = ".counts.tmp"  # of a part under way, for the progress alone
+COUNT_EVERY_SECONDS = 2.0
+TOGETHER = 16  # documents a thread decodes in one go: handing over takes time too
+AHEAD = 16  # such runs decoded before they are needed, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Account:
     self.read += 1
     self.rejected.append((rejected.id, rejected.reason, rejected.detail))
 
+  @property
+  def counts(self) -> tuple[int, int, int]:
+    """Documents, rejected ones, images."""
+    return self.read, len(self.rejected), self.images
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
@@ -75,6 +84,17 @@ class Decoded:
 def account_path(out: str | Path, number: int) -> Path:
   """Where the account of a part lies."""
   return Path(out) / "parts" / f"{number:06d}.json"
+
+
+def read_counts(out: str | Path) -> dict[int, tuple[int, int, int]]:
+  """Documents, rejected ones and images so far, of parts that are being written."""
+  counts = {}
+  for path in (Path(out) / "parts").glob(f"*{COUNTS}"):
+    try:
+      counts[int(path.name.removesuffix(COUNTS))] = tuple(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError):  # done, or just being written
+      continue
+  return counts
 
 
 def read_account(out: str | Path, number: int) -> Account | None:
@@ -103,12 +123,16 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
   number, part = numbered
   if read_account(job.out, number) is not None:
     return
-  account = Account()
+  account, counts = Account(), Path(job.out) / "parts" / f"{number:06d}{COUNTS}"
   held_out: list[records_lib.Record] = []
   records = _records(part, job, account)
 
   def training() -> Iterator[records_lib.Record]:
+    counted = time.monotonic()
     for record, test in records:
+      if time.monotonic() - counted > COUNT_EVERY_SECONDS:
+        counted = time.monotonic()
+        counts.write_text(json.dumps(account.counts))
       if test:
         held_out.append(record)
       else:
@@ -124,6 +148,7 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
       account.sha256.append(manifest_lib.sha256(path))
   text = json.dumps(dataclasses.asdict(account)) + "\n"
   manifest_lib.write_whole(account_path(job.out, number), text.encode())
+  counts.unlink(missing_ok=True)
 
 
 def _records(
@@ -149,7 +174,7 @@ def _records(
 
 
 def _decode_ahead(
-  raws: Iterable[Raw | Rejected], job: Job
+  raws: Iterator[Raw | Rejected], job: Job
 ) -> Iterator[Decoded | Rejected]:
   """Decodes documents in threads, in order, some ahead of the one asked for."""
   tokenizer = open_tokenizer(str(Path(job.out) / manifest_lib.TOKENIZER))
@@ -160,15 +185,22 @@ def _decode_ahead(
     warnings.catch_warnings(action="ignore"),
     concurrent.futures.ThreadPoolExecutor(images_lib.DECODE_THREADS) as pool,
   ):
-    for raw in raws:
-      if isinstance(raw, Raw) and raw.id in seen:
-        raw = Rejected(raw.id, raw_lib.TWICE)
-      seen.add(raw.id)
-      pending.append(pool.submit(_decode, raw, tokenizer, job.images.image_shape))
+    while some := list(itertools.islice(raws, TOGETHER)):
+      for i, raw in enumerate(some):
+        if isinstance(raw, Raw) and raw.id in seen:
+          some[i] = Rejected(raw.id, raw_lib.TWICE)
+        seen.add(raw.id)
+      pending.append(pool.submit(_decode_all, some, tokenizer, job.images.image_shape))
       if len(pending) > AHEAD:
-        yield pending.popleft().result()
+        yield from pending.popleft().result()
     while pending:
-      yield pending.popleft().result()
+      yield from pending.popleft().result()
+
+
+def _decode_all(
+  raws: list[Raw | Rejected], tokenizer: Tokenizer, image_shape: tuple[int, int, int]
+) -> list[Decoded | Rejected]:
+  return [_decode(raw, tokenizer, image_shape) for raw in raws]
 
 
 def _decode(

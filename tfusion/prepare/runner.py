@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfusion.prepare import part as part_lib
 from tfusion.prepare import raw
 
@@ -121,11 +123,11 @@ def _runner(options: Any) -> Any:
 
 
 class _Progress:
-  """A line every few seconds, from the accounts of the parts."""
+  """A line every few seconds, from the accounts of parts and the counts of others."""
 
   def __init__(self, job: part_lib.Job, left: list[int]):
     self._job, self._left, self._of = job, set(left), len(left)
-    self._documents = self._images = self._rejected = 0
+    self._done = np.zeros(3, int)  # documents, rejected ones, images
     self._start = self._shown = time.monotonic()
 
   def show(self) -> None:
@@ -137,18 +139,21 @@ class _Progress:
     for number in sorted(self._left & there):
       if (account := part_lib.read_account(self._job.out, number)) is not None:
         self._left.remove(number)
-        self._documents += account.read
-        self._images += account.images
-        self._rejected += len(account.rejected)
-    if not (done := self._of - len(self._left)):
+        self._done += account.counts
+    begun = self._done.copy()
+    for number, counts in part_lib.read_counts(self._job.out).items():
+      begun += counts if number in self._left else 0
+    if not begun[0]:
       return
-    seconds = now - self._start
-    left = int(len(self._left) * seconds / done)
+    (documents, rejected, images), seconds = begun, now - self._start
+    left = "?"
+    if done := self._of - len(self._left):
+      more = max(self._done[0] / done * self._of - documents, 0) / documents * seconds
+      left = f"{int(more) // 60}:{int(more) % 60:02d}"
     print(
-      f"{self._job.out}: parts {done:,} of {self._of:,}, documents"
-      f" {self._documents:,} ({self._documents / seconds:,.1f}/s, {self._rejected:,}"
-      f" rejected), images {self._images:,} ({self._images / seconds:,.1f}/s), left"
-      f" {left // 60}:{left % 60:02d}",
+      f"{self._job.out}: parts {done:,} of {self._of:,}, documents {documents:,}"
+      f" ({documents / seconds:,.1f}/s, {rejected:,} rejected), images {images:,}"
+      f" ({images / seconds:,.1f}/s), left {left}",
       flush=True,
     )
 
