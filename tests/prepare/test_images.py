@@ -211,7 +211,7 @@ def test_images_of_many_documents_share_batches_and_come_back_to_their_own(
   assert len(codec.batches) == -(-number // 8)
   # The definition, on everything at once.
   values = np.concatenate([np.ravel(i) for _, some in documents for i in some]) + 1.0
-  scale, shift = sums.scale_shift()
+  scale, shift = sums.scale_shift(3)
   variance = values.var() + (kind == "mean_logvar")  # exp(0) of noise
   np.testing.assert_allclose(scale, np.sqrt(variance), rtol=1e-12)
   np.testing.assert_allclose(shift, values.mean(), rtol=1e-12)

@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from tfusion import cli
-from tfusion.data import manifest, shards
+from tfusion.autoencoder_config import AutoencoderModelConfig
+from tfusion.data import images, manifest, shards
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.model import autoencoder, codec
 from tfusion.prepare import job, part, runner
 
 pytest.importorskip("apache_beam")
@@ -217,6 +219,66 @@ def test_a_folder_of_another_job_is_refused_with_what_differs(photos, tmp_path):
     job.prepare(request(photos, out, tokenizer=str(other)))
 
 
+def tiny_autoencoder(path, *, codes):
+  """Random weights; returns what tells pictures apart."""
+  config = AutoencoderModelConfig(
+    widths=(4, 8),
+    blocks=1,
+    groups=2,
+    encoder_out=4,
+    decoder_in=4,
+    latent_channels=2,
+    codes=codes,
+    dtype="float32",
+  )
+  rng = np.random.default_rng(0)
+  params = {
+    name: rng.normal(size=x.shape).astype(np.float32)
+    for name, x in autoencoder.abstract(config).items()
+  }
+  made = codec.Codec(config, params)
+  made.save(path)
+  return made
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_logvar", "codes"])
+def test_an_autoencoder_gives_latents_or_codes_with_their_scale(photos, tmp_path, kind):
+  path, out = tmp_path / "autoencoder.safetensors", tmp_path / "shards"
+  made = tiny_autoencoder(path, codes=16 * (kind == "codes"))
+  latents = "mean" if kind == "codes" else kind
+  asked = dict(autoencoder=str(path), latents=latents, shard_documents=70, batch=8)
+  with pytest.raises(ValueError, match="--image-px=5: .* a multiple of 2"):
+    job.prepare(request(photos, out, image_px=5, **asked))
+  saved = job.prepare(request(photos, out, **asked))
+  assert saved == manifest.load(out) and saved.images.kind == kind
+  assert (out / manifest.AUTOENCODER).read_bytes() == path.read_bytes()
+  records = {
+    split: [r for s in saved.of(split) for r in shards.read_shard(out / s.name)]
+    for split in ("train", "test")
+  }
+  everything = records["train"] + records["test"]
+  assert len(everything) == DOCUMENTS * 9 // 10
+  pixels = np.stack([images.decode(photos / r.id, (4, 4, 3)) for r in everything])
+  expected = made.encode(pixels)
+  for name in records["train"][0].images:
+    found = np.concatenate([record.images[name] for record in everything])
+    if kind == "codes":
+      np.testing.assert_array_equal(found, expected[name])
+    else:  # bfloat16 keeps 8 bits
+      np.testing.assert_allclose(found.astype(float), expected[name], rtol=2**-8)
+  if kind == "codes":
+    assert saved.images.shape == (4,) and saved.images.codebook == 16
+    return
+  mean_nhwc = np.concatenate([r.images["mean"] for r in records["train"]]).astype(float)
+  variance_c = mean_nhwc.var((0, 1, 2))
+  if kind == "mean_logvar":  # and the noise that training adds
+    logvar_nhwc = np.concatenate([r.images["logvar"] for r in records["train"]])
+    variance_c += np.exp(logvar_nhwc.astype(float)).mean((0, 1, 2))
+  np.testing.assert_allclose(saved.images.shift, mean_nhwc.mean((0, 1, 2)), rtol=1e-9)
+  np.testing.assert_allclose(saved.images.scale, np.sqrt(variance_c), rtol=1e-9)
+  assert saved.images.shape == (2, 2, 2)
+
+
 @pytest.mark.parametrize(
   "more, says",
   [
@@ -224,6 +286,7 @@ def test_a_folder_of_another_job_is_refused_with_what_differs(photos, tmp_path):
     (dict(latents="sample"), "mean or mean_logvar"),
     (dict(shard_documents=0), "--shard-documents=0: at least 1"),
     (dict(tokenizer="nowhere.model"), "no such file"),
+    (dict(autoencoder="nowhere.safetensors"), "there is no such file"),
     (dict(vocab_size=10), "10"),
   ],
 )

@@ -110,10 +110,12 @@ class Sums:
       self.sum = np.add(self.sum or zeros, other.sum).tolist()
       self.squares = np.add(self.squares or zeros, other.squares).tolist()
 
-  def scale_shift(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Standard deviation (1 where all is equal) and mean per channel."""
-    shift = np.asarray(self.sum) / max(self.count, 1)
-    variance = np.asarray(self.squares) / max(self.count, 1) - shift**2
+  def scale_shift(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Standard deviation and mean per channel; 1 and 0 without anything to measure."""
+    if not self.count:
+      return (1.0,) * channels, (0.0,) * channels
+    shift = np.asarray(self.sum) / self.count
+    variance = np.asarray(self.squares) / self.count - shift**2
     scale = np.sqrt(np.maximum(variance, 0))
     return tuple(np.where(scale > 0, scale, 1.0).tolist()), tuple(shift.tolist())
 

@@ -20,7 +20,7 @@ from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data.manifest import Counts, ImageFormat, Manifest
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.prepare import encoder, raw, readers, runner
+from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import part as part_lib
 
 JOB = "job.json"
@@ -71,7 +71,7 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   options = runner.parse(beam_args)
   _check_apart(request)
   codec = encoder.open_codec(request.autoencoder) if request.autoencoder else None
-  image_shape, kind = _image_shape(request, codec), _kind(request, codec)
+  image_shape, images = _image_shape(request, codec), _image_format(request, codec)
   parts = readers.plan(
     request.source, documents=request.shard_documents, image_shape=image_shape
   )
@@ -82,7 +82,7 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     "parts": len(parts),
     "shard_documents": request.shard_documents,
     "image_shape": list(image_shape),
-    "images": kind,
+    "images": images.kind,
     "batch": request.batch if codec else 0,
     "autoencoder_sha256": codec.sha256 if codec else None,
     "tokenizer_sha256": given.sha256 if given else "trained",
@@ -93,18 +93,18 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   autoencoder = out / manifest_lib.AUTOENCODER
   if codec and not autoencoder.exists():
     codec.save(autoencoder)
+  kept_as = images.kind if codec else "pixels, for want of an --autoencoder"
+  worker_codec = str(autoencoder) if codec else None
+  del codec  # a worker opens its own, and an accelerator may hold but one
   print(
-    f"{request.source}: {len(parts):,} parts; images of {image_shape} as"
-    f" {kind if codec else 'pixels, for want of an --autoencoder'}; vocabulary"
-    f" {tokenizer.vocab_size:,}",
+    f"{request.source}: {len(parts):,} parts; images of {image_shape} as {kept_as};"
+    f" vocabulary {tokenizer.vocab_size:,}",
     flush=True,
   )
-  how = encoder.Settings(
-    image_shape, kind, str(autoencoder) if codec else None, request.batch
-  )
+  how = encoder.Settings(image_shape, images.kind, worker_codec, request.batch)
   job = part_lib.Job(str(out), len(parts), how)
   runner.run(parts, job, options)
-  return _merge(request.source, job, tokenizer, codec)
+  return _merge(request.source, job, tokenizer, images)
 
 
 def _check_installed(source: str) -> None:
@@ -126,16 +126,17 @@ def _check_apart(request: Request) -> None:
 
 
 def _image_shape(request: Request, codec: Any) -> tuple[int, int, int]:
-  fixed = FIXED_SHAPE.get(request.source.partition(":")[0])
-  if fixed:
+  """Height, width and channels of the pixels."""
+  name = request.source.partition(":")[0]
+  if fixed := FIXED_SHAPE.get(name):
     if codec or request.image_px not in (0, fixed[0]):
       raise ValueError(
         f"--source={request.source}: its images are {fixed}; leave --image-px and"
         " --autoencoder away"
       )
     return fixed
-  px = request.image_px or (LATENTS_PX if codec else PIXELS_PX)
-  factor = codec.downsampling if codec else 1
+  chosen = LATENTS_PX if codec and name not in datasets.EMBEDDED else PIXELS_PX
+  px, factor = request.image_px or chosen, codec.downsampling if codec else 1
   if px < 1 or px % factor:
     raise ValueError(
       f"--image-px={px}: the autoencoder makes one latent of {factor} pixels, so it"
@@ -144,12 +145,17 @@ def _image_shape(request: Request, codec: Any) -> tuple[int, int, int]:
   return px, px, 3
 
 
-def _kind(request: Request, codec: Any) -> str:
+def _image_format(request: Request, codec: Any) -> ImageFormat:
+  """How images will be kept; scale and shift are known at the end."""
   if request.latents not in ("mean", "mean_logvar"):
     raise ValueError(f"--latents={request.latents}: mean or mean_logvar")
+  shape = _image_shape(request, codec)
   if codec is None:
-    return "pixels"
-  return "codes" if codec.kind == "codes" else request.latents
+    return ImageFormat("pixels", shape)
+  shape = tuple(codec.latent_shape(shape[0]))
+  if codec.kind == "codes":
+    return ImageFormat("codes", shape, codebook=codec.config.codes)
+  return ImageFormat(request.latents, shape)
 
 
 def _enter(out: str, settings: dict[str, Any]) -> Path:
@@ -230,18 +236,18 @@ def sample_texts(parts: list[raw.Part]) -> list[str]:
 
 
 def _merge(
-  source: str, job: part_lib.Job, tokenizer: Tokenizer, codec: Any
+  source: str, job: part_lib.Job, tokenizer: Tokenizer, images: ImageFormat
 ) -> Manifest:
   """Adds the accounts up, in the order of the parts."""
   out, sums = Path(job.out), encoder.Sums()
-  read, kept, images, shards, lines = 0, 0, 0, [], []
+  read, kept, pictures, shards, lines = 0, 0, 0, [], []
   reasons: collections.Counter[str] = collections.Counter()
   for number in range(job.parts):
     account = part_lib.read_account(out, number)
     if account is None:
       raise OSError(f"{out}: part {number} is not whole; repeat the command")
     read, kept = read + account.read, kept + account.kept
-    images += account.images
+    pictures += account.images
     shards += account.shards
     sums.merge(account.sums)
     for id, reason, detail in account.rejected:
@@ -251,13 +257,16 @@ def _merge(
   counts = Counts(read, kept, dict(sorted(reasons.items())))
   if not any(shard.split == "train" for shard in shards):
     raise ValueError(f"--source={source}: nothing to train on; {summary(counts)}")
-  autoencoder = out / manifest_lib.AUTOENCODER
+  if images.latents:
+    scale, shift = sums.scale_shift(images.shape[-1])
+    images = dataclasses.replace(images, scale=scale, shift=shift)
+  autoencoder = job.images.autoencoder
   manifest = Manifest(
     source=source,
-    images=_image_format(job.images, sums, codec) if images else None,
+    images=images if pictures else None,
     tokenizer_sha256=tokenizer.sha256,
     vocabulary=tokenizer.vocab_size,
-    autoencoder_sha256=manifest_lib.sha256(autoencoder) if codec else None,
+    autoencoder_sha256=manifest_lib.sha256(autoencoder) if autoencoder else None,
     shards=tuple(shards),
     counts=counts,
   )
@@ -265,22 +274,10 @@ def _merge(
   return manifest
 
 
-def _image_format(how: encoder.Settings, sums: encoder.Sums, codec: Any) -> ImageFormat:
-  if codec is None:
-    return ImageFormat(how.kind, how.image_shape)
-  shape = tuple(codec.latent_shape(how.image_shape[0]))
-  if how.kind == "codes":
-    return ImageFormat(how.kind, shape, codebook=codec.config.codes)
-  scale, shift = sums.scale_shift()
-  return ImageFormat(how.kind, shape, scale, shift)
-
-
 def summary(counts: Counts) -> str:
   """What became of the documents, in a line."""
-  rejected = [f"{count:,} {reason}" for reason, count in counts.rejected.items()]
+  reasons = "; ".join(f"{n:,} {reason}" for reason, n in counts.rejected.items())
   return (
     f"{counts.read:,} documents read, {counts.kept:,} kept,"
-    f" {counts.read - counts.kept:,} rejected"
-    + (f" ({'; '.join(rejected)})")
-    * bool(rejected)
+    f" {counts.read - counts.kept:,} rejected{f' ({reasons})' if reasons else ''}"
   )
