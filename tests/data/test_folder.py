@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_shards
 from PIL import Image
 
 from tfusion import config as config_lib
@@ -351,6 +352,45 @@ def test_the_experiment_chooses_a_valid_config(
   lane = pipeline.HostBatches(corpus, config, host=0, hosts=1)
   assert next(lane).latents_bnhwc.shape[2:] == (image, image, 3)
   lane.close()
+
+
+@pytest.mark.parametrize(
+  "kind, shape, patch",
+  [
+    ("pixels", (32, 32, 3), 4),
+    ("pixels", (6, 4, 3), 1),
+    ("mean", (16, 16, 2), 2),
+    ("codes", (16,), None),
+    (None, None, None),
+  ],
+)
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
+def test_the_experiment_chooses_for_shards(tmp_path, capsys, kind, shape, patch, smoke):
+  folder_of = tmp_path / "shards"
+  made = tiny_shards.make(folder_of, kind=kind, shape=shape or (1,), train=16)
+  chosen = load_experiment().get_config(f"data={folder_of}{smoke}")
+  chosen.data.workers = 0
+  config = config_lib.from_dict(chosen)
+  assert f"16 documents with {sum(s.images for s in made.of('train'))} im" in (
+    capsys.readouterr().out
+  )
+  if patch:
+    assert (config.model.image_shape, config.model.patch) == (shape, patch)
+  drawn = [" <image>" in prompt for prompt in config.eval.prompts]
+  assert all(drawn) == (kind is not None) and bool(drawn) == (kind != "codes")
+  # The chosen rows hold every document.
+  corpus = pipeline.open_corpus(config, tmp_path)
+  data = pipeline.HostBatches(corpus, config, host=0, hosts=1)
+  for _ in range(3):
+    next(data)
+  (counts,) = data.counts().values()
+  data.close()
+  assert counts["documents"] >= 16 and counts["rejected"] == 0
+
+
+def test_latents_without_their_autoencoder_are_not_to_be_drawn(tmp_path):
+  tiny_shards.make(tmp_path, autoencoder=None)
+  assert load_experiment().get_config(f"data={tmp_path}").eval.prompts == ()
 
 
 def test_the_experiment_asks_for_a_folder():

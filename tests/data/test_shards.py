@@ -370,3 +370,29 @@ def test_a_damaged_record_is_named_by_the_source(tmp_path):
 def test_no_tokenizer_is_trained_on_shards(folder):
   with pytest.raises(ValueError, match="shards bring a tokenizer"):
     open_source(folder).texts()
+
+
+# Choosing sizes.
+
+
+def test_a_survey_counts_what_a_row_must_hold(tmp_path):
+  made = tiny_shards.make(tmp_path, train=100)
+  found = shards.survey(tmp_path)
+  assert found.manifest == made and found.documents == 100
+  assert found.images == sum(shard.images for shard in made.of("train")) == 100
+  documents = [tiny_shards.record(n) for n in range(100)]
+  tokens = sorted(sum(map(len, d.texts)) for d in documents)
+  assert found.document_tokens == tokens[98] and found.document_images == 2
+  assert len(found.examples) == 8 and all("picture" in t for t in found.examples)
+
+
+def test_a_survey_passes_over_damage(tmp_path):
+  tiny_shards.make(tmp_path)
+  path = tmp_path / "train-0001.array_record"
+  flipped = bytearray(path.read_bytes())
+  flipped[120] ^= 1
+  path.write_bytes(flipped)
+  assert shards.survey(tmp_path).documents == 12
+  path.unlink()
+  with pytest.raises(ValueError, match="train-0001.array_record is missing"):
+    shards.survey(tmp_path)

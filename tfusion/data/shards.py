@@ -24,6 +24,7 @@ from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data.manifest import Manifest, Shard
 from tfusion.data.records import Damaged, Record
+from tfusion.data.tokenizer import Tokenizer
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
 # latents (0.774 of their bytes, at every level) and 16 us more to read one of 17 kB, of
@@ -39,6 +40,8 @@ _ALLOWED = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 if _ALLOWED != resource.RLIM_INFINITY:
   OPEN_FILES = min(OPEN_FILES, _ALLOWED // 2)
 CHECK_THREADS = 16
+SURVEYED = 2000  # documents that a survey reads, at most
+EXAMPLES, EXAMPLE_WORDS = 8, 12  # texts that a survey quotes, at most
 
 
 def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> Shard:
@@ -276,6 +279,56 @@ def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> 
   )
   Reader(folder, own).check()
   return shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What a folder of shards holds, as far as choosing sizes needs it."""
+
+  manifest: Manifest
+  documents: int  # to train on
+  images: int  # in those
+  document_tokens: int  # 99 of 100 documents have no more text
+  document_images: int  # nor more images
+  examples: tuple[str, ...]  # how some of their texts begin
+
+
+def survey(path: str | Path) -> Survey:
+  """Looks at a sample of the training documents of a folder of shards.
+
+  Raises:
+    ValueError: no folder of shards, or one that is not whole.
+  """
+  manifest = manifest_lib.load(path)
+  own = manifest.of("train")
+  manifest_lib.check_files(manifest, path, shards=own)
+  reader, tokens, images, texts = Reader(path, own), [], [], set()
+  tokenizer = Tokenizer.load(Path(path) / manifest_lib.TOKENIZER)
+  for index in range(0, len(reader), max(-(-len(reader) // SURVEYED), 1)):
+    try:
+      record = reader[index]
+    except Damaged:  # counted in training
+      continue
+    tokens.append(sum(map(len, record.texts)))
+    images.append(record.spans.count(records_lib.IMAGE))
+    for text in record.texts[:1]:
+      texts.add(" ".join(tokenizer.decode(text).split()[:EXAMPLE_WORDS]))
+  if not tokens:
+    raise ValueError(f"shards:{path}: holds no document to train on")
+  usual = sorted(filter(None, texts))
+  return Survey(
+    manifest=manifest,
+    documents=len(reader),
+    images=sum(shard.images for shard in own),
+    document_tokens=_most(tokens),
+    document_images=_most(images),
+    examples=tuple(usual[:: max(-(-len(usual) // EXAMPLES), 1)]),
+  )
+
+
+def _most(counts: list[int]) -> int:
+  """What 99 of 100 do not exceed."""
+  return sorted(counts)[int(0.99 * (len(counts) - 1))]
 
 
 def _misfit(record: Record, manifest: Manifest) -> str:
