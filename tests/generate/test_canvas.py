@@ -18,6 +18,12 @@ from tfusion.generate.canvas import open_canvas
 SHAPE = (4, 4, 3)  # of latents; of pictures 8 x 8
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+  with tiny.one_device():
+    yield
+
+
 @pytest.fixture(scope="module")
 def codec():
   return tiny_codec.make()

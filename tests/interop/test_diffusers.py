@@ -13,13 +13,12 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 from interop import kl
 from safetensors.numpy import load_file, save_file
 
-from tfusion.config import MeshConfig
 from tfusion.interop import diffusers, open_codec
 from tfusion.model import autoencoder
-from tfusion.sharding import make_mesh
 
 GOLDEN = pathlib.Path(__file__).parent / "kl_tiny"
 # Float32 through some 20 convolutions, summed in another order; outputs are about 1.
@@ -28,6 +27,12 @@ BESIDE = pytest.mark.skipif(
   not all(map(importlib.util.find_spec, ("torch", "diffusers"))),
   reason="not run beside diffusers itself: pip install torch==2.13.0 diffusers",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+  with tiny.one_device():
+    yield
 
 
 @pytest.fixture
@@ -48,10 +53,9 @@ def reconfigure(folder: pathlib.Path, **values) -> None:
 def ours(codec, pixels: np.ndarray) -> dict[str, np.ndarray]:
   """What kl.outputs gives, before pictures are rounded to bytes."""
   got = codec.encode(pixels)
-  with jax.set_mesh(make_mesh(MeshConfig(), devices=jax.devices()[:1])):
-    params = jax.tree.map(np.asarray, codec.params)
-    decode = lambda p, z: autoencoder.bind(codec.config, p).decode(z)  # noqa: E731
-    return got | {"decoded": np.asarray(jax.jit(decode)(params, got["mean"]))}
+  params = jax.tree.map(np.asarray, codec.params)
+  decode = lambda p, z: autoencoder.bind(codec.config, p).decode(z)  # noqa: E731
+  return got | {"decoded": np.asarray(jax.jit(decode)(params, got["mean"]))}
 
 
 def test_moments_and_pictures_are_those_of_diffusers():

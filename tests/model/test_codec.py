@@ -17,6 +17,12 @@ from tfusion.model import autoencoder, codec
 from tfusion.model.codec import Codec
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+  with tiny.one_device():
+    yield
+
+
 @pytest.fixture(scope="module")
 def vae() -> Codec:
   return make()
@@ -41,8 +47,7 @@ def model_of(opened: Codec):
 def test_latents_are_the_models_moments_of_pixels_from_minus_one_to_one(vae):
   pixels = pictures()
   got = vae.encode(pixels)
-  with tiny.one_device():
-    want = jax.jit(model_of(vae).encode)(pixels.astype(np.float32) / 127.5 - 1)
+  want = jax.jit(model_of(vae).encode)(pixels.astype(np.float32) / 127.5 - 1)
   # Two programs of the same float32 sums.
   np.testing.assert_allclose(got["mean"], want.mean_bhwc, atol=1e-5)
   np.testing.assert_allclose(got["logvar"], want.logvar_bhwc, atol=1e-5)
@@ -55,14 +60,13 @@ def test_latents_are_the_models_moments_of_pixels_from_minus_one_to_one(vae):
 def test_codes_are_the_models_in_raster_order_and_decode_as_their_vectors(vq):
   pixels = pictures()
   got = vq.encode(pixels)
-  with tiny.one_device():
-    model = model_of(vq)
+  model = model_of(vq)
 
-    def both(x):
-      quantised = model.quantise(model.encode_vectors(x))
-      return quantised.codes_bn, model.decode(quantised.latents_bhwc)
+  def both(x):
+    quantised = model.quantise(model.encode_vectors(x))
+    return quantised.codes_bn, model.decode(quantised.latents_bhwc)
 
-    codes, x = jax.jit(both)(pixels.astype(np.float32) / 127.5 - 1)
+  codes, x = jax.jit(both)(pixels.astype(np.float32) / 127.5 - 1)
   assert list(got) == ["codes"] and got["codes"].dtype == np.int32
   assert (got["codes"] == codes).all() and got["codes"].shape == (2, 16)
   assert vq.latent_shape(8) == (16,) and vq.kind == "codes"
