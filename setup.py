@@ -35,6 +35,7 @@ setup(
     "pillow>=11",
     "safetensors>=0.5",
     "scikit-learn>=1.5",
+    "scipy>=1.14",
     "sentencepiece>=0.2.1",
   ],
   extras_require={

@@ -39,7 +39,7 @@ FILES = {
   " outlines pieces pipeline prepared records scenes shapes shards"
   " show sources tokenizer",
   "diffusion": "process samplers",
-  "evaluate": "digits pictures suite text",
+  "evaluate": "digits marks pictures scenes suite text",
   "generate": "canvas interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",

@@ -1,0 +1,146 @@
+"""The judge reads drawn scenes right, and says what it sees of anything else."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tfusion.data.drawing import draw
+from tfusion.data.outlines import SHAPES
+from tfusion.data.scenes import (
+  COLOURS,
+  SIZES,
+  Background,
+  Draws,
+  Scene,
+  Thing,
+  draw_scene,
+)
+from tfusion.data.shapes import open_shapes
+from tfusion.evaluate.marks import mark_scene
+from tfusion.evaluate.scenes import read
+
+GREY = Background("plain", ((128, 128, 128),) * 2, (0.5,) * 16)
+
+
+def picture_of(scene, px):
+  return draw(scene, px).astype(np.float32) / 127.5 - 1
+
+
+def reads(thing, seen):
+  return (seen.shape, seen.colour, seen.size) == (thing.shape, thing.colour, thing.size)
+
+
+@pytest.mark.parametrize("px", [32, 64])
+def test_every_unseen_scene_is_read_exactly(px):
+  """All of these, as of 5000 others: `marks.try_judge(px, pictures=5000)`."""
+  for index in range(4800 // px):
+    scene = draw_scene(Draws("test", px, index), held_out=index % 2 == 1)
+    marks = mark_scene(scene.things, read(picture_of(scene, px)))
+    assert marks.right, (index, scene)
+
+
+def test_the_test_split_is_read_exactly():
+  source = open_shapes("stories", split="test", image_shape=(32, 32, 3))
+  for index in range(12):
+    pictures = source[index][1::2]
+    for scene, picture in zip(source.drawn(index).scenes, pictures, strict=True):
+      assert mark_scene(scene.things, read(picture)).right, index
+
+
+@pytest.mark.parametrize("px", [32, 64])
+def test_every_kind_of_thing_is_known_and_measured(px):
+  for i, (shape, colour) in enumerate(itertools.product(SHAPES, COLOURS)):
+    size = list(SIZES)[i % 2]
+    thing = Thing(shape, colour, size, 0.4, 0.55, SIZES[size], COLOURS[colour])
+    (seen,) = read(picture_of(Scene((thing,), GREY), px))
+    assert reads(thing, seen)
+    # Half a pixel of the smaller picture, and a tenth: far less than tells anything
+    # from anything else.
+    assert max(abs(seen.x - 0.4), abs(seen.y - 0.55)) < 0.5 / 32
+    assert abs(seen.radius / thing.radius - 1) < 0.1
+    assert np.abs(np.subtract(seen.rgb, thing.rgb)).max() < 20
+
+
+def test_what_is_read_is_in_order_and_moves_with_the_picture():
+  scene = draw_scene(Draws("mirror", 3))
+  seen = read(picture_of(scene, 64))
+  assert len(seen) == len(scene.things) > 1
+  assert [t.x for t in seen] == sorted(t.x for t in seen)
+  mirrored = read(picture_of(scene, 64)[:, ::-1])
+  for a, b in zip(seen, reversed(mirrored)):
+    assert abs(a.x - (1 - b.x)) < 1 / 64 and abs(a.y - b.y) < 1 / 64
+
+
+@pytest.mark.parametrize(
+  "px, noise, blur, least",
+  [
+    # Measured over 300 scenes: 0.97, 0.77, 0.97, 1.0, 1.0, 1.0. Of 30, each may be
+    # three standard deviations worse.
+    (32, 0.2, 0.0, 0.87),
+    (32, 0.4, 0.0, 0.54),
+    (32, 0.0, 0.04, 0.87),
+    (64, 0.2, 0.0, 0.95),
+    (64, 0.4, 0.0, 0.95),
+    (64, 0.0, 0.04, 0.95),
+  ],
+)
+def test_noise_and_blur_cost_little(px, noise, blur, least):
+  rng, right = np.random.default_rng(0), []
+  for index in range(30):
+    scene = draw_scene(Draws("rough", index))
+    picture = ndimage.gaussian_filter(picture_of(scene, px), (blur * px, blur * px, 0))
+    picture += noise * rng.normal(size=picture.shape)
+    right.append(mark_scene(scene.things, read(picture)).right)
+  assert np.mean(right) >= least
+
+
+def test_things_that_blur_into_each_other_are_told_apart():
+  x_of = {"left": 0.33, "right": 0.64}  # 1.4 pixels between them
+  scene = Scene(
+    tuple(
+      Thing("square", "red", "large", x, 0.5, SIZES["large"], COLOURS["red"])
+      for x in x_of.values()
+    ),
+    GREY,
+  )
+  blurred = ndimage.gaussian_filter(picture_of(scene, 32), (1.2, 1.2, 0))
+  for picture in (picture_of(scene, 32), blurred):
+    assert mark_scene(scene.things, read(picture)).right
+
+
+def test_a_ring_is_one_thing_however_its_strength_varies():
+  """Where a ring is strong in two places, each half fits a ring of its own."""
+  ring = Thing("ring", "green", "large", 0.262, 0.574, 0.1466, COLOURS["green"])
+  for x, y in itertools.product(np.linspace(0.25, 0.3, 5), repeat=2):
+    scene = Scene((dataclasses.replace(ring, x=x, y=y),), GREY)
+    assert mark_scene(scene.things, read(picture_of(scene, 32))).right
+
+
+def test_any_picture_gets_an_answer():
+  rng = np.random.default_rng(0)
+  ramp = np.linspace(-1, 1, 32)
+  odd = [
+    np.zeros((32, 32, 3)),
+    np.full((32, 32, 3), np.nan),
+    np.full((32, 32, 3), np.inf),
+    np.broadcast_to([1.0, -1.0, -1.0], (32, 32, 3)),
+    np.where(ramp[:, None, None] > 0, [1.0, -1.0, -1.0], [-1.0, -1.0, 1.0])
+    + np.zeros((32, 32, 3)),
+    np.stack(np.broadcast_arrays(ramp[:, None], ramp, -ramp), -1),
+    np.eye(32)[..., None] * [1.0, -1.0, -1.0],
+    *(scale * rng.normal(size=(px, px, 3)) for scale in (0.1, 1, 9) for px in (16, 32)),
+  ]
+  for picture in odd:
+    for thing in read(picture):
+      assert thing.shape in SHAPES and thing.colour in COLOURS and thing.size in SIZES
+      assert np.isfinite([thing.x, thing.y, thing.radius]).all()
+  assert read(odd[0]) == read(odd[1]) == read(odd[3]) == ()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 32, 1), (32, 16, 3), (8, 8, 3)])
+def test_what_is_no_picture_is_refused(shape):
+  with pytest.raises(ValueError, match=r"reads \(h, h, 3\)"):
+    read(np.zeros(shape))
