@@ -12,12 +12,13 @@ from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import pipeline, prepared
+from tfusion.data.lanes import Lane
 
 SHAPE = (4, 4, 2)
 OTHER = "other words make another one"
 
 
-def run(sources, *, tokenizer="", vocab_size=512, image_shape=SHAPE):
+def run(sources, *, tokenizer="", vocab_size=512, image_shape=SHAPE, **data):
   config = config_lib.Config()
   return dataclasses.replace(
     config,
@@ -25,7 +26,7 @@ def run(sources, *, tokenizer="", vocab_size=512, image_shape=SHAPE):
       config.model, image_shape=image_shape, vocab_size=vocab_size
     ),
     data=dataclasses.replace(
-      config.data, sources=tuple(map(str, sources)), tokenizer=str(tokenizer)
+      config.data, sources=tuple(map(str, sources)), tokenizer=str(tokenizer), **data
     ),
   )
 
@@ -187,25 +188,29 @@ def test_the_vocabulary_holds_the_codes_above_the_text(tmp_path):
   assert prepared.codebook(corpus.train) == 16
 
 
-@pytest.mark.parametrize("kind", ["mean_logvar", "codes"])
-def test_worker_processes_read_the_same_rows_from_shards(tmp_path, kind):
-  tiny_shards.make(tmp_path / "a", kind=kind, shape=(16,) if kind == "codes" else SHAPE)
-  config = run([f"shards:{tmp_path / 'a'}", "pydoc"])
+def test_a_worker_process_reads_the_same_rows_from_shards(tmp_path):
+  tiny_shards.make(tmp_path / "a", kind="mean_logvar")
+  config = run([f"shards:{tmp_path / 'a'}"])
   corpus = begin(config, tmp_path / "run")
   batches = []
-  for workers in (0, 2):
-    data = dataclasses.replace(config.data, workers=workers)
-    again = dataclasses.replace(config, data=data)
-    rows = pipeline.HostBatches(corpus, again, host=0, hosts=1)
+  for workers in (0, 1):
+    rows = host_batches(corpus, config, workers=workers)
     batches.append([next(rows) for _ in range(2)])
     rows.close()
   for alone, together in zip(*batches, strict=True):
     for a, b in zip(alone, together, strict=True):
       np.testing.assert_array_equal(a, b)
-  last = batches[0][-1]
-  codes = last.tokens_bl >= corpus.tokenizer.vocab_size
-  assert codes.any() == (kind == "codes")
-  assert (last.patch_bl >= 0).any() == (kind != "codes")
+  assert (batches[0][1].patch_bl >= 0).any()
+
+
+def test_codes_come_into_rows_as_ids_above_the_text(tmp_path):
+  made = tiny_shards.make(tmp_path / "a", kind="codes", shape=(16,))
+  config = run([f"shards:{tmp_path / 'a'}"])
+  corpus = begin(config, tmp_path / "run")
+  batch = next(host_batches(corpus, config))
+  codes = batch.tokens_bl[batch.tokens_bl >= made.vocabulary] - made.vocabulary
+  assert len(codes) > 16 and set(codes) == set(range(tiny_shards.CODEBOOK))
+  assert (batch.patch_bl == -1).all()
 
 
 def test_held_out_rows_are_those_of_the_test_split(tmp_path):
@@ -219,10 +224,65 @@ def test_held_out_rows_are_those_of_the_test_split(tmp_path):
   assert sum(sequence.live_elements(r) for r in rows) > 0
 
 
-def test_a_start_does_not_stumble_over_a_damaged_record(tmp_path):
-  tiny_shards.make(tmp_path / "a")
-  path = tmp_path / "a" / "train-0001.array_record"
+# Faults.
+
+
+def host_batches(corpus, config, *, workers=0):
+  data = dataclasses.replace(config.data, workers=workers)
+  config = dataclasses.replace(config, data=data)
+  return pipeline.HostBatches(corpus, config, host=0, hosts=1)
+
+
+def flip(path):
+  """Damages the first record: behind the file's header and the record's own."""
   flipped = bytearray(path.read_bytes())
   flipped[120] ^= 1
   path.write_bytes(flipped)
+
+
+def test_damaged_records_are_skipped_named_and_counted_and_no_other_is_lost(tmp_path):
+  tiny_shards.make(tmp_path / "a")
+  for n in (0, 1):  # documents 0 and 5
+    flip(tmp_path / "a" / f"train-000{n}.array_record")
+  name = f"shards:{tmp_path / 'a'}"
+  config = run([name], lanes=1, max_damaged=2)
+  corpus = begin(config, tmp_path / "run")
+  lane = Lane(corpus.train, corpus.tokenizer, config, lane=0, repeat=False)
+  text = " ".join(corpus.tokenizer.decode(row.tokens_bl) for row in lane)
+  shown = [n for n in range(12) if f"picture {n} " in text]
+  assert shown == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+  found = lane.state()["damaged"][name]
+  assert found["skipped"] == 2 and sorted(found["records"]) == [0, 5]
+  for n in (0, 1):
+    (said,) = [text for text in found["last"] if f"train-000{n}" in text]
+    assert f"train-000{n}.array_record: record 0 is damaged: " in said
+
+
+def test_more_damage_than_the_budget_is_a_clear_stop(tmp_path):
+  tiny_shards.make(tmp_path / "a")
+  for n in (0, 1):
+    flip(tmp_path / "a" / f"train-000{n}.array_record")
+  config = run([f"shards:{tmp_path / 'a'}"], lanes=1, max_damaged=1)
+  rows = host_batches(begin(config, tmp_path / "run"), config)
+  message = "data.max_damaged=1: .* 2 damaged records, .*array_record: record 0 is dam"
+  with pytest.raises(ValueError, match=message):
+    for _ in range(10):
+      next(rows)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_goes_missing_in_a_run_stops_it_by_its_name(tmp_path, workers):
+  tiny_shards.make(tmp_path / "a")
+  config = run([f"shards:{tmp_path / 'a'}"])
+  corpus = begin(config, tmp_path / "run")
+  (tmp_path / "a" / "train-0001.array_record").unlink()
+  rows = host_batches(corpus, config, workers=workers)
+  with pytest.raises(ValueError, match="train-0001.array_record: is missing; run `tf"):
+    for _ in range(10):
+      next(rows)
+
+
+def test_a_start_does_not_stumble_over_a_damaged_record(tmp_path):
+  tiny_shards.make(tmp_path / "a")
+  flip(tmp_path / "a" / "train-0001.array_record")
   begin(run([f"shards:{tmp_path / 'a'}", "pydoc"]), tmp_path / "run")
