@@ -92,6 +92,7 @@ def open_sources(
     opened.append(
       OPEN[name](argument, split=split, image_shape=image_shape, workdir=workdir)
     )
+    assert opened[-1].name == spec  # data.weights and data.epochs go by it
   return tuple(opened)
 
 
