@@ -111,7 +111,7 @@ def test_rows_are_those_of_the_rules_at_every_patch_size(patch):
       sources=("album",),
       weights=(),
       epochs=(),
-      row_length={1: 512, 2: 192}.get(patch, 96),
+      row_length={1: 800, 2: 240}.get(patch, 96),
       image_slots=6,
     ),
   )
