@@ -36,10 +36,10 @@ FILES = {
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles rivals static training",
   "data": "captions drawing folder forms images lanes manifest mixture"
-  " outlines pieces pipeline prepared records scenes shapes shards"
+  " outlines pieces pipeline prepared records replay row_page scenes shapes shards"
   " show sources tokenizer",
   "diffusion": "process samplers",
-  "evaluate": "digits marks pictures scenes suite text",
+  "evaluate": "digits marks pictures rows scenes suite text",
   "generate": "canvas interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",

@@ -35,7 +35,7 @@ def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monke
     Image.new("RGB", (32, 32)).save(tmp_path / "photos" / f"{name}.png")
     (tmp_path / "photos" / f"{name}.txt").write_text(f"a picture, {name}")
   args, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
-  if hasattr(args, "config"):
+  if getattr(args, "config", None):
     cli.read_config(args.config, rest)
   else:
     digits = cli.read_config("experiments/digits.py", [])

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,20 @@ def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
     lines = show.shard_lines(args.path)
   for line in lines:
     print(line)
+
+
+def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
+  """Draws the rows of one step: texts, pictures, what sees what; a page for each."""
+  with tempfile.TemporaryDirectory() as empty:
+    if args.workdir:
+      config, workdir = read_saved_config(args.workdir, rest), args.workdir
+    else:
+      config, workdir = read_config(args.config, rest), empty
+    from tfusion.evaluate import rows
+
+    out = args.out or Path(args.workdir or ".") / "rows"
+    for path in rows.draw_rows(config, workdir, args.step, out=out):
+      print(path)
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> None:
@@ -272,6 +287,12 @@ def _parser() -> argparse.ArgumentParser:
   c.add_argument("--record", type=int, metavar="N", help="show this one")
   c.add_argument("--split", choices=["train", "test"], default="train", help="of N")
   c.add_argument("--out", default=".", help="folder for the pictures of a record (.)")
+  c = add("data", inspect_data, to=shown)
+  run = c.add_mutually_exclusive_group(required=True)
+  run.add_argument("--workdir", help="of a run")
+  run.add_argument("--config", help="of a run not yet begun: FILE.py[:key=value,...]")
+  c.add_argument("--step", type=int, required=True, help="update, from 1 on")
+  c.add_argument("--out", help="folder for the pages (WORKDIR/rows, or rows)")
   _add_prepare(add)
   text = "Measures the training step, or attention alone."
   bench = commands.add_parser("bench", help=text, description=text)

@@ -36,6 +36,7 @@ KINDS = {
     bound=("seed", "model", "diffusion.timesteps", "data", "optim.ema_decay"),
     unbound=(
       "data.workers",
+      "data.max_damaged",
       "model.dtype",
       "model.remat",
       "model.unroll",

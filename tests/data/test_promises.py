@@ -110,18 +110,6 @@ def test_a_host_count_that_does_not_divide_is_refused_with_those_that_do():
     config_lib.validate_devices(ALL, devices=4, hosts=3)
 
 
-def test_a_state_of_before_there_were_these_counts_goes_on(expected):
-  old = {
-    lane: {k: v for k, v in s.items() if k not in ("cut", "split", "pieces", "damaged")}
-    for lane, s in expected[1][0].items()
-  }
-  (data,) = host_batches()
-  data.restore(old)
-  counts, said = data.counts(), data.summary()
-  assert counts["stories"]["split"] == 0 and said.startswith("stories 0.00 epochs")
-  assert_same(expected[0][0], next_global([data]))
-
-
 def test_counts_and_the_summary_tell_epochs_shares_and_losses(expected):
   (data,) = host_batches()
   data.restore(expected[1][STEPS])

@@ -61,8 +61,7 @@ class Lane(Iterator[sequence.Batch]):
     self._encode = functools.lru_cache(ENCODED_TEXTS)(tokenizer.encode)
     self._sources = {source.name: source for source in sources}
     self._mixture = Mixture(sources, config, lane=lane, repeat=repeat)
-    # A state of before a counter was added has counted none of it.
-    self._state = fresh_state(sources) | copy_state(state or {})
+    self._state = fresh_state(sources) if state is None else copy_state(state)
     sizes = {source.name: len(source) for source in sources}
     if self._state["sizes"] != sizes:
       raise ValueError(

@@ -177,10 +177,10 @@ class HostBatches(Iterator[sequence.Batch]):
     for source in self._corpus.train:
       name = source.name
       sums = {
-        key: sum(state.get(key, {}).get(name, 0) for state in states)
+        key: sum(state[key][name] for state in states)
         for key in ("drawn", "rejected", "split", "pieces", "elements")
       }
-      damaged = [s["damaged"][name] for s in states if name in s.get("damaged", {})]
+      damaged = [s["damaged"][name] for s in states if name in s["damaged"]]
       total[name] = {
         "documents": sums.pop("drawn"),
         **sums,

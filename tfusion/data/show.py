@@ -130,6 +130,14 @@ def record_lines(
     seen += 1
 
 
+def false_colours(normal: np.ndarray) -> np.ndarray:
+  """Latents f32[n, h, w, c], about normal, as pictures u8[n, px, px, 3]."""
+  first = normal[..., np.arange(3) % normal.shape[-1]]  # fewer channels: again
+  shades = 127.5 + 127.5 / FALSE_COLOUR_DEVIATIONS * first
+  enlarged = shades.repeat(FALSE_COLOUR_PX, axis=1).repeat(FALSE_COLOUR_PX, axis=2)
+  return np.clip(np.round(enlarged), 0, 255).astype(np.uint8)
+
+
 def _image_lines(manifest: Manifest) -> Iterator[str]:
   images = manifest.images
   if images is None:
@@ -196,12 +204,5 @@ def _pictures(
     return decode(autoencoder, field), "decoded"
   if codes:
     return None, "not drawn, without an autoencoder"
-  return _false_colours(field, images), "in false colours (channels 0, 1, 2)"
-
-
-def _false_colours(latents: np.ndarray, images: ImageFormat) -> np.ndarray:
-  normal = (latents - np.float32(images.shift)) / np.float32(images.scale)
-  first = normal[..., np.arange(3) % normal.shape[-1]]  # fewer channels: again
-  shades = 127.5 + 127.5 / FALSE_COLOUR_DEVIATIONS * first
-  enlarged = shades.repeat(FALSE_COLOUR_PX, axis=1).repeat(FALSE_COLOUR_PX, axis=2)
-  return np.clip(np.round(enlarged), 0, 255).astype(np.uint8)
+  normal = (field - np.float32(images.shift)) / np.float32(images.scale)
+  return false_colours(normal), "in false colours (channels 0, 1, 2)"
