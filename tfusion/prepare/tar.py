@@ -86,11 +86,11 @@ class Tar:
     images = {n: d for n, d in sample.items() if f".{n.rpartition('.')[2]}" in suffixes}
     try:
       row: Any = json.loads(sample["json"]) if "json" in sample else {}
-      if "txt" in sample:
-        row = {"text": sample["txt"].decode("utf-8-sig")}
+      if "txt" in sample and isinstance(row, dict):
+        row["caption"] = sample["txt"].decode("utf-8-sig")
     except UnicodeDecodeError as error:
       return Rejected(id, raw_lib.BAD_TEXT, str(error))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       return Rejected(id, raw_lib.BAD_LAYOUT, f"its .json: {error}")
     if isinstance(row, dict) and "spans" not in row:
       if not images:
@@ -98,8 +98,8 @@ class Tar:
       caption = row.get("caption", row.get("text"))
       if not isinstance(caption, str) or not caption.strip():
         return Rejected(id, raw_lib.NO_CAPTION, f"only {sorted(sample)}")
-      held_out = self.file.holds_out(id)
-      return Raw(id, (caption.strip(), *images.values()), held_out)
+      spans = [{"text": caption.strip()}, *({"image": name} for name in images)]
+      row = {"spans": spans, "split": row.get("split")}
     return tables.document(
       row, id, test=self.file.holds_out(id), image=lambda name: images[name.lower()]
     )
