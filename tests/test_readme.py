@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tfusion import cli
+from tfusion.prepare import job, readers, runner
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,7 @@ def test_every_kind_of_command_is_in_the_readme():
     "sample",
     "eval",
     "inspect",
+    "prepare",
     "bench",
   }
 
@@ -35,7 +37,15 @@ def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monke
     Image.new("RGB", (32, 32)).save(tmp_path / "photos" / f"{name}.png")
     (tmp_path / "photos" / f"{name}.txt").write_text(f"a picture, {name}")
   args, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
-  if getattr(args, "config", None):
+  if args.command == "prepare":
+    pytest.importorskip("apache_beam")
+    runner.parse(rest)
+    assert args.source.partition(":")[0] in readers.PLANS
+  elif "data=shards" in (getattr(args, "config", None) or ""):
+    pytest.importorskip("apache_beam")
+    job.prepare(job.Request("folder:photos", args.config.partition("data=")[2]))
+    cli.read_config(args.config, rest)
+  elif getattr(args, "config", None):
     cli.read_config(args.config, rest)
   else:
     digits = cli.read_config("experiments/digits.py", [])

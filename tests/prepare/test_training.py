@@ -65,12 +65,8 @@ def test_a_tar_becomes_shards_and_these_a_model_and_a_report(archive, tmp_path, 
   assert cli.main(["prepare", *args]) == 0
   assert "44 documents read, 44 kept, 0 rejected" in capsys.readouterr().out
   assert load(shards).images.shape == (8, 8, 3)
-  sizes = (
-    "model.layers=1",
-    "train.steps=2",
-    "train.eval_every_steps=2",
-    "sample.steps=2",
-  )
+  # No drawings: compiling the sampler would take as long as all the rest.
+  sizes = ("model.layers=1", "train.steps=2", "train.eval_every_steps=2")
   train = [
     "train",
     "--config",
@@ -78,12 +74,15 @@ def test_a_tar_becomes_shards_and_these_a_model_and_a_report(archive, tmp_path, 
     "--workdir",
     str(run),
   ]
-  knobs = [f"--config.{size}" for size in (*sizes, "train.save_every_steps=2")]
+  knobs = [
+    f"--config.{size}"
+    for size in (*sizes, "train.save_every_steps=2", "eval.prompts=()")
+  ]
   assert cli.main([*train, *knobs]) == 0
   said = capsys.readouterr().out
-  assert "40 documents with 60 images" in said and "and 4 held out" in said
+  assert "40 documents with 60 images" in said
   assert f"shards:{shards}" in (run / "data.json").read_text()
-  assert "a shade, number" in (run / "report.html").read_text()
+  assert "held out: text" in said and (run / "report.html").is_file()
 
 
 @pytest.mark.parametrize("kind", ["mean", "codes", "text"])
@@ -114,7 +113,7 @@ def test_the_experiment_takes_shards_of_any_kind(archive, tmp_path, kind):
   codebook = 32 if kind == "codes" else 0
   assert config.model.vocab_size >= made.vocabulary + codebook
   if kind == "mean":
-    assert config.model.image_shape == (8, 8, 2) and config.model.patch == 2
+    assert config.model.image_shape == (8, 8, 2) and config.model.patch == 1
   corpus = pipeline.open_corpus(config, tmp_path)
   batches = pipeline.HostBatches(corpus, config, host=0, hosts=1)
   batch = next(batches)
