@@ -34,9 +34,9 @@ FILES = {
   " sharding workdir",
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
-  "bench": "aot attention bundles rivals static training",
+  "bench": "aot attention bundles data rivals static training",
   "data": "captions drawing folder forms images lanes manifest mixture"
-  " outlines pieces pipeline prepared records replay row_page scenes shapes shards"
+  " outlines packing pieces pipeline prepared records replay row_page scenes shapes shards"
   " show sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes suite text",

@@ -131,7 +131,7 @@ ALL = changed(
     row_length=64,
     image_slots=3,
     lanes=8,
-    packing_bins=4,
+    packing_rows=1,
     workers=0,
   ),
   train=dict(batch_rows=16),

@@ -183,6 +183,15 @@ def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
     print(line, flush=True)
 
 
+def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
+  """Times how fast rows come from shards, beside what hosts of TPUs need."""
+  from tfusion.bench import data
+
+  sizes = dict(documents=args.documents, workers=args.workers, seconds=args.seconds)
+  for line in data.table(**sizes):
+    print(line, flush=True)
+
+
 def read_config(path: str, overrides: list[str]) -> config_lib.Config:
   """Reads `file.py[:arg]`, applies `--config.a.b=value`, checks everything.
 
@@ -294,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
   c.add_argument("--step", type=int, required=True, help="update, from 1 on")
   c.add_argument("--out", help="folder for the pages (WORKDIR/rows, or rows)")
   _add_prepare(add)
-  text = "Measures the training step, or attention alone."
+  text = "Measures the training step, attention alone, or the data."
   bench = commands.add_parser("bench", help=text, description=text)
   bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
@@ -308,14 +317,18 @@ def _parser() -> argparse.ArgumentParser:
     help="compile for these (v4, v5e, v5p, v6e, tpu7x) and count instructions, with no"
     " TPU at hand; needs the extra `tpu`",
   )
-  lengths = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
-  c.add_argument("--lengths", type=lengths, default=[8192], help="of rows (8192)")
+  numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
+  c.add_argument("--lengths", type=numbers, default=[8192], help="of rows (8192)")
   c.add_argument("--heads", type=int, default=16)
   c.add_argument("--kv-heads", type=int, default=4)
   c.add_argument("--head-dim", type=int, default=128)
   c.add_argument("--batch", type=int, default=1, help="rows (1); timing only")
   c.add_argument("--documents", type=int, default=12, help="per row; timing only")
   c.add_argument("--seconds", type=float, default=5.0, help="per length; timing only")
+  c = add("data", bench_data, to=bench, more=None)
+  c.add_argument("--workers", type=numbers, default=[0, 1, 2], help="processes (0,1,2)")
+  c.add_argument("--documents", type=int, default=4000, help="to draw (4000)")
+  c.add_argument("--seconds", type=float, default=10.0, help="of each measurement (10)")
   return parser
 
 

@@ -73,7 +73,7 @@ class DataConfig:
   overlap: int = 0  # elements of the piece before that a piece repeats, not learned
   max_damaged: int = 16  # damaged records that a lane skips before the run stops
   lanes: int = 4  # independent data streams; hosts must divide them
-  packing_bins: int = 16  # rows open at a time in first-fit packing
+  packing_rows: int = 3  # rows' worth of documents from which a row is chosen
   workers: int = 1  # processes per host that prepare rows; 0: none, in line
 
 
@@ -172,7 +172,7 @@ RANGES = {
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps data.row_length"
-    " data.image_slots data.text_per_image data.lanes data.packing_bins optim.peak_lr"
+    " data.image_slots data.text_per_image data.lanes data.packing_rows optim.peak_lr"
     " optim.eps optim.clip_norm mesh.fsdp mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
     " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"

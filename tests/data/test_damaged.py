@@ -12,7 +12,7 @@ from tfusion.data.lanes import Lane
 from tfusion.data.records import Damaged
 
 SOURCE = Given("damaged", 200, damaged, has_images=False)  # 4 of them are
-ONE = changed(data=dict(sources=("damaged",), lanes=1, packing_bins=1, row_length=512))
+ONE = changed(data=dict(sources=("damaged",), lanes=1, packing_rows=1, row_length=512))
 
 
 def bad(number):

@@ -106,7 +106,7 @@ def test_an_epoch_shows_every_document_exactly_once_over_all_lanes(tokenizer, la
 
 
 def test_every_further_epoch_has_every_document_once_in_another_order(tokenizer):
-  config = changed(data=dict(lanes=1, caption_dropout=0.0, packing_bins=1))
+  config = changed(data=dict(lanes=1, caption_dropout=0.0, packing_rows=1))
   lane = Lane([PAIRS], tokenizer, config, lane=0)
   shown = [
     text for row in itertools.islice(lane, 60) for text, *_ in read(row, tokenizer)
@@ -286,7 +286,7 @@ class Given:
 
 MEAN = np.arange(64, dtype=np.float32).reshape(8, 8, 1)
 POSTERIOR = sequence.Image(MEAN, std=np.full_like(MEAN, 0.5))
-ONE_STREAM = changed(data=dict(lanes=1, packing_bins=1, image_slots=2, row_length=64))
+ONE_STREAM = changed(data=dict(lanes=1, packing_rows=1, image_slots=2, row_length=64))
 
 
 def drawn(tokenizer, config=ONE_STREAM, *, name="posteriors", rows=400):

@@ -234,7 +234,7 @@ def test_a_lane_that_splits_learns_exactly_what_the_whole_documents_hold(overlap
 
 
 def test_several_images_and_texts_keep_their_order():
-  config = changed(LONG, data=dict(packing_bins=1, row_length=128, image_slots=8))
+  config = changed(LONG, data=dict(packing_rows=1, row_length=128, image_slots=8))
   source = Given("stories", 200, stories)
   lane = Lane([source], tokenizer(), config, lane=0)
   orders = set()
@@ -275,7 +275,7 @@ def test_long_documents_are_rejected_unless_they_are_to_be_split():
 @pytest.mark.parametrize("stop", range(8))
 def test_a_lane_goes_on_in_the_middle_of_a_document(stop):
   source = Given("books", 200, book)
-  config = changed(LONG, data=dict(sources=("books",), packing_bins=2))
+  config = changed(LONG, data=dict(sources=("books",), packing_rows=1))
   lane = Lane([source], tokenizer(), config, lane=0)
   for _ in range(stop):
     next(lane)

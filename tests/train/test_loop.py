@@ -69,7 +69,7 @@ def make_config(**changes) -> Config:
   values = {
     "model": dict(layers=1, width=32, heads=2, kv_heads=2, mlp=32, vocab_size=320),
     "data": dict(
-      sources=("digits",), row_length=64, lanes=2, packing_bins=4, workers=0
+      sources=("digits",), row_length=64, lanes=2, packing_rows=1, workers=0
     ),
     "optim": dict(warmup_steps=2, peak_lr=1e-2),
     "train": dict(

@@ -1,14 +1,14 @@
 """One lane: documents -> packed rows, with a state to go on from.
 
-Owns: which document lies in which row, what was drawn, rejected, split and damaged.
-Not: which document comes next (mixture.py), its form (forms.py), where a long one is
-cut (pieces.py), what a row is (sequence.py), batches of a host (pipeline.py).
+Owns: which documents wait, what was drawn, rejected, split and damaged. Not: which
+document comes next (mixture.py), its form (forms.py), where a long one is cut
+(pieces.py), which of them share a row (packing.py), what a row is (sequence.py),
+batches of a host (pipeline.py).
 
 A document's form and pieces depend on (seed, source, showing) alone, so a lane's state
-is counters plus, for every row not yet full, which documents lie in it.
+is counters plus the names of the documents that wait.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from absl import logging
 
 from tfusion import sequence
 from tfusion.config import Config
-from tfusion.data import forms, pieces
+from tfusion.data import forms, packing, pieces
 from tfusion.data import sources as sources_lib
 from tfusion.data.mixture import Mixture
 from tfusion.data.records import Damaged
@@ -68,12 +68,11 @@ class Lane(Iterator[sequence.Batch]):
         f"data.sources held {self._state['sizes']} documents when the state was saved"
         f" and hold {sizes} now; restore them or start in a new workdir"
       )
-    self._rows = [_OpenRow() for _ in self._state["open"]]
-    for row, keys in zip(self._rows, self._state["open"], strict=True):
-      for name, position, *piece in keys:
-        own = self._pieces(name, position)[piece[0] if piece else 0]
-        row.add((name, position, *piece), own)
-    self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet placed
+    self._waiting: list[tuple[Key, sequence.Elements]] = []
+    for name, position, *piece in self._state["waiting"]:
+      own = self._pieces(name, position)[piece[0] if piece else 0]
+      self._waiting.append(((name, position, *piece), own))
+    self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet waiting
     if self._state["cut"]:
       name, position, piece = self._state["cut"]
       self._cut = self._keyed(name, position, self._pieces(name, position))[piece:]
@@ -91,19 +90,33 @@ class Lane(Iterator[sequence.Batch]):
       ValueError: a source of which no document fits a row, or more damaged records
         than data.max_damaged.
     """
-    full = None
-    while full is None and (next_piece := self._take()) is not None:
-      full = self._place(*next_piece)
-    if full is None and self._rows:
-      full = self._close_fullest()
-    if full is None:
+    data = self._config.data
+    length = sum(len(elements.tokens_l) for _, elements in self._waiting)
+    while length < data.packing_rows * data.row_length:
+      taken = self._take()
+      if taken is None:
+        break
+      self._waiting.append(taken)
+      length += len(taken[1].tokens_l)
+    if not self._waiting:
       raise StopIteration
-    self._last_keys = full.keys
-    return pack(full.documents, self._config, self._tokenizer)
+    chosen = packing.choose(
+      [len(elements.tokens_l) for _, elements in self._waiting],
+      [len(elements.images) for _, elements in self._waiting],
+      row_length=data.row_length,
+      image_slots=data.image_slots,
+    )
+    row = [self._waiting[i] for i in chosen]
+    for i in reversed(chosen):
+      del self._waiting[i]
+    self._last_keys = [key for key, _ in row]
+    self._state["rows"] += 1
+    self._state["live"] += sum(len(elements.tokens_l) for _, elements in row)
+    return pack([elements for _, elements in row], self._config, self._tokenizer)
 
   def state(self) -> dict[str, Any]:
     """JSON-able; after the last returned row."""
-    self._state["open"] = [[list(key) for key in row.keys] for row in self._rows]
+    self._state["waiting"] = [list(key) for key, _ in self._waiting]
     self._state["cut"] = list(self._cut[0][0]) if self._cut else []
     return copy_state(self._state)
 
@@ -147,7 +160,7 @@ class Lane(Iterator[sequence.Batch]):
     )
     patches = config.model.patches_per_image
     whole = sequence.lay_out(document, special=special, patches_per_image=patches)
-    if self._fits(_OpenRow(), whole):
+    if self._fits(whole):
       return [whole]
     if config.data.too_long == "reject":
       return []
@@ -161,31 +174,12 @@ class Lane(Iterator[sequence.Batch]):
       overlap=config.data.overlap,
     )
 
-  def _place(self, key: Key, elements: sequence.Elements) -> "_OpenRow | None":
-    """Puts a piece into the first row with room; returns a row closed for it."""
-    closed = None
-    row = next((r for r in self._rows if self._fits(r, elements)), None)
-    if row is None:
-      if len(self._rows) == self._config.data.packing_bins:
-        closed = self._close_fullest()
-      row = _OpenRow()
-      self._rows.append(row)
-    row.add(key, elements)
-    return closed
-
-  def _fits(self, row: "_OpenRow", elements: sequence.Elements) -> bool:
+  def _fits(self, elements: sequence.Elements) -> bool:
     data = self._config.data
     return (
-      row.length + len(elements.tokens_l) <= data.row_length
-      and row.images + len(elements.images) <= data.image_slots
+      len(elements.tokens_l) <= data.row_length
+      and len(elements.images) <= data.image_slots
     )
-
-  def _close_fullest(self) -> "_OpenRow":
-    fullest = max(self._rows, key=lambda row: row.length)
-    self._rows.remove(fullest)
-    self._state["rows"] += 1
-    self._state["live"] += fullest.length
-    return fullest
 
   def _count(self, name: str, own: list[sequence.Elements]) -> None:
     state, special = self._state, self._tokenizer.special
@@ -237,22 +231,6 @@ class Lane(Iterator[sequence.Batch]):
       )
 
 
-@dataclasses.dataclass(eq=False)
-class _OpenRow:
-  """Documents placed in a row that may take more."""
-
-  keys: list[Key] = dataclasses.field(default_factory=list)
-  documents: list[sequence.Elements] = dataclasses.field(default_factory=list)
-  length: int = 0
-  images: int = 0
-
-  def add(self, key: Key, elements: sequence.Elements) -> None:
-    self.keys.append(key)
-    self.documents.append(elements)
-    self.length += len(elements.tokens_l)
-    self.images += len(elements.images)
-
-
 def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
   """The state of a lane that has given nothing yet."""
   zeros = dict.fromkeys((source.name for source in sources), 0)
@@ -270,8 +248,8 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
     "patches": 0,  # or codes
     "rows": 0,
     "live": 0,  # elements in those rows
-    "open": [],  # the keys of what lies in every row not yet full
-    "cut": [],  # the key of the next piece, where a document is not yet all placed
+    "waiting": [],  # the keys of documents and pieces drawn but in no row yet
+    "cut": [],  # the key of the next piece, where not all of a document waits yet
   }
 
 
