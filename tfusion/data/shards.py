@@ -27,7 +27,7 @@ from tfusion.data.records import Damaged, Record
 from tfusion.data.tokenizer import Tokenizer
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
-# latents (0.774 of their bytes, at every level) and 16 us more to read one of 17 kB, of
+# latents (0.774 of their bytes, at every level) and 18 us more to read one of 17 kB, of
 # which a worker process needs a few thousand a second at most.
 WRITE_OPTIONS = "group_size:1,zstd:1"
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
