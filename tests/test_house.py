@@ -39,7 +39,7 @@ FILES = {
   " packing pieces pipeline prepared records replay row_page scenes"
   " shapes shards show sources tokenizer",
   "diffusion": "process samplers",
-  "evaluate": "digits marks pictures rows scenes suite text",
+  "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",

@@ -133,7 +133,7 @@ class SampleConfig:
 class EvalConfig:
   """What is drawn while training and measured by `tfusion eval`."""
 
-  images_per_class: int = 50  # generated images of every digit
+  images_per_class: int = 50  # generated images of every digit, of every part of shapes
   batch: int = 100  # sequences generated at a time
   text_rows: int = 256  # held-out rows for text perplexity, at most
   prompts: tuple[str, ...] = ()  # drawn at every evaluation; <image> is where

@@ -73,7 +73,7 @@ def caption_scans(trained: Trained, scans_nhwc: np.ndarray) -> list[str]:
   greedy = dataclasses.replace(trained.config.sample, temperature=0.0)
   config = dataclasses.replace(trained.config, sample=greedy)
   prompts = [(Image(scan),) for scan in scans_nhwc]
-  made = _generate(trained._replace(config=config), prompts, "captions")
+  made = generate_all(trained._replace(config=config), prompts, "captions")
   return [
     "".join(trained.tokenizer.decode(s.ids) for s in g.spans if isinstance(s, Text))
     for g in made
@@ -87,7 +87,7 @@ def draw_digits(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     f32[n, h, w, c] in [-1, 1], and the digits asked for, i64[n].
   """
   prompts, labels = _drawing_prompts(trained.config, trained.tokenizer)
-  made = _generate(trained, prompts, "images")
+  made = generate_all(trained, prompts, "images")
   images = [next(s.latent for s in g.spans if isinstance(s, Image)) for g in made]
   return np.clip(np.stack(images), -1, 1), labels
 
@@ -124,10 +124,16 @@ def _drawing_prompts(
   return [(Text(tokenizer.encode(c)), Draw()) for c in captions], labels
 
 
-def _generate(
+def generate_all(
   trained: Trained, prompts: Sequence[Prompt], what: str
 ) -> list[Generated]:
-  """Generates eval.batch rows at a time, the last batch filled up to the same shape."""
+  """Generates eval.batch rows at a time, the last batch filled up to the same shape.
+
+  Args:
+    trained: its config.seed is that of the noise.
+    prompts: of any number.
+    what: is made, as the progress line calls it.
+  """
   config, made = trained.config, []
   progress = Progress(what, len(prompts))
   for start in range(0, len(prompts), config.eval.batch):

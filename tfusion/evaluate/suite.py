@@ -16,6 +16,7 @@ from tfusion import report
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus, open_corpus
 from tfusion.evaluate.digits import check_digits, evaluate_digits
+from tfusion.evaluate.shapes import check_shapes, evaluate_shapes
 from tfusion.evaluate.text import perplexity
 from tfusion.model.transfusion import Params
 from tfusion.train.metrics import environment
@@ -25,6 +26,7 @@ from tfusion.train.trained import Trained
 EVALUATIONS = {
   "text": (None, perplexity),
   "digits": ("digits", evaluate_digits),
+  "shapes": ("shapes", evaluate_shapes),
 }
 
 
@@ -38,6 +40,7 @@ class FinalEvaluation:
     """Raises ValueError for what cannot be evaluated."""
     if any(source.name == "digits" for source in corpus.test):
       check_digits(self.config, corpus)
+    check_shapes(self.config, corpus)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
     """Prints the table and writes eval.json if this was the last step."""
@@ -57,7 +60,7 @@ def evaluate_and_report(trained: Trained, workdir: str | Path) -> None:
 def evaluate(trained: Trained, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:
   """Runs what fits the run's sources; writes workdir/eval.json, returns its content."""
   workdir = Path(workdir)
-  names = {source.name for source in corpus.test}
+  names = {source.name.partition(":")[0] for source in corpus.test}
   results: dict[str, Any] = {"step": trained.step}
   with jax.set_mesh(trained.mesh):
     for name, (needs, function) in EVALUATIONS.items():
