@@ -383,6 +383,7 @@ def test_a_survey_counts_what_a_row_must_hold(tmp_path):
   documents = [tiny_shards.record(n) for n in range(100)]
   tokens = sorted(sum(map(len, d.texts)) for d in documents)
   assert found.document_tokens == tokens[98] and found.document_images == 2
+  assert shards._most([*range(98), 700, 900]) == 700
   assert len(found.examples) == 8 and all("picture" in t for t in found.examples)
 
 
