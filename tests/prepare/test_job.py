@@ -284,6 +284,8 @@ def test_an_autoencoder_gives_latents_or_codes_with_their_scale(photos, tmp_path
   [
     (dict(image_px=-4), "--image-px=-4"),
     (dict(latents="sample"), "mean or mean_logvar"),
+    (dict(latents="mean_logvar"), "needs an --autoencoder of latents"),
+    (dict(tokenizer="t.model", vocab_size=300), "leave it or --tokenizer"),
     (dict(shard_documents=0), "--shard-documents=0: at least 1"),
     (dict(tokenizer="nowhere.model"), "no such file"),
     (dict(autoencoder="nowhere.safetensors"), "there is no such file"),

@@ -1,9 +1,11 @@
 """Sources read into raw documents: every layout, every fault counted, none fatal."""
 
 import csv
+import errno
 import io
 import json
 import os
+import pathlib
 import pickle
 import tarfile
 
@@ -186,6 +188,8 @@ BAD_ROWS = {
   '{"words": "a"}': raw.BAD_LAYOUT,
   "[1]": raw.BAD_LAYOUT,
   "not json": raw.BAD_LAYOUT,
+  '{"text": "a", "image": "data:image/png;base64,%s"}' % ("A" * 5000): raw.NO_IMAGE,
+  '{"text": "a", "image": "a\\u0000.png"}': raw.NO_IMAGE,
   '{"text": ' + "[" * 100_000: raw.BAD_LAYOUT,
 }
 
@@ -223,6 +227,27 @@ def test_lines_that_are_no_document_are_rejected_one_by_one(pictures):
   found = read(f"jsonl:{pictures}", documents=2)
   kinds = [getattr(d, "reason", None) for d in found.values()]
   assert kinds == [*BAD_ROWS.values(), raw.BAD_LAYOUT, None]
+
+
+def test_a_disk_that_fails_stops_the_part_and_rejects_nothing(pictures, monkeypatch):
+  (pictures / "rows.jsonl").write_text('{"text": "a", "image": "a.png"}\n')
+  (pictures / "a.txt").write_text("a text")
+
+  def fail(*args, **options):
+    raise OSError(errno.EIO, "Input/output error")
+
+  for spec in (f"jsonl:{pictures}", f"text:{pictures}"):
+    parts = readers.plan(spec, documents=3, image_shape=SHAPE)
+    with monkeypatch.context() as patch:
+      patch.setattr("builtins.open", fail)
+      patch.setattr(pathlib.Path, "read_text", fail)
+      with pytest.raises(OSError, match="Input/output"):
+        list(parts[0].read())
+    assert isinstance(next(parts[0].read()), Raw)
+  with pytest.raises(OSError, match="Input/output"):
+    raw.stop_if_of_machine(OSError(errno.EIO, "Input/output error"))
+  raw.stop_if_of_machine(OSError("image file is truncated"))
+  raw.stop_if_of_machine(FileNotFoundError(errno.ENOENT, "gone"))
 
 
 @pytest.mark.parametrize("documents", [1, 2, 7, 1000])

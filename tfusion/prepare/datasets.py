@@ -44,6 +44,7 @@ class Examples:
       except UnicodeDecodeError as error:
         yield Rejected(id, raw_lib.BAD_TEXT, str(error))
       except (ValueError, RuntimeError, OSError) as error:
+        raw_lib.stop_if_of_machine(error)
         yield Rejected(id, raw_lib.UNREADABLE, str(error))
       else:
         yield Raw(id, (*spoken, *(example[name] for name in images)), test)

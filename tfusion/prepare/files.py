@@ -118,6 +118,7 @@ class Texts:
       except UnicodeDecodeError as error:
         yield Rejected(id, raw_lib.BAD_TEXT, str(error))
       except OSError as error:
+        raw_lib.stop_if_of_machine(error)
         yield Rejected(id, raw_lib.UNREADABLE, str(error))
       else:
         yield Raw(id, (text,), file.holds_out(id))

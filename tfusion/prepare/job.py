@@ -68,6 +68,8 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   for key in ("shard_documents", "batch"):
     if getattr(request, key) < 1:
       raise ValueError(f"--{key.replace('_', '-')}={getattr(request, key)}: at least 1")
+  if request.tokenizer and request.vocab_size:
+    raise ValueError("--vocab-size is of a trained tokenizer; leave it or --tokenizer")
   options = runner.parse(beam_args)
   _check_apart(request)
   codec = encoder.open_codec(request.autoencoder) if request.autoencoder else None
@@ -149,7 +151,9 @@ def _image_format(request: Request, codec: Any) -> ImageFormat:
   """How images will be kept; scale and shift are known at the end."""
   if request.latents not in ("mean", "mean_logvar"):
     raise ValueError(f"--latents={request.latents}: mean or mean_logvar")
-  shape = _image_shape(request, codec)
+  shape, encoded = _image_shape(request, codec), codec and codec.kind == "latents"
+  if request.latents != "mean" and not encoded:
+    raise ValueError(f"--latents={request.latents}: needs an --autoencoder of latents")
   if codec is None:
     return ImageFormat("pixels", shape)
   shape = tuple(codec.latent_shape(shape[0]))
@@ -271,6 +275,12 @@ def _merge(
     counts=counts,
   )
   manifest_lib.save(manifest, out)
+  if not manifest.of("test"):
+    print(
+      "No document was held out, and training wants some: prepare more documents, or"
+      " mark some as the test split",
+      flush=True,
+    )
   return manifest
 
 

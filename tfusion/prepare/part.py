@@ -224,6 +224,7 @@ def _decode(
     except FileNotFoundError as error:
       return Rejected(document.id, raw_lib.NO_IMAGE, f"{name}{error}")
     except Exception as error:  # Pillow's decoders raise almost any kind
+      raw_lib.stop_if_of_machine(error)
       why = f"{name}{type(error).__name__}: {error}"
       return Rejected(document.id, raw_lib.BAD_IMAGE, why)
   return Decoded(

@@ -5,6 +5,7 @@ files named in readers.py), what becomes of them (part.py).
 """
 
 import dataclasses
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -24,6 +25,17 @@ UNREADABLE = "cannot be read"
 OUTSIDE = "name leads out of the archive"
 LINK = "link or device in an archive"
 TWICE = "id occurs twice"
+
+# What an OSError says of a name, whoever reads it; anything else is of the machine.
+OF_THE_NAME = (
+  errno.ENOENT,
+  errno.EACCES,
+  errno.EISDIR,
+  errno.ENOTDIR,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.EINVAL,
+)
 
 Span = str | Path | bytes | np.ndarray  # text; an image's file, its bytes, u8[h, w, c]
 
@@ -77,6 +89,16 @@ def clean(raw: Raw) -> Raw | Rejected:
     return Rejected(raw.id, EMPTY)
   spans, weights = zip(*kept)
   return dataclasses.replace(raw, spans=spans, weights=weights)
+
+
+def stop_if_of_machine(error: BaseException) -> None:
+  """Raises an error that another try may not meet, such as of a disk or a network.
+
+  Shards that left such documents out would be others than those of the next try.
+  """
+  number = getattr(error, "errno", None)
+  if isinstance(error, OSError) and number not in (None, *OF_THE_NAME):
+    raise error
 
 
 def printable(name: str) -> str:

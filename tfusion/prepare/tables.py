@@ -105,7 +105,7 @@ def _image(value: Any, image: Callable[[str], Path | bytes]) -> Path | bytes:
   try:
     return image(value)
   except KeyError as error:
-    raise _NoImage(value) from error
+    raise _NoImage(value[:100]) from error
 
 
 def _beside(file: files_lib.File) -> Callable[[str], Path]:
@@ -113,8 +113,13 @@ def _beside(file: files_lib.File) -> Callable[[str], Path]:
 
   def find(name: str) -> Path:
     path = file.path.parent / name
-    if not path.is_file():
-      raise KeyError(name)
+    try:
+      found = path.is_file()
+    except OSError as error:  # the name is too long, as of an image within it
+      raw_lib.stop_if_of_machine(error)
+      found = False
+    if not found:
+      raise KeyError(name[:100])
     return path
 
   return find
@@ -149,6 +154,7 @@ class Lines:
             continue
           yield document(row, id, test=self.file.holds_out(id), image=image)
     except OSError as error:
+      raw_lib.stop_if_of_machine(error)
       yield Rejected(f"{name}@{self.start}", raw_lib.UNREADABLE, str(error))
 
 
@@ -196,6 +202,7 @@ class Rows:
               number += 1
               yield document(row, id, test=self.file.holds_out(id), image=image)
       except (ArrowException, OSError, ValueError) as error:
+        raw_lib.stop_if_of_machine(error)
         for lost in range(number, rows):
           yield Rejected(f"{name}@{group}.{lost}", raw_lib.UNREADABLE, str(error))
 
@@ -213,6 +220,7 @@ def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
     try:
       metadata = parquet.read_metadata(file.path)
     except (ArrowException, OSError) as error:
+      raw_lib.stop_if_of_machine(error)
       parts.append(Rows(file, (), f"{type(error).__name__}: {error}"))
       continue
     groups: list[tuple[int, int]] = []

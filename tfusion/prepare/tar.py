@@ -77,6 +77,7 @@ class Tar:
         if stream.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
           raise tarfile.ReadError("is damaged or cut short")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+      raw_lib.stop_if_of_machine(error)
       yield "", Rejected(f"{self._id}@{end}", raw_lib.UNREADABLE, str(error))
 
   def _document(
