@@ -2,23 +2,35 @@
 
 Owns: training, loading and checking a sentencepiece model, the special tokens. Not:
 where text comes from (sources.py), what the special tokens mean (sequence.py).
+
+A model of the Llama family (unk 0, bos 1, eos 2, no pad) has no BOI and EOI: they and
+PAD are added above its vocabulary, as control pieces at the end of the model itself. So
+what is saved is one file that says it all, and its hash is of the model and what was
+added; loaded again, it has all it needs.
 """
 
 import hashlib
+import heapq
 import io
 import os
+import struct
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from absl import logging
 
 from tfusion import sequence
 
+# Appended to a serialised model, this replaces add_dummy_prefix of its normalizer_spec:
+# messages in protocol buffers are joined by joining their bytes.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 # Control symbols: sentencepiece never produces them from text, whatever it spells.
-BOI, EOI = "<boi>", "<eoi>"
+BOI, EOI, PAD = "<boi>", "<eoi>", "<pad>"
 SPACE = "\u2581"  # how sentencepiece writes a space; text may hold it too
+TRAINING_CHARACTERS = 50_000_000  # at most; byte-pair encoding takes them in seconds
 MAX_SENTENCE_BYTES = 1 << 30  # above any text, so that none is left out of training
 
 
@@ -26,24 +38,21 @@ class Tokenizer:
   """A sentencepiece model with PAD, BOS, EOS, BOI and EOI; picklable."""
 
   def __init__(self, model: bytes, *, origin: str = "the tokenizer"):
-    """Reads a serialised sentencepiece model.
+    """Reads a serialised sentencepiece model; adds BOI, EOI and PAD if it has none.
 
     Args:
       model: the bytes of a `.model` file.
       origin: what error messages call it.
 
     Raises:
-      ValueError: not a sentencepiece model, or one that lacks a special token.
+      ValueError: not a sentencepiece model, or one without BOS and EOS, or with other
+        pieces of the special tokens' names.
     """
-    try:
-      if not model:
-        raise RuntimeError("it is empty")
-      processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-      raise ValueError(
-        f"{origin}: not a sentencepiece model; name another data.tokenizer, or leave"
-        " it empty to train one on the sources"
-      ) from error
+    processor = _open(model, origin)
+    lacking = [n for n in (BOI, EOI, PAD) if _is_absent(processor, n)]
+    if lacking:
+      model = model + b"".join(map(_control_piece, lacking))
+      processor = _open(model, origin)
     ids = {
       "pad": processor.pad_id(),
       "bos": processor.bos_id(),
@@ -54,12 +63,14 @@ class Tokenizer:
     lacking = [n for n, i in ids.items() if i < 0 or not processor.is_control(i)]
     if lacking:
       raise ValueError(
-        f"{origin}: has no control symbol for {', '.join(lacking)}; train it with"
-        f" pad, bos, eos and control_symbols={BOI},{EOI}, or leave data.tokenizer"
-        " empty to train one on the sources"
+        f"{origin}: has no control symbol for {', '.join(lacking)}; train it with bos"
+        f" and eos and without pieces called {BOI}, {EOI} and {PAD}, or leave"
+        " data.tokenizer empty to train one on the sources"
       )
     self._model = bytes(model)
     self._processor = processor
+    # Behind the first part of a text, a space that is not there must not be added.
+    self._inner = _open(self._model + NO_DUMMY_PREFIX, origin)
     self._spoken = [
       not (processor.is_control(i) or processor.is_unknown(i))
       for i in range(processor.piece_size())
@@ -79,22 +90,29 @@ class Tokenizer:
 
   @classmethod
   def train(
-    cls, texts: Iterable[str], *, vocab_size: int, path: str | Path
+    cls,
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    path: str | Path,
+    max_characters: int = TRAINING_CHARACTERS,
   ) -> "Tokenizer":
     """Trains byte-pair encoding with byte fallback and writes it to a file.
 
     Deterministic: the same texts in the same order give the same bytes. Every
-    character of the texts gets a piece; any other text is spelled in bytes.
+    character that it is trained on gets a piece; any other text is spelled in bytes.
 
     Args:
-      texts: the corpus.
+      texts: the corpus, which may be larger than memory.
       vocab_size: pieces at most; a small corpus gives fewer.
       path: the file to write, whole or not at all.
+      max_characters: held and trained on; of a larger corpus, texts chosen by a hash
+        of their number.
 
     Raises:
       ValueError: no text, or `vocab_size` has no room for its characters.
     """
-    texts = [text for text in texts if text]
+    texts = _sample(texts, max_characters)
     if not texts:
       raise ValueError("data.sources: hold no text to train a tokenizer on")
     alphabet = set().union(*map(set, texts))
@@ -136,7 +154,7 @@ class Tokenizer:
     """Reads a model file.
 
     Raises:
-      ValueError: no such file, not a sentencepiece model, or one without <boi>.
+      ValueError: no such file, or not a model that can serve.
     """
     path = Path(path)
     if not path.is_file():
@@ -165,7 +183,7 @@ class Tokenizer:
       for i, part in enumerate(text.split(SPACE)):
         # Spelled in bytes, or it would come back as a space.
         ids += self._space_ids if i else []
-        ids += self._processor.encode(part)
+        ids += (self._inner if i else self._processor).encode(part)
     except RuntimeError as error:
       raise ValueError(f"text {text!r}: not valid Unicode") from error
     return np.asarray(ids, np.int32)
@@ -173,11 +191,63 @@ class Tokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of ids; skips special tokens and ids that no piece has.
 
-    The inverse of `encode`. A model's vocabulary may be larger than the tokenizer's,
-    so ids without a piece can be sampled; they are silent.
+    The inverse of `encode` for models trained here and for those of the Llama family:
+    `decode(encode(text)) == text`. A Llama's model writes a space before every text and
+    drops one here: `encode(a)` and `encode(b)` joined decode to a, a space and b, and a
+    text that is decoded piece by piece loses the spaces between the pieces. Of other
+    models, one that normalises gives back what it made of the text, and one without
+    byte fallback drops the characters that it has not.
+
+    A model's vocabulary may be larger than the tokenizer's, so ids without a piece can
+    be sampled; they are silent.
     """
     spoken = [int(i) for i in ids if 0 <= i < self.vocab_size and self._spoken[i]]
     return self._processor.decode(spoken)
+
+
+def _open(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
+  try:
+    if not model:
+      raise RuntimeError("it is empty")
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+  except RuntimeError as error:
+    raise ValueError(
+      f"{origin}: not a sentencepiece model; name another data.tokenizer, or leave"
+      " it empty to train one on the sources"
+    ) from error
+
+
+def _is_absent(processor: sentencepiece.SentencePieceProcessor, piece: str) -> bool:
+  if piece == PAD and processor.pad_id() >= 0:
+    return False  # by whatever name
+  return processor.id_to_piece(processor.piece_to_id(piece)) != piece
+
+
+def _control_piece(name: str) -> bytes:
+  """ModelProto.pieces (1) with piece (1), score (2) = 0 and type (3) = CONTROL (3)."""
+  coded = name.encode()
+  inner = b"\x0a" + bytes([len(coded)]) + coded
+  inner += b"\x15" + struct.pack("<f", 0.0) + b"\x18\x03"
+  return b"\x0a" + bytes([len(inner)]) + inner
+
+
+def _sample(texts: Iterable[str], limit: int) -> list[str]:
+  """At most `limit` characters of texts that are not empty, in order."""
+  heap: list[tuple[int, int, str]] = []  # the largest hash on top
+  read = held = whole = 0
+  for number, text in enumerate(filter(None, texts)):
+    read, whole = read + 1, whole + len(text)
+    place = hashlib.blake2b(str(number).encode(), digest_size=6).digest()
+    heapq.heappush(heap, (-int.from_bytes(place), number, text[:limit]))
+    held += len(text[:limit])
+    while held > limit:
+      held -= len(heapq.heappop(heap)[2])
+  if held < whole:
+    logging.warning(
+      "the tokenizer is trained on a sample: %s of %s texts, %s of %s characters",
+      *(f"{n:,}" for n in (len(heap), read, held, whole)),
+    )
+  return [text for _, _, text in sorted(heap, key=lambda item: item[1])]
 
 
 def _ending(piece: str) -> int:
