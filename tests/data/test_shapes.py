@@ -208,8 +208,8 @@ def test_options_are_read():
   assert (source.kind, source.length, source.seed, source.things) == ("edits", 12, 3, 2)
   assert source.px == 64 and source.name == "shapes:edits,length=12,seed=3,things=2"
   assert open_one("seed=1").kind == "pairs" and open_one("seed=1").seed == 1
-  test = open_one("length=12", split="test")
-  assert len(test) == shapes.TEST_LENGTH
+  assert len(open_one("length=12", split="test")) == 12
+  assert len(open_one(split="test")) == shapes.TEST_LENGTH
 
 
 @pytest.mark.parametrize(

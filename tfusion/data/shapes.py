@@ -39,7 +39,7 @@ SIDES_PX = (32, 64)
 STORY_PICTURES = (2, 3, 4)
 THEN = ("now", "then", "next,", "after that,")
 HELD_OUT_EVERY = 4  # test documents
-TEST_LENGTH = 8192  # documents
+TEST_LENGTH = 8192  # documents at most
 MOST_DOCUMENTS = 2**31 - 1
 SAMPLED_TEXTS = 4096  # documents whose texts a tokenizer is trained on
 
@@ -132,8 +132,8 @@ def open_shapes(
   Args:
     argument: a kind of KINDS (pairs without one) and options, as in
       "stories,length=100000,seed=1,things=2": documents in the training split (a
-      million; the test split has TEST_LENGTH), a seed (0), things in a scene at most
-      (4).
+      million; the test split has as many, up to TEST_LENGTH), a seed (0), things in a
+      scene at most (4).
     split: "train" or "test"; they share no random number.
     image_shape: h, w, c of the pictures: (32, 32, 3) or (64, 64, 3).
 
@@ -174,7 +174,7 @@ def open_shapes(
     given.add(key)
     options[key] = int(value)
   if split == "test":
-    options["length"] = TEST_LENGTH
+    options["length"] = min(options["length"], TEST_LENGTH)
   return Shapes(name, kind, split, image_shape[0], **options)
 
 

@@ -205,6 +205,6 @@ def plot_judge(path: str | Path, *, pictures: int = 200) -> list[Trial]:
     axes.set(xlabel=f"{name}: standard deviation, {unit}", ylim=(0, 102))
     axes.grid(alpha=0.3)
   figure.axes[0].set_ylabel("% of pictures read right; of things, their shape")
-  figure.axes[0].legend()
+  figure.axes[0].legend(loc="lower left")
   figure.savefig(path)
   return trials

@@ -10,7 +10,6 @@ are nearly gray, so what has colour is a thing. Each one is compared with every 
 drawn where it lies, sharp and blurred, and takes the shape that differs least.
 """
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -67,18 +66,9 @@ def read(picture_hwc: np.ndarray) -> tuple[Thing, ...]:
   for whole_hw, parts in _spots(chroma_hwc):
     whole, error = _fit(rgb_hwc, chroma_hwc, whole_hw)
     fitted = [_fit(rgb_hwc, chroma_hwc, part_hw) for part_hw in parts]
-    split = [thing for thing, _ in fitted]
-    better = sum(e for _, e in fitted) < _PARTED * error
-    things += split if split and better and _beside_each_other(split) else [whole]
+    parted = fitted and sum(left for _, left in fitted) < _PARTED * error
+    things += [part for part, _ in fitted] if parted else [whole]
   return tuple(sorted(things, key=lambda thing: (thing.x, thing.y)))
-
-
-def _beside_each_other(things: list[Thing]) -> bool:
-  """Whether no two overlap, as two halves of one ring would."""
-  return all(
-    math.hypot(a.x - b.x, a.y - b.y) > 0.8 * (a.radius + b.radius)
-    for a, b in itertools.combinations(things, 2)
-  )
 
 
 def _spots(chroma_hwc: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
