@@ -17,6 +17,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+import tiny_shards
 from jax.experimental.compilation_cache import compilation_cache
 
 from tfusion import config as config_lib
@@ -314,9 +315,8 @@ def test_metrics_of_an_update_are_read_when_the_device_has_the_next(
 # Stopped and started again.
 
 
-@pytest.mark.parametrize("name, config", [("plain", PLAIN), ("full", FULL)])
 def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
-  tmp_path, capfd, never_stopped, name, config
+  tmp_path, capfd, never_stopped
 ):
   workdir = tmp_path / "run"
   # An update takes a tenth of a second and more, so that any moment may be hit once
@@ -327,19 +327,55 @@ def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
     "PAUSE": "0.1",
   }
   # Compiled afresh in that process: nothing may depend on the compiler's mood.
-  with running(RUN, config, workdir, **moment) as process:
+  with running(RUN, PLAIN, workdir, **moment) as process:
     said = process.stdout.read()
     assert process.wait() == -signal.SIGKILL, said
   written = metrics.read_lines(workdir / "metrics.jsonl")
   assert len(written) < STEPS
-  train(config, workdir)
+  train(PLAIN, workdir)
   assert re.search(r"goes on after step [1-9]", capfd.readouterr().out), moment
   try:
-    assert_same_files(workdir, never_stopped[name])
+    assert_same_files(workdir, never_stopped["plain"])
   except AssertionError as error:
     error.add_note(f"killed at {moment}, with {written[-1:]} written")
     raise
   assert steps_of(workdir)[-1] == STEPS
+
+
+def test_a_run_on_shards_killed_ten_times_takes_every_document_once(tmp_path, cache):
+  tiny_shards.make(tmp_path / "shards", train=40)
+  config = make_config(
+    model__image_shape=(4, 4, 2),
+    data__sources=(f"shards:{tmp_path / 'shards'}",),
+    train__steps=70,
+    train__eval_every_steps=70,
+    **FULL_CHANGES,
+  )
+  want, got = tmp_path / "want", tmp_path / "got"
+  train(config, want)
+  for _ in range(10):
+    # From the first batch on: while it compiles, in an update, in a save. An update
+    # takes a quarter of a second, so that none of the ten comes to the end.
+    moment = {"KILL_AT_STEP": "1", "KILL_AFTER": str(random.uniform(0, 2.5))}
+    with running(RUN, config, got, PAUSE="0.25", **moment, **cache) as process:
+      said = process.stdout.read()
+      assert process.wait() == -signal.SIGKILL, said
+  train(config, got)
+  assert_same_files(got, want)  # every update, of the same rows to the last bit
+  for name in ("data.json", "skipped.json"):
+    assert (got / name).is_file() == (want / name).is_file()
+  assert json.loads((got / "data.json").read_text()) == json.loads(
+    (want / "data.json").read_text()
+  )
+  lanes = restored_lanes(got)
+  assert lanes == restored_lanes(want)
+  drawn = sum(sum(lane["drawn"].values()) for lane in lanes.values())
+  assert drawn > 2 * 40  # epochs
+
+
+def restored_lanes(workdir: pathlib.Path) -> dict:
+  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    return checkpoints.describe(checkpoints.latest)["lanes"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
