@@ -55,6 +55,13 @@ def test_what_lacks_or_is_too_much_costs_the_count():
   assert crowd == Marks(False, False, 1, 1, 1, 1, None)
 
 
+def test_of_a_crowd_the_largest_are_matched():
+  """All orders of a hundred specks would take for ever."""
+  eight = [but(A, x=i / 10) for i in range(8)]
+  assert mark_scene((B,), [*eight[:7], B]).shape == 1
+  assert mark_scene((B,), [*eight, B]).shape == 0
+
+
 def test_a_caption_marks_what_it_says_alone():
   assert mark_caption("a circle and a star", (B, A)) == Marks(
     True, True, 1, None, None, None, None

@@ -110,6 +110,27 @@ def test_things_that_blur_into_each_other_are_told_apart():
     assert mark_scene(scene.things, read(picture)).right
 
 
+def test_a_blurred_ring_is_no_paler_larger_disc():
+  """No thing has so pale a colour; a judge that forgets this takes three wrong."""
+  rng, right = np.random.default_rng(0), 0
+  for colour, rgb in COLOURS.items():
+    ring = Thing("ring", colour, "small", 0.4, 0.55, SIZES["small"], rgb)
+    picture = ndimage.gaussian_filter(
+      picture_of(Scene((ring,), GREY), 64), (3.2, 3.2, 0)
+    )
+    seen = read(picture + 0.1 * rng.normal(size=picture.shape))
+    right += [(t.shape, t.size) for t in seen] == [("ring", "small")]
+  assert right >= 7
+
+
+def test_a_hole_in_a_picture_hides_nothing_else():
+  scene = draw_scene(Draws("hole", 0))
+  picture = picture_of(scene, 64)
+  picture[0, 0] = np.nan
+  picture[63, 63] = np.inf
+  assert mark_scene(scene.things, read(picture)).right
+
+
 def test_any_picture_gets_an_answer():
   rng = np.random.default_rng(0)
   ramp = np.linspace(-1, 1, 32)
