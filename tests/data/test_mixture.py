@@ -91,7 +91,10 @@ def test_a_source_is_shown_for_its_epochs_and_dropped(lanes):
   shown = collections.Counter()
   for k in range(lanes):
     lane = Lane(sources, tokenizer(), config, lane=k)
+    rows = 0
     while not shown_all(lane, config):
+      rows += 1
+      assert rows < 300, "a source that is used up is drawn on"
       next(lane)
       shown.update((key[0], lane.document_index(key)) for key in lane.last_keys)
     drawn = lane.state()["drawn"]

@@ -183,6 +183,17 @@ def test_a_cut_lies_behind_a_paragraph_else_a_sentence_else_as_late_as_can_be():
   assert len(cut(lay_out((Text(ids),)), endings=endings)[0][0]) == 24
 
 
+def test_bos_is_not_repeated_where_the_first_piece_is_short():
+  endings = np.zeros(300, np.uint8)
+  endings[50] = 1
+  ids = np.arange(100, 140)
+  ids[12] = 50
+  first, second, *_ = cut(lay_out((Text(ids),)), endings=endings, overlap=20)
+  assert list(first.tokens_l) == [SPECIAL.bos, *ids[:13]]
+  assert list(second.tokens_l) == list(ids[:24])
+  assert not second.weights_l[:13].any() and second.weights_l[13:].all()
+
+
 def test_line_ends_and_full_stops_end_something_in_the_tokenizer():
   for text, expected in ((".", 1), ("\n", 2), ("7", 0), ("a", 0)):
     assert tokenizer().endings[tokenizer().encode(text)[-1]] == expected
