@@ -16,6 +16,8 @@ from tfusion import config as config_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
 
+PROBE = ".write-probe"  # a file that proves that others can be written
+
 C = TypeVar("C", Config, AutoencoderConfig)
 
 
@@ -128,7 +130,7 @@ def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
     ValueError: it is a file or cannot be written.
   """
   path = Path(workdir).expanduser()
-  probe = path / ".write-probe"
+  probe = path / PROBE
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b"ok")

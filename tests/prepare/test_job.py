@@ -179,6 +179,15 @@ def test_a_full_disk_stops_the_job_in_a_line_and_leaves_no_half(
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.parametrize("left", [".write-probe", "job.json.0123.tmp"])
+def test_a_job_killed_before_it_wrote_its_settings_can_start_again(
+  photos, undisturbed, tmp_path, left
+):
+  (tmp_path / left).write_text("cut")
+  job.prepare(request(photos, tmp_path))
+  assert bytes_of(tmp_path) == undisturbed
+
+
 def test_a_job_that_is_done_does_nothing(photos, undisturbed, tmp_path, monkeypatch):
   out = tmp_path / "shards"
   job.prepare(request(photos, out))
@@ -308,6 +317,20 @@ def test_an_out_that_is_in_use_or_in_the_source_is_refused(photos, tmp_path):
     job.prepare(request(photos, tmp_path / "thesis.tex" / "shards"))
   with pytest.raises(ValueError, match="unknown options: shard_documnts"):
     job.prepare(request(photos, tmp_path / "new"), ["--shard_documnts=3"])
+
+
+def test_options_are_beams_own_but_nothing_is_downloaded_by_default():
+  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+  # DirectRunner would try Prism, a program that Beam fetches.
+  assert runner.parse([]).view_as(StandardOptions).runner == "FnApiRunner"
+  assert runner.parse(["--direct_num_workers=2"]).view_as(
+    DirectOptions
+  ).direct_running_mode == ("multi_processing")
+  flink = runner.parse(["--runner=FlinkRunner", "--made_up=8"])
+  assert flink.view_as(StandardOptions).runner == "FlinkRunner"
+  with pytest.raises(ValueError, match="unknown options: made_up"):
+    runner.parse(["--made_up=8"])
 
 
 def test_a_missing_extra_is_named(photos, tmp_path, monkeypatch):

@@ -181,17 +181,20 @@ def _enter(out: str, settings: dict[str, Any]) -> Path:
         f"--out={out}: holds shards of another job ({'; '.join(differ)}); name a new"
         " folder, or ask for the same"
       )
-  elif found := sorted(p.name for p in folder.iterdir() if p.suffix != ".tmp"):
-    raise ValueError(
-      f"--out={out}: is no folder of this command, it holds {', '.join(found[:3])};"
-      " name a new or an empty one"
-    )
+  else:
+    # Of a job killed before it had written its settings there may be these two.
+    own = (".tmp", workdir_lib.PROBE)
+    found = sorted(p.name for p in folder.iterdir() if not p.name.endswith(own))
+    if found:
+      raise ValueError(
+        f"--out={out}: is no folder of this command, it holds {', '.join(found[:3])};"
+        " name a new or an empty one"
+      )
+    text = json.dumps(settings, indent=1) + "\n"
+    manifest_lib.write_whole(path, text.encode())
   (folder / "parts").mkdir(exist_ok=True)
   for left in (*folder.glob("*.tmp"), *folder.glob("parts/*.tmp")):
     left.unlink(missing_ok=True)  # of a job that was killed
-  if not path.is_file():
-    text = json.dumps(settings, indent=1) + "\n"
-    manifest_lib.write_whole(path, text.encode())
   return folder
 
 
