@@ -301,6 +301,19 @@ def test_what_is_skipped_is_listed_in_the_workdir_and_logged(tmp_path, caplog):
   assert not (tmp_path / "skipped.json").exists()
 
 
+def test_weights_are_always_in_reach(tmp_path, caplog):
+  write_photos(
+    tmp_path / "photos", {f"{i}": "many different words " * 3 for i in range(9)}
+  )
+  photos = f"folder:{tmp_path / 'photos'}"
+  config = changed(sources=(photos, "pydoc"), weights=(1.0, 9.0), workers=0)
+  data = HostBatches(open_corpus(config, tmp_path), config, host=0, hosts=1)
+  for _ in range(4):
+    next(data)
+  assert "cannot be reached" not in caplog.text
+  assert abs(data.counts()["pydoc"]["share"] - 0.9) < 0.03
+
+
 @pytest.mark.parametrize("ratio, said", [(1.0, True), (20.0, False)])
 def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, said):
   write_photos(

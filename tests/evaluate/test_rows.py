@@ -1,15 +1,22 @@
 """`tfusion inspect data`: from the nearest checkpoint, or before there is a run."""
 
+import base64
 import dataclasses
+import io
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+import tiny_codec
+import tiny_shards
+from PIL import Image
 
 from tfusion import cli
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
-from tfusion.data import pipeline
+from tfusion.data import pipeline, show
 from tfusion.evaluate import rows
 
 DIGITS = "experiments/digits.py:smoke"
@@ -88,6 +95,55 @@ def test_a_run_not_yet_begun_is_drawn_from_its_config(run, drawn, tmp_path):
 def test_a_step_before_the_first_is_refused(run, capsys):
   assert cli.main(["inspect", "data", f"--workdir={run[1]}", "--step=0"]) == 2
   assert "--step=0: updates are counted from 1" in capsys.readouterr().err
+
+
+def pictures_in(path):
+  found = re.findall(r"base64,([^\"]+)", path.read_text())[:-1]  # not the intervals
+  return [np.asarray(Image.open(io.BytesIO(base64.b64decode(x)))) for x in found]
+
+
+@pytest.mark.parametrize("kind", ["mean", "codes"])
+@pytest.mark.parametrize("has_autoencoder", [True, False])
+def test_latents_and_codes_are_drawn_as_well_as_can_be(
+  tmp_path, drawn, kind, has_autoencoder
+):
+  latents = kind == "mean"
+  codec = tiny_codec.make(
+    dataclasses.replace(tiny_codec.VAE, latent_channels=2, codes=0 if latents else 16)
+  )
+  codec.save(tmp_path / "one")
+  own = (tmp_path / "one").read_bytes() if has_autoencoder else None
+  shape = (4, 4, 2) if latents else (16,)
+  images = tiny_shards.make(
+    tmp_path / "a", kind=kind, shape=shape, autoencoder=own
+  ).images
+  config = tiny.build(
+    model__image_shape=(4, 4, 2),
+    data__sources=(f"shards:{tmp_path / 'a'}",),
+    data__row_length=64,
+    data__lanes=1,
+    train__batch_rows=1,
+  )
+  (tmp_path / "run").mkdir()
+  (page,) = rows.draw_rows(config, tmp_path / "run", 1, out=tmp_path / "out")
+  shown = pictures_in(page)
+  assert shown
+  if latents:
+    (row,) = drawn
+    made = row.batch.latents_bnhwc[: len(shown)]
+    scaled = made * np.float32(images.scale) + np.float32(images.shift)
+    expected = [codec.decode(x[None])[0] for x in scaled]
+    if not has_autoencoder:
+      expected = list(show.false_colours(made))
+  else:
+    tokens = drawn[0].batch.tokens_bl
+    vocabulary = tiny_shards.tokenizer().vocab_size
+    codes = tokens[tokens >= vocabulary].reshape(-1, 16) - vocabulary
+    expected = [codec.decode(x[None])[0] for x in codes]
+    if not has_autoencoder:
+      expected = [p[..., 0] for p in rows._stripes(codes)]
+  for x, y in zip(shown, expected, strict=True):
+    np.testing.assert_array_equal(x, y)
 
 
 def test_without_an_autoencoder_codes_are_patterns_and_pixels_stay():

@@ -385,7 +385,7 @@ def _report_unreachable(
   """Says when captions alone exceed the text share, so text-only sources wait."""
   captioned = [s for s in sources if s.has_images]
   text_only = [s.name for s in sources if not s.has_images]
-  if not captioned or not text_only:
+  if config.data.weights or not captioned or not text_only:
     return
   text = patches = 0
   for source in captioned:

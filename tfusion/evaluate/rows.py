@@ -82,7 +82,9 @@ def _pictures(workdir: Path) -> Callable[[np.ndarray], np.ndarray]:
     return show.false_colours if images.latents else _stripes
   codec = codec_lib.load(path)
   scale, shift = (np.asarray(x, np.float32) for x in (images.scale, images.shift))
-  return lambda x: codec.decode(x * scale + shift if images.latents else x)
+  raw = lambda x: x * scale + shift if images.latents else x  # noqa: E731
+  # One by one: every other number of images would be compiled anew.
+  return lambda x: np.concatenate([codec.decode(raw(one[None])) for one in x])
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
