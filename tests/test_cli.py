@@ -19,13 +19,19 @@ from tfusion import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
-COMMANDS = ("train", "sample", "eval", "inspect", "bench")
+COMMANDS = ("train", "autoencoder", "sample", "eval", "inspect", "bench")
 # Importing one of these takes from a tenth of a second to seconds.
 HEAVY = (
   "jax jaxlib flax optax orbax tensorstore grain chex einops sentencepiece sklearn"
   " scipy matplotlib PIL numpy pandas torch tensorboardX"
 ).split()
-LIGHT = ("tfusion", "tfusion.cli", "tfusion.config", "tfusion.workdir")
+LIGHT = (
+  "tfusion",
+  "tfusion.cli",
+  "tfusion.autoencoder_config",
+  "tfusion.config",
+  "tfusion.workdir",
+)
 
 
 @pytest.fixture(autouse=True)

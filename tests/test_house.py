@@ -10,6 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
+from tfusion import autoencoder_config
 from tfusion import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -36,7 +37,7 @@ FILES = {
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
   "data": "captions drawing folder forms images lanes manifest mixture outlines"
-  " packing pieces pipeline prepared records replay row_page scenes"
+  " packing pictures pieces pipeline prepared records replay row_page scenes"
   " shapes shards show sources tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
@@ -44,7 +45,8 @@ FILES = {
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers runner tables tar",
-  "train": "loop losses metrics optim step stop trained validate",
+  "train": "adversary autoencoder loop losses metrics optim perceptual reconstruction"
+  " step stop trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
@@ -55,7 +57,7 @@ ONLY = {
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
   "array_record": "data",
-  "safetensors": "model interop",
+  "safetensors": "model interop train",
   "grain": "data",
   "sentencepiece": "data",
   "einops": "model",
@@ -279,23 +281,41 @@ def photos(tmp_path_factory):
   return folder
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("variant", ["", "smoke"])
-def test_every_experiment_builds_a_valid_config(path, variant, photos):
+# What each experiment is a config of; its module and command.
+KINDS = {"autoencoder": (autoencoder_config, "autoencoder")}
+
+
+def kind(path: pathlib.Path):
+  return KINDS.get(path.stem, (config_lib, "train"))
+
+
+def load(path: pathlib.Path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   experiment = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(experiment)
+  return experiment
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_every_experiment_builds_a_valid_config(path, variant, photos):
+  experiment, module = load(path), kind(path)[0]
   needs = [f"data={photos}"] if path.stem == "folder" else []
   arg = ",".join([*needs, *filter(None, [variant])])
-  config = config_lib.from_dict(experiment.get_config(arg))
-  config_lib.validate_devices(config, devices=1, hosts=1)
+  config = module.from_dict(experiment.get_config(arg))
+  if module is config_lib:
+    config_lib.validate_devices(config, devices=1, hosts=1)
   if variant:
-    full = config_lib.from_dict(experiment.get_config(",".join(needs)))
-    assert config.train.steps <= 100 and config.model.width <= 64
+    full = module.from_dict(experiment.get_config(",".join(needs)))
+    widths = getattr(config.model, "widths", None) or (config.model.width,)
+    assert config.train.steps <= 100 and max(widths) <= 64
     assert full.train.steps > config.train.steps
     # Small sizes of the same thing: what is not a size stays.
-    for key in ("optim.b2", "diffusion.image_first_noise_cap", "optim.ema_decay"):
-      assert config_lib.flatten(config)[key] == config_lib.flatten(full)[key]
+    same, other = config_lib.flatten(config), config_lib.flatten(full)
+    keys = "optim.b2 optim.ema_decay diffusion.image_first_noise_cap"
+    keys += " loss.features loss.perceptual_weight loss.kl_weight model.latent_channels"
+    for key in same.keys() & set(keys.split()):
+      assert same[key] == other[key]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -303,7 +323,8 @@ def test_every_experiment_is_values_and_shows_its_command(path):
   tree = ast.parse(path.read_text())
   for full in imports(tree):
     if full.partition(".")[0] == "tfusion":
-      assert full.split(".")[1] in ("config", "data"), f"{path.name} imports {full}"
+      known = ("autoencoder_config", "config", "data")
+      assert full.split(".")[1] in known, f"{path.name} imports {full}"
   get_config = next(n for n in tree.body if getattr(n, "name", "") == "get_config")
-  command = f"tfusion train --config experiments/{path.name}"
+  command = f"tfusion {kind(path)[1]} --config experiments/{path.name}"
   assert command in ast.get_docstring(get_config)

@@ -9,7 +9,7 @@ import shlex
 import pytest
 from PIL import Image
 
-from tfusion import cli
+from tfusion import autoencoder_config, cli
 from tfusion.prepare import job, readers, runner
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -20,6 +20,7 @@ COMMANDS = re.findall(r"^    (tfusion .+)$", README, re.MULTILINE)
 def test_every_kind_of_command_is_in_the_readme():
   assert {c.split()[1] for c in COMMANDS} == {
     "train",
+    "autoencoder",
     "sample",
     "eval",
     "inspect",
@@ -46,7 +47,8 @@ def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monke
     job.prepare(job.Request("folder:photos", args.config.partition("data=")[2]))
     cli.read_config(args.config, rest)
   elif getattr(args, "config", None):
-    cli.read_config(args.config, rest)
+    kind = autoencoder_config if args.command == "autoencoder" else cli.config_lib
+    cli.read_config(args.config, rest, kind=kind)
   else:
     digits = cli.read_config("experiments/digits.py", [])
     known = cli.config_lib.flatten(digits)

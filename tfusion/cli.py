@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from tfusion import __version__
+from tfusion import __version__, autoencoder_config
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 
@@ -68,6 +69,19 @@ def train(args: argparse.Namespace, rest: list[str]) -> None:
   draw = pictures.SampleGrids(config, workdir)
   judge = suite.FinalEvaluation(config, workdir)
   loop.train(config, workdir, evaluations=[draw, judge])
+
+
+def autoencoder(args: argparse.Namespace, rest: list[str]) -> None:
+  """Trains an autoencoder of pictures; writes autoencoder.safetensors, report.html."""
+  config = read_config(args.config, rest, kind=autoencoder_config)
+  workdir = workdir_lib.check_writable(args.workdir)
+  workdir_lib.check_same_run(config, workdir)
+  from tfusion.evaluate import pictures
+  from tfusion.train import autoencoder as run
+
+  run.train(
+    config, workdir, evaluations=[pictures.Reconstructions(workdir / "samples")]
+  )
 
 
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
@@ -192,8 +206,15 @@ def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
     print(line, flush=True)
 
 
-def read_config(path: str, overrides: list[str]) -> config_lib.Config:
+def read_config(
+  path: str, overrides: list[str], *, kind: types.ModuleType = config_lib
+) -> config_lib.Config | autoencoder_config.AutoencoderConfig:
   """Reads `file.py[:arg]`, applies `--config.a.b=value`, checks everything.
+
+  Args:
+    path: of the experiment, and its argument.
+    overrides: from the command line.
+    kind: the module of the command's config: tfusion.config or autoencoder_config.
 
   Raises:
     ValueError: a missing file, an unknown key, a wrong type or value.
@@ -209,19 +230,19 @@ def read_config(path: str, overrides: list[str]) -> config_lib.Config:
   spec.loader.exec_module(experiment)
   if not hasattr(experiment, "get_config"):
     raise ValueError(f"--config={path}: {file} has no function get_config")
-  return _with_overrides(experiment.get_config(arg), overrides)
+  return _with_overrides(experiment.get_config(arg), overrides, kind)
 
 
 def read_saved_config(workdir: str, overrides: list[str]) -> config_lib.Config:
   """Reads workdir/config.json and applies `--config.a.b=value`."""
   saved = dataclasses.asdict(workdir_lib.load_config(workdir))
-  return _with_overrides(ml_collections.ConfigDict(saved), overrides)
+  return _with_overrides(ml_collections.ConfigDict(saved), overrides, config_lib)
 
 
 def _with_overrides(
-  config: ml_collections.ConfigDict, args: list[str]
-) -> config_lib.Config:
-  known = config_lib.flatten(config_lib.Config())
+  config: ml_collections.ConfigDict, args: list[str], kind: types.ModuleType
+) -> config_lib.Config | autoencoder_config.AutoencoderConfig:
+  known = config_lib.flatten(kind.from_dict(kind.defaults()))
   for arg in args:
     key = arg.partition("=")[0].removeprefix("--config.")
     if arg.startswith("--config.") and key not in known:
@@ -235,7 +256,7 @@ def _with_overrides(
     raise ValueError(str(error)) from error
   if left[1:]:
     raise ValueError(f"unknown arguments: {' '.join(left[1:])}")
-  return config_lib.from_dict(values.config)
+  return kind.from_dict(values.config)
 
 
 def _indented(values: dict) -> str:
@@ -250,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--version", action="version", version=__version__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+  experiment = dict(required=True, help="experiments/FILE.py[:key=value,...]")
   knobs = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
 
   def add(name, function, *, to=commands, more=knobs, distributed=False):
@@ -268,9 +290,10 @@ def _parser() -> argparse.ArgumentParser:
       )
     return command
 
-  c = add("train", train, distributed=True)
-  c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
-  c.add_argument("--workdir", required=True, help="goes on if it holds a checkpoint")
+  for name, function in (("train", train), ("autoencoder", autoencoder)):
+    c = add(name, function, distributed=True)
+    c.add_argument("--config", **experiment)
+    c.add_argument("--workdir", required=True, help="goes on if it holds a checkpoint")
   c = add("sample", sample, distributed=True)
   c.add_argument("--workdir", required=True, help="of a run")
   c.add_argument(
@@ -307,7 +330,7 @@ def _parser() -> argparse.ArgumentParser:
   bench = commands.add_parser("bench", help=text, description=text)
   bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
-  c.add_argument("--config", required=True, help="experiments/FILE.py[:key=value,...]")
+  c.add_argument("--config", **experiment)
   c.add_argument("--steps", type=int, default=30, help="timed steps of each part")
   c = add("attention", bench_attention, to=bench, more=None)
   c.add_argument(

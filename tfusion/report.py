@@ -53,10 +53,29 @@ CURVES = {  # section: its sentence; then file, key, title, unit, colour of each
     ("metrics", "grad_norm", "Gradient", "norm before clipping", "ink"),
     ("metrics", "lr", "Learning rate", "per update", "ink"),
     ("speed", "elements_per_s", "Speed", "elements per second", "ink"),
+    ("speed", "pictures_per_s", "Speed", "pictures per second", "ink"),
     ("speed", "step_ms", "Time", "ms per update", "ink"),
     ("speed", "mfu", "Use", "share of the matmul rate", "ink"),
     ("speed", "data_wait_share", "Data wait", "share of the time", "ink"),
   ),
+}
+CODEC_CURVES = {  # of runs of `tfusion autoencoder`
+  "Training loss": (
+    "The loss is the sum of these terms, weighed. Strong: smoothed; faint: every one.",
+    ("metrics", "loss", "Loss", "what training lowers", "ink"),
+    ("metrics", "loss_pixel", "L1", "of pixels from -1 to 1", "image"),
+    ("metrics", "loss_perceptual", "Perceptual", "distance of features", "image"),
+    ("metrics", "kl_nats", "KL", "nats per picture", "text"),
+    ("metrics", "loss_codebook", "Codebook", "squared distance to it", "text"),
+    ("metrics", "loss_discriminator", "Discriminator", "1: a blind guess", "ink"),
+  ),
+  "Held-out pictures": (
+    "Faint: in training, with latents drawn. A rate of codes is what they can carry.",
+    ("validation", "psnr", "Held-out PSNR", "dB", "image"),
+    ("validation", "bits_per_pixel", "Rate", "bits per pixel", "text"),
+    ("validation", "codes_used", "Codes used", "share of the codebook", "text"),
+  ),
+  "Optimiser and speed": CURVES["Optimiser and speed"],
 }
 MEASURES = {  # key of eval.json: name | what stands behind it | how to read it
   "caption_accuracy": "Captions right | {captions_right:,} of {captions:,} |"
@@ -69,6 +88,10 @@ MEASURES = {  # key of eval.json: name | what stands behind it | how to read it
   " | Of drawn images to the nearest training image; copies lie far nearer than real.",
   "text_perplexity": "Text perplexity | {text_tokens:,} tokens |"
   " Among how many next tokens the model wavers on held-out text; 1 is certainty.",
+}
+PAGES = {  # command of a run: its curves, title and sentence of its pictures
+  "train": (CURVES, "Samples", "The same prompts and noise"),
+  "autoencoder": (CODEC_CURVES, "Reconstructions", "Pictures above what came back"),
 }
 LARGE_BYTES, SMALL_BYTES = 450_000, 80_000  # of a picture; keeps the page under 3 MB
 CSS = """
@@ -114,14 +137,16 @@ def write_report(workdir: str | Path, *, reference: str | Path | None = None) ->
   if known and known.get("model") != run["config"].get("model"):
     known = {}
   samples, drawn = (sorted((workdir / x).glob("*.png")) for x in ("samples", "eval"))
+  curves, pictures, sentence = _page(run)
+  first, second, last = curves
   body = ""
   for title, build in {
     "": lambda: _header(workdir.name, run, known),
-    "Training loss": lambda: _curves("Training loss", run, known),
-    "Samples": lambda: _samples(samples) if samples else "",
+    first: lambda: _curves(first, run, known),
+    pictures: lambda: _samples(samples, sentence) if samples else "",
     "Evaluation": lambda: _evaluation(run, known, drawn) if run["eval"] else "",
-    "Held-out loss": lambda: _curves("Held-out loss", run, known),
-    "Optimiser and speed": lambda: _curves("Optimiser and speed", run, {}),
+    second: lambda: _curves(second, run, known),
+    last: lambda: _curves(last, run, {}),
     "Machine, data, config": lambda: _facts(run),
   }.items():
     body += f"<h2>{title}</h2>" if title else ""
@@ -171,6 +196,10 @@ def save_reference(workdir: str | Path, path: str | Path, *, commit: str = "") -
   Path(path).write_text(json.dumps(short) + "\n", encoding="utf-8")
 
 
+def _page(run: dict) -> tuple[dict[str, tuple], str, str]:
+  return PAGES.get(run["config"].get("command"), PAGES["train"])
+
+
 def _header(name: str, run: dict, known: dict) -> str:
   step, steps = _progress(run)
   state = "Finished: update " if 0 < steps <= step else "Update "
@@ -187,7 +216,7 @@ def _header(name: str, run: dict, known: dict) -> str:
     state += ". In grey: the reference run " + ", ".join(str(x) for x in about if x)
   tiles = [
     (title, _number(value), unit, colour)
-    for file, key, title, unit, colour in CURVES["Training loss"][1:]
+    for file, key, title, unit, colour in _page(run)[0]["Training loss"][1:]
     for value in _smooth(_series(run[file], key)[1])[-1:]
   ]
   for key in ("caption_accuracy", "image_accuracy", "text_perplexity"):
@@ -203,7 +232,7 @@ def _header(name: str, run: dict, known: dict) -> str:
 
 
 def _curves(section: str, run: dict, known: dict) -> str:
-  sentence, *plots = CURVES[section]
+  sentence, *plots = _page(run)[0][section]
   figures = ""
   for file, key, title, unit, colour in plots:
     layers = _layers(file, key, colour, run, known)
@@ -278,10 +307,10 @@ def _plot(layers: list[tuple], *, x_label: str, x_max: float, from_zero: bool) -
   return f"data:image/svg+xml;base64,{svg}"
 
 
-def _samples(paths: list[Path]) -> str:
+def _samples(paths: list[Path], sentence: str) -> str:
   strip = (_picture(path, 150, SMALL_BYTES) for path in _spread(paths[:-1], 6))
   return (
-    "<p>The same prompts and noise at every evaluation; the newest is large.</p>"
+    f"<p>{sentence} at every evaluation; the newest is large.</p>"
     f'<div class="strip">{"".join(f"<div>{x}</div>" for x in strip)}</div>'
     + _picture(paths[-1], 1080, LARGE_BYTES)
   )

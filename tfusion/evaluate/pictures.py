@@ -22,6 +22,7 @@ from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
 
 LEAST_SIDE = 128  # pixels of a picture that is written; smaller images are enlarged
+COLUMNS, RECONSTRUCTIONS = 8, 16  # of pictures that an autoencoder is judged by
 GRID_SEED = 0  # the same noise at every evaluation, so that pictures compare
 
 
@@ -131,6 +132,21 @@ class SampleGrids:
     if images and jax.process_index() == 0:
       sheet = grid(canvas.show(images), columns=min(len(images), 10))
       write_png(sheet, self.workdir / "samples" / f"step_{step:08d}.png")
+
+
+class Reconstructions:
+  """Draws what an autoencoder makes of held-out pictures, below each of them."""
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+
+  def __call__(self, step: int, x_bhwc: np.ndarray, made_bhwc: np.ndarray) -> None:
+    """Writes folder/step_NNNNNNNN.png with the first of the pictures."""
+    pairs = []
+    for start in range(0, min(len(x_bhwc), RECONSTRUCTIONS), COLUMNS):
+      pairs += [*x_bhwc[start : start + COLUMNS], *made_bhwc[start : start + COLUMNS]]
+    sheet = grid(pairs, columns=min(len(x_bhwc), COLUMNS))
+    write_png(sheet, self.folder / f"step_{step:08d}.png")
 
 
 def sample(

@@ -39,8 +39,6 @@ from tfusion.train.step import (
 from tfusion.train.stop import StopSignals
 from tfusion.train.validate import validate
 
-AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
-
 
 class Evaluation(Protocol):
   """What is done beside the validation loss, on all hosts."""
@@ -100,9 +98,9 @@ def train(
     run = _Run(config, workdir, corpus, clock, checkpoints, data)
     run.evaluations = evaluations
     run.start(changes)
-    while run.step < t.steps and not run.agrees_to(stop):
+    while run.step < t.steps and not stop.agreed(run.step, due=run.is_due()):
       run.advance()
-      if run.is_due() and not run.agrees_to(stop):
+      if run.is_due() and not stop.agreed(run.step, due=True):
         run.evaluate()
     run.finish(stopped_by=stop.name)
     return run.state
@@ -289,17 +287,6 @@ class _Run:
   def write_json(self, name: str, values: dict):
     if self.first:
       workdir_lib.write_json(self.workdir, name, values)
-
-  def agrees_to(self, stop: StopSignals) -> bool:
-    """True if any host was told to stop; all hosts answer alike."""
-    if jax.process_count() == 1:
-      return stop.name is not None
-    if self.step % AGREE_EVERY and not self.is_due():
-      return False  # to ask is to wait for the device
-    told = multihost_utils.process_allgather(np.asarray(stop.name is not None))
-    if told.any() and stop.name is None:
-      stop.name = "another host"
-    return bool(told.any())
 
   def say(self, text: str):
     if self.first:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config
 
 
-def make_schedule(config: Config) -> optax.Schedule:
+def make_schedule(config: Config | AutoencoderConfig) -> optax.Schedule:
   """Linear warm-up, then a cosine to end_lr at the last step (section 4.1)."""
   o, steps = config.optim, config.train.steps
   warmup = min(o.warmup_steps, steps)
@@ -25,7 +26,7 @@ def make_schedule(config: Config) -> optax.Schedule:
   )
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizer(config: Config | AutoencoderConfig) -> optax.GradientTransformation:
   """Clip by global norm, then AdamW with decay on matrices only (section 4.1)."""
   o = config.optim
   return optax.chain(
@@ -42,10 +43,16 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any) -> Any:
-  """True for matrices; norms and biases, whose names say so, do not decay."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: not str(path[-1].key).startswith(("scale", "b_")), params
-  )
+  """True for matrices; norms and biases, whose names say so, do not decay.
+
+  A name is a key of a nested dict, or the end of a dotted one of a flat dict.
+  """
+
+  def decays(path, _):
+    name = str(path[-1].key).rpartition(".")[2]
+    return not name.startswith(("scale", "b_", "bias"))
+
+  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def update_ema(ema: Any, params: Any, *, decay: float, step: jax.Array) -> Any:

@@ -7,6 +7,12 @@ autoencoder.py).
 import signal
 import threading
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
+
 
 class StopSignals:
   """Remembers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once."""
@@ -24,6 +30,23 @@ class StopSignals:
   def __exit__(self, *_):
     for number, handler in self.before.items():
       signal.signal(number, handler)
+
+  def agreed(self, step: int, *, due: bool) -> bool:
+    """True if any host was told to stop; all hosts answer alike.
+
+    Args:
+      step: updates done.
+      due: an evaluation belongs to it. Several hosts ask each other then and every
+        AGREE_EVERY steps, and say False between: to ask is to wait for the device.
+    """
+    if jax.process_count() == 1:
+      return self.name is not None
+    if step % AGREE_EVERY and not due:
+      return False
+    told = multihost_utils.process_allgather(np.asarray(self.name is not None))
+    if told.any() and self.name is None:
+      self.name = "another host"
+    return bool(told.any())
 
   def _remember(self, number, frame):
     del frame

@@ -1,0 +1,72 @@
+"""Autoencoders: pictures to small latents, or to codes, and back."""
+
+import ml_collections
+
+from tfusion import autoencoder_config
+from tfusion import config as config_lib
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  """Drawn scenes of 64 x 64 pixels to latents of 16 x 16 x 4 numbers.
+
+  On 2 CPU cores in minutes:
+    tfusion autoencoder --config experiments/autoencoder.py --workdir runs/vae
+  Its twin, to 256 codes of a book of 512:
+    tfusion autoencoder --config experiments/autoencoder.py:vq --workdir runs/vq
+  A minute, adversary and all, to see that everything runs:
+    tfusion autoencoder --config experiments/autoencoder.py:smoke --workdir runs/smoke
+  The sizes of arXiv 2408.11039, section 4.1, on a folder of pictures; not run yet:
+    tfusion autoencoder --config experiments/autoencoder.py:full \
+      --config.data.sources='("folder:photos",)' --workdir runs/full
+  """
+  arg = config_lib.parse_arg(arg, smoke=False, vq=False, full=False)
+  c = autoencoder_config.defaults()
+  c.model.codes = 16_384 if arg.vq else 0
+  if not arg.full:
+    _small(c)
+  if arg.smoke:
+    _smoke(c)
+  return c
+
+
+def _small(c: ml_collections.ConfigDict) -> None:
+  c.model.widths = (16, 32, 64)  # a CPU waits for memory at the full resolution
+  c.model.blocks = 1
+  c.model.groups = 8
+  c.model.encoder_out = 64
+  c.model.decoder_in = 64
+  c.model.latent_channels = 4
+  c.model.codes = 512 if c.model.codes else 0
+  c.data.sources = ("shapes",)
+  c.data.image_shape = (64, 64, 3)
+  c.loss.perceptual_weight = 0.1  # of features that know nothing
+  c.optim.peak_lr = 2e-3  # small model, short run
+  c.optim.end_lr = 1e-5
+  c.optim.warmup_steps = 50
+  c.optim.b1 = 0.9
+  c.optim.b2 = 0.99
+  c.optim.ema_decay = 0.99
+  c.train.steps = 1200
+  c.train.batch_pictures = 8
+  c.train.eval_every_steps = 300
+  c.train.save_every_steps = 300
+  c.loss.adversary_width = 16
+  c.loss.adversary_levels = 2
+  # None: it would have to begin in the last minute, and drawn scenes have no texture.
+  c.loss.adversary_start = c.train.steps
+
+
+def _smoke(c: ml_collections.ConfigDict) -> None:
+  c.model.widths = (8, 16, 16)
+  c.model.encoder_out = 16
+  c.model.decoder_in = 16
+  c.model.codes = min(c.model.codes, 32)
+  c.data.image_shape = (32, 32, 3)
+  c.loss.adversary_width = 8
+  c.loss.adversary_start = 20
+  c.optim.warmup_steps = 5
+  c.train.steps = 40
+  c.train.eval_every_steps = 20
+  c.train.eval_pictures = 16
+  c.train.save_every_steps = 20
+  c.train.log_every_steps = 5
