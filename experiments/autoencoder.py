@@ -39,17 +39,17 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.model.codes = 512 if c.model.codes else 0
   c.data.sources = ("shapes",)
   c.data.image_shape = (64, 64, 3)
-  c.loss.perceptual_weight = 0.1  # of features that know nothing
+  c.loss.perceptual_weight = 0.02  # of features that have learned nothing
   c.optim.peak_lr = 2e-3  # small model, short run
   c.optim.end_lr = 1e-5
   c.optim.warmup_steps = 50
   c.optim.b1 = 0.9
   c.optim.b2 = 0.99
   c.optim.ema_decay = 0.99
-  c.train.steps = 1200
+  c.train.steps = 1000
   c.train.batch_pictures = 8
-  c.train.eval_every_steps = 300
-  c.train.save_every_steps = 300
+  c.train.eval_every_steps = 250
+  c.train.save_every_steps = 250
   c.loss.adversary_width = 16
   c.loss.adversary_levels = 2
   # None: it would have to begin in the last minute, and drawn scenes have no texture.

@@ -11,17 +11,18 @@ arXiv 2408.11039 leaves the discriminator open. Group norm in the place of batch
 ours: a score then depends on its own picture alone, on any number of devices.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from tfusion.autoencoder_config import LossConfig
-from tfusion.model.autoencoder import PIXEL_CHANNELS
+from tfusion.model.autoencoder import PIXEL_CHANNELS, normalised
 
 LEAK = 0.2  # slope below zero
 WIDEST = 8  # times the first layer's channels
-GROUPS = 32
+GROUPS = 32  # of channels in a norm, or fewer that divide them
 STD = 0.02  # of initial kernels, as in the reference
-NORM_EPS = 1e-6
 
 Params = dict[str, jax.Array]  # "2.kernel" -> f32
 
@@ -62,7 +63,8 @@ def score(
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     if f"{i}.scale" in params:
-      x = _group_norm(x) * params[f"{i}.scale"].astype(dtype)[None, None, None]
+      x = normalised(x, groups=math.gcd(GROUPS, x.shape[-1]))
+      x = (x * params[f"{i}.scale"][None, None, None]).astype(dtype)
     x = x + params[f"{i}.bias"].astype(dtype)[None, None, None]
     if i < len(layers) - 1:
       x = jax.nn.leaky_relu(x, LEAK)
@@ -92,13 +94,3 @@ def _layers(config: LossConfig) -> list[tuple[int, int, int]]:
   strides = [2] * levels + [1, 1]
   ends = [*widths, 1]
   return list(zip([PIXEL_CHANNELS, *widths], ends, strides, strict=True))
-
-
-def _group_norm(x_bhwc):
-  *outer, channels = x_bhwc.shape
-  groups = next(g for g in range(min(GROUPS, channels), 0, -1) if channels % g == 0)
-  x = x_bhwc.astype(jnp.float32).reshape(*outer, groups, channels // groups)
-  x = x - jnp.mean(x, axis=(1, 2, 4), keepdims=True)
-  variance = jnp.mean(jnp.square(x), axis=(1, 2, 4), keepdims=True)
-  x = x * jax.lax.rsqrt(variance + NORM_EPS)
-  return x.reshape(x_bhwc.shape).astype(x_bhwc.dtype)
