@@ -19,11 +19,12 @@ from tfusion import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
-COMMANDS = ("train", "autoencoder", "sample", "eval", "inspect", "bench")
+COMMANDS = ("train", "autoencoder", "prepare", "sample", "eval", "inspect", "bench")
 # Importing one of these takes from a tenth of a second to seconds.
 HEAVY = (
   "jax jaxlib flax optax orbax tensorstore grain chex einops sentencepiece sklearn"
-  " scipy matplotlib PIL numpy pandas torch tensorboardX"
+  " scipy matplotlib PIL numpy pandas torch tensorboardX apache_beam pyarrow"
+  " tensorflow_datasets array_record safetensors"
 ).split()
 LIGHT = (
   "tfusion",
