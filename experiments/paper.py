@@ -25,14 +25,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   Sizes, rows, batch and optimizer are the paper's; `patch` is one of Table 6.
   250,000 updates of 512 x 4,096 elements are 0.52T, for which the paper used 128 to
   256 GPUs. The data is not here: the paper trains on licensed images as latents
-  [32, 32, 8] of its own autoencoder and on Llama 2's text. No source of tfusion reads
-  latents yet, so the source named below is a placeholder that training refuses:
+  [32, 32, 8] of its own autoencoder and on Llama 2's text. From your own images and
+  text, with one tokenizer for both (README, "Your own data at scale"):
+    tfusion prepare --source tar:IMAGES --autoencoder FILE --tokenizer t.model \\
+      --out shards/images
+    tfusion prepare --source text:TEXT --tokenizer t.model --out shards/text
     tfusion train --config experiments/paper.py:size=7b --workdir runs/7b
-  What runs today is `smoke`, the same recipe on a toy model and the digits, on a CPU
-  in a minute, to see that everything works, not that anything is learned:
+  `images` and `text` name other folders. Not run at these sizes. `smoke` is the same
+  recipe on a toy model and the digits, on a CPU in a minute, to see that everything
+  works, not that anything is learned:
     tfusion train --config experiments/paper.py:smoke --workdir runs/paper-smoke
   """
-  arg = config_lib.parse_arg(arg, size="0.16b", patch=2, smoke=False)
+  folders = dict(images="shards/images", text="shards/text")
+  arg = config_lib.parse_arg(arg, size="0.16b", patch=2, smoke=False, **folders)
   if arg.size not in SIZES:
     raise ValueError(
       f"experiments/paper.py: size={arg.size!r}: choose one of {tuple(SIZES)}"
@@ -44,7 +49,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.model.image_shape = (32, 32, 8)  # of 256 x 256 pixels, section 4.1
   c.model.patch = arg.patch
   c.model.remat = "dots"  # ours
-  c.data.sources = ("latents",)  # a placeholder, see above
+  c.data.sources = (f"shards:{arg.images}", f"shards:{arg.text}")
+  c.data.too_long = "split"  # ours: long texts go on in the next row
   c.data.row_length = 4_096
   c.data.lanes = 64  # hosts must divide them
   c.data.workers = 4
