@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_sources import CONFIG, Given, changed, damaged, tokenizer
 
-from tfusion.data import pipeline
+from tfusion.data import lanes, pipeline
 from tfusion.data.lanes import Lane
 from tfusion.data.records import Damaged
 
@@ -47,6 +47,44 @@ def test_a_damaged_record_is_counted_and_quoted_in_the_state_and_warned_of_once(
   for _ in range(40):
     next(lane), next(again)
   assert not caplog.text and lane.state() == again.state()
+
+
+def test_a_document_damaged_while_it_waited_is_skipped_when_the_run_goes_on():
+  texts = {n: f"{n} " * (3 + 90 * (n % 4 == 0)) for n in range(40)}
+  whole = Given("damaged", 40, lambda n: (texts[n],), has_images=False)
+  config = changed(
+    ONE, data=dict(row_length=64, too_long="split", packing_rows=3, lanes=1)
+  )
+  lane = Lane([whole], tokenizer(), config, lane=0)
+  while not ((state := lane.state())["cut"] and len(state["waiting"]) > 4):
+    next(lane)
+  keys = [*state["waiting"], state["cut"]]
+  for lost in {tuple(key[:2]) for key in keys}:
+    number = lane.document_index(lost)
+    broken = Given(
+      "damaged",
+      40,
+      lambda n, number=number: bad(n) if n == number else (texts[n],),
+      has_images=False,
+    )
+    again = Lane([broken], tokenizer(), config, lane=0, state=state)
+    after = again.state()
+    assert after["damaged"]["damaged"]["records"] == [number]
+    assert after["damaged"]["damaged"]["skipped"] == 1
+    assert after["waiting"] == [k for k in state["waiting"] if tuple(k[:2]) != lost]
+    assert after["cut"] == ([] if tuple(state["cut"][:2]) == lost else state["cut"])
+    next(again)
+    with pytest.raises(ValueError, match="data.max_damaged=0: .*1 damaged"):
+      none = changed(config, data=dict(max_damaged=0))
+      Lane([broken], tokenizer(), none, lane=0, state=state)
+
+
+def test_a_huge_source_of_which_nothing_fits_stops_before_its_end(monkeypatch):
+  monkeypatch.setattr(lanes, "HOPELESS", 50)
+  long = Given("long", 10_000_000, lambda n: ("1" * 600,), has_images=False)
+  lane = Lane([long], tokenizer(), ONE, lane=0)
+  with pytest.raises(ValueError, match="no document of long fits .* 50 were tried"):
+    next(lane)
 
 
 def test_taking_a_state_keeps_it_as_it_is_while_damage_goes_on():

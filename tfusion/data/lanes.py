@@ -26,6 +26,7 @@ from tfusion.data.tokenizer import Tokenizer
 
 ENCODED_TEXTS = 1 << 16  # encodings a lane remembers
 DAMAGE_QUOTED = 3  # messages a state keeps per source
+HOPELESS = 10_000  # documents of a source, shuffled, of which none fits: no other will
 
 # (source, position) of a whole document in this lane; and which piece of a cut one.
 Key = tuple[str, int] | tuple[str, int, int]
@@ -69,13 +70,8 @@ class Lane(Iterator[sequence.Batch]):
         f" and hold {sizes} now; restore them or start in a new workdir"
       )
     self._waiting: list[tuple[Key, sequence.Elements]] = []
-    for name, position, *piece in self._state["waiting"]:
-      own = self._pieces(name, position)[piece[0] if piece else 0]
-      self._waiting.append(((name, position, *piece), own))
     self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet waiting
-    if self._state["cut"]:
-      name, position, piece = self._state["cut"]
-      self._cut = self._keyed(name, position, self._pieces(name, position))[piece:]
+    self._open_waiting()
     self._last_keys: list[Key] = []
 
   @property
@@ -123,6 +119,25 @@ class Lane(Iterator[sequence.Batch]):
   def document_index(self, key: Key) -> int:
     """Which document of its source a key of this lane is."""
     return self._mixture.index(key[0], key[1])
+
+  def _open_waiting(self) -> None:
+    """Reads again what the state names; a document damaged since then is skipped."""
+    opened: dict[tuple[str, int], list] = {}
+    cut = self._state["cut"]
+    for name, position, *_ in [*self._state["waiting"], *([cut] if cut else [])]:
+      if (name, position) in opened:
+        continue
+      try:
+        own = self._keyed(name, position, self._pieces(name, position))
+      except Damaged as error:
+        self._skip(name, position, error)
+        own = []
+      opened[name, position] = own
+    for name, position, *piece in self._state["waiting"]:
+      own = opened[name, position]
+      self._waiting += own[piece[0] : piece[0] + 1] if piece else own
+    if cut:
+      self._cut = opened[cut[0], cut[1]][cut[2] :]
 
   def _take(self) -> tuple[Key, sequence.Elements] | None:
     """The next document or piece; None when all are used up."""
@@ -224,10 +239,14 @@ class Lane(Iterator[sequence.Batch]):
     state, data = self._state, self._config.data
     damaged = state["damaged"].get(name, {"skipped": 0})["skipped"]
     drawn = state["drawn"][name]
-    if state["rejected"][name] + damaged == drawn >= len(self._sources[name]):
+    if (
+      state["rejected"][name] + damaged
+      == drawn
+      >= min(len(self._sources[name]), HOPELESS)
+    ):
       raise ValueError(
         f"data.row_length={data.row_length}, data.image_slots={data.image_slots}: no"
-        f" document of {name} fits and is whole; raise them"
+        f" document of {name} fits and is whole, {drawn} were tried; raise them"
       )
 
 
