@@ -143,6 +143,13 @@ def test_latents_pixels_and_codes_do_not_mix(tmp_path):
       begin(run(names, image_shape=(8, 8, 1)), tmp_path / "run")
 
 
+def test_images_of_different_numbers_of_codes_do_not_mix(tmp_path):
+  for name, count in (("a", 16), ("b", 9)):
+    tiny_shards.make(tmp_path / name, kind="codes", shape=(count,))
+  with pytest.raises(ValueError, match="16 codes, 16 an image and 16 codes, 9 an im"):
+    begin(run([f"shards:{tmp_path / n}" for n in "ab"]), tmp_path / "run")
+
+
 def test_all_latents_of_a_run_are_normalised_by_the_same_numbers(tmp_path):
   for name, kind in (("a", "mean"), ("b", "mean_logvar")):
     tiny_shards.make(tmp_path / name, kind=kind)

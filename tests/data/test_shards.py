@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -200,6 +201,27 @@ def test_damage_that_array_record_does_not_see_is_seen_by_our_own_sum(tmp_path):
   assert isinstance(found, Damaged)
   assert f"{path}: record 0 is damaged: CRC-32" in str(found)
   assert "'album/0000'" in str(found)
+
+
+def test_few_files_are_open_in_the_check_even_behind_a_slow_one(folder, monkeypatch):
+  opened, closed, most = [], [], []
+
+  class Slow:
+    def __init__(self, path):
+      opened.append(path)
+      most.append(len(opened) - len(closed))
+      time.sleep(0.2 if len(opened) == 1 else 0)
+
+    def num_records(self):
+      return 1
+
+    def close(self):
+      closed.append(self)
+
+  monkeypatch.setattr(shards, "_open", Slow)
+  many = tuple(manifest_lib.Shard(f"{n}", "train", 1, 1, 1, 0) for n in range(300))
+  shards.Reader(folder, many).check()
+  assert len(closed) == 300 and max(most) <= shards.CHECK_THREADS
 
 
 def test_a_shard_with_other_records_than_listed_or_gone_is_refused(tmp_path):

@@ -145,7 +145,7 @@ def _model_kind(source: Shards) -> str:
   """What a model is given: a mean alone or with its deviation are both latents."""
   images = source.manifest.images
   if images.kind == "codes":
-    return f"{images.codebook} codes"
+    return f"{images.codebook} codes, {images.shape[0]} an image"
   return "latents" if images.latents else images.kind
 
 

@@ -151,8 +151,9 @@ class Reader:
       ValueError: names a shard that lacks its end or holds another number.
     """
     with concurrent.futures.ThreadPoolExecutor(CHECK_THREADS) as pool:
-      for reader in pool.map(self._open_shard, self._shards):
-        reader.close()
+      # Closed at once: results wait for the slowest shard, and open files are few.
+      for _ in pool.map(lambda s: self._open_shard(s).close(), self._shards):
+        pass
 
   def _reader(self, shard: Shard) -> array_record_module.ArrayRecordReader:
     if shard.name in self._open:
