@@ -217,6 +217,33 @@ def test_images_of_many_documents_share_batches_and_come_back_to_their_own(
   np.testing.assert_allclose(shift, values.mean(), rtol=1e-12)
 
 
+def test_an_image_whose_latent_is_no_number_is_rejected_and_spoils_no_scale(
+  job, tmp_path, monkeypatch
+):
+  class Overflows(Eight):
+    def encode(self, pixels):
+      encoded = super().encode(pixels)
+      encoded["mean"][pixels == 7] = np.finfo(
+        np.float32
+      ).max  # more than bfloat16 holds
+      encoded["logvar"][pixels == 8] = np.nan
+      return encoded
+
+  class Pictures:
+    def read(self):
+      for n in range(12):
+        yield raw.Raw(str(n), ("a", np.full((4, 4, 3), n, np.uint8)), False)
+
+  monkeypatch.setattr(encoder, "open_codec", lambda path: Overflows())
+  settings = encoder.Settings((4, 4, 3), "mean_logvar", "autoencoder", batch=8)
+  part.write((0, Pictures()), part.Job(str(tmp_path), 1, settings))
+  account = part.read_account(tmp_path, 0)
+  reasons = {id: reason for id, reason, _ in account.rejected}
+  assert reasons == {"7": raw.NOT_FINITE, "8": raw.NOT_FINITE}
+  assert (account.read, account.kept, account.images) == (12, 10, 10)
+  assert np.isfinite(account.sums.scale_shift(3)).all()
+
+
 def test_an_encoder_that_fails_stops_the_part(monkeypatch):
   def fail(path):
     raise OSError("no device")

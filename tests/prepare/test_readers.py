@@ -98,6 +98,8 @@ def test_a_tar_gives_what_shares_a_name_as_one_document(tmp_path):
     add(archive, "5.txt", b"caf\xe9")
     add(archive, "6.png", png())
     add(archive, "6.json", b"{")
+    for name in ("7.jpg", "7.txt", "7.JPG"):  # which of the two is meant?
+      add(archive, name, b"caption 7")
   found = read(f"tar:{tmp_path}")
   assert found["one.tar/d/0"].spans == ("a red picture", png("red"))
   assert found["one.tar/1"].spans == ("blue", png("blue"))
@@ -109,6 +111,7 @@ def test_a_tar_gives_what_shares_a_name_as_one_document(tmp_path):
     "one.tar/4": raw.NO_IMAGE,
     "one.tar/5": raw.BAD_TEXT,
     "one.tar/6": raw.BAD_LAYOUT,
+    "one.tar/7": raw.BAD_LAYOUT,
   }
 
 
@@ -179,6 +182,7 @@ BAD_ROWS = {
   '{"spans": [{"image": "gone.png"}]}': raw.NO_IMAGE,
   '{"spans": [{"image": "a.png", "text": "both"}]}': raw.BAD_LAYOUT,
   '{"spans": [{"text": "a", "weight": -1}]}': raw.BAD_LAYOUT,
+  '{"spans": [{"text": "a", "weight": 1%s}]}' % ("0" * 400): raw.BAD_LAYOUT,
   '{"spans": "abc"}': raw.BAD_LAYOUT,
   '{"texts": ["a"], "images": []}': None,  # no images at all is fine
   '{"texts": ["a"], "images": ["a.png", "b.png"]}': raw.BAD_LAYOUT,

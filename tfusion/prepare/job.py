@@ -70,6 +70,11 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
       raise ValueError(f"--{key.replace('_', '-')}={getattr(request, key)}: at least 1")
   if request.tokenizer and request.vocab_size:
     raise ValueError("--vocab-size is of a trained tokenizer; leave it or --tokenizer")
+  if "://" in request.out:
+    raise ValueError(
+      f"--out={request.out}: name a folder that all workers see, such as a mounted one;"
+      " an address is none"
+    )
   options = runner.parse(beam_args)
   _check_apart(request)
   codec = encoder.open_codec(request.autoencoder) if request.autoencoder else None

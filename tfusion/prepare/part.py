@@ -165,6 +165,11 @@ def _records(
         yield decoded, decoded.images
 
   for document, fields in encoder.encode(sound(), job.images):
+    # One such number would be the scale and shift of all shards, at the job's end.
+    latents = (fields[name] for name in ("mean", "logvar") if name in fields)
+    if not all(np.isfinite(latent).all() for latent in latents):
+      account.rejected.append((document.id, raw_lib.NOT_FINITE, ""))
+      continue
     account.kept += 1
     account.images += len(document.images)
     record = records_lib.Record(

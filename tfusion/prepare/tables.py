@@ -56,7 +56,7 @@ def document(
       test = {"train": False, "test": True}[split]
   except _NoImage as error:
     return Rejected(id, raw_lib.NO_IMAGE, str(error))
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+  except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
     return Rejected(id, raw_lib.BAD_LAYOUT, f"{type(error).__name__}: {error}")
   return Raw(id, tuple(spans), test, tuple(weights))
 

@@ -37,13 +37,19 @@ class Tar:
     """Yields its documents in order, and what is not one."""
     suffixes = {s for s, k in Image.registered_extensions().items() if k in Image.OPEN}
     for key, members in itertools.groupby(self._members(), key=_key):
-      sample = {}
+      sample, twice = {}, None
       for name, data in members:
+        suffix = posixpath.basename(name).partition(".")[2].lower()
         if isinstance(data, Rejected):
           yield data
+        elif suffix in sample:
+          twice = suffix
         else:
-          sample[posixpath.basename(name).partition(".")[2].lower()] = data
-      if sample:
+          sample[suffix] = data
+      if twice is not None:
+        what = f"several members called .{twice}"
+        yield Rejected(f"{self._id}/{key}", raw_lib.BAD_LAYOUT, what)
+      elif sample:
         yield self._document(f"{self._id}/{key}", sample, suffixes)
 
   @property
