@@ -16,6 +16,8 @@ from tfusion.config import Config
 from tfusion.data import forms
 from tfusion.data import sources as sources_lib
 
+ENDLESS = 1 << 31  # epochs; of a source that is repeated without end
+
 
 class Mixture:
   """The order in which one lane takes the documents of its sources; has no state."""
@@ -43,13 +45,14 @@ class Mixture:
     # A source is called what data.sources calls it.
     self._weights = dict(zip(data.sources, data.weights))
     epochs = dict(zip(data.sources, data.epochs))
-    self._orders = {}
+    self._orders, self._lengths = {}, {}
     for source in sources:
       seed = int(forms.uniform(config.seed, source.name, 0) * 2**32)
-      order = grain.MapDataset.range(len(source)).shuffle(seed)
-      if repeat:  # shuffled anew in every epoch
-        order = order.repeat(epochs.get(source.name, 0) or None)
-      self._orders[source.name] = order[lane :: data.lanes]
+      # Shuffled anew in every epoch: an index behind the last belongs to the next one.
+      self._orders[source.name] = grain.MapDataset.range(len(source)).shuffle(seed)
+      shown = (epochs.get(source.name, 0) or ENDLESS) if repeat else 1
+      # Showings lane, lane + lanes, ...; no len(range()), which ends at 2**63.
+      self._lengths[source.name] = -(-(len(source) * shown - lane) // data.lanes)
 
   def choose(self, state: dict[str, Any]) -> str | None:
     """Returns the source that lacks most, or None when all are used up.
@@ -62,7 +65,7 @@ class Mixture:
       state: of a lane; reads drawn, elements, text and patches.
     """
     drawn, elements = state["drawn"], state["elements"]
-    left = [n for n, order in self._orders.items() if drawn[n] < len(order)]
+    left = [n for n, length in self._lengths.items() if drawn[n] < length]
     if self._weights:
       return min(left, key=lambda n: elements[n] / self._weights[n], default=None)
     for_image = state["text"] >= self._text_per_image * state["patches"]
@@ -71,7 +74,7 @@ class Mixture:
 
   def index(self, name: str, position: int) -> int:
     """Which document of a source is the lane's document `position` of it."""
-    return int(self._orders[name][position])
+    return int(self._orders[name][self.showing(position)])
 
   def showing(self, position: int) -> int:
     """Its number in the order of the source, over all lanes."""

@@ -135,7 +135,8 @@ class Reader:
       ValueError: the whole shard cannot be read.
     """
     shard, own = self.locate(index)
-    return _read(self._reader(shard), self._folder / shard.name, own)
+    # Text: to join a Path takes a tenth of the time of all the rest.
+    return _read(self._reader(shard), f"{self._folder}/{shard.name}", own)
 
   def locate(self, index: int) -> tuple[Shard, int]:
     """The shard that holds a record, and the record's index in it."""
@@ -367,7 +368,7 @@ def _open(path: Path) -> array_record_module.ArrayRecordReader:
 
 
 def _read(
-  reader: array_record_module.ArrayRecordReader, path: Path, index: int
+  reader: array_record_module.ArrayRecordReader, path: str | Path, index: int
 ) -> Record:
   where = f"{path}: record {index}"
   try:
