@@ -254,6 +254,36 @@ def test_a_disk_that_fails_stops_the_part_and_rejects_nothing(pictures, monkeypa
   raw.stop_if_of_machine(FileNotFoundError(errno.ENOENT, "gone"))
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "jsonl", "text", "edits", "parquet"])
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_file_that_changes_under_the_job_stops_the_part(tmp_path, kind, change):
+  name = {"folder": "a.png", "edits": "a.csv", "text": "a.txt"}.get(kind, f"a.{kind}")
+  path = tmp_path / name
+  if kind == "folder":
+    path.write_bytes(png())
+    (tmp_path / "a.txt").write_text("red")
+  elif kind == "tar":
+    with tarfile.open(path, "w") as archive:
+      add(archive, "0.jpg", png())
+      add(archive, "0.txt", b"red")
+  elif kind == "parquet":
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["red"]}), path)
+  else:
+    csv_rows = "input,instruction,output\na,b,c\n"
+    path.write_text(csv_rows if kind == "edits" else '{"text": "red"}\n')
+  (part,) = readers.plan(f"{kind}:{tmp_path}", documents=3, image_shape=SHAPE)
+  assert len(list(part.read())) == 1
+  if change == "gone":  # as all files are where a disk is no longer mounted
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes() + b"more")
+  with pytest.raises(OSError, match=f"{name}: is gone or has changed"):
+    list(part.read())
+
+
 @pytest.mark.parametrize("documents", [1, 2, 7, 1000])
 def test_every_line_is_in_exactly_one_part_however_it_is_cut(tmp_path, documents):
   rng = np.random.default_rng(documents)

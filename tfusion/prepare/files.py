@@ -30,6 +30,22 @@ class File:
     """Where it is."""
     return Path(self.root) / self.name
 
+  def require_unchanged(self) -> None:
+    """Stops where the file is gone or another one: a document it held is not bad.
+
+    Raises:
+      OSError: names it.
+    """
+    try:
+      now = _file(Path(self.root), self.name, self.apart)
+    except FileNotFoundError:
+      now = None
+    if now != self:
+      raise OSError(
+        f"{self.path}: is gone or has changed since the job began; bring it back, or"
+        " prepare into a new folder"
+      )
+
   def holds_out(self, id: str) -> bool:
     """Whether a document of this file is held out."""
     return folder.is_held_out(id) if self.apart is None else self.apart
@@ -76,6 +92,7 @@ class Captioned:
       reason, _, detail = why.partition(":")
       yield Rejected(raw_lib.printable(name), reason, detail.strip())
     for file, caption, id in self.pairs:
+      file.require_unchanged()
       yield Raw(id, (caption, file.path), file.apart)
 
 
@@ -109,6 +126,7 @@ class Texts:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields the text of each."""
     for file in self.files:
+      file.require_unchanged()
       id = raw_lib.printable(file.name)
       if file.bytes > MAX_TEXT_BYTES:
         yield Rejected(id, raw_lib.LONG_TEXT, f"{file.bytes:,} bytes")

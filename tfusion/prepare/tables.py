@@ -135,6 +135,7 @@ class Lines:
 
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields a document for each line that is not blank; its id holds its offset."""
+    self.file.require_unchanged()
     image = _beside(self.file)
     name = raw_lib.printable(self.file.name)
     try:
@@ -189,6 +190,7 @@ class Rows:
     """Yields a document for each row."""
     from pyarrow import ArrowException, parquet
 
+    self.file.require_unchanged()
     name, image = raw_lib.printable(self.file.name), _beside(self.file)
     if self.damage:
       yield Rejected(name, raw_lib.UNREADABLE, self.damage)
@@ -244,6 +246,7 @@ class Edits:
 
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields image, instruction, image of each row; the first is not learned."""
+    self.file.require_unchanged()
     name, image = raw_lib.printable(self.file.name), _beside(self.file)
     for number, row in enumerate(_csv_rows(self.file)):
       if number >= self.stop:

@@ -35,6 +35,7 @@ class Tar:
 
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields its documents in order, and what is not one."""
+    self.file.require_unchanged()
     suffixes = {s for s, k in Image.registered_extensions().items() if k in Image.OPEN}
     for key, members in itertools.groupby(self._members(), key=_key):
       sample, twice = {}, None
