@@ -175,6 +175,15 @@ def test_a_run_that_has_begun_is_not_continued_with_other_latents(tmp_path):
   assert json.loads((workdir / "latents.json").read_text())["scale"] == [9.0, 8.0]
 
 
+def test_a_run_that_goes_on_or_is_looked_at_is_not_written_to(tmp_path):
+  tiny_shards.make(tmp_path / "a")
+  config, workdir = run([f"shards:{tmp_path / 'a'}"]), tmp_path / "run"
+  begin(config, workdir)
+  before = {path: path.stat().st_ino for path in workdir.iterdir()}
+  pipeline.open_corpus(config, workdir)
+  assert {path: path.stat().st_ino for path in workdir.iterdir()} == before
+
+
 def test_an_autoencoder_that_was_cut_in_the_workdir_is_copied_anew(tmp_path):
   tiny_shards.make(tmp_path / "a")
   config, workdir = run([f"shards:{tmp_path / 'a'}"]), tmp_path / "run"

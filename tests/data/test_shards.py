@@ -377,6 +377,22 @@ def test_a_shard_that_is_not_of_the_manifest_is_named(tmp_path, document, messag
   assert not isinstance(refusal.value, Damaged)
 
 
+def test_a_disk_that_fails_once_loses_no_record(tmp_path, monkeypatch):
+  reader = shards.Reader(tmp_path, tiny_shards.make(tmp_path).of("train"))
+  expected = [tiny_shards.record(n) for n in range(12)]
+  read, calls = shards._read, []
+
+  def fail(opened, path, index):
+    calls.append(index)
+    if len(calls) % 2:  # every first try
+      raise Damaged(f"{path}: record {index} is damaged: Input/output error")
+    return read(opened, path, index)
+
+  monkeypatch.setattr(shards, "_read", fail)
+  assert all(same(reader[n], record) for n, record in enumerate(expected))
+  assert len(calls) == 24
+
+
 def test_a_damaged_record_is_named_by_the_source(tmp_path):
   tiny_shards.make(tmp_path)
   path = tmp_path / "train-0001.array_record"

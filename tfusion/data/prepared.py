@@ -106,6 +106,7 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   values["autoencoder_sha256"] = manifest.autoencoder_sha256
   path = workdir / LATENTS
   text = json.dumps(values, indent=1) + "\n"
+  there = path.is_file() and path.read_text() == text
   if begun and path.is_file() and json.loads(path.read_text()) != json.loads(text):
     raise ValueError(
       f"{path}: this run has begun with other latents than {encoded[0].folder} holds"
@@ -114,7 +115,8 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
     )
   if manifest.autoencoder_sha256:
     _copy(encoded[0].folder, workdir, manifest.autoencoder_sha256)
-  manifest_lib.write_whole(path, text.encode())
+  if not there:  # looking at a run, which may be another's, changes nothing
+    manifest_lib.write_whole(path, text.encode())
 
 
 def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | None:
