@@ -150,9 +150,12 @@ def test_a_vaes_rate_is_its_divergence_in_bits_and_a_codec_takes_the_mean(start)
     model = autoencoder.bind(VAE.model, start.params)
     posterior = model.encode(x)
     made = reconstruction.reconstruct(VAE, start.params, x, key=None)
-    return made, posterior.kl(), model.decode(posterior.mean_bhwc)
+    keys = map(jax.random.key, (0, 0, 1))
+    drawn = [reconstruction.reconstruct(VAE, start.params, x, key=k)[0] for k in keys]
+    return made, posterior.kl(), model.decode(posterior.mean_bhwc), drawn
 
-  made, kl_b, picture = jax.jit(both)(pictures())
+  made, kl_b, picture, (one, same, other) = jax.jit(both)(pictures())
+  assert np.array_equal(one, same) and not np.array_equal(one, other)
   np.testing.assert_allclose(made.bits_b, kl_b / np.log(2), rtol=1e-6)
   assert np.array_equal(made.picture_bhwc, picture)
 
