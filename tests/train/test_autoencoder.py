@@ -16,7 +16,7 @@ from PIL import Image
 from tfusion.data.pictures import PictureBatches
 from tfusion.evaluate.pictures import Reconstructions
 from tfusion.model import codec
-from tfusion.train import autoencoder
+from tfusion.train import autoencoder, reconstruction
 
 VAE = tiny_autoencoder.config(optim__ema_decay=0.9)  # the adversary begins at step 2
 VALUES = ("metrics.jsonl", "validation.jsonl", "autoencoder.safetensors")
@@ -110,6 +110,19 @@ def test_the_values_of_every_step_are_logged_and_the_adversary_begins_when_told(
   assert judged[-1]["pictures"] == 3  # of two batches, the second padded
   last = lines(straight[0], "speed.jsonl")[-1]
   assert last["eta_seconds"] == 0 and last["pictures_per_s"] > 0
+
+
+def test_the_adversary_learns_from_its_start_on_with_a_schedule_of_its_own(straight):
+  state = straight[1]
+  init = reconstruction.init_state(VAE, jax.random.key(VAE.seed))
+  assert any(np.any(state.adversary[n] != x) for n, x in init.adversary.items())
+
+  def counts(opt_state):
+    return {int(x) for x in jax.tree.leaves(opt_state) if x.dtype == np.int32}
+
+  assert counts(state.opt_state) == {4} and counts(state.adversary_opt_state) == {2}
+  run = reconstruction.adversary_run(VAE)  # from update 2 of 4 on
+  assert run.train.steps == 2 and run.optim == VAE.optim
 
 
 def test_the_codec_it_leaves_holds_the_averaged_weights(straight):

@@ -40,14 +40,10 @@ def start(mesh) -> State:
 
 
 @pytest.fixture(scope="module")
-def steps(mesh):
-  """The compiled steps without and with the adversary."""
-
-  def step(adversarial, state, x):
-    step = reconstruction.train_step
-    return step(VAE, FEATURES[0], adversarial, state, x, ROOT, FEATURES[1])
-
-  return {on: jax.jit(functools.partial(step, on)) for on in (False, True)}
+def step(mesh):
+  """The compiled step without the adversary; that with it: test_autoencoder.py."""
+  step = reconstruction.train_step
+  return jax.jit(lambda state, x: step(VAE, NONE[0], False, state, x, ROOT, {}))
 
 
 def is_same(a, b) -> bool:
@@ -82,30 +78,21 @@ def test_neither_net_gets_a_gradient_from_the_others_loss_and_terms_add_up(start
   assert mean.perceptual == pytest.approx(float(np.mean(far_b)), rel=1e-5)
 
 
-def test_before_its_start_the_adversary_is_nothing_at_all(start, steps):
-  new, metrics = steps[False](start, pictures())
+def test_before_its_start_the_adversary_is_nothing_at_all(start, step):
+  new, metrics = step(start, pictures())
   assert metrics["loss_generator"] == metrics["loss_discriminator"] == 0
   assert metrics["adversary_grad_norm"] == 0
   assert is_same(new.adversary, start.adversary)
   assert is_same(new.adversary_opt_state, start.adversary_opt_state)
   assert not is_same(new.params, start.params)
   other = jax.tree.map(lambda x: x + 1, start.adversary)
-  elsewhere, _ = steps[False](start._replace(adversary=other), pictures())
+  elsewhere, _ = step(start._replace(adversary=other), pictures())
   assert is_same(elsewhere.params, new.params)
 
 
-def test_from_its_start_it_learns_with_a_schedule_of_its_own(start, steps):
-  late = start._replace(step=jnp.int32(2))
-  new, metrics = steps[True](late, pictures())
-  assert metrics["loss_discriminator"] > 0 and metrics["adversary_grad_norm"] > 0
-  assert not is_same(new.adversary, start.adversary)
-  run = reconstruction.adversary_run(VAE)  # from update 2 of 4 on
-  assert run.train.steps == 2 and run.optim == VAE.optim
-
-
-def test_the_average_follows_the_weights(start, steps):
+def test_the_average_follows_the_weights(start, step):
   later = start._replace(step=jnp.int32(1))
-  new, _ = steps[False](later, pictures())
+  new, _ = step(later, pictures())
   d = 2 / 11  # (1 + step) / (10 + step) while that is below optim.ema_decay
   for name, before in later.ema.items():
     wanted = before + (1 - d) * (new.params[name] - before)
@@ -113,16 +100,15 @@ def test_the_average_follows_the_weights(start, steps):
   assert new.best_params is new.ema
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_an_update_that_is_not_finite_is_skipped_and_counted(start, steps, adversarial):
+def test_an_update_that_is_not_finite_is_skipped_and_counted(start, step):
   x = pictures()
   x[0, 0, 0, 0] = np.nan
-  new, metrics = steps[adversarial](start, x)
+  new, metrics = step(start, x)
   assert (int(new.step), int(new.skipped), int(new.skipped_total)) == (1, 1, 1)
   assert metrics["skipped"] == 1
   keep = dict(step=0, skipped=0, skipped_total=0)
   assert is_same(new._replace(**keep), start._replace(**keep))
-  after, _ = steps[adversarial](new, pictures())
+  after, _ = step(new, pictures())
   assert (int(after.skipped), int(after.skipped_total)) == (0, 1)
 
 
