@@ -9,7 +9,9 @@ from tfusion import config as config_lib
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """Drawn scenes of 64 x 64 pixels to latents of 16 x 16 x 4 numbers.
 
-  On 2 CPU cores in minutes:
+  On 2 cores of an AMD EPYC, shared with other work, 437 s (commit a446645): 64 held-out
+  pictures come back at 21.99 dB from 0.594 bits per pixel; shapes and places are right,
+  many colours are not yet. It is still learning: more pictures are what it lacks.
     tfusion autoencoder --config experiments/autoencoder.py --workdir runs/vae
   Its twin, to 256 codes of a book of 512:
     tfusion autoencoder --config experiments/autoencoder.py:vq --workdir runs/vq
