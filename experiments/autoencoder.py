@@ -11,7 +11,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   On 2 cores of an AMD EPYC, shared with other work, 437 s (commit a446645): 64 held-out
   pictures come back at 21.99 dB from 0.594 bits per pixel; shapes and places are right,
-  many colours are not yet. It is still learning: more pictures are what it lacks.
+  many colours are not. More than these 1000 updates have not been tried.
     tfusion autoencoder --config experiments/autoencoder.py --workdir runs/vae
   Its twin, to 256 codes of a book of 512:
     tfusion autoencoder --config experiments/autoencoder.py:vq --workdir runs/vq
