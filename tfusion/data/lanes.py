@@ -56,7 +56,8 @@ class Lane(Iterator[sequence.Batch]):
       repeat: as often as data.epochs says. False gives each document of the lane once.
 
     Raises:
-      ValueError: the state is of other sources.
+      ValueError: the state is of other sources, or more documents that it names
+        have been damaged since than data.max_damaged.
     """
     self._config, self._tokenizer = config, tokenizer
     self._encode = functools.lru_cache(ENCODED_TEXTS)(tokenizer.encode)

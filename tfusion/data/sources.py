@@ -2,7 +2,7 @@
 
 Owns: the Source contract, the digits and pydoc corpora, their fixed splits, cutting
 long text. Not: folders of images (folder.py), drawn scenes (shapes.py), order and
-mixture (lanes.py), the sequence (sequence.py).
+mixture (mixture.py), the sequence (sequence.py).
 """
 
 import dataclasses
