@@ -1,8 +1,8 @@
 """The corpus of a run and its batches on this host.
 
 Owns: opening sources and tokenizer, dealing lanes to hosts and worker processes, held-
-out rows. Not: order and mixture (mixture.py), packing (lanes.py), what a row is (sequence.py), where
-documents come from (sources.py).
+out rows. Not: order and mixture (mixture.py), packing (lanes.py), what a row is
+(sequence.py), where documents come from (sources.py).
 
 Every lane gives batch_rows / data.lanes rows of each global batch, which is lane-major.
 A host owns neighbouring lanes, a worker process some of those: neither the count of
