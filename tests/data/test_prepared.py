@@ -11,7 +11,7 @@ from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
-from tfusion.data import pipeline, prepared
+from tfusion.data import pipeline, prepared, shards
 from tfusion.data.lanes import Lane
 
 SHAPE = (4, 4, 2)
@@ -302,3 +302,26 @@ def test_a_start_does_not_stumble_over_a_damaged_record(tmp_path):
   tiny_shards.make(tmp_path / "a")
   flip(tmp_path / "a" / "train-0001.array_record")
   begin(run([f"shards:{tmp_path / 'a'}", "pydoc"]), tmp_path / "run")
+
+
+def test_a_run_is_not_continued_on_other_documents_of_the_same_number(tmp_path):
+  folder, workdir = tmp_path / "a", tmp_path / "run"
+  made = tiny_shards.make(folder)
+  config = run([f"shards:{folder}"])
+  rows = host_batches(begin(config, workdir), config, workers=0)
+  next(rows)
+  states = rows.lane_states()
+  rows.restore(states)  # the same documents
+  # Prepared anew from another source: as many documents, of the same sizes.
+  others = [tiny_shards.record(n + 4) for n in range(5)]
+  shards.write_shard(folder / "train-0000.array_record", others, split="train")
+  size = (folder / "train-0000.array_record").stat().st_size
+  first = dataclasses.replace(
+    made.shards[0],
+    bytes=size,
+    sha256=manifest_lib.sha256(folder / "train-0000.array_record"),
+  )
+  manifest_lib.save(dataclasses.replace(made, shards=(first, *made.shards[1:])), folder)
+  again = host_batches(begin(config, workdir), config, workers=0)
+  with pytest.raises(ValueError, match="its documents are others than when the state"):
+    again.restore(states)

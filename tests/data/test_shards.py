@@ -219,7 +219,7 @@ def test_few_files_are_open_in_the_check_even_behind_a_slow_one(folder, monkeypa
       closed.append(self)
 
   monkeypatch.setattr(shards, "_open", Slow)
-  many = tuple(manifest_lib.Shard(f"{n}", "train", 1, 1, 1, 0) for n in range(300))
+  many = tuple(manifest_lib.Shard(f"{n}", "train", 1, 1, 1, 0, "") for n in range(300))
   shards.Reader(folder, many).check()
   assert len(closed) == 300 and max(most) <= shards.CHECK_THREADS
 
@@ -342,7 +342,8 @@ def test_a_record_of_another_schema_stops_with_both_versions(tmp_path, monkeypat
   monkeypatch.setattr(shards.records_lib, "SCHEMA", 2)  # as a later version would
   path = tmp_path / made.shards[0].name
   documents = [tiny_shards.record(n) for n in range(5)]
-  assert shards.write_shard(path, documents, split="train") == made.shards[0]
+  written = shards.write_shard(path, documents, split="train")
+  assert written.bytes == made.shards[0].bytes  # so that the start lets it pass
   monkeypatch.undo()
   with pytest.raises(OtherSchema, match="schema 2, .* reads schema 1"):
     open_source(tmp_path)[0]

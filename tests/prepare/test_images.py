@@ -170,7 +170,7 @@ def test_a_part_is_done_once_and_again_only_when_a_shard_is_not_whole(job, tmp_p
     part.write((0, Counted()), job)
     assert read["times"] == times
     account = json.loads(part.account_path(tmp_path, 0).read_text())
-    assert account["sha256"][1] == manifest.sha256(path)
+    assert account["shards"][1]["sha256"] == manifest.sha256(path)
 
 
 class Eight:

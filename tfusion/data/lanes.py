@@ -70,6 +70,14 @@ class Lane(Iterator[sequence.Batch]):
         f"data.sources held {self._state['sizes']} documents when the state was saved"
         f" and hold {sizes} now; restore them or start in a new workdir"
       )
+    digests = _digests(sources)
+    for name, digest in self._state["digests"].items():
+      if digests[name] != digest:
+        raise ValueError(
+          f"{name}: its documents are others than when the state was saved (hash"
+          f" {digest[:16]}..., now {digests[name][:16]}...); restore them or start in a"
+          " new workdir"
+        )
     self._waiting: list[tuple[Key, sequence.Elements]] = []
     self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet waiting
     self._open_waiting()
@@ -256,6 +264,7 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
   zeros = dict.fromkeys((source.name for source in sources), 0)
   return {
     "sizes": {source.name: len(source) for source in sources},
+    "digests": _digests(sources),
     # Documents taken from the source: also those that fit no row, or are damaged.
     "drawn": dict(zeros),
     "rejected": dict(zeros),  # documents that fit no row
@@ -271,6 +280,11 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
     "waiting": [],  # the keys of documents and pieces drawn but in no row yet
     "cut": [],  # the key of the next piece, where not all of a document waits yet
   }
+
+
+def _digests(sources: Sequence[sources_lib.Source]) -> dict[str, str]:
+  """Hashes of the documents, of sources that know one: those made of shards."""
+  return {s.name: s.digest for s in sources if hasattr(s, "digest")}
 
 
 def pack(

@@ -55,6 +55,7 @@ class Shard:
   bytes: int
   tokens: int  # of all texts
   images: int
+  sha256: str  # of the file
 
 
 @dataclasses.dataclass(frozen=True)

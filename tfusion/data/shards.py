@@ -9,6 +9,8 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import functools
+import hashlib
 import itertools
 import os
 import resource
@@ -76,14 +78,14 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
     if not ids:
       raise ValueError(f"{path}: no records to write")
     writer.close()
-    size = _sync(aside)
+    size, digest = _sync(aside), manifest_lib.sha256(aside)
     os.replace(aside, path)
     manifest_lib.sync_folder(path.parent)
   except RuntimeError as error:  # whatever array_record meets
     raise OSError(f"{path}: cannot be written: {error}") from error
   finally:
     aside.unlink(missing_ok=True)
-  return Shard(path.name, split, len(ids), size, tokens, images)
+  return Shard(path.name, split, len(ids), size, tokens, images, digest)
 
 
 def read_shard(path: str | Path) -> Iterator[Record | Damaged]:
@@ -206,6 +208,12 @@ class Shards:
 
   def __len__(self) -> int:
     return len(self._reader)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """A hash of all documents, from those of the shards in the manifest."""
+    own = "".join(shard.sha256 for shard in self.manifest.of(self.split))
+    return hashlib.sha256(own.encode()).hexdigest()
 
   def __getitem__(self, index: int) -> sequence.Document:
     """Returns the spans of a document.

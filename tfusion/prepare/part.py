@@ -54,7 +54,6 @@ class Account:
   images: int = 0
   rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
   shards: list[manifest_lib.Shard] = dataclasses.field(default_factory=list)
-  sha256: list[str] = dataclasses.field(default_factory=list)  # of each shard
   # Of the latents in the training split.
   sums: encoder.Sums = dataclasses.field(default_factory=encoder.Sums)
 
@@ -145,7 +144,6 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
       path = Path(job.out) / f"{split}-{number:06d}-of-{job.parts:06d}.array_record"
       some = itertools.chain([first], some)
       account.shards.append(shards_lib.write_shard(path, some, split=split))
-      account.sha256.append(manifest_lib.sha256(path))
   text = json.dumps(dataclasses.asdict(account)) + "\n"
   manifest_lib.write_whole(account_path(job.out, number), text.encode())
   counts.unlink(missing_ok=True)
