@@ -150,9 +150,10 @@ def image_first(document: Document, *, noise_cap: float) -> Document:
 
 def span_length(span: Text | Image | Codes, *, patches_per_image: int) -> int:
   """Row positions of a span; those of an image count its BOI and EOI."""
-  if isinstance(span, Image):
-    return patches_per_image + 2
-  return len(span.ids) + 2 * is_image(span)
+  if isinstance(span, Text):
+    return len(span.ids)
+  inner = patches_per_image if isinstance(span, Image) else len(span.ids)
+  return inner + 2  # BOI, EOI
 
 
 def element_count(document: Document, *, patches_per_image: int) -> int:
@@ -183,7 +184,7 @@ def lay_out(
   targets_l = np.where(target_weights_l > 0, whole.tokens_l[1:], special.pad)
   return Elements(
     tokens_l=whole.tokens_l[:-1],
-    targets_l=targets_l.astype(np.int32),
+    targets_l=targets_l.astype(np.int32, copy=False),
     weights_l=target_weights_l,
     hi_l=whole.hi_l[:-1],
     patch_l=whole.patch_l[:-1],
@@ -209,15 +210,13 @@ def lay_out_part(
   stop = 0
   for span, own_length in zip(spans, lengths, strict=True):
     start, stop = stop, stop + own_length
-    if not isinstance(span, Image):
-      weights_l[start:stop] = span.weight
-    if not is_image(span):
-      tokens_l[start:stop] = span.ids
+    if isinstance(span, Text):
+      tokens_l[start:stop], weights_l[start:stop] = span.ids, span.weight
       continue
     tokens_l[start], tokens_l[stop - 1] = special.boi, special.eoi
     inner = slice(start + 1, stop - 1)
     if isinstance(span, Codes):
-      tokens_l[inner] = span.ids
+      tokens_l[inner], weights_l[start:stop] = span.ids, span.weight
       continue
     weights_l[start] = span.weight
     hi_l[inner] = stop - 2

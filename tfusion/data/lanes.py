@@ -96,17 +96,19 @@ class Lane(Iterator[sequence.Batch]):
         than data.max_damaged.
     """
     data = self._config.data
-    length = sum(len(elements.tokens_l) for _, elements in self._waiting)
+    lengths = [len(elements.tokens_l) for _, elements in self._waiting]
+    length = sum(lengths)
     while length < data.packing_rows * data.row_length:
       taken = self._take()
       if taken is None:
         break
       self._waiting.append(taken)
-      length += len(taken[1].tokens_l)
+      lengths.append(len(taken[1].tokens_l))
+      length += lengths[-1]
     if not self._waiting:
       raise StopIteration
     chosen = packing.choose(
-      [len(elements.tokens_l) for _, elements in self._waiting],
+      lengths,
       [len(elements.images) for _, elements in self._waiting],
       row_length=data.row_length,
       image_slots=data.image_slots,
@@ -116,7 +118,7 @@ class Lane(Iterator[sequence.Batch]):
       del self._waiting[i]
     self._last_keys = [key for key, _ in row]
     self._state["rows"] += 1
-    self._state["live"] += sum(len(elements.tokens_l) for _, elements in row)
+    self._state["live"] += sum(lengths[i] for i in chosen)
     return pack([elements for _, elements in row], self._config, self._tokenizer)
 
   def state(self) -> dict[str, Any]:
@@ -208,7 +210,9 @@ class Lane(Iterator[sequence.Batch]):
   def _count(self, name: str, own: list[sequence.Elements]) -> None:
     state, special = self._state, self._tokenizer.special
     for piece in own:
-      patches = int(np.sum(sequence.in_image(piece, special=special)))
+      patches = len(piece.images) * self._config.model.patches_per_image
+      if np.count_nonzero(piece.tokens_l == special.boi) > len(piece.images):  # codes
+        patches = int(np.sum(sequence.in_image(piece, special=special)))
       state["elements"][name] += len(piece.tokens_l)
       state["patches"] += patches
       state["text"] += len(piece.tokens_l) - patches

@@ -14,6 +14,7 @@ even two calls in one process differ, and shards must be the same bytes each tim
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -45,6 +46,7 @@ FIELDS = {
   "codes": (np.dtype(np.int32), 2),
 }
 _NAMES = {"I32": np.dtype("<i4"), "U8": FIELDS["pixels"][0], "BF16": FIELDS["mean"][0]}
+_KIND_OF = {frozenset(fields): kind for kind, fields in KINDS.items()}
 _NAME_OF = {dtype: name for name, dtype in _NAMES.items()}
 
 
@@ -71,8 +73,7 @@ class Record:
   @property
   def kind(self) -> str | None:
     """What the images are, one of KINDS; None without images."""
-    kinds = [k for k, fields in KINDS.items() if set(fields) == set(self.images)]
-    return kinds[0] if kinds else None
+    return _KIND_OF.get(frozenset(self.images))
 
 
 def encode(record: Record) -> bytes:
@@ -146,12 +147,17 @@ def decode(data: bytes) -> Record:
       spans=metadata["spans"],
       texts=tuple(tokens[a:b] for a, b in zip([0, *ends], ends)),
       images=tensors,
-      weights=tuple(json.loads(metadata["weights"])),
+      weights=_weights(metadata["weights"]),
     )
   except (Damaged, OtherSchema):
     raise
   except (KeyError, TypeError, ValueError) as error:
     raise Damaged(f"its header is not that of a record: {error!r}") from error
+
+
+@functools.lru_cache(256)  # documents of a source hardly differ in them
+def _weights(text: str) -> tuple[float, ...]:
+  return tuple(json.loads(text))
 
 
 def _id_of(data: bytes) -> str:
