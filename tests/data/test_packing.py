@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tfusion.data import packing
 from tfusion.data.packing import choose
 
 
@@ -37,6 +38,20 @@ def test_of_equally_full_rows_that_of_earlier_documents():
   sizes = [10, 10, 10, 10, 10]
   assert choose(sizes, [0] * 5, row_length=30, image_slots=0) == [0, 1, 2]
   assert choose(sizes, [1] * 5, row_length=30, image_slots=2) == [0, 1]
+
+
+def test_where_slots_run_out_in_a_very_long_row_what_fits_is_taken(monkeypatch):
+  rng = np.random.default_rng(0)
+  elements = rng.integers(100, 400, 900).tolist()
+  # Two images a document, and room for half of those that the row could hold.
+  long = dict(row_length=1 << 17, image_slots=500)
+  chosen = choose(elements, [2] * 900, **long)
+  assert chosen == list(range(250))
+  few = dict(row_length=1000, image_slots=4)
+  exact = choose(elements[:20], [2] * 20, **few)
+  monkeypatch.setattr(packing, "SUMS_BITS", 1)
+  simple = choose(elements[:20], [2] * 20, **few)
+  assert simple == [0, 1] and sum(elements[i] for i in exact) >= sum(elements[:2])
 
 
 @pytest.mark.parametrize("documents", [1, 2, 500])

@@ -6,6 +6,8 @@ Owns: the choice. Not: which documents wait (lanes.py), how a row is laid out
 
 from collections.abc import Sequence
 
+SUMS_BITS = 1 << 30  # of all subset sums, at most: 128 MiB, and tenths of a second
+
 
 def choose(
   elements: Sequence[int], images: Sequence[int], *, row_length: int, image_slots: int
@@ -15,7 +17,8 @@ def choose(
   The first document is always chosen, so that none waits for ever; among equally full
   rows, that of earlier documents. First-fit leaves half a document free in every row,
   5 % with 14 captioned images to a row; of three rows' worth of documents some nearly
-  always fit to the last element.
+  always fit to the last element. Only where images fill their slots before the row is
+  full, in rows of tens of thousands of elements, is first-fit used after all.
 
   Args:
     elements: of each document, in the order in which they came; none above row_length.
@@ -27,8 +30,19 @@ def choose(
     Indices in ascending order, 0 among them.
   """
   chosen = _fill(elements, [0] * len(elements), row_length, 0)
-  if sum(images[i] for i in chosen) > image_slots:
-    chosen = _fill(elements, images, row_length, image_slots)
+  if sum(images[i] for i in chosen) <= image_slots:
+    return chosen
+  if len(elements) * (image_slots + 1) * 2 * (row_length + 1) > SUMS_BITS:
+    return _first_fit(elements, images, row_length, image_slots)
+  return _fill(elements, images, row_length, image_slots)
+
+
+def _first_fit(elements, images, row_length: int, image_slots: int) -> list[int]:
+  chosen = []
+  for index, (size, own) in enumerate(zip(elements, images, strict=True)):
+    if size <= row_length and own <= image_slots:
+      chosen.append(index)
+      row_length, image_slots = row_length - size, image_slots - own
   return chosen
 
 
