@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import random
@@ -58,7 +59,7 @@ def bytes_of(folder):
   return {
     p.relative_to(folder).as_posix(): p.read_bytes()
     for p in sorted(Path(folder).rglob("*"))
-    if p.is_file()
+    if p.is_file() and p.name != job.LOCK
   }
 
 
@@ -184,7 +185,7 @@ def test_a_full_disk_stops_the_job_in_a_line_and_leaves_no_half(
   assert bytes_of(out) == undisturbed
 
 
-@pytest.mark.parametrize("left", [".write-probe", "job.json.0123.tmp"])
+@pytest.mark.parametrize("left", [".write-probe", "job.json.0123.tmp", job.LOCK])
 def test_a_job_killed_before_it_wrote_its_settings_can_start_again(
   photos, undisturbed, tmp_path, left
 ):
@@ -231,6 +232,71 @@ def test_a_folder_of_another_job_is_refused_with_what_differs(photos, tmp_path):
   Tokenizer.train(["another text"], vocab_size=300, path=other)
   with pytest.raises(ValueError, match="tokenizer_sha256: trained there"):
     job.prepare(request(photos, out, tokenizer=str(other)))
+
+
+def test_a_job_of_another_schema_is_refused_by_name(photos, undisturbed, tmp_path):
+  settings = json.loads(undisturbed["job.json"])
+  settings["schema"] -= 1
+  (tmp_path / "job.json").write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match=r"of another job \(schema: 0 there, 1 now\)"):
+    job.prepare(request(photos, tmp_path))
+
+
+def test_a_second_job_is_refused_while_one_runs_and_takes_nothing_from_it(
+  photos, undisturbed, tmp_path, monkeypatch
+):
+  out, run = tmp_path / "shards", runner.run
+
+  def beside(parts, made, options):
+    under_way = out / "train-000000.tmp"
+    under_way.write_bytes(b"half a shard")
+    refused = subprocess.run(command(photos, out), capture_output=True, text=True)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert f"--out={out}: another `tfusion prepare` is writing" in refused.stderr
+    assert under_way.read_bytes() == b"half a shard"
+    raise OSError("stopped")
+
+  monkeypatch.setattr(runner, "run", beside)
+  with pytest.raises(OSError, match="stopped"):
+    job.prepare(request(photos, out))
+  monkeypatch.setattr(runner, "run", run)
+  job.prepare(request(photos, out))  # a job that stopped holds no lock
+  assert bytes_of(out) == undisturbed
+
+
+def test_without_locks_in_the_file_system_a_job_says_so_and_runs(
+  photos, undisturbed, tmp_path, monkeypatch, capsys
+):
+  def none(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(job.fcntl, "flock", none)
+  job.prepare(request(photos, tmp_path))
+  assert f"--out={tmp_path}: cannot be locked" in capsys.readouterr().out
+  assert bytes_of(tmp_path) == undisturbed
+
+
+def test_relative_paths_serve_workers_in_another_directory(
+  photos, undisturbed, tmp_path, monkeypatch
+):
+  (tmp_path / "elsewhere").mkdir()
+  run = runner.run
+
+  def elsewhere(*args):
+    with contextlib.chdir(tmp_path / "elsewhere"):
+      run(*args)
+
+  monkeypatch.setattr(runner, "run", elsewhere)
+  monkeypatch.chdir(photos.parent)
+  job.prepare(request(photos.name, os.path.relpath(tmp_path / "shards")))
+  assert not list((tmp_path / "elsewhere").iterdir())
+  made, expected = bytes_of(tmp_path / "shards"), dict(undisturbed)
+  # The source stays as it was given, and nothing else depends on how that was.
+  for name in ("job.json", "manifest.json"):
+    here, there = json.loads(made.pop(name)), json.loads(expected.pop(name))
+    assert here.pop("source") == f"folder:{photos.name}"
+    assert there.pop("source") == f"folder:{photos}" and here == there
+  assert made == expected
 
 
 def tiny_autoencoder(path, *, codes):

@@ -464,6 +464,48 @@ def test_a_source_that_changed_has_another_listing(tmp_path):
   assert listing() != before
 
 
+def pages(where):
+  """A folder that every source of files finds something in."""
+  where.mkdir()
+  (where / "a.png").write_bytes(png())
+  (where / "a.txt").write_text("red")
+  edit = {"input": "a.png", "instruction": "as it is", "output": "a.png"}
+  (where / "rows.jsonl").write_text(json.dumps(edit) + "\n")
+  (where / "edits.csv").write_text("input,instruction,output\na.png,paint,a.png\n")
+  with tarfile.open(where / "a.tar", "w") as archive:
+    add(archive, "0.txt", b"red")
+    add(archive, "0.png", png())
+
+
+@pytest.mark.parametrize(
+  "spec", ["folder:in", "text:in", "text:in/a.txt", "tar:in", "jsonl:in", "edits:in"]
+)
+def test_a_relative_source_is_read_from_any_directory(tmp_path, monkeypatch, spec):
+  pages(tmp_path / "in")
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path)
+  parts = readers.plan(spec, documents=3, image_shape=SHAPE)
+  name, _, argument = spec.partition(":")
+  absolute = f"{name}:{tmp_path / argument}"
+  assert list(read(spec)) == list(read(absolute))
+  monkeypatch.chdir("elsewhere")
+  found = [d for part in parts for d in part.read()]
+  assert found == list(read(absolute).values())
+  assert any(isinstance(document, Raw) for document in found)
+  # Where it lies is as it was given, which the job keeps beside the listing.
+  given = readers.plan(absolute, documents=3, image_shape=SHAPE)
+  assert readers.listing_sha256(parts) == readers.listing_sha256(given)
+
+
+def test_a_relative_tfds_folder_is_read_from_any_directory(
+  prepared, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(prepared.parent)
+  parts = readers.plan(f"tfds:{prepared.name}", documents=4, image_shape=SHAPE)
+  monkeypatch.chdir(tmp_path)
+  assert len([d for part in parts for d in part.read()]) == 8
+
+
 def test_cleaning_changes_line_ends_and_nothing_else():
   document = Raw("a", ("one\r\ntwo\rthree ", " \n", b"", "x"), False, (1, 1, 0, 0.5))
   made = raw.clean(document)

@@ -24,7 +24,8 @@ EMBEDDED = ("digits", "pydoc", "shapes")
 class Examples:
   """A range of a split of a tfds data set."""
 
-  name: str
+  name: str  # as it was given
+  root: str  # the folder that the name is, absolute; empty: it is none
   split: str
   start: int
   stop: int
@@ -32,7 +33,7 @@ class Examples:
 
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields the texts and then the images of each example."""
-    builder = _builder(self.name)
+    builder = _builder(self.root or self.name)
     examples = builder.as_data_source(self.split)
     texts, images = _features(builder.info.features)
     for index in range(self.start, self.stop):
@@ -84,8 +85,9 @@ def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
     apart = dict.fromkeys(sizes)
   if left := sorted(set(sizes) - set(apart)):
     print(f"{spec}: left out: {', '.join(left)}")
+  root = str(Path(argument).absolute()) if Path(argument).is_dir() else ""
   return [
-    Examples(argument, split, start, min(start + documents, sizes[split]), test)
+    Examples(argument, root, split, start, min(start + documents, sizes[split]), test)
     for split, test in apart.items()
     for start in range(0, sizes[split], documents)
   ]

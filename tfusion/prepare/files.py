@@ -19,7 +19,7 @@ MAX_TEXT_BYTES = 64 << 20  # of one document
 class File:
   """A file of a source and its state, so that a change is seen."""
 
-  root: str
+  root: str  # absolute: a worker may run in another directory
   name: str  # relative to the root, posix
   bytes: int
   modified: int  # seconds since 1970
@@ -66,7 +66,7 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   """
   path = Path(argument)
   if path.is_file():
-    return [_file(path.parent, path.name, None)]
+    return [_file(path.absolute().parent, path.name, None)]
   if not path.is_dir():
     raise ValueError(
       f"--source={spec}: there is no {argument!r}; name a file or folder"
@@ -75,8 +75,8 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   if not names:
     raise ValueError(f"--source={spec}: no file ends in {' or '.join(suffixes)}")
   tests = {name for name in names if name.startswith("test/")}
-  split = 0 < len(tests) < len(names)
-  return [_file(path, name, name in tests if split else None) for name in names]
+  split, root = 0 < len(tests) < len(names), path.absolute()
+  return [_file(root, name, name in tests if split else None) for name in names]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ def plan_folder(spec: str, argument: str, documents: int) -> list[Captioned]:
   """
   pairs, skipped = folder.find_pairs(argument)
   names = sorted({pair.file for pair in pairs})
-  held_out = folder.choose_held_out(set(names))
-  files = {name: _file(Path(argument), name, name in held_out) for name in names}
+  held_out, root = folder.choose_held_out(set(names)), Path(argument).absolute()
+  files = {name: _file(root, name, name in held_out) for name in names}
   counts: dict[str, int] = {}
   captioned = []
   for pair in pairs:

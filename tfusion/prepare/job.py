@@ -5,25 +5,30 @@ progress, adding their accounts up. Not: one part (part.py), sources (readers.py
 
 In --out, beside what data/manifest.py lists: job.json, the settings, written first; and
 parts/NUMBER.json, a part's account. Started again, a job does the parts that lack one.
+A lock, .prepare-lock, keeps a second job out while one runs.
 """
 
 import collections
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
+from tfusion.data import records as records_lib
 from tfusion.data.manifest import Counts, ImageFormat, Manifest
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import part as part_lib
 
 JOB = "job.json"
+LOCK = ".prepare-lock"  # held while a job runs, then left: to delete it would race
 FIXED_SHAPE = {"digits": (8, 8, 1)}  # of what an embedded source has
 PIXELS_PX, LATENTS_PX = 64, 256  # side of an image without and with an autoencoder
 
@@ -61,7 +66,8 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     The manifest, which is also in the folder now.
 
   Raises:
-    ValueError: what cannot be done as asked, before any work.
+    ValueError: what cannot be done as asked, before any work; another job is writing
+      to the folder.
     OSError: a part stopped, as when the disk is full, or a worker process died.
   """
   _check_installed(request.source)
@@ -84,6 +90,7 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   )
   given = Tokenizer.load(request.tokenizer) if request.tokenizer else None
   settings = {
+    "schema": records_lib.SCHEMA,
     "source": request.source,
     "listing_sha256": readers.listing_sha256(parts),
     "parts": len(parts),
@@ -95,23 +102,23 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     "tokenizer_sha256": given.sha256 if given else "trained",
     "vocab_size": 0 if given else request.vocab_size,
   }
-  out = _enter(request.out, settings)
-  tokenizer = _put_tokenizer(out, given, parts, request)
-  autoencoder = out / manifest_lib.AUTOENCODER
-  if codec and not autoencoder.exists():
-    codec.save(autoencoder)
-  kept_as = images.kind if codec else "pixels, for want of an --autoencoder"
-  worker_codec = str(autoencoder) if codec else None
-  del codec  # a worker opens its own, and an accelerator may hold but one
-  print(
-    f"{request.source}: {len(parts):,} parts; images of {image_shape} as {kept_as};"
-    f" vocabulary {tokenizer.vocab_size:,}",
-    flush=True,
-  )
-  how = encoder.Settings(image_shape, images.kind, worker_codec, request.batch)
-  job = part_lib.Job(str(out), len(parts), how)
-  runner.run(parts, job, options)
-  return _merge(request.source, job, tokenizer, images)
+  with _entered(request.out, settings) as out:
+    tokenizer = _put_tokenizer(out, given, parts, request)
+    autoencoder = out / manifest_lib.AUTOENCODER
+    if codec and not autoencoder.exists():
+      codec.save(autoencoder)
+    kept_as = images.kind if codec else "pixels, for want of an --autoencoder"
+    worker_codec = str(autoencoder) if codec else None
+    del codec  # a worker opens its own, and an accelerator may hold but one
+    print(
+      f"{request.source}: {len(parts):,} parts; images of {image_shape} as {kept_as};"
+      f" vocabulary {tokenizer.vocab_size:,}",
+      flush=True,
+    )
+    how = encoder.Settings(image_shape, images.kind, worker_codec, request.batch)
+    job = part_lib.Job(str(out), len(parts), how)
+    runner.run(parts, job, options)
+    return _merge(request.source, job, tokenizer, images)
 
 
 def _check_installed(source: str) -> None:
@@ -167,40 +174,62 @@ def _image_format(request: Request, codec: Any) -> ImageFormat:
   return ImageFormat(request.latents, shape)
 
 
-def _enter(out: str, settings: dict[str, Any]) -> Path:
-  """Makes the folder, or checks that it is of a job with the same settings."""
-  folder = workdir_lib.check_writable(out, option="--out")
-  path = folder / JOB
-  if path.is_file():
+@contextlib.contextmanager
+def _entered(out: str, settings: dict[str, Any]) -> Iterator[Path]:
+  """Makes the folder, or checks that it is of a job like this; keeps others out."""
+  # Absolute: a worker may run in another directory.
+  folder = workdir_lib.check_writable(out, option="--out").absolute()
+  # Of a job killed before it had written its settings there may be these.
+  own = (".tmp", workdir_lib.PROBE, LOCK)
+  found = sorted(p.name for p in folder.iterdir() if not p.name.endswith(own))
+  if found and JOB not in found:
+    raise ValueError(
+      f"--out={out}: is no folder of this command, it holds {', '.join(found[:3])};"
+      " name a new or an empty one"
+    )
+  with _locked(folder / LOCK, out):
+    _check_settings(folder / JOB, out, settings)
+    (folder / "parts").mkdir(exist_ok=True)
+    for left in (*folder.glob("*.tmp"), *folder.glob("parts/*.tmp")):
+      left.unlink(missing_ok=True)  # of a job that was killed
+    yield folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path, out: str) -> Iterator[None]:
+  """Holds a lock that ends with this process, however that ends."""
+  with open(path, "ab") as file:
     try:
-      before = json.loads(path.read_text())
-    except ValueError as error:
-      raise ValueError(f"{path}: damaged ({error}); name a new --out") from error
-    differ = [
-      f"{key}: {before.get(key)} there, {settings.get(key)} now"
-      for key in sorted(before.keys() | settings.keys())
-      if before.get(key) != settings.get(key)
-    ]
-    if differ:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
       raise ValueError(
-        f"--out={out}: holds shards of another job ({'; '.join(differ)}); name a new"
-        " folder, or ask for the same"
-      )
-  else:
-    # Of a job killed before it had written its settings there may be these two.
-    own = (".tmp", workdir_lib.PROBE)
-    found = sorted(p.name for p in folder.iterdir() if not p.name.endswith(own))
-    if found:
-      raise ValueError(
-        f"--out={out}: is no folder of this command, it holds {', '.join(found[:3])};"
-        " name a new or an empty one"
-      )
-    text = json.dumps(settings, indent=1) + "\n"
-    manifest_lib.write_whole(path, text.encode())
-  (folder / "parts").mkdir(exist_ok=True)
-  for left in (*folder.glob("*.tmp"), *folder.glob("parts/*.tmp")):
-    left.unlink(missing_ok=True)  # of a job that was killed
-  return folder
+        f"--out={out}: another `tfusion prepare` is writing there; wait for its end, or"
+        " name another folder"
+      ) from error
+    except OSError as error:
+      print(f"--out={out}: cannot be locked ({error}); start no second job on it")
+    yield
+
+
+def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
+  """Writes the settings, or refuses to go on where there are others."""
+  if not path.is_file():
+    manifest_lib.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+    return
+  try:
+    before = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path}: damaged ({error}); name a new --out") from error
+  differ = [
+    f"{key}: {before.get(key)} there, {settings.get(key)} now"
+    for key in sorted(before.keys() | settings.keys())
+    if before.get(key) != settings.get(key)
+  ]
+  if differ:
+    raise ValueError(
+      f"--out={out}: holds shards of another job ({'; '.join(differ)}); name a new"
+      " folder, or ask for the same"
+    )
 
 
 def _put_tokenizer(

@@ -17,6 +17,7 @@ PATH is a file or a folder, looked through for all files of the kind.
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 from tfusion.prepare import datasets, files, tables, tar
 from tfusion.prepare.raw import Part
@@ -55,9 +56,16 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
 
 
 def listing_sha256(parts: list[Part]) -> str:
-  """A hash of all that the parts name: files, their sizes and times, captions."""
+  """A hash of all that the parts name: files, their sizes and times, captions.
+
+  Not of the folder they lie in: that is as the source was given, relative or not.
+  """
+
+  def rootless(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name != "root"}
+
   digest = hashlib.sha256()
   for part in parts:
-    fields = [type(part).__name__, dataclasses.asdict(part)]
+    fields = [type(part).__name__, dataclasses.asdict(part, dict_factory=rootless)]
     digest.update(json.dumps(fields).encode() + b"\n")
   return digest.hexdigest()
