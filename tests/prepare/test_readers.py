@@ -378,7 +378,7 @@ def test_the_embedded_sources_are_read_as_they_are():
   assert not any(isinstance(d, Rejected) for d in read("pydoc").values())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tfds knows a name once per process
 def prepared(tmp_path_factory):
   """A tfds data set of six examples, made and read without TensorFlow."""
   tfds = pytest.importorskip("tensorflow_datasets")
@@ -419,6 +419,16 @@ def test_a_tfds_data_set_is_read_from_its_folder(prepared):
   for document in found.values():
     assert document.test == document.id.startswith("test/")
     assert document.spans[0] == ("cat", "dog")[(document.spans[1].shape[1] - 5) % 2]
+
+
+def test_a_relative_tfds_folder_is_read_from_any_directory(
+  prepared, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(prepared.parent)
+  parts = readers.plan(f"tfds:{prepared.name}", documents=4, image_shape=SHAPE)
+  monkeypatch.chdir(tmp_path)
+  read(f"tfds:{prepared}")  # the builder that is kept open is another one now
+  assert len([d for part in parts for d in part.read()]) == 8
 
 
 def test_a_tfds_data_set_is_read_by_name(prepared, monkeypatch):
@@ -495,15 +505,6 @@ def test_a_relative_source_is_read_from_any_directory(tmp_path, monkeypatch, spe
   # Where it lies is as it was given, which the job keeps beside the listing.
   given = readers.plan(absolute, documents=3, image_shape=SHAPE)
   assert readers.listing_sha256(parts) == readers.listing_sha256(given)
-
-
-def test_a_relative_tfds_folder_is_read_from_any_directory(
-  prepared, tmp_path, monkeypatch
-):
-  monkeypatch.chdir(prepared.parent)
-  parts = readers.plan(f"tfds:{prepared.name}", documents=4, image_shape=SHAPE)
-  monkeypatch.chdir(tmp_path)
-  assert len([d for part in parts for d in part.read()]) == 8
 
 
 def test_cleaning_changes_line_ends_and_nothing_else():
