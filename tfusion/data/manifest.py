@@ -11,10 +11,10 @@ import math
 import os
 import types
 import typing
-import uuid
 from pathlib import Path
 from typing import Any
 
+from tfusion import files
 from tfusion.data import records
 
 MANIFEST = "manifest.json"
@@ -94,7 +94,7 @@ def save(manifest: Manifest, folder: str | Path) -> None:
   folder = Path(folder)
   _check(manifest, folder / MANIFEST)
   text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
-  write_whole(folder / MANIFEST, text.encode())
+  files.write_whole(folder / MANIFEST, text.encode())
 
 
 def load(folder: str | Path) -> Manifest:
@@ -166,29 +166,6 @@ def sha256(path: str | Path) -> str:
   """The hash of a file, as hexadecimal digits."""
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-  """Writes a file that is there whole or not at all, a power cut included."""
-  aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-  try:
-    with open(aside, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(aside, path)
-  finally:
-    aside.unlink(missing_ok=True)
-  sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-  """Makes the names in a folder last: a rename alone may not outlive a power cut."""
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
 
 
 def _check_hash(path: Path, expected: str) -> None:

@@ -26,10 +26,9 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from tfusion import sequence
+from tfusion import files, sequence
 from tfusion.config import Config
 from tfusion.data import lanes, prepared, records
-from tfusion.data import manifest as manifest_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.tokenizer import Tokenizer
 
@@ -368,7 +367,7 @@ def _report_skipped(sources: Sequence[sources_lib.Source], workdir: Path) -> Non
   if not skipped:
     path.unlink(missing_ok=True)
     return
-  manifest_lib.write_whole(path, (json.dumps(skipped, indent=2) + "\n").encode())
+  files.write_whole(path, (json.dumps(skipped, indent=2) + "\n").encode())
   for name, reasons in skipped.items():
     kinds = collections.Counter(r.split(":")[0] for r in reasons.values())
     logging.warning(

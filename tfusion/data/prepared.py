@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfusion import files
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.shards import Shards
@@ -116,7 +117,7 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   if manifest.autoencoder_sha256:
     _copy(encoded[0].folder, workdir, manifest.autoencoder_sha256)
   if not there:  # looking at a run, which may be another's, changes nothing
-    manifest_lib.write_whole(path, text.encode())
+    files.write_whole(path, text.encode())
 
 
 def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | None:
@@ -180,4 +181,4 @@ def _copy(folder: Path, workdir: Path, sha256: str) -> None:
     os.replace(aside, kept)
   finally:
     aside.unlink(missing_ok=True)
-  manifest_lib.sync_folder(workdir)
+  files.sync_folder(workdir)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python import array_record_module
 
-from tfusion import sequence
+from tfusion import files, sequence
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data.manifest import Manifest, Shard
@@ -80,7 +80,7 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
     writer.close()
     size, digest = _sync(aside), manifest_lib.sha256(aside)
     os.replace(aside, path)
-    manifest_lib.sync_folder(path.parent)
+    files.sync_folder(path.parent)
   except RuntimeError as error:  # whatever array_record meets
     raise OSError(f"{path}: cannot be written: {error}") from error
   finally:

@@ -14,8 +14,6 @@ import functools
 import hashlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import NamedSharding
 
+from tfusion import files
 from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.config import MeshConfig
 from tfusion.model import autoencoder
@@ -147,15 +146,7 @@ class Codec:
       "sha256": self.sha256,
     }
     data = safetensors.numpy.save(params, {METADATA: json.dumps(about)})
-    aside = Path(path).with_name(f"{Path(path).name}.{uuid.uuid4().hex}.tmp")
-    try:
-      with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(aside, path)
-    finally:
-      aside.unlink(missing_ok=True)
+    files.write_whole(Path(path), data)
 
   def _check_codes(self, codes: np.ndarray) -> None:
     whole = codes.ndim == 2 and np.issubdtype(codes.dtype, np.integer)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfusion import files
 from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
@@ -214,7 +215,7 @@ def _locked(path: Path, out: str) -> Iterator[None]:
 def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
   """Writes the settings, or refuses to go on where there are others."""
   if not path.is_file():
-    manifest_lib.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+    files.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
     return
   try:
     before = json.loads(path.read_text())
@@ -294,7 +295,7 @@ def _merge(
     for id, reason, detail in account.rejected:
       reasons[reason] += 1
       lines.append(json.dumps({"id": id, "reason": reason, "detail": detail}) + "\n")
-  manifest_lib.write_whole(out / manifest_lib.REJECTED, "".join(lines).encode())
+  files.write_whole(out / manifest_lib.REJECTED, "".join(lines).encode())
   counts = Counts(read, kept, dict(sorted(reasons.items())))
   if not any(shard.split == "train" for shard in shards):
     raise ValueError(f"--source={source}: nothing to train on; {summary(counts)}")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfusion import files
 from tfusion.data import images as images_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
@@ -145,7 +146,7 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
       some = itertools.chain([first], some)
       account.shards.append(shards_lib.write_shard(path, some, split=split))
   text = json.dumps(dataclasses.asdict(account)) + "\n"
-  manifest_lib.write_whole(account_path(job.out, number), text.encode())
+  files.write_whole(account_path(job.out, number), text.encode())
   counts.unlink(missing_ok=True)
 
 
