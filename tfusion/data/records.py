@@ -18,7 +18,9 @@ import functools
 import itertools
 import json
 import math
+import re
 import zlib
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +33,8 @@ TEXT, IMAGE = "t", "i"  # letters of `spans`
 _PREFIX = b'{"__metadata__":{"crc32":"'
 _CRC = slice(8 + len(_PREFIX), 16 + len(_PREFIX))
 _NO_CRC = b"00000000"
+# An id apart from the rest of a header, which is nearly the same for many records.
+_ID = re.compile(rb'"id":"((?:[^"\\]|\\.)*)"')
 
 # Kind of image -> its fields; field -> dtype and dimensions, the images' own included.
 KINDS = {
@@ -129,35 +133,65 @@ def decode(data: bytes) -> Record:
   # From here on the bytes are what somebody wrote.
   start = 8 + int.from_bytes(data[:8], "little")
   try:
-    header = json.loads(data[8:start])
-    metadata = header.pop("__metadata__")
-    if metadata["format"] != FORMAT:
-      raise Damaged(f"is a {metadata['format']!r}, not a {FORMAT!r}")
-    if metadata["schema"] != str(SCHEMA):
-      raise OtherSchema(
-        f"record {metadata.get('id')!r} has schema {metadata['schema']}, this version"
-        f" of tfusion reads schema {SCHEMA}: prepare the data again with this version,"
-        " or read it with the one that wrote it"
-      )
-    tensors = {name: _view(data, start, of) for name, of in header.items()}
+    found = _ID.search(data, _CRC.stop, start)
+    if not found:
+      raise KeyError("id")
+    own_id = found[1].decode()
+    if "\\" in own_id:
+      own_id = json.loads(f'"{own_id}"')
+    header = _header(data[_CRC.stop : found.start(1)] + data[found.end(1) : start])
+    tensors = {
+      name: np.ndarray(shape, dtype, data, start + first)
+      for name, shape, dtype, first in header.tensors
+    }
     ends = list(itertools.accumulate(tensors.pop("lengths").tolist()))
     tokens = tensors.pop("tokens")
     return Record(
-      id=metadata["id"],
-      spans=metadata["spans"],
+      id=own_id,
+      spans=header.spans,
       texts=tuple(tokens[a:b] for a, b in zip([0, *ends], ends)),
       images=tensors,
-      weights=_weights(metadata["weights"]),
+      weights=header.weights,
     )
-  except (Damaged, OtherSchema):
+  except OtherSchema as error:
+    raise OtherSchema(f"record {own_id!r} {error}") from None
+  except Damaged:
     raise
   except (KeyError, TypeError, ValueError) as error:
     raise Damaged(f"its header is not that of a record: {error!r}") from error
 
 
-@functools.lru_cache(256)  # documents of a source hardly differ in them
-def _weights(text: str) -> tuple[float, ...]:
-  return tuple(json.loads(text))
+class _Header(NamedTuple):
+  """What a header says, but for the id."""
+
+  spans: str
+  weights: tuple[float, ...]
+  # Name, shape, dtype and first byte behind the header of each.
+  tensors: tuple[tuple[str, tuple[int, ...], np.dtype, int], ...]
+
+
+@functools.lru_cache(1024)  # documents of a source hardly differ in it
+def _header(rest: bytes) -> _Header:
+  """Reads a header from behind its CRC-32 on, without the characters of its id."""
+  header = json.loads(_PREFIX + rest)
+  metadata = header.pop("__metadata__")
+  if metadata["format"] != FORMAT:
+    raise Damaged(f"is a {metadata['format']!r}, not a {FORMAT!r}")
+  if metadata["schema"] != str(SCHEMA):
+    raise OtherSchema(
+      f"has schema {metadata['schema']}, this version of tfusion reads schema"
+      f" {SCHEMA}: prepare the data again with this version, or read it with the one"
+      " that wrote it"
+    )
+  tensors = []
+  for name, tensor in header.items():
+    shape, dtype = tuple(tensor["shape"]), _NAMES[tensor["dtype"]]
+    first, end = tensor["data_offsets"]
+    if end - first != math.prod(shape) * dtype.itemsize:
+      raise ValueError(f"{name} of {shape} in {end - first} bytes")
+    tensors.append((name, shape, dtype, first))
+  weights = tuple(json.loads(metadata["weights"]))
+  return _Header(metadata["spans"], weights, tuple(tensors))
 
 
 def _id_of(data: bytes) -> str:
@@ -167,14 +201,6 @@ def _id_of(data: bytes) -> str:
     return f"; its id reads {header['__metadata__']['id']!r}"
   except (KeyError, TypeError, ValueError):
     return ""
-
-
-def _view(data: bytes, start: int, tensor: dict) -> np.ndarray:
-  first, end = tensor["data_offsets"]
-  dtype = _NAMES[tensor["dtype"]]
-  count = (end - first) // dtype.itemsize
-  view = np.frombuffer(data, dtype, count, offset=start + first)
-  return view.reshape(tensor["shape"])
 
 
 def _is_unicode(text: str) -> bool:
