@@ -5,11 +5,14 @@ import itertools
 import json
 import zlib
 
+import grain
 import numpy as np
 import pytest
 from tiny_sources import ALL, CONFIG, Given, changed, codes, latent, tokenizer
 
+from tfusion.data import forms
 from tfusion.data.lanes import Lane
+from tfusion.data.mixture import Mixture
 
 
 def captioned(number):
@@ -46,6 +49,28 @@ def test_without_weights_the_rows_are_those_of_before():
     for field in row[2:]:  # ids of tokens are the tokenizer's
       checked = zlib.crc32(np.ascontiguousarray(field).tobytes(), checked)
   assert checked == 3030747649
+
+
+def test_no_document_is_read_behind_the_last():
+  source = Given("pairs", 10, captioned)
+  config = changed(data=dict(lanes=4))
+  lanes = [Mixture([source], config, lane=n, repeat=False) for n in range(4)]
+  assert [len(m.positions("pairs", 0, 8)) for m in lanes] == [3, 3, 2, 2]
+  assert lanes[0].positions("pairs", 1, 1) == range(1, 2)
+  endless = Mixture([source], config, lane=0, repeat=True)
+  assert endless.positions("pairs", 2, 8) == range(2, 10)
+
+
+def test_the_order_is_that_of_a_shuffled_repeated_dataset_of_grain():
+  for length in (1, 2, 7, 100):
+    source = Given("pairs", length, captioned)
+    seed = int(forms.uniform(CONFIG.seed, "pairs", 0) * 2**32)
+    shuffled = grain.MapDataset.range(length).shuffle(seed).repeat()
+    for lane in range(CONFIG.data.lanes):
+      mixture = Mixture([source], CONFIG, lane=lane, repeat=True)
+      for position in range(2 * length + 3):  # several epochs over all lanes
+        expected = shuffled[lane + position * CONFIG.data.lanes]
+        assert mixture.index("pairs", position) == expected
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,10 @@ def _arrange(
   Where one of the two is there to be read only, the order is the source's. arXiv
   2408.11039, section 4.1 (caption first in 80 %); the paper leaves dropout open.
   """
-  images = sum(map(sequence.is_image, document))
-  if len(document) != 2 or images != 1 or not all(s.weight for s in document):
+  if len(document) != 2:
+    return document
+  is_image_first, is_image_last = map(sequence.is_image, document)
+  if is_image_first == is_image_last or not all(span.weight for span in document):
     return document
   if uniform(config.seed, f"{name}/order", showing) >= config.data.caption_first:
     diffusion, u = config.diffusion, uniform(config.seed, f"{name}/clean", showing)
@@ -84,7 +86,7 @@ def _arrange(
     return sequence.image_first(document, noise_cap=cap)
   if uniform(config.seed, f"{name}/drop", showing) < config.data.caption_dropout:
     return sequence.drop_text(document)
-  return tuple(sorted(document, key=sequence.is_image))
+  return document[::-1] if is_image_first else document
 
 
 def _draw_latent(

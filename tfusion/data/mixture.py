@@ -48,8 +48,7 @@ class Mixture:
     self._orders, self._lengths = {}, {}
     for source in sources:
       seed = int(forms.uniform(config.seed, source.name, 0) * 2**32)
-      # Shuffled anew in every epoch: an index behind the last belongs to the next one.
-      self._orders[source.name] = grain.MapDataset.range(len(source)).shuffle(seed)
+      self._orders[source.name] = len(source), seed
       shown = (epochs.get(source.name, 0) or ENDLESS) if repeat else 1
       # Showings lane, lane + lanes, ...; no len(range()), which ends at 2**63.
       self._lengths[source.name] = -(-(len(source) * shown - lane) // data.lanes)
@@ -72,9 +71,19 @@ class Mixture:
     lacking = [n for n in left if self._has_images[n] == for_image]
     return min(lacking or left, key=elements.__getitem__, default=None)
 
+  def positions(self, name: str, start: int, count: int) -> range:
+    """The lane's documents of a source from `start` on, at most `count` of them."""
+    return range(start, min(start + count, self._lengths[name]))
+
   def index(self, name: str, position: int) -> int:
     """Which document of a source is the lane's document `position` of it."""
-    return int(self._orders[name][self.showing(position)])
+    length, seed = self._orders[name]
+    # As grain.MapDataset.range(length).shuffle(seed) has it, in half of its time. An
+    # index behind the last belongs to the next epoch, which is shuffled anew.
+    epoch, at = divmod(self.showing(position), length)
+    return grain.experimental.index_shuffle(
+      at, max_index=length - 1, seed=(seed + epoch) % 2**32, rounds=4
+    )
 
   def showing(self, position: int) -> int:
     """Its number in the order of the source, over all lanes."""
