@@ -181,6 +181,45 @@ def test_patches_and_codes_are_told_from_what_encloses_them(seed):
   np.testing.assert_array_equal(inside, [k in ("patch", "code") for k in kinds])
 
 
+def test_documents_of_one_kind_keep_their_own_tokens_and_share_what_none_may_change():
+  laid = [lay_out((Text(np.array([i, i + 1])),)) for i in (10, 20)]
+  assert [d.tokens_l.tolist() for d in laid] == [[2, 10, 11], [2, 20, 21]]
+  assert [d.targets_l.tolist() for d in laid] == [[10, 11, 3], [20, 21, 3]]
+  for shared in (laid[0].weights_l, laid[0].hi_l, laid[0].patch_l):
+    with pytest.raises(ValueError, match="read-only"):
+      shared[0] = 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_too_long_to_be_remembered_is_laid_out_alike(seed, monkeypatch):
+  document = random_document(np.random.default_rng(seed), weights=(0.0, 0.5, 1.0))
+  remembered = lay_out(document)
+  sequence._frame.cache_clear()
+  monkeypatch.setattr(sequence, "FRAME_LENGTH", -1)
+  for a, b in zip(lay_out(document)[:-1], remembered[:-1], strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+  assert sequence._frame.cache_info().currsize == 0
+
+
+def test_rows_packed_together_are_those_packed_one_by_one():
+  rng = np.random.default_rng(0)
+  rows = [[random_document(rng) for _ in range(n)] for n in (2, 0, 1)]
+  sizes = dict(
+    row_length=64,
+    image_slots=9,
+    latent_shape=SHAPE,
+    special=SPECIAL,
+    patches_per_image=PATCHES,
+  )
+  together = sequence.pack_rows([[lay_out(d) for d in row] for row in rows], **sizes)
+  alone = sequence.stack([pack(row) for row in rows])
+  for a, b in zip(together, alone, strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+  assert not together.latents_bnhwc[1].any()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_element_count_is_the_length_that_lay_out_gives(seed):
   document = random_document(np.random.default_rng(seed))

@@ -20,10 +20,14 @@ patches: their count is fixed, so the sampler appends EOI itself.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+# What `lay_out` remembers: 20 bytes an element, so 10 MB at most.
+FRAMES, FRAME_LENGTH = 512, 1024
 
 
 class SpecialTokens(NamedTuple):
@@ -171,6 +175,45 @@ def lay_out(
     special: ids of the special tokens.
     patches_per_image: patches between BOI and EOI, >= 1.
   """
+  kinds = tuple(
+    (type(s), span_length(s, patches_per_image=patches_per_image), s.weight)
+    for s in document
+  )
+  known = sum(length for _, length, _ in kinds) <= FRAME_LENGTH
+  frame = (_frame if known else _frame.__wrapped__)(kinds, special, patches_per_image)
+  tokens_l, targets_l = frame.tokens_l.copy(), frame.targets_l.copy()
+  images, stop = [], 1  # BOS
+  for span, (kind, length, weight) in zip(document, kinds):
+    start, stop = stop, stop + length
+    if kind is Image:
+      images.append(span)
+      continue
+    edge = kind is Codes  # BOI, EOI
+    tokens_l[start + edge : stop - edge] = span.ids
+    if weight > 0:
+      targets_l[start + edge - 1 : stop - edge - 1] = span.ids
+  return Elements(
+    tokens_l, targets_l, frame.weights_l, frame.hi_l, frame.patch_l, tuple(images)
+  )
+
+
+@functools.lru_cache(FRAMES)
+def _frame(
+  kinds: tuple[tuple[type, int, float], ...],
+  special: SpecialTokens,
+  patches_per_image: int,
+) -> Elements:
+  """A document of spans of these kinds, lengths and weights, its token ids all pad.
+
+  Captioned images have few lengths, which come again and again; so the arrays are
+  shared, and not to be written to.
+  """
+  blank = {
+    Text: lambda length, weight: Text(np.full(length, special.pad), weight),
+    Codes: lambda length, weight: Codes(np.full(length - 2, special.pad), weight),
+    Image: lambda length, weight: Image(np.zeros(0), weight),
+  }
+  document = [blank[kind](length, weight) for kind, length, weight in kinds]
   # EOS is a target only, so it takes no place among the inputs.
   last_weight = document[-1].weight if document else 1.0
   ends = (
@@ -182,14 +225,17 @@ def lay_out(
   )
   target_weights_l = whole.weights_l[1:]
   targets_l = np.where(target_weights_l > 0, whole.tokens_l[1:], special.pad)
-  return Elements(
+  frame = Elements(
     tokens_l=whole.tokens_l[:-1],
     targets_l=targets_l.astype(np.int32, copy=False),
     weights_l=target_weights_l,
     hi_l=whole.hi_l[:-1],
     patch_l=whole.patch_l[:-1],
-    images=whole.images,
+    images=(),
   )
+  for array in frame[:-1]:
+    array.flags.writeable = False
+  return frame
 
 
 def lay_out_part(
@@ -239,8 +285,18 @@ def in_image(elements: Elements, *, special: SpecialTokens) -> np.ndarray:
   return np.cumsum(begins) - begins > np.cumsum(ends)
 
 
-def pack(
-  documents: Sequence[Elements],
+def pack(documents: Sequence[Elements], **sizes) -> Batch:
+  """Places laid-out documents in a row: `pack_rows` of one, without b.
+
+  Args:
+    documents: laid-out documents, in order.
+    sizes: as for `pack_rows`.
+  """
+  return Batch(*(field[0] for field in pack_rows([documents], **sizes)))
+
+
+def pack_rows(
+  rows: Sequence[Sequence[Elements]],
   *,
   row_length: int,
   image_slots: int,
@@ -248,57 +304,66 @@ def pack(
   special: SpecialTokens,
   patches_per_image: int,
 ) -> Batch:
-  """Places laid-out documents one after the other in a row of fixed length.
+  """Places laid-out documents one after the other in rows of fixed length.
 
   Args:
-    documents: laid-out documents, in order.
-    row_length: positions in the row.
-    image_slots: images the row can hold.
+    rows: the laid-out documents of each, in order.
+    row_length: positions in a row.
+    image_slots: images a row can hold.
     latent_shape: h, w, c of every image.
     special: ids of the special tokens.
     patches_per_image: patches of every image.
 
-  Returns:
-    A Batch without its leading dimension.
-
   Raises:
-    ValueError: the documents have more elements or images than the row holds, or an
+    ValueError: documents have more elements or images than their row holds, or an
       image has another shape.
   """
-  length = sum(len(d.tokens_l) for d in documents)
+  batch = _empty_rows(len(rows), row_length, image_slots, tuple(latent_shape), special)
+  for number, documents in enumerate(rows):
+    # Latents are the most of a row by far: they are copied here, and nowhere again.
+    _fill(Batch(*(f[number] for f in batch)), documents, patches_per_image)
+  return batch
+
+
+def _fill(row: Batch, documents: Sequence[Elements], patches_per_image: int) -> None:
+  """Places documents in an empty row (a Batch without b)."""
+  lengths = [len(d.tokens_l) for d in documents]
   images = [image for d in documents for image in d.images]
+  length, row_length = sum(lengths), len(row.tokens_bl)
+  image_slots, *latent_shape = row.latents_bnhwc.shape
   if length > row_length or len(images) > image_slots:
     raise ValueError(
       f"documents of {length} elements and {len(images)} images do not fit a row of"
       f" data.row_length={row_length} and {image_slots} image slots"
     )
-  row = _empty_row(row_length, image_slots, latent_shape, special)
-  start = slot = 0
-  for d in documents:
-    own = slice(start, start + len(d.tokens_l))
-    row.tokens_bl[own] = d.tokens_l
-    row.targets_bl[own] = d.targets_l
-    row.weights_bl[own] = d.weights_l
-    row.positions_bl[own] = np.arange(len(d.tokens_l))
-    row.lo_bl[own] = start
-    row.hi_bl[own] = start + d.hi_l
-    is_patch_l = d.patch_l >= 0
-    row.patch_bl[own] = np.where(
-      is_patch_l, d.patch_l + slot * patches_per_image, d.patch_l
-    )
-    firsts = start + np.flatnonzero(is_patch_l & (d.patch_l % patches_per_image == 0))
-    for first, image in zip(firsts, d.images, strict=True):
-      if image.latent.shape != tuple(latent_shape):
-        raise ValueError(
-          f"image of shape {image.latent.shape} in a run of {tuple(latent_shape)}"
-        )
-      row.latents_bnhwc[slot] = image.latent
-      row.image_start_bn[slot] = first
-      row.image_weight_bn[slot] = image.weight
-      row.noise_cap_bn[slot] = image.noise_cap
-      slot += 1
-    start = own.stop
-  return row
+  row.latents_bnhwc[len(images) :] = 0
+  if not documents:
+    return
+  # For all documents at once: for each alone, every line costs nearly as much.
+  tokens_l, targets_l, weights_l, hi_l, patch_l = (
+    np.concatenate(fields) for fields in list(zip(*documents, strict=True))[:-1]
+  )
+  lo_l = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+  patches = [len(d.images) * patches_per_image for d in documents]
+  before_l = np.repeat(np.cumsum([0, *patches[:-1]]), lengths)
+  is_patch_l = patch_l >= 0
+  row.tokens_bl[:length] = tokens_l
+  row.targets_bl[:length] = targets_l
+  row.weights_bl[:length] = weights_l
+  row.positions_bl[:length] = np.arange(length) - lo_l
+  row.lo_bl[:length] = lo_l
+  row.hi_bl[:length] = lo_l + hi_l
+  row.patch_bl[:length] = np.where(is_patch_l, patch_l + before_l, patch_l)
+  firsts = np.flatnonzero(is_patch_l & (patch_l % patches_per_image == 0))
+  for slot, (first, image) in enumerate(zip(firsts, images, strict=True)):
+    if image.latent.shape != tuple(latent_shape):
+      raise ValueError(
+        f"image of shape {image.latent.shape} in a run of {tuple(latent_shape)}"
+      )
+    row.latents_bnhwc[slot] = image.latent
+    row.image_start_bn[slot] = first
+    row.image_weight_bn[slot] = image.weight
+    row.noise_cap_bn[slot] = image.noise_cap
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
@@ -311,17 +376,19 @@ def live_elements(batch: Batch) -> int:
   return int(np.sum(np.asarray(batch.hi_bl) >= np.asarray(batch.lo_bl)))
 
 
-def _empty_row(row_length, image_slots, latent_shape, special) -> Batch:
+def _empty_rows(rows, row_length, image_slots, latent_shape, special) -> Batch:
+  """Rows of padding; what the slots hold is to be written."""
+  places, slots = (rows, row_length), (rows, image_slots)
   return Batch(
-    tokens_bl=np.full(row_length, special.pad, np.int32),
-    targets_bl=np.full(row_length, special.pad, np.int32),
-    weights_bl=np.zeros(row_length, np.float32),
-    positions_bl=np.zeros(row_length, np.int32),
-    lo_bl=np.full(row_length, row_length, np.int32),
-    hi_bl=np.full(row_length, row_length - 1, np.int32),
-    patch_bl=np.full(row_length, -1, np.int32),
-    latents_bnhwc=np.zeros((image_slots, *latent_shape), np.float32),
-    image_start_bn=np.zeros(image_slots, np.int32),
-    image_weight_bn=np.zeros(image_slots, np.float32),
-    noise_cap_bn=np.ones(image_slots, np.float32),
+    tokens_bl=np.full(places, special.pad, np.int32),
+    targets_bl=np.full(places, special.pad, np.int32),
+    weights_bl=np.zeros(places, np.float32),
+    positions_bl=np.zeros(places, np.int32),
+    lo_bl=np.full(places, row_length, np.int32),
+    hi_bl=np.full(places, row_length - 1, np.int32),
+    patch_bl=np.full(places, -1, np.int32),
+    latents_bnhwc=np.empty((*slots, *latent_shape), np.float32),
+    image_start_bn=np.zeros(slots, np.int32),
+    image_weight_bn=np.zeros(slots, np.float32),
+    noise_cap_bn=np.ones(slots, np.float32),
   )
