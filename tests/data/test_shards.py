@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tiny_shards
 from array_record.python import array_record_module
+from tiny_sources import changed
 
 from tfusion import sequence
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import shards, sources
+from tfusion.data.lanes import Lane
 from tfusion.data.records import Damaged, OtherSchema, Record, encode
 
 
@@ -378,6 +380,21 @@ def test_a_shard_that_is_not_of_the_manifest_is_named(tmp_path, document, messag
   assert not isinstance(refusal.value, Damaged)
 
 
+def test_every_field_of_an_image_must_be_of_the_manifests_shape(tmp_path):
+  made = tiny_shards.make(tmp_path, kind="mean_logvar", train=1, test=1)
+  record = tiny_shards.record(0, kind="mean_logvar")
+  thin = {**record.images, "logvar": record.images["logvar"][..., :1]}
+  path = tmp_path / made.shards[0].name
+  written = shards.write_shard(
+    path, [dataclasses.replace(record, images=thin)], split="train"
+  )
+  listed = (written, *made.shards[1:])
+  manifest_lib.save(dataclasses.replace(made, shards=listed), tmp_path)
+  both = r"holds mean_logvar of \(4, 4, 2\) and \(4, 4, 1\), its manifest says mean_l"
+  with pytest.raises(ValueError, match=both):
+    open_source(tmp_path)[0]
+
+
 def test_a_disk_that_fails_once_loses_no_record(tmp_path, monkeypatch):
   reader = shards.Reader(tmp_path, tiny_shards.make(tmp_path).of("train"))
   expected = [tiny_shards.record(n) for n in range(12)]
@@ -392,6 +409,51 @@ def test_a_disk_that_fails_once_loses_no_record(tmp_path, monkeypatch):
   monkeypatch.setattr(shards, "_read", fail)
   assert all(same(reader[n], record) for n, record in enumerate(expected))
   assert len(calls) == 24
+
+
+def test_several_documents_are_those_read_one_by_one(folder):
+  source = open_source(folder)
+  order = [7, 3, 3, 11, 0]
+  for found, index in zip(source.several(order), order, strict=True):
+    expected = source[index]
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+      assert type(a) is type(b) and a.weight == b.weight
+      for x, y in zip(vars(a).values(), vars(b).values()):
+        np.testing.assert_array_equal(x, y)
+  assert source.several([]) == []
+
+
+def test_several_documents_survive_a_disk_that_fails_once(folder, monkeypatch):
+  source, decode, calls = open_source(folder), shards.records_lib.decode, []
+
+  def fail(data):
+    calls.append(data)
+    if len(calls) == 2:
+      raise Damaged("CRC-32 is another")
+    return decode(data)
+
+  monkeypatch.setattr(shards.records_lib, "decode", fail)
+  assert len(source.several([0, 1, 2])) == 3
+
+
+def test_of_several_documents_a_lane_loses_the_damaged_one_alone(tmp_path):
+  tiny_shards.make(tmp_path)
+  path = tmp_path / "train-0001.array_record"
+  flipped = bytearray(path.read_bytes())
+  flipped[120] ^= 1
+  path.write_bytes(flipped)
+  source = open_source(tmp_path)
+  with pytest.raises(Damaged, match="train-0001.array_record: record 0 is damaged"):
+    source.several([4, 5, 6])
+  config = changed(
+    model=dict(image_shape=(4, 4, 2)),
+    data=dict(sources=(source.name,), lanes=1, max_damaged=1),
+  )
+  lane = Lane([source], tiny_shards.tokenizer(), config, lane=0, repeat=False)
+  shown = {lane.document_index(key) for _ in lane for key in lane.last_keys}
+  assert shown == {*range(12)} - {5}
+  assert lane.state()["damaged"][source.name]["records"] == [5]
 
 
 def test_a_damaged_record_is_named_by_the_source(tmp_path):

@@ -131,7 +131,7 @@ def shares(corpus: Corpus, config: Config, *, seconds: float) -> dict[str, float
 
   Returns:
     decode: reading, checking and decoding records; pack: tokens, layout, the choice of
-    documents; batch: rows to arrays of a batch.
+    documents; batch: these into the arrays of a batch.
   """
   source = _Timed(corpus.train[0])
   lane = lanes.Lane([source], corpus.tokenizer, config, lane=0)
@@ -140,9 +140,9 @@ def shares(corpus: Corpus, config: Config, *, seconds: float) -> dict[str, float
   source.seconds, pack, batch, start = 0.0, 0.0, 0.0, time.perf_counter()
   while time.perf_counter() - start < seconds:
     begin = time.perf_counter()
-    packed = [next(lane) for _ in range(rows)]
+    taken = [lane.take() for _ in range(rows)]
     middle = time.perf_counter()
-    sequence.stack(packed)
+    lanes.pack_rows(taken, config, corpus.tokenizer)
     pack, batch = pack + middle - begin, batch + time.perf_counter() - middle
   whole = pack + batch
   return {
@@ -250,7 +250,10 @@ class _Timed:
     return len(self.source)
 
   def __getitem__(self, index: int):
+    return self.several([index])[0]
+
+  def several(self, indices: Sequence[int]) -> list:
     start = time.perf_counter()
-    document = self.source[index]
+    documents = self.source.several(indices)
     self.seconds += time.perf_counter() - start
-    return document
+    return documents

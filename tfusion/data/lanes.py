@@ -24,6 +24,7 @@ from tfusion.data.mixture import Mixture
 from tfusion.data.records import Damaged
 from tfusion.data.tokenizer import Tokenizer
 
+READ_AHEAD = 8  # documents of a source, at most: they are read faster together
 ENCODED_TEXTS = 1 << 16  # encodings a lane remembers
 DAMAGE_QUOTED = 3  # messages a state keeps per source
 HOPELESS = 10_000  # documents of a source, shuffled, of which none fits: no other will
@@ -80,6 +81,8 @@ class Lane(Iterator[sequence.Batch]):
         )
     self._waiting: list[tuple[Key, sequence.Elements]] = []
     self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet waiting
+    # By source, from the next document on; not in the state, for it is read again.
+    self._ahead: dict[str, list[list[sequence.Elements] | Damaged]] = {}
     self._open_waiting()
     self._last_keys: list[Key] = []
 
@@ -89,9 +92,14 @@ class Lane(Iterator[sequence.Batch]):
     return list(self._last_keys)
 
   def __next__(self) -> sequence.Batch:
-    """Returns the next row.
+    """Returns the next row; raises what `take` does."""
+    return pack(self.take(), self._config, self._tokenizer)
+
+  def take(self) -> list[sequence.Elements]:
+    """Returns what the next row holds, in order.
 
     Raises:
+      StopIteration: all documents are used up.
       ValueError: a source of which no document fits a row, or more damaged records
         than data.max_damaged.
     """
@@ -119,7 +127,7 @@ class Lane(Iterator[sequence.Batch]):
     self._last_keys = [key for key, _ in row]
     self._state["rows"] += 1
     self._state["live"] += sum(lengths[i] for i in chosen)
-    return pack([elements for _, elements in row], self._config, self._tokenizer)
+    return [elements for _, elements in row]
 
   def state(self) -> dict[str, Any]:
     """JSON-able; after the last returned row."""
@@ -138,12 +146,11 @@ class Lane(Iterator[sequence.Batch]):
     for name, position, *_ in [*self._state["waiting"], *([cut] if cut else [])]:
       if (name, position) in opened:
         continue
-      try:
-        own = self._keyed(name, position, self._pieces(name, position))
-      except Damaged as error:
-        self._skip(name, position, error)
+      (own,) = self._pieces(name, [position])
+      if isinstance(own, Damaged):
+        self._skip(name, position, own)
         own = []
-      opened[name, position] = own
+      opened[name, position] = self._keyed(name, position, own)
     for name, position, *piece in self._state["waiting"]:
       own = opened[name, position]
       self._waiting += own[piece[0] : piece[0] + 1] if piece else own
@@ -157,15 +164,22 @@ class Lane(Iterator[sequence.Batch]):
       if name is None:
         return None
       position = self._state["drawn"][name]
+      if not self._ahead.get(name):
+        self._ahead[name] = self._pieces(name, self._next_positions(name))
+      own = self._ahead[name].pop(0)
       self._state["drawn"][name] += 1
-      try:
-        own = self._pieces(name, position)
-      except Damaged as error:
-        self._skip(name, position, error)
+      if isinstance(own, Damaged):
+        self._skip(name, position, own)
         continue
       self._count(name, own)
       self._cut = self._keyed(name, position, own)
     return self._cut.pop(0)
+
+  def _next_positions(self, name: str) -> range:
+    """The documents to read together: a row of them at most, if they are as before."""
+    drawn, elements = self._state["drawn"][name], self._state["elements"][name]
+    count = self._config.data.row_length * drawn // max(elements, 1)
+    return self._mixture.positions(name, drawn, min(max(count, 1), READ_AHEAD))
 
   def _keyed(
     self, name: str, position: int, own: list[sequence.Elements]
@@ -174,11 +188,22 @@ class Lane(Iterator[sequence.Batch]):
       return [((name, position), own[0])]
     return [((name, position, n), piece) for n, piece in enumerate(own)]
 
-  def _pieces(self, name: str, position: int) -> list[sequence.Elements]:
-    """Document `position` of this lane as it goes into rows; none: it fits no row."""
+  def _pieces(
+    self, name: str, positions: Sequence[int]
+  ) -> list[list[sequence.Elements] | Damaged]:
+    """Documents of this lane as they go into rows; none of one: it fits no row."""
+    indices = [self._mixture.index(name, position) for position in positions]
+    return [
+      spans if isinstance(spans, Damaged) else self._lay_out(spans, name, position)
+      for position, spans in zip(positions, _read(self._sources[name], indices))
+    ]
+
+  def _lay_out(
+    self, spans: Sequence[sources_lib.Span], name: str, position: int
+  ) -> list[sequence.Elements]:
     config, special = self._config, self._tokenizer.special
     document = forms.form(
-      self._sources[name][self._mixture.index(name, position)],
+      spans,
       self._encode,
       config,
       name=name,
@@ -263,6 +288,24 @@ class Lane(Iterator[sequence.Batch]):
       )
 
 
+def _read(
+  source: sources_lib.Source, indices: list[int]
+) -> list[Sequence[sources_lib.Span] | Damaged]:
+  """Reads documents, together if the source can; those damaged come as their error."""
+  if hasattr(source, "several"):
+    try:
+      return source.several(indices)
+    except Damaged:
+      pass  # which of them
+  found = []
+  for index in indices:
+    try:
+      found.append(source[index])
+    except Damaged as error:
+      found.append(error)
+  return found
+
+
 def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
   """The state of a lane that has given nothing yet."""
   zeros = dict.fromkeys((source.name for source in sources), 0)
@@ -295,8 +338,18 @@ def pack(
   documents: list[sequence.Elements], config: Config, tokenizer: Tokenizer
 ) -> sequence.Batch:
   """Packs laid-out documents into a row (a Batch without b) of the run's sizes."""
-  return sequence.pack(
-    documents,
+  return sequence.pack(documents, **_sizes(config, tokenizer))
+
+
+def pack_rows(
+  rows: list[list[sequence.Elements]], config: Config, tokenizer: Tokenizer
+) -> sequence.Batch:
+  """Packs the documents of several rows into a Batch."""
+  return sequence.pack_rows(rows, **_sizes(config, tokenizer))
+
+
+def _sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+  return dict(
     row_length=config.data.row_length,
     image_slots=config.data.image_slots,
     latent_shape=config.model.image_shape,

@@ -108,6 +108,9 @@ class HostBatches(Iterator[sequence.Batch]):
     self._open_lane = functools.partial(
       lanes.Lane, corpus.train, corpus.tokenizer, config
     )
+    self._pack = functools.partial(
+      lanes.pack_rows, config=config, tokenizer=corpus.tokenizer
+    )
     self._lanes = range(host * own, (host + 1) * own)
     self._states = {lane: lanes.fresh_state(corpus.train) for lane in self._lanes}
     self._streams: list[grain.DatasetIterator] = []
@@ -218,7 +221,7 @@ class HostBatches(Iterator[sequence.Batch]):
     workers = min(self._config.data.workers, len(self._lanes))
     for own in np.array_split(self._lanes, max(workers, 1)):
       states = {int(lane): self._states[int(lane)] for lane in own}
-      rows = _LaneRows(self._open_lane, states, rows_per_lane)
+      rows = _LaneRows(self._open_lane, self._pack, states, rows_per_lane)
       if workers:
         if not flags.FLAGS.is_parsed():  # grain reads its own flags
           flags.FLAGS.mark_as_parsed()
@@ -284,25 +287,26 @@ class _LaneRows(grain.IterDataset):
   pipe would leave the reader waiting for the rest.
   """
 
-  def __init__(self, open_lane: Callable, states: dict[int, dict], rows: int):
+  def __init__(self, open_lane: Callable, pack: Callable, states: dict, rows: int):
     super().__init__()
-    self._args = open_lane, states, rows
+    self._args = open_lane, pack, states, rows
 
   def __iter__(self) -> "_LaneRowsIterator":
     return _LaneRowsIterator(*self._args)
 
 
 class _LaneRowsIterator(grain.DatasetIterator):
-  def __init__(self, open_lane: Callable, states: dict[int, dict], rows: int):
+  def __init__(self, open_lane: Callable, pack: Callable, states: dict, rows: int):
     super().__init__()
     self._lanes = {k: open_lane(lane=k, state=state) for k, state in states.items()}
+    self._pack = pack
     self._rows = rows  # of each lane
 
   def __next__(self) -> dict[str, Any]:
-    rows = [next(lane) for lane in self._lanes.values() for _ in range(self._rows)]
+    rows = [lane.take() for lane in self._lanes.values() for _ in range(self._rows)]
     states = {k: lane.state() for k, lane in self._lanes.items()}
     encoded = np.frombuffer(json.dumps(states).encode(), np.uint8)
-    return {"rows": tuple(sequence.stack(rows)), "states": encoded}
+    return {"rows": tuple(self._pack(rows)), "states": encoded}
 
   def get_state(self) -> dict[str, Any]:
     return {}  # the states travel with the rows

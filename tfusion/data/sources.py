@@ -45,7 +45,8 @@ class Source(Protocol):
   A str is text for the lane to tokenise, an np.ndarray an image f32[h, w, c] in
   [-1, 1]; what is tokenised, weighed or a latent already comes as Text, Image or Codes.
   Deterministic and picklable; `name` is what data.sources calls it, `skipped` maps
-  what was left out to the reason.
+  what was left out to the reason. It may have a method `several`, which gives a list of
+  documents for a list of indices faster than one by one.
   """
 
   name: str
