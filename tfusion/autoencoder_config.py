@@ -20,7 +20,7 @@ CHANNELS = (1, 3)  # of a picture; grey ones are shown to the model three times
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderModelConfig:
-  """An image autoencoder, f = 2^(levels - 1) pixels to a cell.
+  """An image autoencoder, f = patch * 2^(levels - 1) pixels to a cell.
 
   The defaults are the layout of arXiv 2012.09841 that fits the 86M of arXiv 2408.11039,
   section 4.1. Stable Diffusion's kl-f8 has encoder_out = 2 * latent_channels and
@@ -28,6 +28,9 @@ class AutoencoderModelConfig:
   """
 
   widths: tuple[int, ...] = (128, 256, 512, 512)  # channels by level, finest first
+  # Pixels along the side of a patch that enters the finest level as one cell. Ours; the
+  # papers have 1. A CPU computes few cells of many channels faster.
+  patch: int = 1
   blocks: int = 2  # residual blocks of a level; the decoder has one more
   groups: int = 32  # of channels in a GroupNorm, at most all channels
   encoder_out: int = 256  # channels that the encoder's last convolution gives
@@ -40,7 +43,7 @@ class AutoencoderModelConfig:
   @property
   def downsampling(self) -> int:
     """Pixels along the side of a cell."""
-    return 2 ** (len(self.widths) - 1)
+    return self.patch * 2 ** (len(self.widths) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +150,15 @@ def validate(config: AutoencoderConfig) -> None:
   flat = config_lib.flatten(config)
   problems = config_lib.range_problems(flat, RANGES)
   shape, optim = config.data.image_shape, config.optim
-  cell = config.model.downsampling if config.model.widths else 1
+  # Sizes below 1 are refused by the layers themselves.
+  cell = max(config.model.downsampling, 1) if config.model.widths else 1
   if len(shape) != 3 or shape[2] not in CHANNELS:
     problems.append(f"data.image_shape={shape}: give h, w, c with c one of {CHANNELS}")
   elif any(side < 1 or side % cell for side in shape[:2]):
     problems.append(
       f"data.image_shape={shape}: sides must divide by the {cell} pixels of a cell"
-      f" that len(model.widths)={len(config.model.widths)} levels give"
+      f" that model.patch={config.model.patch} and len(model.widths)="
+      f"{len(config.model.widths)} levels give"
     )
   if config.model.codes and len(set(shape[:2])) != 1:
     problems.append(f"data.image_shape={shape}: codes are of square pictures")

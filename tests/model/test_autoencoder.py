@@ -179,18 +179,36 @@ def test_the_decoder_reads_codes_as_it_read_the_quantised_vectors():
   assert (embedded[0, 0, 1] == model.codebook[...][quantised.codes_bn[0, 1]]).all()
 
 
-@pytest.mark.parametrize("levels", [1, 3])
-def test_a_cell_is_as_many_pixels_as_the_levels_make_it(levels):
-  config = dataclasses.replace(SMALL, widths=(4, 4, 8)[-levels:], quant_conv=True)
+@pytest.mark.parametrize("levels, patch", [(1, 1), (3, 1), (1, 4), (2, 2)])
+def test_a_cell_is_as_many_pixels_as_levels_and_patch_make_it(levels, patch):
+  config = dataclasses.replace(SMALL, widths=(4, 4, 8)[-levels:], patch=patch)
   x = jax.ShapeDtypeStruct((1, 8, 16, 3), jnp.float32)
   abstract = autoencoder.abstract(config)
-  side = 2 ** (levels - 1)
+  side = patch * 2 ** (levels - 1)
   got = jax.eval_shape(lambda p, x: autoencoder.bind(config, p).encode(x), abstract, x)
   assert got.mean_bhwc.shape == (1, 8 // side, 16 // side, 3)
   z = jax.ShapeDtypeStruct(got.mean_bhwc.shape, jnp.float32)
   decode = lambda p, z: autoencoder.bind(config, p).decode(z)  # noqa: E731
   assert jax.eval_shape(decode, abstract, z).shape == x.shape
   assert config.downsampling == side
+
+
+def test_a_patch_is_a_cell_of_its_pixels_in_raster_order_and_comes_back():
+  x_bhwc = jnp.asarray(normal(2, 4, 6, 3))
+  cut = autoencoder.to_patches(x_bhwc, patch=2)
+  assert cut.shape == (2, 2, 3, 12)
+  np.testing.assert_array_equal(cut[1, 1, 2], x_bhwc[1, 2:4, 4:6].reshape(-1))
+  np.testing.assert_array_equal(autoencoder.from_patches(cut, patch=2), x_bhwc)
+
+
+def test_the_decoder_lays_its_patches_out_as_pixels():
+  config = dataclasses.replace(SMALL, patch=2)
+  params = params_of(config)
+  params["decoder.conv_out.kernel"] *= 0
+  tile = jnp.asarray(normal(2, 2, 3))
+  params["decoder.conv_out.bias"] = tile.reshape(-1)
+  picture = autoencoder.bind(config, params).decode(jnp.zeros((1, 1, 2, 3)))
+  np.testing.assert_array_equal(picture, jnp.tile(tile, (2, 4, 1))[None])
 
 
 def test_convolutions_run_in_the_dtype_asked_for_and_moments_stay_float32():
@@ -209,6 +227,7 @@ def test_convolutions_run_in_the_dtype_asked_for_and_moments_stay_float32():
     (dict(widths=(32, 48)), "widths=(32, 48): at least one"),
     (dict(widths=()), "widths=()"),
     (dict(blocks=0), "m.blocks=0: must be above 0"),
+    (dict(patch=0), "m.patch=0: must be above 0"),
     (dict(codes=-1), "m.codes=-1"),
     (dict(dtype="float16"), "choose one of ('auto', 'float32', 'bfloat16')"),
     (dict(quant_conv=False), "encoder_out, decoder_in must be (16, 8)"),

@@ -144,8 +144,8 @@ def test_a_file_that_is_not_whole_or_not_ours_is_refused_with_the_reason(vae, tm
   assert "not an autoencoder of tfusion" in refused()
 
   vae.save(path)
-  rewrite(path, about={"version": 2})
-  assert "has version 2, this tfusion reads version 1" in refused()
+  rewrite(path, about={"version": 3})
+  assert "has version 3, this tfusion reads version 2" in refused()
   vae.save(path)
   rewrite(path, params={"decoder.conv_in.bias": np.zeros(9, np.float32)})
   assert "1 of another shape: decoder.conv_in.bias (9,) for (8,)" in refused()

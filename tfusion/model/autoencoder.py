@@ -198,7 +198,8 @@ class Encoder(nnx.Module):
 
   def __init__(self, config: AutoencoderModelConfig, *, rngs: nnx.Rngs):
     widths, kept = config.widths, dict(groups=config.groups, rngs=rngs)
-    self.conv_in = Conv(PIXEL_CHANNELS, widths[0], rngs=rngs)
+    self.patch = config.patch
+    self.conv_in = Conv(PIXEL_CHANNELS * config.patch**2, widths[0], rngs=rngs)
     strides = [2] * (len(widths) - 1) + [None]
     self.levels = nnx.List(
       [
@@ -212,7 +213,7 @@ class Encoder(nnx.Module):
 
   def __call__(self, x_bhwc: jax.Array) -> jax.Array:
     """Keeps the dtype."""
-    x = self.conv_in(x_bhwc)
+    x = self.conv_in(to_patches(x_bhwc, patch=self.patch))
     for level in self.levels:
       x = level(x, up=False)
     return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
@@ -233,14 +234,16 @@ class Decoder(nnx.Module):
       ]
     )
     self.norm_out = GroupNorm(widths[-1], **kept)
-    self.conv_out = Conv(widths[-1], PIXEL_CHANNELS, rngs=rngs)
+    self.patch = config.patch
+    self.conv_out = Conv(widths[-1], PIXEL_CHANNELS * config.patch**2, rngs=rngs)
 
   def __call__(self, x_bhwc: jax.Array) -> jax.Array:
     """Keeps the dtype."""
     x = self.middle(self.conv_in(x_bhwc))
     for level in self.levels:
       x = level(x, up=True)
-    return self.conv_out(jax.nn.silu(self.norm_out(x)))
+    x = self.conv_out(jax.nn.silu(self.norm_out(x)))
+    return from_patches(x, patch=self.patch)
 
 
 class Autoencoder(nnx.Module):
@@ -315,7 +318,8 @@ def validate(config: AutoencoderModelConfig, *, prefix: str = "") -> None:
   Raises:
     ValueError: names the key, the value and the remedy.
   """
-  c, sizes = config, "blocks groups encoder_out decoder_in latent_channels".split()
+  c = config
+  sizes = "patch blocks groups encoder_out decoder_in latent_channels".split()
   problems = [
     f"{prefix}{key}={getattr(c, key)}: must be above 0"
     for key in sizes
@@ -356,6 +360,21 @@ def normalised(x_bhwc: jax.Array, *, groups: int) -> jax.Array:
   x = x_bhwc.astype(jnp.float32)
   x = x - by_group(x)
   return x * jax.lax.rsqrt(by_group(jnp.square(x)) + NORM_EPS)
+
+
+def to_patches(x_bhwc: jax.Array, *, patch: int) -> jax.Array:
+  """Patches of pixels as cells of many channels: [b, h / p, w / p, p * p * c]."""
+  b, h, w, c = x_bhwc.shape
+  h, w = h // patch, w // patch
+  x = _reshape(x_bhwc, (b, h, patch, w, patch, c)).swapaxes(2, 3)
+  return _reshape(x, (b, h, w, patch * patch * c))
+
+
+def from_patches(x_bhwc: jax.Array, *, patch: int) -> jax.Array:
+  """The inverse of to_patches."""
+  b, h, w, c = x_bhwc.shape
+  x = _reshape(x_bhwc, (b, h, w, patch, patch, c // patch**2)).swapaxes(2, 3)
+  return _reshape(x, (b, h * patch, w * patch, c // patch**2))
 
 
 def nearest(z_bnd: jax.Array, book_vd: jax.Array) -> jax.Array:
@@ -414,6 +433,11 @@ def _flat(model) -> dict:
 
 def _name(path: tuple) -> str:
   return ".".join(map(str, path))
+
+
+def _reshape(x, shape: tuple[int, ...]):
+  """With the batch in front, and sharded as it was."""
+  return jnp.reshape(x, shape, out_sharding=jax.P(jax.typeof(x).sharding.spec[0]))
 
 
 def _double(x_bhwc):

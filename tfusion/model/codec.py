@@ -31,7 +31,7 @@ from tfusion.config import MeshConfig
 from tfusion.model import autoencoder
 from tfusion.sharding import make_mesh, spec
 
-VERSION = 1
+VERSION = 2  # 1 had no patches in the config
 METADATA = "tfusion.autoencoder"  # one key: the order of several is not kept
 WORST = 5  # names that an error lists
 
