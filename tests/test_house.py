@@ -46,7 +46,7 @@ FILES = {
   "model": "autoencoder codec layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers runner tables tar",
   "train": "adversary autoencoder loop losses metrics optim perceptual reconstruction"
-  " step stop trained validate",
+  " run step stop trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {

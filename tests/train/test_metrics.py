@@ -123,22 +123,23 @@ def test_waiting_for_rows_counts_only_if_the_device_had_nothing_left_to_do(
 def test_speed_is_that_since_the_last_line_without_what_is_no_training():
   seconds = {"init": 1.0, "compile": 2.0, "save": 3.0, "evaluate": 4.0, "data": 0.5}
   said, written = [], []
-  run = types.SimpleNamespace(
+  run = object.__new__(loop._ModelRun)
+  run.__dict__ |= dict(
     config=tiny.config(train__steps=30),
     clock=types.SimpleNamespace(elapsed=20.0, seconds=seconds),
     peak=1e9 / jax.device_count(),
-    done=np.asarray([0, 0, 1000, 5e9, 10.0]),
+    done=np.asarray([0, 0, 10.0, 1000, 5e9]),
     logged=np.zeros(5),
     files={"metrics": [], "speed": []},
     board=types.SimpleNamespace(write=lambda *line: written.append(line)),
     say=said.append,
   )
   losses = {"loss": 2.0, "loss_text": 1.5, "loss_image": 0.1}
-  loop._Run.log(run, {"step": 10} | losses)
+  run.log({"step": 10} | losses)
   run.clock.elapsed = 50.0
   seconds |= {"save": 10.0, "evaluate": 12.0, "data": 3.5}
-  run.done[2:] += 4500, 3e9, 5
-  loop._Run.log(run, {"step": 15} | losses)
+  run.done[2:] += 5, 4500, 3e9
+  run.log({"step": 15} | losses)
   first, second = run.files["speed"]
   assert first == {
     "step": 10,
