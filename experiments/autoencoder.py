@@ -32,7 +32,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def _small(c: ml_collections.ConfigDict) -> None:
-  c.model.widths = (16, 32, 64)  # a CPU waits for memory at the full resolution
+  c.model.patch = 4  # a CPU computes few cells of many channels faster
+  c.model.widths = (64,)
   c.model.blocks = 1
   c.model.groups = 8
   c.model.encoder_out = 64
@@ -41,29 +42,32 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.model.codes = 512 if c.model.codes else 0
   c.data.sources = ("shapes",)
   c.data.image_shape = (64, 64, 3)
-  c.loss.perceptual_weight = 0.02  # of features that have learned nothing
+  # Random features gain 0.1 dB in as many updates, and take a quarter of the time.
+  c.loss.features = "none"
   c.optim.peak_lr = 2e-3  # small model, short run
   c.optim.end_lr = 1e-5
   c.optim.warmup_steps = 50
   c.optim.b1 = 0.9
   c.optim.b2 = 0.99
   c.optim.ema_decay = 0.99
-  c.train.steps = 1000
+  c.train.steps = 2400
   c.train.batch_pictures = 8
-  c.train.eval_every_steps = 250
-  c.train.save_every_steps = 250
+  c.train.eval_every_steps = 400
+  c.train.save_every_steps = 400
   c.loss.adversary_width = 16
   c.loss.adversary_levels = 2
-  # None: it would have to begin in the last minute, and drawn scenes have no texture.
-  c.loss.adversary_start = c.train.steps
+  # None, however long the run is made: drawn scenes have no texture to make up.
+  c.loss.adversary_start = 1_000_000
 
 
 def _smoke(c: ml_collections.ConfigDict) -> None:
+  c.model.patch = 1
   c.model.widths = (8, 16, 16)
   c.model.encoder_out = 16
   c.model.decoder_in = 16
   c.model.codes = min(c.model.codes, 32)
   c.data.image_shape = (32, 32, 3)
+  c.loss.features = "random"
   c.loss.adversary_width = 8
   c.loss.adversary_start = 20
   c.optim.warmup_steps = 5
