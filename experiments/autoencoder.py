@@ -67,7 +67,6 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
   c.model.decoder_in = 16
   c.model.codes = min(c.model.codes, 32)
   c.data.image_shape = (32, 32, 3)
-  c.loss.features = "random"
   c.loss.adversary_width = 8
   c.loss.adversary_start = 20
   c.optim.warmup_steps = 5

@@ -80,10 +80,13 @@ def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
   assert "step 2/2" in first and "caption_accuracy" in first
   assert "held out" not in second  # one host speaks
   assert json.loads((both / "run.json").read_text())["hosts"] == 2
+  counted = json.loads((both / "data.json").read_text())  # of both hosts
   # One host with one device goes on where they were.
   for workdir, steps in ((both, 4), (one, 2), (one, 4)):
     config = cli.read_config(CONFIG, [*SMALLEST, f"--config.train.steps={steps}"])
     loop.train(config, workdir)
+    if (workdir, steps) == (one, 2):
+      assert json.loads((one / "data.json").read_text()) == counted
   for name in ("metrics.jsonl", "validation.jsonl"):
     got, want = values(both, name), values(one, name)
     assert [x["step"] for x in got] == [x["step"] for x in want]

@@ -38,7 +38,7 @@ FILES = {
   "bench": "aot attention bundles data rivals static training",
   "data": "captions drawing folder forms images lanes manifest mixture outlines"
   " packing pictures pieces pipeline prepared records replay row_page scenes"
-  " shapes shards show sources tokenizer",
+  " shapes shards show sources tally tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",

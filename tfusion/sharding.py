@@ -11,6 +11,7 @@ a position. `tensor` shards heads, mlp and vocabulary. Only `data` should cross 
 network.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -172,6 +173,21 @@ def fetch_rows(x: jax.Array) -> np.ndarray:
   if jax.process_count() == 1:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
+
+
+def gather_json(value: Any) -> list[Any]:
+  """What every host gives, JSON-able, in order of the hosts. All hosts must call it.
+
+  Keys of objects that are numbers come back as text from several hosts.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.asarray(len(data)))
+  padded = np.zeros(lengths.max(), np.uint8)
+  padded[: len(data)] = data
+  everything = multihost_utils.process_allgather(padded)
+  return [json.loads(d[:n].tobytes()) for d, n in zip(everything, lengths)]
 
 
 def describe(abstract: Any, shardings: Any) -> list[str]:

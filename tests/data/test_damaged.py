@@ -141,6 +141,6 @@ def test_damage_is_counted_over_the_lanes_of_a_host():
   data = pipeline.HostBatches(corpus, config, host=0, hosts=1)
   for _ in range(4):
     next(data)
-  counts = data.counts()["damaged"]
+  counts = data.tally().counts()["damaged"]
   assert counts["damaged"] == 4  # different records; each lane has met some of them
   assert counts["skipped"] > 4

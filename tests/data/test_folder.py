@@ -383,7 +383,7 @@ def test_the_experiment_chooses_for_shards(tmp_path, capsys, kind, shape, patch,
   data = pipeline.HostBatches(corpus, config, host=0, hosts=1)
   for _ in range(3):
     next(data)
-  (counts,) = data.counts().values()
+  (counts,) = data.tally().counts().values()
   data.close()
   assert counts["documents"] >= 16 and counts["rejected"] == 0
 

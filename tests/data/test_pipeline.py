@@ -163,13 +163,13 @@ def test_a_state_that_lacks_lanes_is_refused(corpus, expected):
 def test_counts_and_fill_tell_what_was_drawn(corpus, expected):
   data = HostBatches(corpus, CONFIG, host=0, hosts=2)
   data.restore(expected[1][12])
-  counts = data.counts()
+  counts = data.tally().counts()
   assert set(counts) == {"digits", "pydoc"}
   digits = counts["digits"]
   assert digits["epochs"] == digits["documents"] / (len(corpus.train[0]) / 2)
   assert digits["rejected"] == 0 and digits["elements"] > 20 * digits["documents"]
   own = [b.hi_bl[:8] >= b.lo_bl[:8] for b in expected[0]]
-  assert data.fill() == np.mean(own)
+  assert data.tally().fill() == np.mean(own)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -311,7 +311,7 @@ def test_weights_are_always_in_reach(tmp_path, caplog):
   for _ in range(4):
     next(data)
   assert "cannot be reached" not in caplog.text
-  assert abs(data.counts()["pydoc"]["share"] - 0.9) < 0.03
+  assert abs(data.tally().counts()["pydoc"]["share"] - 0.9) < 0.03
 
 
 @pytest.mark.parametrize("ratio, said", [(1.0, True), (20.0, False)])
@@ -328,5 +328,5 @@ def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, s
     next(data)
   assert caplog.text.count("cannot be reached") == said
   # A lane that begins with a dropped caption draws one all the same.
-  few = data.counts()["pydoc"]["documents"] <= config.data.lanes
+  few = data.tally().counts()["pydoc"]["documents"] <= config.data.lanes
   assert few == said

@@ -113,7 +113,7 @@ def test_a_host_count_that_does_not_divide_is_refused_with_those_that_do():
 def test_counts_and_the_summary_tell_epochs_shares_and_losses(expected):
   (data,) = host_batches()
   data.restore(expected[1][STEPS])
-  counts = data.counts()
+  counts = data.tally().counts()
   assert counts["edits"]["epochs"] == 2.0
   assert counts["damaged"]["damaged"] >= 1
   assert counts["damaged"]["skipped"] >= counts["damaged"]["damaged"]
@@ -121,7 +121,7 @@ def test_counts_and_the_summary_tell_epochs_shares_and_losses(expected):
   assert counts["stories"]["pieces"] > 2 * counts["stories"]["split"]
   assert abs(sum(c["share"] for c in counts.values()) - 1) < 1e-12
   assert json.loads(json.dumps(counts)) == counts  # as data.json keeps it
-  said = data.summary()
+  said = data.tally().summary()
   assert "edits 2.00 epochs" in said
   assert f"{counts['damaged']['damaged']} damaged" in said
 

@@ -165,7 +165,9 @@ def rate(
       elements += sequence.live_elements(batch)
     documents = _documents(data) - before
     bytes_per_s = documents * record_bytes / spent
-    return Rate(config.data.workers, elements / spent, bytes_per_s, data.fill()), batch
+    return Rate(
+      config.data.workers, elements / spent, bytes_per_s, data.tally().fill()
+    ), batch
 
 
 def draw_shards(folder: Path, *, documents: int, seed: int = 0) -> None:
@@ -234,7 +236,7 @@ def _config(folder: str | Path, *, workers: int = 0) -> Config:
 
 
 def _documents(data: HostBatches) -> int:
-  return sum(counts["documents"] for counts in data.counts().values())
+  return sum(counts["documents"] for counts in data.tally().counts().values())
 
 
 class _Timed:

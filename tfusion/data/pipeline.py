@@ -30,6 +30,7 @@ from tfusion import files, sequence
 from tfusion.config import Config
 from tfusion.data import lanes, prepared, records
 from tfusion.data import sources as sources_lib
+from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
 
 PREFETCHED_BATCHES = 4  # per worker process
@@ -165,50 +166,9 @@ class HostBatches(Iterator[sequence.Batch]):
     self.close()
     self._states = {lane: lanes.copy_state(states[lane]) for lane in self._lanes}
 
-  def counts(self) -> dict[str, dict[str, Any]]:
-    """What each source has given so far on this host.
-
-    Returns:
-      Source -> documents; of these rejected, split (into so many pieces) and skipped as
-      damaged; how many different records were damaged and what was said of the last
-      few; elements and their share; epochs.
-    """
-    total: dict[str, dict[str, Any]] = {}
-    states = self._states.values()
-    own_share = len(self._lanes) / self._config.data.lanes
-    elements = sum(sum(state["elements"].values()) for state in states)
-    for source in self._corpus.train:
-      name = source.name
-      sums = {
-        key: sum(state[key][name] for state in states)
-        for key in ("drawn", "rejected", "split", "pieces", "elements")
-      }
-      damaged = [s["damaged"][name] for s in states if name in s["damaged"]]
-      total[name] = {
-        "documents": sums.pop("drawn"),
-        **sums,
-        "skipped": sum(d["skipped"] for d in damaged),
-        "damaged": len(set().union(*(d["records"] for d in damaged))),
-        "damage": [text for d in damaged for text in d["last"]][-lanes.DAMAGE_QUOTED :],
-        "share": sums["elements"] / max(elements, 1),
-      }
-      total[name]["epochs"] = total[name]["documents"] / max(own_share * len(source), 1)
-    return total
-
-  def summary(self) -> str:
-    """The epochs and shares of the sources, and what was lost, in one line."""
-    parts = []
-    for name, source in self.counts().items():
-      lost = [f"{source[key]} {key}" for key in ("rejected", "damaged") if source[key]]
-      share, epochs = 100 * source["share"], source["epochs"]
-      parts.append(", ".join([f"{name} {epochs:.2f} epochs, {share:.0f} %", *lost]))
-    return "; ".join(parts)
-
-  def fill(self) -> float:
-    """Share of the positions in all rows so far that are not padding."""
-    rows = sum(state["rows"] for state in self._states.values())
-    live = sum(state["live"] for state in self._states.values())
-    return live / max(rows * self._config.data.row_length, 1)
+  def tally(self) -> Tally:
+    """What the lanes of this host have given so far."""
+    return Tally(self._corpus.train, self._config, self._states.values())
 
   def close(self) -> None:
     """Stops the worker processes; the next batch starts them again."""

@@ -20,9 +20,10 @@ from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
+from tfusion.data.tally import Tally
 from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import Batch, live_elements
-from tfusion.sharding import describe, global_batch, make_mesh
+from tfusion.sharding import describe, gather_json, global_batch, make_mesh
 from tfusion.train import metrics
 from tfusion.train.run import Run, Values
 from tfusion.train.step import (
@@ -170,7 +171,7 @@ class _ModelRun(Run):
       f"step {self.step}  held out: text {line['loss_text']:.3f} (perplexity"
       f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
     )
-    self.say(f"step {self.step}  read: {self.data.summary()}")
+    self.say(f"step {self.step}  read: {self.tally().summary()}")
     for evaluation in self.evaluations:
       evaluation(self.step, params, self.corpus)
     return line
@@ -179,7 +180,11 @@ class _ModelRun(Run):
     return self.data.lane_states()
 
   def write_report(self):
-    self.write_json(
-      "data.json", {"sources": self.data.counts(), "row_fill": self.data.fill()}
-    )
+    tally = self.tally()
+    self.write_json("data.json", {"sources": tally.counts(), "row_fill": tally.fill()})
     super().write_report()
+
+  def tally(self) -> Tally:
+    """What all lanes have given so far, those of other hosts included."""
+    states = [own.values() for own in gather_json(self.data.lane_states())]
+    return Tally(self.corpus.train, self.config, [s for own in states for s in own])

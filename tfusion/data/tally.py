@@ -1,0 +1,76 @@
+"""What lanes have given so far, by source: for the console, the page and data.json.
+
+Owns: the sums over lanes. Not: the states they come from (lanes.py), the hosts that
+have them (sharding.py).
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from tfusion.config import Config
+from tfusion.data import lanes
+from tfusion.data import sources as sources_lib
+
+
+class Tally:
+  """Sums over the states of some lanes; of all lanes, if they are a run's."""
+
+  def __init__(
+    self,
+    sources: Sequence[sources_lib.Source],
+    config: Config,
+    states: Collection[dict[str, Any]],
+  ):
+    """Keeps the states as they are.
+
+    Args:
+      sources: of the run.
+      config: reads data.lanes and data.row_length.
+      states: from `lanes.Lane.state`, in order of the lanes.
+    """
+    self._sources, self._config, self._states = sources, config, states
+
+  def counts(self) -> dict[str, dict[str, Any]]:
+    """What each source has given.
+
+    Returns:
+      Source -> documents; of these rejected, split (into so many pieces) and skipped as
+      damaged; how many different records were damaged and what was said of the last
+      few; elements and their share; epochs.
+    """
+    total: dict[str, dict[str, Any]] = {}
+    states = self._states
+    own_share = len(states) / self._config.data.lanes
+    elements = sum(sum(state["elements"].values()) for state in states)
+    for source in self._sources:
+      name = source.name
+      sums = {
+        key: sum(state[key][name] for state in states)
+        for key in ("drawn", "rejected", "split", "pieces", "elements")
+      }
+      damaged = [s["damaged"][name] for s in states if name in s["damaged"]]
+      total[name] = {
+        "documents": sums.pop("drawn"),
+        **sums,
+        "skipped": sum(d["skipped"] for d in damaged),
+        "damaged": len(set().union(*(d["records"] for d in damaged))),
+        "damage": [text for d in damaged for text in d["last"]][-lanes.DAMAGE_QUOTED :],
+        "share": sums["elements"] / max(elements, 1),
+      }
+      total[name]["epochs"] = total[name]["documents"] / max(own_share * len(source), 1)
+    return total
+
+  def summary(self) -> str:
+    """The epochs and shares of the sources, and what was lost, in one line."""
+    parts = []
+    for name, source in self.counts().items():
+      lost = [f"{source[key]} {key}" for key in ("rejected", "damaged") if source[key]]
+      share, epochs = 100 * source["share"], source["epochs"]
+      parts.append(", ".join([f"{name} {epochs:.2f} epochs, {share:.0f} %", *lost]))
+    return "; ".join(parts)
+
+  def fill(self) -> float:
+    """Share of the positions in all rows so far that are not padding."""
+    rows = sum(state["rows"] for state in self._states)
+    live = sum(state["live"] for state in self._states)
+    return live / max(rows * self._config.data.row_length, 1)
