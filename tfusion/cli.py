@@ -111,7 +111,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
 
 def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
   """Shows what a workdir holds: config, checkpoints, one checkpoint's leaves."""
-  config = read_saved_config(args.workdir, rest)
+  config = workdir_lib.load_config(args.workdir, kind=None)
   from tfusion.checkpoint import Checkpoints
 
   for key, value in config_lib.flatten(config).items():
@@ -311,8 +311,8 @@ def _parser() -> argparse.ArgumentParser:
   text = "Shows what a run or what shards hold."
   shown = commands.add_parser("inspect", help=text, description=text)
   shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
-  c = add("run", inspect_run, to=shown)
-  c.add_argument("--workdir", required=True, help="of a run")
+  c = add("run", inspect_run, to=shown, more=None)
+  c.add_argument("--workdir", required=True, help="of a run, also of an autoencoder")
   c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
   c = add("shards", inspect_shards, to=shown, more=None)
   c.add_argument("path", help="a folder with manifest.json, or one of its shards")

@@ -63,13 +63,17 @@ def save_config(config: Config | AutoencoderConfig, workdir: str | Path) -> None
   os.replace(aside, path)
 
 
-def load_config(workdir: str | Path, *, kind: type[C] = Config) -> C:
+def load_config(workdir: str | Path, *, kind: type[C] | None = Config) -> C:
   """Reads the config that a run saved in its workdir.
+
+  Args:
+    workdir: of a run.
+    kind: of run that it must be; None: any.
 
   Raises:
     ValueError: there is none, or it is of another command or version of tfusion.
   """
-  path, wanted = Path(workdir) / "config.json", KINDS[kind]
+  path, wanted = Path(workdir) / "config.json", KINDS[kind or Config]
   if not path.is_file():
     raise ValueError(
       f"--workdir={workdir}: holds no config.json; train there first with"
@@ -79,6 +83,8 @@ def load_config(workdir: str | Path, *, kind: type[C] = Config) -> C:
     values = json.loads(path.read_text())
     # Runs of `train` from before there were others do not say whose they are.
     command = values.pop("command", "train") if isinstance(values, dict) else "train"
+    if kind is None:
+      wanted = next((k for k in KINDS.values() if k.command == command), wanted)
     if command == wanted.command:
       return wanted.from_dict(values)
   except ValueError as error:  # not JSON is one too

@@ -13,6 +13,7 @@ import tiny_autoencoder
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from tfusion import cli
 from tfusion.data.pictures import PictureBatches
 from tfusion.evaluate.pictures import Reconstructions
 from tfusion.model import codec
@@ -59,6 +60,12 @@ def assert_same_run(workdir, state, straight):
     assert (workdir / name).read_bytes() == (straight[0] / name).read_bytes(), name
   for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(straight[1]), strict=True):
     assert np.array_equal(a, b)
+
+
+def test_inspect_shows_its_config_and_checkpoints(straight, capsys):
+  assert cli.main(["inspect", "run", "--workdir", str(straight[0])]) == 0
+  out = capsys.readouterr().out
+  assert "loss.adversary_start = 2" in out and "checkpoints: [2, 4]" in out
 
 
 def test_a_run_that_is_told_to_stop_and_started_again_is_the_same_run(
