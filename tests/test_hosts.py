@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 
 from tfusion import cli
 from tfusion.train import loop
@@ -47,6 +48,7 @@ def run_two_hosts(workdir: pathlib.Path, *more: str) -> list[str]:
     "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
     "JAX_NUM_CPU_DEVICES": "4",
     "PYTHONPATH": str(ROOT),
+    **tiny.QUICK,
   }
   hosts = [
     subprocess.Popen(
@@ -84,7 +86,8 @@ def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
   # One host with one device goes on where they were.
   for workdir, steps in ((both, 4), (one, 2), (one, 4)):
     config = cli.read_config(CONFIG, [*SMALLEST, f"--config.train.steps={steps}"])
-    loop.train(config, workdir)
+    with tiny.quick():
+      loop.train(config, workdir)
     if (workdir, steps) == (one, 2):
       assert json.loads((one / "data.json").read_text()) == counted
   for name in ("metrics.jsonl", "validation.jsonl"):

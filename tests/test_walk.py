@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from tfusion import cli
@@ -137,9 +138,9 @@ def test_a_folder_of_ones_own_pictures_trains(tmp_path, capsys):
   (photos / "broken.txt").write_text("this one is broken")
   config = f"{ROOT / 'experiments' / 'folder.py'}:data={photos},smoke"
   workdir = tmp_path / "run"
-  assert (
-    cli.main(["train", "--config", config, "--workdir", str(workdir), *SMALLER]) == 0
-  )
+  with tiny.quick():
+    args = ["train", "--config", config, "--workdir", str(workdir), *SMALLER]
+    assert cli.main(args) == 0
   assert "broken.png" in (workdir / "skipped.json").read_text()
   assert json.loads((workdir / "eval.json").read_text())["text_perplexity"] > 1
   assert (workdir / "report.html").is_file()

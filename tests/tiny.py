@@ -79,17 +79,27 @@ def paper(arg: str = "") -> Config:
   return config_lib.from_dict(module.get_config(arg))
 
 
+# In the environment of a process, what `quick` is in this one.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 @contextlib.contextmanager
-def one_device():
-  """The mesh of a single device; programs compile in a third of the time."""
-  mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+def quick():
+  """Programs compile in a third of the time, and run slower than a user's."""
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", True)
   try:
-    with jax.set_mesh(mesh):
-      yield mesh
+    yield
   finally:
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def one_device():
+  """The mesh of a single device, and `quick`."""
+  mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+  with quick(), jax.set_mesh(mesh):
+    yield mesh
 
 
 def put(rows):

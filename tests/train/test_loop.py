@@ -17,6 +17,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+import tiny
 import tiny_shards
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -55,6 +56,18 @@ RUN = (
   + """
 values = json.loads(pathlib.Path(sys.argv[1]).read_text())
 loop.train(config_lib.from_dict(values), sys.argv[2])
+"""
+)
+# One run after the other, each killed at its moment; all imports are done once.
+KILLED_RUNS = (
+  SLOWLY
+  + """
+values = json.loads(pathlib.Path(sys.argv[1]).read_text())
+for os.environ["KILL_AFTER"] in os.environ["KILLS_AFTER"].split():
+  if not (child := os.fork()):
+    loop.train(config_lib.from_dict(values), sys.argv[2])
+    os._exit(0)
+  assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 )
 COMMAND = (
@@ -110,26 +123,11 @@ def cache(tmp_path_factory):
   for name, value in options.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
-  yield {name.upper(): str(value) for name, value in options.items()}
+  with tiny.quick():
+    yield {name.upper(): str(value) for name, value in options.items()}
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
-
-
-def is_quick(config: Config) -> bool:
-  """FULL is compiled in a third of the time, PLAIN as users' runs are."""
-  return config.optim.ema_decay > 0
-
-
-def train(config: Config, workdir: pathlib.Path, **options):
-  """loop.train, compiled like the same config in a process of its own."""
-  quick = "jax_disable_most_optimizations"
-  before = jax.config.read(quick)
-  jax.config.update(quick, is_quick(config))
-  try:
-    return loop.train(config, workdir, **options)
-  finally:
-    jax.config.update(quick, before)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +136,7 @@ def never_stopped(tmp_path_factory):
   runs = {}
   for name, config in (("plain", PLAIN), ("full", FULL)):
     runs[name] = tmp_path_factory.mktemp(name) / "run"
-    train(config, runs[name])
+    loop.train(config, runs[name])
   return runs
 
 
@@ -173,7 +171,7 @@ def running(code: str, config: Config, workdir: pathlib.Path, **environment: str
     env=os.environ
     | {
       "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(is_quick(config))),
+      **tiny.QUICK,
       "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }
     | environment,
@@ -252,7 +250,7 @@ def test_a_run_without_images_has_no_image_loss_to_show(tmp_path, capfd):
   steps = dict(train__steps=2, train__eval_every_steps=1, optim__ema_decay=0.9)
   config = make_config(**prose, **steps)
   workdir = tmp_path / "run"
-  train(config, workdir)
+  loop.train(config, workdir)
   said = capfd.readouterr().out
   assert "step 2/2  loss" in said
   assert re.search(
@@ -270,7 +268,7 @@ def test_a_run_without_images_has_no_image_loss_to_show(tmp_path, capfd):
 
 def test_the_console_says_what_is_going_on(tmp_path, capfd, never_stopped):
   workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
-  train(PLAIN, workdir)
+  loop.train(PLAIN, workdir)
   said = capfd.readouterr().out
   assert "parameters on 1 x" in said
   assert f"goes on after step {STEPS} of {workdir}" in said
@@ -306,7 +304,9 @@ def test_metrics_of_an_update_are_read_when_the_device_has_the_next(
     return state, {name: Awaited(x, note) for name, x in values.items()}
 
   monkeypatch.setattr(jax.stages.Compiled, "__call__", dispatched)
-  train(make_config(train__steps=4, optim__ema_decay=0.9, **never), tmp_path / "run")
+  loop.train(
+    make_config(train__steps=4, optim__ema_decay=0.9, **never), tmp_path / "run"
+  )
   want = "update 1, update 2, metrics 1, update 3, metrics 2, update 4, metrics 3"
   # A step has many metrics; behind the last update nothing follows.
   assert list(dict.fromkeys(order)) == [*want.split(", "), "metrics 4"]
@@ -332,7 +332,7 @@ def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
     assert process.wait() == -signal.SIGKILL, said
   written = metrics.read_lines(workdir / "metrics.jsonl")
   assert len(written) < STEPS
-  train(PLAIN, workdir)
+  loop.train(PLAIN, workdir)
   assert re.search(r"goes on after step [1-9]", capfd.readouterr().out), moment
   try:
     assert_same_files(workdir, never_stopped["plain"])
@@ -352,15 +352,15 @@ def test_a_run_on_shards_killed_ten_times_takes_every_document_once(tmp_path, ca
     **FULL_CHANGES,
   )
   want, got = tmp_path / "want", tmp_path / "got"
-  train(config, want)
-  for _ in range(10):
-    # From the first batch on: while it compiles, in an update, in a save. An update
-    # takes a quarter of a second, so that none of the ten comes to the end.
-    moment = {"KILL_AT_STEP": "1", "KILL_AFTER": str(random.uniform(0, 2.5))}
-    with running(RUN, config, got, PAUSE="0.25", **moment, **cache) as process:
-      said = process.stdout.read()
-      assert process.wait() == -signal.SIGKILL, said
-  train(config, got)
+  loop.train(config, want)
+  # From the first batch on: while it compiles, in an update, in a save. An update
+  # takes a quarter of a second, so that none of the ten comes to the end.
+  moments = " ".join(str(random.uniform(0, 2.5)) for _ in range(10))
+  kills = {"KILL_AT_STEP": "1", "KILLS_AFTER": moments, "PAUSE": "0.25"}
+  with running(KILLED_RUNS, config, got, **kills, **cache) as process:
+    said = process.stdout.read()
+    assert process.wait() == 0, f"{moments}\n{said}"
+  loop.train(config, got)
   assert_same_files(got, want)  # every update, of the same rows to the last bit
   for name in ("data.json", "skipped.json"):
     assert (got / name).is_file() == (want / name).is_file()
@@ -393,7 +393,7 @@ def test_a_run_told_to_stop_saves_and_ends_well_and_the_next_goes_on(
   assert f"stopped by {number.name} after step" in said and "Traceback" not in said
   done = lines(workdir)[-1]["step"]
   assert 3 <= done < STEPS and steps_of(workdir)[-1] == done
-  train(FULL, workdir)
+  loop.train(FULL, workdir)
   assert f"goes on after step {done} of" in capfd.readouterr().out
   assert_same_files(workdir, never_stopped["full"])
 
@@ -411,7 +411,7 @@ def test_a_damaged_newest_checkpoint_is_left_for_the_one_before_and_it_is_said(
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-  train(FULL, workdir)
+  loop.train(FULL, workdir)
   assert f"goes on after step {STEPS - SAVES} of" in capfd.readouterr().out
   assert f"checkpoints/{STEPS} is skipped" in caplog.text
   assert (workdir / "checkpoints" / f"{STEPS}.corrupt").is_dir()
@@ -429,15 +429,15 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
 
   monkeypatch.setattr(loop, "validate", killed)
   with pytest.raises(InterruptedError):
-    train(config, workdir)
+    loop.train(config, workdir)
   assert steps_of(workdir)[-1] == EVALS and lines(workdir, "validation") == []
   monkeypatch.setattr(loop, "validate", measure)
-  train(config, workdir)
+  loop.train(config, workdir)
   assert_same_files(workdir, never_stopped[name])
   # The last one too, when all updates are done.
   file = workdir / "validation.jsonl"
   file.write_text(file.read_text().splitlines(keepends=True)[0])
-  train(config, workdir)
+  loop.train(config, workdir)
   assert_same_files(workdir, never_stopped[name])
 
 
@@ -449,18 +449,18 @@ def test_a_line_is_on_disk_before_the_checkpoint_that_follows_it(tmp_path, monke
     return save(self, step, *args, **options)
 
   monkeypatch.setattr(Checkpoints, "save", look)
-  train(PLAIN, workdir)
+  loop.train(PLAIN, workdir)
   assert [step for step, _ in seen] == [2, 4, 6, 8, 10, 12, 12]
   assert all(saved == logged for saved, logged in seen)
 
 
 def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capfd):
   workdir, short = tmp_path / "run", make_config(train__steps=6)
-  train(short, workdir)
+  loop.train(short, workdir)
   first = lines(workdir)
   assert first[-1]["lr"] < 2e-3  # near the end of its cosine
   capfd.readouterr()
-  train(PLAIN, workdir)
+  loop.train(PLAIN, workdir)
   said = capfd.readouterr().out
   rate = float(make_schedule(PLAIN)(6))
   assert f"with train.steps: 6 -> {STEPS}; the learning rate is now {rate:.3g}" in said
@@ -475,7 +475,7 @@ def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capf
 
 def test_a_shorter_run_than_was_done_is_finished(tmp_path, capfd, never_stopped):
   workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
-  state = train(make_config(train__steps=6), workdir)
+  state = loop.train(make_config(train__steps=6), workdir)
   assert int(state.step) == STEPS
   assert_same_files(workdir, never_stopped["plain"])
 
@@ -483,7 +483,7 @@ def test_a_shorter_run_than_was_done_is_finished(tmp_path, capfd, never_stopped)
 def test_a_workdir_of_another_model_is_left_as_it_is(tmp_path, never_stopped):
   workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
   with pytest.raises(ValueError, match="model.width: 32 -> 64"):
-    train(make_config(model__width=64), workdir)
+    loop.train(make_config(model__width=64), workdir)
   assert workdir_lib.load_config(workdir) == PLAIN
   assert_same_files(workdir, never_stopped["plain"])
 
@@ -526,7 +526,7 @@ def test_a_run_on_a_mesh_of_eight_interrupted_and_resumed_writes_what_one_device
     said = process.stdout.read()
     assert process.wait() == 0, said
   assert "parameters on 8 x" in said and "goes on after step 2 of" in said
-  train(make_config(**gentle), alone)
+  loop.train(make_config(**gentle), alone)
   for name in ("metrics", "validation"):
     assert len(lines(alone, name)) == {"metrics": 6, "validation": 2}[name]
     for got, want in zip(lines(workdir, name), lines(alone, name), strict=True):
@@ -555,7 +555,7 @@ def test_updates_that_are_not_finite_stop_the_run_naming_the_step(
 
   monkeypatch.setattr(loop.HostBatches, "__next__", broken_from_the_fifth)
   with pytest.raises(FloatingPointError, match=r"step 7: .* in 3 updates in a row"):
-    train(config, workdir)
+    loop.train(config, workdir)
   said = capfd.readouterr().out
   assert "step 5: not finite, update skipped" in said
   logged = lines(workdir)  # strict JSON, without nan
@@ -564,7 +564,7 @@ def test_updates_that_are_not_finite_stop_the_run_naming_the_step(
   assert steps_of(workdir) == [2, 4, 6]
   # With good data the next start goes on, from the weights before the bad updates.
   monkeypatch.setattr(loop.HostBatches, "__next__", give)
-  state = train(config, workdir)
+  state = loop.train(config, workdir)
   assert int(state.step) == STEPS and int(state.skipped_total) == 2
   assert [x["skipped_total"] for x in lines(workdir)] == [0] * 4 + [1] + [2] * 7
   want = lines(never_stopped["plain"])
@@ -589,7 +589,7 @@ def test_evaluations_are_handed_the_average_at_every_evaluation(
     def __call__(self, step, params, corpus):
       calls.append((step, np.asarray(params["head"]).copy(), corpus))
 
-  state = train(FULL, workdir, evaluations=[Look()])  # goes on after step 8
+  state = loop.train(FULL, workdir, evaluations=[Look()])  # goes on after step 8
   assert [step for step, *_ in calls] == [STEPS]
   _, head, corpus = calls[0]
   np.testing.assert_array_equal(head, state.ema["head"])
@@ -617,9 +617,9 @@ def test_an_evaluation_that_was_killed_is_done_again_and_a_whole_one_is_not(
         raise Killed
 
   with pytest.raises(Killed):
-    train(PLAIN, workdir, evaluations=[Judge()])
+    loop.train(PLAIN, workdir, evaluations=[Judge()])
   for _ in range(2):
-    train(PLAIN, workdir, evaluations=[Judge()])
+    loop.train(PLAIN, workdir, evaluations=[Judge()])
   assert steps == [STEPS, STEPS]
   assert (workdir / "validation.jsonl").read_text() == lines
 
@@ -630,7 +630,7 @@ def test_an_evaluation_that_cannot_be_done_is_refused_before_any_work(tmp_path):
       raise ValueError("eval.prompts: no")
 
   with pytest.raises(ValueError, match="eval.prompts: no"):
-    train(PLAIN, tmp_path / "run", evaluations=[Refuse()])
+    loop.train(PLAIN, tmp_path / "run", evaluations=[Refuse()])
   assert not (tmp_path / "run" / "metrics.jsonl").exists()
   assert not (tmp_path / "run" / "config.json").exists()
 
