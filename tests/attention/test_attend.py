@@ -450,6 +450,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from tfusion.attention import attend
 
+jax.config.update("jax_disable_most_optimizations", True)
+
 def step(q, k, v, lo, hi, do, how):
   f = lambda q, k, v: attend(q, k, v, lo, hi, implementation=how, interpret=how=="tpu")
   o, pull = jax.vjp(f, q, k, v)
