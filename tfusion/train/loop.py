@@ -1,7 +1,8 @@
-"""The run of a model: build, restore, loop, validate, save. The only stateful function.
+"""The run of a model: build, restore, loop, validate, save.
 
-Owns: what is built and handed to the run's events (run.py). Not: what a step computes
-(step.py), what is evaluated beside the validation loss (functions handed in).
+Owns: what is built and handed to the run's events (run.py), where alone state is kept.
+Not: what a step computes (step.py), what is evaluated beside the validation loss
+(functions handed in).
 
 Starting always means going on if the workdir holds a checkpoint.
 """
