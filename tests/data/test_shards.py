@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -437,12 +438,18 @@ def test_several_documents_survive_a_disk_that_fails_once(folder, monkeypatch):
   assert len(source.several([0, 1, 2])) == 3
 
 
-def test_of_several_documents_a_lane_loses_the_damaged_one_alone(tmp_path):
-  tiny_shards.make(tmp_path)
-  path = tmp_path / "train-0001.array_record"
+def make_damaged(folder: pathlib.Path) -> pathlib.Path:
+  """Shards of which record 0 of train-0001, document 5, is damaged; its path."""
+  tiny_shards.make(folder)
+  path = folder / "train-0001.array_record"
   flipped = bytearray(path.read_bytes())
-  flipped[120] ^= 1
+  flipped[120] ^= 1  # behind the file's and the first chunk's headers: the record
   path.write_bytes(flipped)
+  return path
+
+
+def test_of_several_documents_a_lane_loses_the_damaged_one_alone(tmp_path):
+  make_damaged(tmp_path)
   source = open_source(tmp_path)
   with pytest.raises(Damaged, match="train-0001.array_record: record 0 is damaged"):
     source.several([4, 5, 6])
@@ -457,11 +464,7 @@ def test_of_several_documents_a_lane_loses_the_damaged_one_alone(tmp_path):
 
 
 def test_a_damaged_record_is_named_by_the_source(tmp_path):
-  tiny_shards.make(tmp_path)
-  path = tmp_path / "train-0001.array_record"
-  flipped = bytearray(path.read_bytes())
-  flipped[120] ^= 1  # behind the file's and the first chunk's headers: the record
-  path.write_bytes(flipped)
+  make_damaged(tmp_path)
   source = open_source(tmp_path)
   with pytest.raises(Damaged, match="train-0001.array_record: record 0 is damaged"):
     source[5]
@@ -489,11 +492,7 @@ def test_a_survey_counts_what_a_row_must_hold(tmp_path):
 
 
 def test_a_survey_passes_over_damage(tmp_path):
-  tiny_shards.make(tmp_path)
-  path = tmp_path / "train-0001.array_record"
-  flipped = bytearray(path.read_bytes())
-  flipped[120] ^= 1
-  path.write_bytes(flipped)
+  path = make_damaged(tmp_path)
   assert shards.survey(tmp_path).documents == 12
   path.unlink()
   with pytest.raises(ValueError, match="train-0001.array_record is missing"):
