@@ -1,5 +1,7 @@
 """tfusion.sequence against a slow, separate statement of its rules."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,11 +13,15 @@ PATCHES = 4
 SHAPE = (4, 4, 1)
 
 
-def random_document(rng, *, weights=(1.0,), codes=True) -> sequence.Document:
+def random_document(
+  rng, *, weights=(1.0,), codes=True, breaks=False
+) -> sequence.Document:
   spans = []
   for _ in range(rng.integers(0, 5)):
     weight = float(rng.choice(weights))
     kind = rng.random()
+    if breaks and rng.random() < 0.2:
+      spans.append(sequence.BREAK)
     if codes and kind < 0.2:
       spans.append(Codes(rng.integers(90, 99, 5).astype(np.int32), weight))
     elif kind < 0.5:
@@ -30,8 +36,11 @@ def random_document(rng, *, weights=(1.0,), codes=True) -> sequence.Document:
 def spelled_out(document) -> list[tuple]:
   """Every input as (kind, token, weight as a target, image), and EOS at the end."""
   inputs = [("bos", SPECIAL.bos, None, None)]
+  broken = []  # inputs that follow what was left out
   for n, span in enumerate(document):
-    if isinstance(span, Text):
+    if span == sequence.BREAK:
+      broken.append(len(inputs))
+    elif isinstance(span, Text):
       inputs += [("text", i, span.weight, None) for i in span.ids]
     elif isinstance(span, Codes):
       inputs += [("code boi", SPECIAL.boi, span.weight, None)]
@@ -42,7 +51,10 @@ def spelled_out(document) -> list[tuple]:
       inputs += [("patch", SPECIAL.pad, None, n)] * PATCHES
       inputs += [("eoi", SPECIAL.eoi, None, None)]
   end = document[-1].weight if document else 1.0
-  return inputs + [("eos", SPECIAL.eos, end, None)]
+  inputs += [("eos", SPECIAL.eos, end, None)]
+  for at in broken:
+    inputs[at] = (*inputs[at][:2], 0.0, None)  # never a patch: BOI is before it
+  return inputs
 
 
 def lay_out(document):
@@ -83,7 +95,8 @@ def test_the_example_of_the_module_docstring_holds():
 
 @pytest.mark.parametrize("seed", range(50))
 def test_inputs_targets_and_weights_follow_the_rules_one_by_one(seed):
-  document = random_document(np.random.default_rng(seed), weights=(0.0, 1.0))
+  rng = np.random.default_rng(seed)
+  document = random_document(rng, weights=(0.0, 1.0), breaks=True)
   laid, inputs = lay_out(document), spelled_out(document)
   assert len(laid.tokens_l) == len(inputs) - 1
   for i, (kind, token, _, image) in enumerate(inputs[:-1]):
@@ -222,37 +235,71 @@ def test_rows_packed_together_are_those_packed_one_by_one():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_element_count_is_the_length_that_lay_out_gives(seed):
-  document = random_document(np.random.default_rng(seed))
+  document = random_document(np.random.default_rng(seed), breaks=True)
   count = sequence.element_count(document, patches_per_image=PATCHES)
   assert count == len(lay_out(document).tokens_l)
 
 
-def test_a_dropped_caption_leaves_an_image_behind_bos():
-  document = (Text(np.array([10, 11])), Image(np.zeros(SHAPE, np.float32)))
-  laid = lay_out(sequence.drop_text(document))
+@pytest.mark.parametrize(
+  "image", [Image(np.zeros(SHAPE, np.float32)), Codes(np.array([90, 91]))]
+)
+def test_a_dropped_caption_leaves_the_image_alone_to_be_learned(image):
+  whole = lay_out((Text(np.array([10, 11])), image))
+  laid = lay_out(sequence.drop_text((Text(np.array([10, 11])), image)))
   assert list(laid.tokens_l[:2]) == [SPECIAL.bos, SPECIAL.boi]
-  assert len(laid.images) == 1
+  assert len(laid.images) == len(whole.images)
+  # Neither that an image comes without a caption, nor that nothing comes behind one.
+  learned = list(laid.targets_l[laid.weights_l > 0])
+  assert learned == ([90, 91, SPECIAL.eoi] if isinstance(image, Codes) else [])
+  assert SPECIAL.eos not in laid.targets_l and SPECIAL.boi not in laid.targets_l
+  assert whole.targets_l[-1] == SPECIAL.eos and whole.weights_l[-1] == 1
   assert list(lay_out(sequence.unconditional()).tokens_l) == [SPECIAL.bos]
 
 
-def test_image_first_keeps_every_span_and_caps_the_noise_of_images():
+def test_behind_a_break_one_target_is_not_learned_and_all_else_stays():
+  text, more = Text(np.array([10, 11])), Text(np.array([12, 13]))
+  whole = lay_out((text, more))
+  broken = lay_out((sequence.BREAK, text, sequence.BREAK, more, sequence.BREAK))
+  for name in ("tokens_l", "hi_l", "patch_l"):
+    np.testing.assert_array_equal(getattr(broken, name), getattr(whole, name))
+  assert list(whole.targets_l) == [10, 11, 12, 13, SPECIAL.eos]
+  assert list(broken.targets_l) == [SPECIAL.pad, 11, SPECIAL.pad, 13, SPECIAL.pad]
+  assert list(broken.weights_l) == [0, 1, 0, 1, 0]
+  # The same, whether what documents of one kind share is remembered or not.
+  long = Text(np.arange(sequence.FRAME_LENGTH) % 50 + 10)
+  laid = lay_out((sequence.BREAK, long))
+  assert (laid.targets_l[0], laid.weights_l[0]) == (SPECIAL.pad, 0)
+  assert (laid.targets_l[1], laid.weights_l[1]) == (11, 1)
+
+
+def test_images_to_read_are_those_that_learned_text_follows():
+  text, read = Text(np.array([10])), Text(np.array([10]), weight=0.0)
+  image = Image(np.ones(SHAPE, np.float32))
+  shown, codes = dataclasses.replace(image, noise_cap=0.0), Codes(np.array([90]))
+  assert sequence.images_to_read((image, text)) == [0]
+  assert sequence.images_to_read((text, image)) == []
+  assert sequence.images_to_read((image, text, image, image, text, image)) == [0, 2, 3]
+  assert sequence.images_to_read((image, read)) == []
+  assert sequence.images_to_read((shown, codes, text)) == []
+
+
+def test_image_first_and_drop_text_keep_images_as_they_are():
   text, image = Text(np.array([10])), Image(np.ones(SHAPE, np.float32))
-  first, second = sequence.image_first((text, image), noise_cap=0.5)
-  assert isinstance(first, Image) and first.noise_cap == 0.5
-  assert second is text and image.noise_cap == 1.0
-  assert first.weight == 1.0
+  first, second = sequence.image_first((text, image))
+  assert first is image and second is text
+  codes = Codes(np.array([90]))
+  assert sequence.image_first((text, codes)) == (codes, text)
+  assert sequence.drop_text((text, codes))[1:-1] == (codes,)
 
 
-def test_codes_are_moved_and_kept_like_images_but_have_no_noise():
-  text, codes = Text(np.array([10])), Codes(np.array([90]))
-  assert sequence.image_first((text, codes), noise_cap=0.0) == (codes, text)
-  assert sequence.drop_text((text, codes)) == (codes,)
-
-
-def test_an_image_that_stays_clean_before_its_text_carries_no_image_loss():
-  document = Text(np.array([10])), Image(np.ones(SHAPE, np.float32))
-  clean, _ = sequence.image_first(document, noise_cap=0.0)
-  assert (clean.noise_cap, clean.weight) == (0.0, 0.0)
+def test_a_clean_image_has_no_image_loss_but_its_boi_is_learned():
+  clean = Image(np.ones(SHAPE, np.float32), noise_cap=0.0)
+  document = clean, Text(np.array([10]))
+  row = pack([document])
+  assert row.image_weight_bn[0] == row.noise_cap_bn[0] == 0
+  assert (row.targets_bl[0], row.weights_bl[0]) == (SPECIAL.boi, 1)
+  shown = dataclasses.replace(clean, weight=0.0), Text(np.array([10]))
+  assert pack([shown]).weights_bl[0] == 0  # given in a prompt: read, not learned
 
 
 def test_a_row_refuses_what_does_not_fit():

@@ -48,8 +48,9 @@ class DiffusionConfig:
 
   timesteps: int = 1000
   image_weight: float = 5.0  # lambda, the weight of the diffusion loss
-  image_first_noise_cap: float = 1.0  # share of t for image-first pairs; Table 8: 0.5
-  image_first_clean: float = 0.0  # share of these at t = 0, as in a prompt, unweighed
+  # Of images that text follows, in pairs and in longer documents:
+  image_first_noise_cap: float = 1.0  # share of the schedule for their t; Table 8: 0.5
+  image_first_clean: float = 0.0  # share of them at t = 0, as in a prompt; ours
   clip: float = 3.0  # bound on the predicted clean image in sampling; ours; 0 is none
 
 

@@ -52,10 +52,11 @@ class Text:
 class Image:
   """A clean image or latent, f32[h, w, c].
 
-  `weight` 0 marks an image that is read, not learned. `noise_cap` in [0, 1] is the
-  share of the noise schedule from which t is drawn (arXiv 2408.11039, section 4.3.4);
-  at 0 the image stays clean. With `std`, f32[h, w, c], the latent is the mean of an
-  autoencoder's posterior, and the lane adds std * normal at every showing.
+  `weight` 0 marks an image that is read, not learned, nor that one comes (BOI).
+  `noise_cap` in [0, 1] is the share of the noise schedule from which t is drawn (arXiv
+  2408.11039, section 4.3.4); at 0 the image stays clean, so that there is no noise to
+  predict, but BOI is learned all the same. With `std`, f32[h, w, c], the latent is the
+  mean of an autoencoder's posterior, and the lane adds std * normal at every showing.
   """
 
   latent: np.ndarray
@@ -75,7 +76,21 @@ class Codes:
   weight: float = 1.0
 
 
-Document = tuple[Text | Image | Codes, ...]
+@dataclasses.dataclass(frozen=True)
+class Break:
+  """A place where something was left out; takes no position in a row.
+
+  What comes next did not follow what stands before, so it is not learned there: behind
+  a dropped caption neither BOI nor EOS, in front of and behind a piece of a longer text
+  neither its first token nor EOS.
+  """
+
+  weight: float = 0.0
+
+
+BREAK = Break()
+
+Document = tuple[Text | Image | Codes | Break, ...]
 
 
 class Elements(NamedTuple):
@@ -109,7 +124,7 @@ class Batch(NamedTuple):
   patch_bl: np.ndarray  # i32
   latents_bnhwc: np.ndarray  # f32, clean; zeros in an empty slot
   image_start_bn: np.ndarray  # i32
-  image_weight_bn: np.ndarray  # f32, 0 for an empty slot
+  image_weight_bn: np.ndarray  # f32, of the image loss; 0 if clean or an empty slot
   noise_cap_bn: np.ndarray  # f32 in [0, 1]
 
 
@@ -122,38 +137,44 @@ def unconditional() -> Document:
   return ()
 
 
-def is_image(span: Text | Image | Codes) -> bool:
+def is_image(span: Text | Image | Codes | Break) -> bool:
   """True for an image, in patches or in codes."""
-  return not isinstance(span, Text)
+  return isinstance(span, Image | Codes)
 
 
 def drop_text(document: Document) -> Document:
-  """Drops every text span: a captioned image then follows `unconditional()`."""
-  return unconditional() + tuple(filter(is_image, document))
+  """Drops every text span: a captioned image then follows `unconditional()`.
 
-
-def image_first(document: Document, *, noise_cap: float) -> Document:
-  """Moves the images before the text and caps their noise.
-
-  Args:
-    document: any spans; the order among images and among texts is kept.
-    noise_cap: share of the schedule, in [0, 1]; arXiv 2408.11039 section 4.3.4 uses
-      0.5 (t <= 500 of 1000), so that the caption can be read from the image. At 0 the
-      image is clean, as it is when the model is shown one, and weighs nothing: in a
-      clean image there is no noise to predict. Codes have no noise and stay.
+  What is left teaches how images look and nothing about text: that an image comes
+  without a caption, or that nothing comes behind one, is true of no document.
   """
-  images = tuple(
-    dataclasses.replace(s, noise_cap=noise_cap, weight=s.weight if noise_cap else 0.0)
-    if isinstance(s, Image)
-    else s
-    for s in document
-    if is_image(s)
-  )
-  return images + tuple(s for s in document if not is_image(s))
+  return (*unconditional(), BREAK, *filter(is_image, document), BREAK)
 
 
-def span_length(span: Text | Image | Codes, *, patches_per_image: int) -> int:
+def image_first(document: Document) -> Document:
+  """Moves the images before the text, each in the order they had."""
+  texts = tuple(s for s in document if not is_image(s))
+  return tuple(filter(is_image, document)) + texts
+
+
+def images_to_read(document: Document) -> list[int]:
+  """Places of the noisy images that learned text follows, so that it is read from them.
+
+  Codes have no noise, and an image that is not learned is clean already.
+  """
+  learned = [i for i, s in enumerate(document) if isinstance(s, Text) and s.weight > 0]
+  last = max(learned, default=-1)
+  return [
+    i
+    for i, s in enumerate(document[: last + 1])
+    if isinstance(s, Image) and s.noise_cap > 0
+  ]
+
+
+def span_length(span: Text | Image | Codes | Break, *, patches_per_image: int) -> int:
   """Row positions of a span; those of an image count its BOI and EOI."""
+  if isinstance(span, Break):
+    return 0
   if isinstance(span, Text):
     return len(span.ids)
   inner = patches_per_image if isinstance(span, Image) else len(span.ids)
@@ -187,11 +208,13 @@ def lay_out(
     start, stop = stop, stop + length
     if kind is Image:
       images.append(span)
+    if kind not in (Text, Codes):
       continue
     edge = kind is Codes  # BOI, EOI
     tokens_l[start + edge : stop - edge] = span.ids
     if weight > 0:
       targets_l[start + edge - 1 : stop - edge - 1] = span.ids
+  targets_l[frame.weights_l == 0] = special.pad  # what follows a Break
   return Elements(
     tokens_l, targets_l, frame.weights_l, frame.hi_l, frame.patch_l, tuple(images)
   )
@@ -212,6 +235,7 @@ def _frame(
     Text: lambda length, weight: Text(np.full(length, special.pad), weight),
     Codes: lambda length, weight: Codes(np.full(length - 2, special.pad), weight),
     Image: lambda length, weight: Image(np.zeros(0), weight),
+    Break: lambda length, weight: BREAK,
   }
   document = [blank[kind](length, weight) for kind, length, weight in kinds]
   # EOS is a target only, so it takes no place among the inputs.
@@ -244,7 +268,7 @@ def lay_out_part(
   """Lays spans out as elements alone: no BOS, no EOS, no targets (all pad).
 
   `weights_l[i]` is what element i weighs as a target: 0 for patches, which are not
-  tokens, and for the EOI behind them, which follows by rule.
+  tokens, for the EOI behind them, which follows by rule, and behind a Break.
   """
   lengths = [span_length(s, patches_per_image=patches_per_image) for s in spans]
   length = sum(lengths)
@@ -253,9 +277,13 @@ def lay_out_part(
   hi_l = np.arange(length, dtype=np.int32)
   patch_l = np.full(length, -1, np.int32)
   images: list[Image] = []
+  breaks: list[int] = []
   stop = 0
   for span, own_length in zip(spans, lengths, strict=True):
     start, stop = stop, stop + own_length
+    if isinstance(span, Break):
+      breaks.append(start)
+      continue
     if isinstance(span, Text):
       tokens_l[start:stop], weights_l[start:stop] = span.ids, span.weight
       continue
@@ -268,6 +296,7 @@ def lay_out_part(
     hi_l[inner] = stop - 2
     patch_l[inner] = np.arange(patches_per_image) + len(images) * patches_per_image
     images.append(span)
+  weights_l[[at for at in breaks if at < length]] = 0
   return Elements(
     tokens_l=tokens_l,
     targets_l=np.full(length, special.pad, np.int32),
@@ -362,7 +391,7 @@ def _fill(row: Batch, documents: Sequence[Elements], patches_per_image: int) -> 
       )
     row.latents_bnhwc[slot] = image.latent
     row.image_start_bn[slot] = first
-    row.image_weight_bn[slot] = image.weight
+    row.image_weight_bn[slot] = image.weight if image.noise_cap > 0 else 0
     row.noise_cap_bn[slot] = image.noise_cap
 
 

@@ -79,7 +79,9 @@ def read(row: sequence.Batch, tokenizer: Tokenizer):
     assert np.sum(own & (row.patch_bl >= 0)) == 16 * len(slots)  # whole
     assert row.tokens_bl[own][0] == tokenizer.special.bos
     last = np.flatnonzero(own)[-1]
-    assert row.targets_bl[last] == tokenizer.special.eos
+    # All are whole, and of one whose caption was dropped no text target is learned.
+    ends = row.targets_bl[last] == tokenizer.special.eos
+    assert ends == bool(text) == row.weights_bl[own].any()
     yield text, image, row.tokens_bl[own][1] == tokenizer.special.boi
 
 

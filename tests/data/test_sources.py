@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from tfusion import sequence
 from tfusion.data import sources
 from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, split_text
 
@@ -137,3 +138,29 @@ def test_an_unknown_or_repeated_source_is_refused():
     sources.open_sources(
       ["pydoc", "pydoc"], split="train", image_shape=(8, 8, 1), workdir=""
     )
+
+
+def test_a_piece_of_a_longer_text_teaches_neither_a_beginning_nor_an_end():
+  text = "one two three.\n\nfour five six.\n\nseven eight nine."
+  whole = sources.Prose("prose", ("short", text, "also"))
+  fitted = whole.fit(lambda t: len(t.encode()), room=20)
+  spans = [fitted[i] for i in range(len(fitted))]
+  texts = [[s for s in own if isinstance(s, str)] for own in spans]
+  assert ["".join(own) for own in texts] == list(fitted.documents)
+  assert "".join(fitted.documents) == "short" + text + "also"
+  edges = [(own[0] == sequence.BREAK, own[-1] == sequence.BREAK) for own in spans]
+  none, first, middle, last = (False, False), (False, True), (True, True), (True, False)
+  assert edges == [none, first, middle, last, none]
+
+
+def test_what_pydoc_teaches_to_begin_and_end_are_its_topics():
+  source = open_one("pydoc", "test")
+  fitted = source.fit(lambda t: len(t.encode()), room=120)
+  assert len(fitted) > 10 * len(source)
+  joined, topics = "", []
+  for spans in map(fitted.__getitem__, range(len(fitted))):
+    assert (spans[0] == sequence.BREAK) == bool(joined)
+    joined += "".join(span for span in spans if isinstance(span, str))
+    if spans[-1] != sequence.BREAK:
+      topics, joined = [*topics, joined], ""
+  assert tuple(topics) == source.documents and not joined

@@ -9,7 +9,7 @@ from tfusion import sequence
 from tfusion.data.pipeline import Corpus
 from tfusion.data.sources import Digits, Prose
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.evaluate.text import perplexity
+from tfusion.evaluate.text import count_bytes, perplexity
 from tfusion.model.transfusion import bind
 from tfusion.train.trained import Trained
 
@@ -64,6 +64,30 @@ def test_perplexity_is_that_of_the_held_out_prose_read_one_by_one(trained, tmp_p
   assert found["text_tokens"] == len(nats)
   # Float32 sums in another order.
   assert found["text_perplexity"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
+  assert found["text_bytes"] == sum(len(text.encode()) for text in HELD_OUT)
+  per_byte = np.exp(np.sum(nats) / found["text_bytes"])
+  assert found["text_perplexity_per_byte"] == pytest.approx(per_byte, rel=1e-5)
+
+
+def test_bytes_are_those_of_the_text_that_is_learned_in_whatever_language(trained):
+  tokenizer = trained.tokenizer
+  image = sequence.Image(np.zeros((8, 8, 1), np.float32))
+  texts = "one", "\u0421\u0442\u043e\u043b", "\u65e5\u672c two", "not learned", "x"
+  one, table, two, read, x = (tokenizer.encode(text) for text in texts)
+  codes = sequence.Codes(np.full(3, tokenizer.vocab_size + 1))
+  documents = [
+    (sequence.Text(one), image, sequence.Text(table)),
+    (sequence.Text(read, weight=0.0), codes, sequence.Text(two)),
+    (sequence.BREAK, sequence.Text(x)),
+  ]
+  sizes = dict(special=tokenizer.special, patches_per_image=16)
+  laid = [sequence.lay_out(document, **sizes) for document in documents]
+  sizes |= dict(row_length=192, image_slots=1, latent_shape=(8, 8, 1))
+  batch = sequence.stack([sequence.pack(laid, **sizes)])
+  learned = [texts[i].encode() for i in (0, 1, 2)]
+  # The one token of the last is behind a Break, but the space before it may be another.
+  want = sum(map(len, learned)) + len(tokenizer.decode(x[1:]).encode())
+  assert count_bytes([batch, batch], tokenizer) == 2 * want
 
 
 def test_without_prose_captions_are_read(trained, tmp_path):

@@ -51,7 +51,8 @@ def test_losses_are_those_of_images_noised_at_the_middle_of_their_bins(params):
     noise = draw_noise(CONFIG, jax.random.fold_in(key, number), tiny.put(batch))[0]
     noise = np.asarray(noise)
     rows, slots = noise.shape[:2]
-    bins = (3 * (number * rows + np.arange(rows)[:, None]) + np.arange(slots)) % 10
+    turn = 3 * (number * rows + np.arange(rows)[:, None]) + np.arange(slots)
+    bins = turn % np.where(batch.noise_cap_bn < 1, 5, 10)  # caps are 0.5 and 1
     abar = cosine_abar(1000)[100 * bins + 50][..., None, None, None]
     noisy = np.sqrt(abar) * batch.latents_bnhwc + np.sqrt(1 - abar) * noise
     given = tiny.put((batch, noisy.astype(np.float32), np.int32(100 * bins + 50)))
@@ -86,6 +87,19 @@ def test_an_image_that_is_trained_clean_is_judged_clean():
   (_, before), (_, after) = (grid(CONFIG, tiny.put(b), 0) for b in (batch, clean))
   assert capped.any() and np.asarray(before).all()
   np.testing.assert_array_equal(after, np.where(capped, 0, before))
+
+
+def test_no_image_is_judged_with_more_noise_than_it_is_trained_with():
+  batch = tiny.batch(CONFIG)
+  for cap, bins in ((1.0, 10), (0.5, 5), (0.26, 3), (0.25, 3), (0.24, 2), (0.01, 1)):
+    caps = np.full_like(batch.noise_cap_bn, cap)
+    found = [
+      grid(CONFIG, tiny.put(batch._replace(noise_cap_bn=caps)), i) for i in (0, 1)
+    ]
+    bin_bn, t_bn = (np.concatenate(x) for x in zip(*found))
+    assert set(bin_bn.ravel()) == set(range(bins))
+    assert 1 <= t_bn.min() and t_bn.max() <= round(cap * CONFIG.diffusion.timesteps)
+    np.testing.assert_array_equal(t_bn, np.minimum(100 * bin_bn + 50, 1000 * cap))
 
 
 def test_rows_of_padding_weigh_nothing(params):

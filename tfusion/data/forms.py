@@ -1,8 +1,8 @@
 """The form in which a document is shown.
 
-Owns: its texts as tokens, which of caption and image comes first, dropped captions,
-samples of posteriors. Not: which document comes when (mixture.py), its layout
-(sequence.py).
+Owns: its texts as tokens, which of caption and image comes first, dropped captions, how
+much noise an image may have that text is read from, samples of posteriors. Not: which
+document comes when (mixture.py), its layout (sequence.py).
 
 All of it depends on (seed, source, showing) alone: showing g of a source is document g
 of its shuffled, repeated order, whichever lane, host or process meets it.
@@ -39,6 +39,7 @@ def form(
   document = _arrange(
     tuple(_as_span(span, encode) for span in spans), config, name, showing
   )
+  document = _limit_noise(document, config, name, showing)
   return tuple(
     _draw_latent(span, f"{name}/std/{i}", config.seed, showing)
     if isinstance(span, sequence.Image) and span.std is not None
@@ -55,7 +56,7 @@ def uniform(seed: int, stream: str, index: int) -> float:
 
 def _as_span(
   span: sources_lib.Span, encode: Callable[[str], np.ndarray]
-) -> sequence.Text | sequence.Image | sequence.Codes:
+) -> sequence.Text | sequence.Image | sequence.Codes | sequence.Break:
   if isinstance(span, str):
     return sequence.Text(encode(span))
   if isinstance(span, np.ndarray):
@@ -80,13 +81,29 @@ def _arrange(
   if is_image_first == is_image_last or not all(span.weight for span in document):
     return document
   if uniform(config.seed, f"{name}/order", showing) >= config.data.caption_first:
-    diffusion, u = config.diffusion, uniform(config.seed, f"{name}/clean", showing)
-    clean = u < diffusion.image_first_clean
-    cap = 0.0 if clean else diffusion.image_first_noise_cap
-    return sequence.image_first(document, noise_cap=cap)
+    return sequence.image_first(document)
   if uniform(config.seed, f"{name}/drop", showing) < config.data.caption_dropout:
     return sequence.drop_text(document)
   return document[::-1] if is_image_first else document
+
+
+def _limit_noise(
+  document: sequence.Document, config: Config, name: str, showing: int
+) -> sequence.Document:
+  """Bounds the noise of every image that learned text follows, in whatever document.
+
+  Such an image is there to be read as well: in a share of cases it is clean, as it is
+  in a prompt (ours), else its t is at most a share of the schedule (arXiv 2408.11039,
+  section 4.3.4, of captioned images; that pages of several images are treated alike is
+  ours).
+  """
+  diffusion, spans = config.diffusion, list(document)
+  for nth, place in enumerate(sequence.images_to_read(document)):
+    stream = f"{name}/clean/{nth}" if nth else f"{name}/clean"
+    clean = uniform(config.seed, stream, showing) < diffusion.image_first_clean
+    cap = 0.0 if clean else min(spans[place].noise_cap, diffusion.image_first_noise_cap)
+    spans[place] = dataclasses.replace(spans[place], noise_cap=cap)
+  return tuple(spans)
 
 
 def _draw_latent(

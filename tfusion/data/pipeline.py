@@ -363,7 +363,7 @@ def _report_unreachable(
           text += count(span)
         elif isinstance(span, sequence.Text):
           text += len(span.ids)
-        else:
+        elif not isinstance(span, sequence.Break):
           codes = isinstance(span, sequence.Codes)
           text += 2
           patches += len(span.ids) if codes else config.model.patches_per_image

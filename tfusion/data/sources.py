@@ -36,14 +36,17 @@ DIGITS_TRAIN = 1500  # of 1797 scans
 PYDOC_TEST = 0.1  # of the characters, at most
 
 
-Span = str | np.ndarray | sequence.Text | sequence.Image | sequence.Codes
+Span = (
+  str | np.ndarray | sequence.Text | sequence.Image | sequence.Codes | sequence.Break
+)
 
 
 class Source(Protocol):
   """Documents by index: spans in order, of which the lane makes a `Document`.
 
   A str is text for the lane to tokenise, an np.ndarray an image f32[h, w, c] in
-  [-1, 1]; what is tokenised, weighed or a latent already comes as Text, Image or Codes.
+  [-1, 1]; what is tokenised, weighed or a latent already comes as Text, Image or Codes,
+  and a Break stands where a longer document was cut.
   Deterministic and picklable; `name` is what data.sources calls it, `skipped` maps
   what was left out to the reason. It may have a method `several`, which gives a list of
   documents for a list of indices faster than one by one.
@@ -140,26 +143,38 @@ def caption_label(text: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Prose:
-  """Text-only documents."""
+  """Text-only documents, or pieces of them."""
 
   name: str
   documents: tuple[str, ...]
   has_images: bool = False
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  continued: frozenset[int] = frozenset()  # those that go on in the next one
 
   def __len__(self) -> int:
     return len(self.documents)
 
-  def __getitem__(self, index: int) -> tuple[str | np.ndarray, ...]:
-    return (self.documents[index],)
+  def __getitem__(self, index: int) -> tuple[Span, ...]:
+    # No text begins or ends where a long one was cut: neither is to be learned.
+    before = (sequence.BREAK,) if index - 1 in self.continued else ()
+    after = (sequence.BREAK,) if index in self.continued else ()
+    return (*before, self.documents[index], *after)
 
   def texts(self) -> Iterable[str]:
     return self.documents
 
   def fit(self, count: Callable[[str], int], *, room: int) -> "Prose":
     """Cuts long documents; nothing is dropped."""
-    pieces = (p for d in self.documents for p in split_text(d, count, limit=room))
-    return dataclasses.replace(self, documents=tuple(pieces))
+    documents: list[str] = []
+    continued: set[int] = set()
+    for document in self.documents:
+      pieces = split_text(document, count, limit=room)
+      last = len(documents) + len(pieces) - 1
+      continued.update(range(len(documents), last))
+      documents += pieces
+    return dataclasses.replace(
+      self, documents=tuple(documents), continued=frozenset(continued)
+    )
 
 
 def split_text(text: str, count: Callable[[str], int], *, limit: int) -> list[str]:

@@ -31,19 +31,24 @@ class Validation(NamedTuple):
 
 
 def grid(config: Config, batch: Batch, number) -> tuple[jax.Array, jax.Array]:
-  """The bin of every image slot of batch `number` and its middle as t, i32[b, n];
-  an image of noise_cap 0 stays clean.
+  """The bin of every image slot of batch `number` and its middle as t, i32[b, n].
 
   The bin goes up by 1 from slot to slot and by 3, which shares no factor with 10, from
-  row to row: all bins are met however few of their slots the rows fill.
+  row to row: all bins are met however few of their slots the rows fill. An image with a
+  noise_cap goes round the bins whose middle lies within it, as training draws its t
+  within it (`draw_t`); one of noise_cap 0 stays clean.
   """
   b, n = batch.image_start_bn.shape
   row_b1 = jnp.arange(b)[:, None] + number * b
-  bin_bn = (3 * row_b1 + jnp.arange(n)[None]) % BINS
-  bin_bn = jnp.zeros_like(batch.image_start_bn) + bin_bn  # sharded like the batch
-  middle_bn = (bin_bn + 0.5) * config.diffusion.timesteps / BINS
-  t_bn = jnp.maximum(jnp.round(middle_bn).astype(jnp.int32), 1)
-  return bin_bn, jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
+  turn_bn = 3 * row_b1 + jnp.arange(n)[None]
+  turn_bn = jnp.zeros_like(batch.image_start_bn) + turn_bn  # sharded like the batch
+  bins_bn = jnp.floor(batch.noise_cap_bn * BINS + 0.5).astype(jnp.int32)
+  bin_bn = turn_bn % jnp.maximum(bins_bn, 1)
+  middle_bn = (bin_bn + 0.5) / BINS
+  # In the first bin too, the middle may lie above a very low cap.
+  share_bn = jnp.minimum(middle_bn, batch.noise_cap_bn)
+  t_bn = jnp.round(share_bn * config.diffusion.timesteps).astype(jnp.int32)
+  return bin_bn, jnp.where(batch.noise_cap_bn > 0, jnp.maximum(t_bn, 1), 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
