@@ -61,7 +61,7 @@ def lay_out(document):
   return sequence.lay_out(document, special=SPECIAL, patches_per_image=PATCHES)
 
 
-def pack(documents, *, row_length=64, image_slots=9):
+def pack(documents, *, row_length=64, image_slots=9, isolate=True):
   return sequence.pack(
     [lay_out(d) for d in documents],
     row_length=row_length,
@@ -69,6 +69,7 @@ def pack(documents, *, row_length=64, image_slots=9):
     latent_shape=SHAPE,
     special=SPECIAL,
     patches_per_image=PATCHES,
+    isolate=isolate,
   )
 
 
@@ -175,6 +176,18 @@ def test_packing_changes_nothing_inside_a_document(seed):
   assert not row.latents_bnhwc[slot:].any()
   assert np.sum(row.patch_bl >= 0) == slot * PATCHES
   assert sequence.live_elements(sequence.stack([row])) == start
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_isolation_a_document_also_sees_those_before_it(seed):
+  documents = packed_documents(np.random.default_rng(seed))
+  alone, together = pack(documents), pack(documents, isolate=False)
+  live = alone.hi_bl >= alone.lo_bl
+  assert not together.lo_bl[live].any()
+  np.testing.assert_array_equal(together.positions_bl[live], np.arange(np.sum(live)))
+  for name in set(alone._fields) - {"lo_bl", "positions_bl"}:
+    np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+  np.testing.assert_array_equal(together.lo_bl[~live], alone.lo_bl[~live])
 
 
 def test_an_image_in_codes_is_learned_from_boi_to_eoi():

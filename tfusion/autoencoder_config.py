@@ -116,10 +116,11 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "seed loss.perceptual_weight loss.kl_weight loss.beta loss.adversary_weight"
+    "loss.perceptual_weight loss.kl_weight loss.beta loss.adversary_weight"
     " loss.adversary_start train.keep_every_steps optim.end_lr optim.warmup_steps"
     " optim.weight_decay",
   ),
+  config_lib.SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
   "in [0, 1)": (lambda x: 0 <= x < 1, "optim.b1 optim.b2 optim.ema_decay"),
 }
 

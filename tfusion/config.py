@@ -27,6 +27,9 @@ class ModelConfig:
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
   dtype: str = "auto"  # of matmuls: auto (bfloat16, on CPU float32) or a name
+  # In which gradients of weights are summed and cross devices, ours: float32 sends 4
+  # bytes a parameter and update, bfloat16, where dtype is that, 2 (7B: 27 or 13 GB).
+  gradient_dtype: str = "float32"
   remat: str = "none"  # none, dots (keep matmul outputs) or full
   unroll: int = 1  # layers per iteration of the scan; a CPU is fastest with all
   attention: str = "auto"  # auto (by platform), dense, chunked, tpu or gpu
@@ -65,6 +68,7 @@ class DataConfig:
   tokenizer: str = ""  # a sentencepiece model file; empty: trained on the sources
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images a row can hold
+  isolate_documents: bool = True  # those of one row do not see each other; ours
   text_per_image: float = 1.0  # text elements per patch, if the sources allow it
   weights: tuple[float, ...] = ()  # shares of elements by source; empty: the line above
   epochs: tuple[int, ...] = ()  # by source, until it is dropped; 0 or empty: no end
@@ -158,6 +162,7 @@ class Config:
 CHOICES = {
   "model.patch": (1, 2, 4, 8),
   "model.dtype": ("auto", "float32", "bfloat16"),
+  "model.gradient_dtype": ("float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
   "model.attention": ("auto", "dense", "chunked", "tpu", "gpu"),
   "data.too_long": ("reject", "split"),
@@ -168,6 +173,7 @@ SHARDED = dict.fromkeys(
   "model.heads model.kv_heads model.mlp model.vocab_size".split(), "mesh.tensor"
 )
 SHARDED |= {"model.width": "mesh.fsdp", "data.row_length": "mesh.context"}
+SEEDS = "in [0, 2**32): jax.random would take a larger one for another"
 RANGES = {
   "above 0": (
     lambda x: x > 0,
@@ -181,10 +187,11 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "seed diffusion.image_weight diffusion.clip data.overlap data.max_damaged"
+    "diffusion.image_weight diffusion.clip data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.keep_every_steps sample.temperature",
   ),
+  SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
   "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap"),
   "in [0, 1]": (
     lambda x: 0 <= x <= 1,

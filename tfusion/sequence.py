@@ -118,7 +118,7 @@ class Batch(NamedTuple):
   tokens_bl: np.ndarray  # i32
   targets_bl: np.ndarray  # i32
   weights_bl: np.ndarray  # f32
-  positions_bl: np.ndarray  # i32, counted inside each document
+  positions_bl: np.ndarray  # i32, counted inside each document, if it is isolated
   lo_bl: np.ndarray  # i32, first key in the row that this input sees
   hi_bl: np.ndarray  # i32, last key
   patch_bl: np.ndarray  # i32
@@ -332,6 +332,7 @@ def pack_rows(
   latent_shape: tuple[int, int, int],
   special: SpecialTokens,
   patches_per_image: int,
+  isolate: bool = True,
 ) -> Batch:
   """Places laid-out documents one after the other in rows of fixed length.
 
@@ -342,6 +343,8 @@ def pack_rows(
     latent_shape: h, w, c of every image.
     special: ids of the special tokens.
     patches_per_image: patches of every image.
+    isolate: a document sees itself alone, and its positions count from 0. False lets it
+      see those before it in its row, and positions count over the whole row.
 
   Raises:
     ValueError: documents have more elements or images than their row holds, or an
@@ -350,11 +353,13 @@ def pack_rows(
   batch = _empty_rows(len(rows), row_length, image_slots, tuple(latent_shape), special)
   for number, documents in enumerate(rows):
     # Latents are the most of a row by far: they are copied here, and nowhere again.
-    _fill(Batch(*(f[number] for f in batch)), documents, patches_per_image)
+    _fill(Batch(*(f[number] for f in batch)), documents, patches_per_image, isolate)
   return batch
 
 
-def _fill(row: Batch, documents: Sequence[Elements], patches_per_image: int) -> None:
+def _fill(
+  row: Batch, documents: Sequence[Elements], patches_per_image: int, isolate: bool
+) -> None:
   """Places documents in an empty row (a Batch without b)."""
   lengths = [len(d.tokens_l) for d in documents]
   images = [image for d in documents for image in d.images]
@@ -372,16 +377,17 @@ def _fill(row: Batch, documents: Sequence[Elements], patches_per_image: int) -> 
   tokens_l, targets_l, weights_l, hi_l, patch_l = (
     np.concatenate(fields) for fields in list(zip(*documents, strict=True))[:-1]
   )
-  lo_l = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+  start_l = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
   patches = [len(d.images) * patches_per_image for d in documents]
   before_l = np.repeat(np.cumsum([0, *patches[:-1]]), lengths)
   is_patch_l = patch_l >= 0
   row.tokens_bl[:length] = tokens_l
   row.targets_bl[:length] = targets_l
   row.weights_bl[:length] = weights_l
+  lo_l = start_l if isolate else np.zeros_like(start_l)
   row.positions_bl[:length] = np.arange(length) - lo_l
   row.lo_bl[:length] = lo_l
-  row.hi_bl[:length] = lo_l + hi_l
+  row.hi_bl[:length] = start_l + hi_l
   row.patch_bl[:length] = np.where(is_patch_l, patch_l + before_l, patch_l)
   firsts = np.flatnonzero(is_patch_l & (patch_l % patches_per_image == 0))
   for slot, (first, image) in enumerate(zip(firsts, images, strict=True)):

@@ -40,6 +40,7 @@ KINDS = {
       "data.workers",
       "data.max_damaged",
       "model.dtype",
+      "model.gradient_dtype",
       "model.remat",
       "model.unroll",
       "model.attention",

@@ -6,25 +6,28 @@ import re
 
 import numpy as np
 from PIL import Image
-from tiny_sources import ALL, FIRST_CODE, latent, tokenizer
+from tiny_sources import ALL, FIRST_CODE, changed, latent, tokenizer
 
 from tfusion import sequence
 from tfusion.data import lanes, row_page
 from tfusion.data.replay import Row
 
 PATCHES = ALL.model.patches_per_image
+blank = lambda images: np.zeros((len(images), 4, 4, 3), np.uint8)  # noqa: E731
 
 
-def packed(*documents):
+def packed(*documents, config=ALL):
   made = [
     sequence.lay_out(d, special=tokenizer().special, patches_per_image=PATCHES)
     for d in documents
   ]
-  return lanes.pack(made, ALL, tokenizer())
+  return lanes.pack(made, config, tokenizer())
 
 
 def drawn(batch, names, pictures):
-  row = Row(batch, 5, names)
+  ends = np.flatnonzero(batch.tokens_bl == tokenizer().special.bos)[1:]
+  ends = [0, *ends, np.sum(batch.hi_bl >= batch.lo_bl)]
+  row = Row(batch, 5, names, tuple(np.diff(ends)))
   return row_page.page(
     row, tokenizer(), title="Step 3", pictures=pictures, patches_per_image=PATCHES
   )
@@ -66,11 +69,33 @@ def test_pictures_stand_where_they_are_with_their_weight_and_noise():
     asked[1], [np.arange(9) + FIRST_CODE - tokenizer().vocab_size]
   )
   plain = re.sub(r"<img[^>]*>", "IMG", re.sub(r"</?(span|small)[^>]*>", "", page))
-  assert "BOS</b><b>BOI</b>IMG16 patches, weight 1, noise to 1<b>EOI</b>3" in plain
-  assert "3<b>BOI</b>IMG16 patches, weight 0, noise to 0<b>EOI</b>" in plain
+  assert "BOS</b><b>BOI</b>IMG16 patches, t up to T, weight 1<b>EOI</b>3" in plain
+  clean = "clean: to be read, no noise to learn"
+  assert f"3<b>BOI</b>IMG16 patches, {clean}<b>EOI</b>" in plain
   assert "4<b>BOI</b>IMG9 codes<b>EOI</b><b>EOS</b>" in plain
   made = images_of(page)
   assert [x[0, 0, 0] for x in made[:3]] == [10, 10, 20]
+
+
+def test_a_page_says_how_noisy_an_image_to_be_read_may_be_and_what_is_not_learned():
+  capped = sequence.Image(latent(0) / 64, noise_cap=0.5)
+  dropped = sequence.drop_text((text("5"), capped))
+  page = drawn(packed((capped, text("3")), dropped), ("a[0]", "b[0]"), blank)
+  plain = re.sub(r"<img[^>]*>", "IMG", re.sub(r"</?small[^>]*>", "", page))
+  noise = "IMG16 patches, t up to 0.5 T: to be read, weight 1"
+  read = "<span class=read>{}</span>".format
+  eoi = read("<b>EOI</b>")
+  assert f"<b>BOI</b>{noise}{eoi}3<b>EOS</b>" in plain
+  boi = read("<b>BOI</b>")
+  assert f"{boi}{noise}{eoi}{read('(what follows is not learned)')}" in plain
+
+
+def test_documents_that_see_each_other_are_told_apart_all_the_same():
+  together = changed(ALL, data=dict(isolate_documents=False))
+  batch = packed((text("12"),), (text("345"),), config=together)
+  assert set(batch.lo_bl[:7]) == {0}
+  page = drawn(batch, ("a[0]", "b[0]"), None)
+  assert "a[0]: positions 0 to 2" in page and "b[0]: positions 3 to 6" in page
 
 
 def test_the_band_is_the_mask():

@@ -56,7 +56,10 @@ with jax.set_mesh(mesh):
   traced = step.trace(abstract_state(config, mesh), batch, key)
   compiled = traced.lower(lowering_platforms=("tpu",)).compile()
 text = compiled.as_text()
+sums = r"(?:all-reduce|reduce-scatter)[^ ]* = (.*?) (?:all-|reduce-)"
+reduced = re.findall(sums, text)
 print(json.dumps(dict(
+  reduced=re.findall(r"(\\w+)\\[([0-9,]*)\\]", " ".join(reduced)),
   kernels=collections.Counter(re.findall(r"attend_(?:forward|backward)", text)),
   squares=re.findall(r"\\[[0-9,]*ROW,ROW[0-9,]*\\]", text)
   + re.findall(r"\\[[0-9,]*HALF,HALF[0-9,]*\\]", text))))
@@ -79,3 +82,9 @@ def test_the_sharded_step_compiles_around_the_kernels_without_a_square_array():
   found = json.loads(done.stdout.splitlines()[-1])
   assert not found["squares"]  # queries x keys, of a row or of two shards of it
   assert set(found["kernels"]) == {"attend_forward", "attend_backward"}
+  # What is summed over chips in bfloat16 are activations [1, row / 2, width] of layers
+  # that mesh.tensor shares out; gradients of all parameters are summed in float32.
+  narrow = {shape for dtype, shape in found["reduced"] if dtype == "bf16"}
+  wide = {shape for dtype, shape in found["reduced"] if dtype == "f32"}
+  assert narrow == {f"1,{ROW // 2},512"}
+  assert {"512,256", "512,1,128"} <= wide  # of w_up, of wk

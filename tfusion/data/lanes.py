@@ -84,12 +84,17 @@ class Lane(Iterator[sequence.Batch]):
     # By source, from the next document on; not in the state, for it is read again.
     self._ahead: dict[str, list[list[sequence.Elements] | Damaged]] = {}
     self._open_waiting()
-    self._last_keys: list[Key] = []
+    self._last: list[tuple[Key, int]] = []
 
   @property
   def last_keys(self) -> list[Key]:
     """What lies in the row that was returned last, in order."""
-    return list(self._last_keys)
+    return [key for key, _ in self._last]
+
+  @property
+  def last_lengths(self) -> list[int]:
+    """How many positions each of these takes."""
+    return [length for _, length in self._last]
 
   def __next__(self) -> sequence.Batch:
     """Returns the next row; raises what `take` does."""
@@ -124,7 +129,7 @@ class Lane(Iterator[sequence.Batch]):
     row = [self._waiting[i] for i in chosen]
     for i in reversed(chosen):
       del self._waiting[i]
-    self._last_keys = [key for key, _ in row]
+    self._last = [(key, len(elements.tokens_l)) for key, elements in row]
     self._state["rows"] += 1
     self._state["live"] += sum(lengths[i] for i in chosen)
     return [elements for _, elements in row]
@@ -355,6 +360,7 @@ def _sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     latent_shape=config.model.image_shape,
     special=tokenizer.special,
     patches_per_image=config.model.patches_per_image,
+    isolate=config.data.isolate_documents,
   )
 
 

@@ -19,6 +19,7 @@ class Row(NamedTuple):
   batch: sequence.Batch  # without b
   lane: int
   documents: tuple[str, ...]  # "source[index]" of each in order; ", piece n" of one cut
+  lengths: tuple[int, ...]  # positions of each
 
 
 def rows_of_step(
@@ -56,7 +57,7 @@ def rows_of_step(
       progress(number * (skipped + per_lane) + n + 1)
     for _ in range(per_lane):
       batch = next(lane)
-      rows.append(Row(batch, number, tuple(_names(lane))))
+      rows.append(Row(batch, number, tuple(_names(lane)), tuple(lane.last_lengths)))
   return rows
 
 

@@ -57,10 +57,10 @@ def page(
   live = batch.hi_bl >= batch.lo_bl
   used = len(np.unique(batch.patch_bl[batch.patch_bl >= 0] // patches_per_image))
   drawn = pictures(batch.latents_bnhwc[:used]) if used else ()
-  starts = np.unique(batch.lo_bl[live])
-  sections = []
-  for start, name in zip(starts, row.documents, strict=True):
-    own = np.flatnonzero(live & (batch.lo_bl == start))
+  sections, stop = [], 0
+  for name, length in zip(row.documents, row.lengths, strict=True):
+    start, stop = stop, stop + length
+    own = np.arange(start, stop)
     spans = "".join(_spans(batch, own, tokenizer, drawn, pictures))
     sections.append(
       f"<section><small>{html.escape(name)}: positions {own[0]} to {own[-1]}</small>"
@@ -116,9 +116,8 @@ def _spans(
     ids = batch.tokens_bl[own[begin:end]]
     if kinds[begin] == "patch":
       slot = starts[int(own[begin])]
-      weight, cap = batch.image_weight_bn[slot], batch.noise_cap_bn[slot]
       yield _img(drawn[slot], width=PICTURE_PX)
-      yield f"<small>{end - begin} patches, weight {weight:g}, noise to {cap:g}</small>"
+      yield f"<small>{end - begin} patches, {_noise(batch, slot)}</small>"
     elif kinds[begin] == "code":
       yield _img(pictures(ids[None] - tokenizer.vocab_size)[0], width=PICTURE_PX)
       yield f"<small>{end - begin} codes</small>"
@@ -129,6 +128,17 @@ def _spans(
     begin = end
   if batch.targets_bl[own[-1]] == tokenizer.special.eos:
     yield "<b>EOS</b>"  # a target alone
+  elif batch.targets_bl[own[-1]] == tokenizer.special.pad:
+    yield "<span class=read>(what follows is not learned)</span>"
+
+
+def _noise(batch: sequence.Batch, slot: int) -> str:
+  """What the image of a slot is trained on."""
+  weight, cap = batch.image_weight_bn[slot], batch.noise_cap_bn[slot]
+  if cap == 0:
+    return "clean: to be read, no noise to learn"
+  bound = f"t up to {cap:g} T: to be read" if cap < 1 else "t up to T"
+  return f"{bound}, weight {weight:g}"
 
 
 def _kind(batch: sequence.Batch, i: int, special: dict, vocab_size: int) -> str:

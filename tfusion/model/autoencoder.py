@@ -91,7 +91,7 @@ class Conv(nnx.Module):
       padding=self.padding,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return x + self.bias[...].astype(x.dtype)[None, None, None]
+    return add_bias(x, self.bias[...])
 
 
 class GroupNorm(nnx.Module):
@@ -341,6 +341,13 @@ def validate(config: AutoencoderModelConfig, *, prefix: str = "") -> None:
     )
   if problems:
     raise ValueError("\n".join(problems))
+
+
+def add_bias(x_bhwc: jax.Array, bias_c: jax.Array) -> jax.Array:
+  """Keeps the dtype of x, but adds in float32: the gradient of the bias is a sum over
+  all pixels, of which bfloat16 would lose what is below a 256th of the sum so far."""
+  wide = x_bhwc.astype(jnp.float32) + bias_c[None, None, None]
+  return wide.astype(x_bhwc.dtype)
 
 
 def normalised(x_bhwc: jax.Array, *, groups: int) -> jax.Array:

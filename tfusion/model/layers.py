@@ -57,56 +57,96 @@ def param(rngs: nnx.Rngs, names: tuple[str | None, ...], shape, *, std: float):
   return nnx.Param(value, names=names)
 
 
-def use(parameter: nnx.Param, *, dtype) -> jax.Array:
-  """The value to compute with: cast, then gathered over fsdp, in that order.
-
-  `names` may have lost its leading layers axis to the scan.
-  """
-  value = parameter[...].astype(dtype)
-  names = parameter.get_metadata("names")
-  return jax.sharding.reshard(value, gathered(names[len(names) - value.ndim :]))
-
-
 def outputs_of(x_bl: jax.Array) -> jax.P:
   """The spec of outputs [b, l, d] for inputs [b, l, ...]: they stay where these are."""
   return jax.P(*jax.typeof(x_bl).sharding.spec[:2], None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def linear(x, w, inputs: int = 1, out_sharding=None) -> jax.Array:
-  """Contracts the last `inputs` axes of x_bl... with the first of w.
+class Product(NamedTuple):
+  """How inputs and a weight are multiplied; hashable."""
 
-  The gradient of w is x^T g as written. JAX would ask for g^T x, for which XLA's CPU
-  backend transposes g, fused with all the elementwise work that made it.
+  names: tuple[str | None, ...]  # axes of the weight, as RULES of sharding.py has them
+  gradient: str  # dtype in which the gradient of the weight is made and crosses devices
+  inputs: int = 1  # axes contracted: the last of the inputs, the first of the weight
+  out_sharding: jax.P | None = None
+  out_dtype: str | None = None  # None: that of the inputs
+
+
+def linear(x: jax.Array, weight: nnx.Param, gradient: str, **how) -> jax.Array:
+  """Multiplies inputs by a weight in the dtype of the inputs.
+
+  Args:
+    x: [b, l, ...inputs].
+    weight: float32 [...inputs, ...outputs], maybe sharded over fsdp. Its names may have
+      lost their leading layers axis to the scan.
+    gradient: dtype of the weight's gradient, `ModelConfig.gradient_dtype`.
+    **how: fields of Product.
+
+  Returns:
+    [b, l, ...outputs].
   """
-  return _contract(x, w, inputs, out_sharding)
+  value = weight[...]
+  names = weight.get_metadata("names")
+  names = tuple(names[len(names) - value.ndim :])
+  return multiply(x, value, Product(names, gradient, **how))
 
 
-def _contract(x, w, inputs, out_sharding):
-  last = tuple(range(x.ndim - inputs, x.ndim))
-  dims = ((last, tuple(range(inputs))), ((), ()))
-  return jax.lax.dot_general(x, w, dims, out_sharding=out_sharding)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def multiply(x: jax.Array, w: jax.Array, how: Product) -> jax.Array:
+  """What `linear` does, with the weight as an array.
+
+  The gradient of w is x^T g as written, and leaves the matmul in how.gradient: its sums
+  over devices are in that dtype too. JAX would ask for g^T x, for which XLA's CPU
+  backend transposes g, fused with all the elementwise work that made it, and would
+  round to the dtype of x first.
+  """
+  return _contract(x, w, how)
 
 
-def _linear_forward(x, w, inputs, out_sharding):
-  # Not linear(): a remat policy that keeps matmuls must find one here.
-  return _contract(x, w, inputs, out_sharding), (x, w)
-
-
-def _linear_backward(inputs, out_sharding, saved, g):
-  del out_sharding
-  x, w = saved
-  outputs = w.ndim - inputs
-  over = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(inputs, w.ndim))
-  dx = jax.lax.dot_general(g, w, (over, ((), ())), out_sharding=jax.typeof(x).sharding)
-  rows = tuple(range(x.ndim - inputs))
-  dw = jax.lax.dot_general(
-    x, g, ((rows, rows), ((), ())), out_sharding=jax.typeof(w).sharding
+def _contract(x, w, how: Product):
+  last = tuple(range(x.ndim - how.inputs, x.ndim))
+  return jax.lax.dot_general(
+    x,
+    _gathered(w, x.dtype, how),
+    ((last, tuple(range(how.inputs))), ((), ())),
+    preferred_element_type=how.out_dtype,
+    out_sharding=how.out_sharding,
   )
-  return dx, dw
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+def _gathered(w, dtype, how: Product):
+  """Cast, then gathered over fsdp, in that order: half the bytes cross devices."""
+  return jax.sharding.reshard(w.astype(dtype), gathered(how.names))
+
+
+def _multiply_forward(x, w, how: Product):
+  # Not multiply(): a remat policy that keeps matmuls must find one here.
+  return _contract(x, w, how), (x, w)
+
+
+def _multiply_backward(how: Product, saved, g):
+  x, w = saved
+  g = g.astype(x.dtype)
+  outputs = w.ndim - how.inputs
+  over = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(how.inputs, w.ndim))
+  dx = jax.lax.dot_general(
+    g,
+    _gathered(w, x.dtype, how),
+    (over, ((), ())),
+    out_sharding=jax.typeof(x).sharding,
+  )
+  rows = tuple(range(x.ndim - how.inputs))
+  dw = jax.lax.dot_general(
+    x,
+    g,
+    ((rows, rows), ((), ())),
+    preferred_element_type=jnp.promote_types(x.dtype, how.gradient),
+    out_sharding=jax.typeof(w).sharding,
+  )
+  return dx, dw.astype(w.dtype)
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def rope_angles(positions_bl: jax.Array, *, head_dim: int, theta: float):
@@ -135,10 +175,9 @@ def _normalise(x_bld, scale_d, eps: float):
   return (x * jax.lax.rsqrt(square + eps) * scale_d[None, None]).astype(x_bld.dtype)
 
 
-@jax.checkpoint
-def _gated_down(gate_blf, up_blf, w_down_fd):
-  h_blf = jax.nn.silu(gate_blf) * up_blf
-  return linear(h_blf, w_down_fd, 1, outputs_of(h_blf))
+@functools.partial(jax.checkpoint, static_argnums=3)
+def _gated_down(gate_blf, up_blf, w_down_fd, how: Product):
+  return multiply(jax.nn.silu(gate_blf) * up_blf, w_down_fd, how)
 
 
 class RMSNorm(nnx.Module):
@@ -166,6 +205,7 @@ class Attention(nnx.Module):
     self.wk = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wv = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wo = param(rngs, ("layers", "heads", None, "embed"), (n, h, k, d), std=out_std)
+    self.gradient = config.gradient_dtype
 
   def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
     """Returns the output and, if `keys` were given, these with the new ones in.
@@ -176,10 +216,9 @@ class Attention(nnx.Module):
       keys: the cache of all layers.
       layer: i32, the layer of the cache that is this one's.
     """
-    dtype = x_bld.dtype
-    q = linear(x_bld, use(self.wq, dtype=dtype))
-    k = linear(x_bld, use(self.wk, dtype=dtype))
-    v = linear(x_bld, use(self.wv, dtype=dtype))
+    q = linear(x_bld, self.wq, self.gradient)
+    k = linear(x_bld, self.wk, self.gradient)
+    v = linear(x_bld, self.wv, self.gradient)
     q = rope(q, view.cos_blk, view.sin_blk)
     k = rope(k, view.cos_blk, view.sin_blk)
     if keys is not None:
@@ -187,9 +226,8 @@ class Attention(nnx.Module):
       keys = Keys(_write(keys.k_nbgsk, k, *at), _write(keys.v_nbgsk, v, *at))
       k, v = (_read(x_nbgsk, layer) for x_nbgsk in keys)
     o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, work=view.work)
-    wo = use(self.wo, dtype=dtype)
-    out = linear(o_blhk, wo, 2, outputs_of(x_bld))
-    return out, keys
+    how = dict(inputs=2, out_sharding=outputs_of(x_bld))
+    return linear(o_blhk, self.wo, self.gradient, **how), keys
 
 
 class SwiGLU(nnx.Module):
@@ -201,13 +239,14 @@ class SwiGLU(nnx.Module):
     self.w_gate = param(rngs, ("layers", "embed", "mlp"), (n, d, f), std=d**-0.5)
     self.w_up = param(rngs, ("layers", "embed", "mlp"), (n, d, f), std=d**-0.5)
     self.w_down = param(rngs, ("layers", "mlp", "embed"), (n, f, d), std=out_std)
+    self.gradient = config.gradient_dtype
 
   def __call__(self, x_bld: jax.Array) -> jax.Array:
     """[b, l, d] to [b, l, d]."""
-    dtype = x_bld.dtype
-    gate = linear(x_bld, use(self.w_gate, dtype=dtype))
-    up = linear(x_bld, use(self.w_up, dtype=dtype))
-    return _gated_down(gate, up, use(self.w_down, dtype=dtype))
+    gate = linear(x_bld, self.w_gate, self.gradient)
+    up = linear(x_bld, self.w_up, self.gradient)
+    how = Product(("mlp", "embed"), self.gradient, out_sharding=outputs_of(gate))
+    return _gated_down(gate, up, self.w_down[...], how)
 
 
 class Block(nnx.Module):

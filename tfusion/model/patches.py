@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from tfusion.config import ModelConfig
-from tfusion.model.layers import param, use
+from tfusion.model.layers import linear, param
 from tfusion.sharding import by_row
 
 SINUSOIDS = 256  # as in DiT; with biases it gives the added share of Table 7
@@ -63,29 +63,33 @@ class LinearPatches(nnx.Module):
     self.w_out = param(rngs, ("embed", None), (d, p), std=d**-0.5)
     self.b_out = _zeros(p)
     self.patch, self.shape = config.patch, config.image_shape
+    self.gradient = config.gradient_dtype
 
   def encode(self, x_bnhwc: jax.Array, t_bn: jax.Array, *, dtype) -> jax.Array:
-    """Noisy latents and their timesteps to [b, n, m, d]."""
-    x_bnmp = patchify(x_bnhwc, patch=self.patch).astype(dtype)
+    """Noisy latents and their timesteps to [b, n, m, d].
+
+    Biases and the time vector are added in float32: their gradients are sums over all
+    patches, of which bfloat16 would lose what is below a 256th of the sum so far.
+    """
+    wide = dict(out_dtype="float32")
     time = sinusoids(t_bn).astype(dtype)
-    time = jnp.einsum("bnf,fd->bnd", time, use(self.w_time1, dtype=dtype))
-    time = jax.nn.silu(time + self._bias(self.b_time1, dtype))
-    time = jnp.einsum("bnd,de->bne", time, use(self.w_time2, dtype=dtype))
-    time = time + self._bias(self.b_time2, dtype)
-    x = jnp.einsum("bnmp,pd->bnmd", x_bnmp, use(self.w_in, dtype=dtype))
-    x = x + self._bias(self.b_in, dtype)[:, None]
-    return x + time[:, :, None]
+    time = linear(time, self.w_time1, self.gradient, **wide) + _bias(self.b_time1, 3)
+    time = jax.nn.silu(time).astype(dtype)
+    time = linear(time, self.w_time2, self.gradient, **wide) + _bias(self.b_time2, 3)
+    x_bnmp = patchify(x_bnhwc, patch=self.patch).astype(dtype)
+    x = linear(x_bnmp, self.w_in, self.gradient, **wide) + _bias(self.b_in, 4)
+    return (x + time[:, :, None]).astype(dtype)
 
   def decode(self, x_bnmd: jax.Array) -> jax.Array:
     """Transformer outputs at the patches to predicted noise, f32[b, n, h, w, c]."""
-    dtype = x_bnmd.dtype
-    w_out = use(self.w_out, dtype=dtype)
-    x = jnp.einsum("bnmd,dp->bnmp", x_bnmd, w_out, preferred_element_type=jnp.float32)
-    x = x + self.b_out[...][None, None, None]
+    x = linear(x_bnmd, self.w_out, self.gradient, out_dtype="float32")
+    x = x + _bias(self.b_out, 4)
     return unpatchify(x, patch=self.patch, shape=self.shape)
 
-  def _bias(self, bias: nnx.Param, dtype) -> jax.Array:
-    return bias[...].astype(dtype)[None, None]
+
+def _bias(bias: nnx.Param, ndim: int) -> jax.Array:
+  """The bias with as many axes as what it is added to."""
+  return bias[...].reshape((1,) * (ndim - 1) + (-1,))
 
 
 def _zeros(size: int) -> nnx.Param:

@@ -16,7 +16,7 @@ from flax import nnx
 
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
-from tfusion.model.layers import Keys, View, outputs_of, param, rope_angles, use
+from tfusion.model.layers import Keys, View, linear, outputs_of, param, rope_angles
 from tfusion.model.patches import LinearPatches
 from tfusion.model.transformer import Transformer
 from tfusion.sequence import Batch
@@ -99,8 +99,8 @@ class Transfusion(nnx.Module):
 
   def logits(self, x_bld: jax.Array) -> jax.Array:
     """f32[b, l, v]."""
-    head_dv = use(self.head, dtype=x_bld.dtype)
-    return jnp.einsum("bld,dv->blv", x_bld, head_dv, preferred_element_type=jnp.float32)
+    gradient = self.config.gradient_dtype
+    return linear(x_bld, self.head, gradient, out_dtype="float32")
 
   def predict_noise(self, x_bnmd: jax.Array) -> jax.Array:
     """Outputs at the patches to f32[b, n, h, w, c]."""

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tfusion.autoencoder_config import LossConfig
-from tfusion.model.autoencoder import PIXEL_CHANNELS, normalised
+from tfusion.model.autoencoder import PIXEL_CHANNELS, add_bias, normalised
 
 LEAK = 0.2  # slope below zero
 WIDEST = 8  # times the first layer's channels
@@ -65,7 +65,7 @@ def score(
     if f"{i}.scale" in params:
       x = normalised(x, groups=math.gcd(GROUPS, x.shape[-1]))
       x = (x * params[f"{i}.scale"][None, None, None]).astype(dtype)
-    x = x + params[f"{i}.bias"].astype(dtype)[None, None, None]
+    x = add_bias(x, params[f"{i}.bias"])
     if i < len(layers) - 1:
       x = jax.nn.leaky_relu(x, LEAK)
   return x[..., 0].astype(jnp.float32)
