@@ -123,3 +123,17 @@ def test_an_autoencoder_goes_on_with_its_own_model_loss_and_pictures_alone(tmp_p
 def test_a_config_from_before_it_named_its_command_is_read(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(Config())))
   assert workdir_lib.load_config(tmp_path) == Config()
+
+
+def test_a_config_from_before_a_key_was_there_is_what_the_run_did_then(tmp_path):
+  values = dataclasses.asdict(Config()) | {"command": "train"}
+  for key in workdir_lib.ADDED:
+    section, name = key.split(".")
+    del values[section][name]
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  read = config_lib.flatten(workdir_lib.load_config(tmp_path))
+  assert read == config_lib.flatten(Config()) | workdir_lib.ADDED
+  del values["model"]["width"]  # always there: the file is damaged
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  with pytest.raises(ValueError, match="missing .'width'"):
+    workdir_lib.load_config(tmp_path)

@@ -14,6 +14,10 @@ A document of text "a b" and one image of four patches x, as inputs and targets:
   lo         0    0   0   0    0   0   0   0   0       first key this input sees
   hi         0    1   2   3    7   7   7   7   8       last key this input sees
 
+Every document begins with BOS, and EOS is its last target; a row holds several, each by
+itself and with its positions from 0 (data.isolate_documents). The paper says none of
+this: ours, as of Llama 2, whose text recipe the paper shares.
+
 Text is causal; the patches of one image see each other (arXiv 2408.11039, section 3).
 There is no loss where the input is BOI (footnote 8), and EOI is no target behind
 patches: their count is fixed, so the sampler appends EOI itself.

@@ -55,6 +55,13 @@ KINDS = {
 }
 
 
+# What a run did before tfusion had these keys: its config.json lacks them.
+ADDED = {
+  "model.gradient_dtype": "bfloat16",
+  "data.isolate_documents": True,
+}
+
+
 def save_config(config: Config | AutoencoderConfig, workdir: str | Path) -> None:
   """Writes workdir/config.json, whole or not at all."""
   path = Path(workdir) / "config.json"
@@ -87,7 +94,7 @@ def load_config(workdir: str | Path, *, kind: type[C] | None = Config) -> C:
     if kind is None:
       wanted = next((k for k in KINDS.values() if k.command == command), wanted)
     if command == wanted.command:
-      return wanted.from_dict(values)
+      return wanted.from_dict(_with_added(values) if command == "train" else values)
   except ValueError as error:  # not JSON is one too
     raise ValueError(
       f"{path}: damaged or of another version of tfusion ({error}); restore it, or"
@@ -155,6 +162,15 @@ def write_json(workdir: str | Path, name: str, values: dict[str, Any]) -> None:
   aside = path.with_name(f"{name}.tmp")
   aside.write_text(json.dumps(values, indent=2) + "\n")
   os.replace(aside, path)
+
+
+def _with_added(values: dict[str, Any]) -> dict[str, Any]:
+  """The config of a run as today's tfusion would have saved it."""
+  for key, value in ADDED.items():
+    section, _, name = key.partition(".")
+    if isinstance(values.get(section), dict):
+      values[section].setdefault(name, value)
+  return values
 
 
 def _is_bound(key: str, kind: Kind) -> bool:

@@ -58,7 +58,9 @@ class Mixture:
 
     With data.weights: the one with the fewest elements for its weight, so that shares
     of elements are off by a document at most. Else text-only sources and those with
-    images take turns by data.text_per_image, and those of one kind share it alike.
+    images take turns by data.text_per_image, and those of one kind share it alike. The
+    paper mixes text and images 1:1 by tokens and patches (section 4.1); that captions,
+    BOS, BOI and EOI count as text is ours.
 
     Args:
       state: of a lane; reads drawn, elements, text and patches.

@@ -178,7 +178,8 @@ def draw(
   """Denoises one image in every row and writes the clean one into the cache.
 
   Only the patches are computed, over the same cache positions in every step; at last
-  the clean image is written there at t = 0. With guidance every row has a second one
+  the clean image is written there at t = 0, as a given one is (ours: the paper does not
+  say at which t later text sees it). With guidance every row has a second one
   beside it that stands behind `unconditional`.
 
   Args:

@@ -30,6 +30,8 @@ class Transfusion(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     v, d = config.vocab_size, config.width
+    # The paper gives no deviations of initial weights: ours, for embeddings 1, for
+    # matrices 1 / sqrt(inputs), so that numbers of about 1 go in and come out.
     self.embedding = param(rngs, ("vocab", "embed"), (v, d), std=1.0)
     self.patches = LinearPatches(config, rngs=rngs)
     self.transformer = Transformer(config, rngs=rngs)

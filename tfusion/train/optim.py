@@ -27,7 +27,7 @@ def make_schedule(config: Config | AutoencoderConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: Config | AutoencoderConfig) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW with decay on matrices only (section 4.1)."""
+  """Clip by global norm, then AdamW (section 4.1); what decays is ours: decay_mask."""
   o = config.optim
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
@@ -43,7 +43,8 @@ def make_optimizer(config: Config | AutoencoderConfig) -> optax.GradientTransfor
 
 
 def decay_mask(params: Any) -> Any:
-  """True for matrices; norms and biases, whose names say so, do not decay.
+  """True for matrices; norms and biases, whose names say so, do not decay. The paper
+  does not say what does: ours, as Llama's code has it, with embedding and head decayed.
 
   A name is a key of a nested dict, or the end of a dotted one of a flat dict.
   """

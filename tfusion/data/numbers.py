@@ -1,0 +1,104 @@
+"""What numbers the images of a run are made of, to see by whether drawings are like them.
+
+Owns: measuring them on training images, the file that a workdir keeps, the warning. Not:
+what the numbers are scaled by (manifest.py), bounds in sampling (diffusion/).
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfusion import files, sequence
+from tfusion.data import records
+from tfusion.data import sources as sources_lib
+
+FILE = "numbers.json"
+MEASURED = 256  # documents of each source, at most
+# Share of the range by which drawings may lie beyond what so few images show.
+MARGIN = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """Of training images as the model has them: pixels in [-1, 1], or latents."""
+
+  least: float
+  most: float
+  deviation: float  # root mean square around the mean
+  images: int  # measured
+
+
+def measure(sources: Sequence[sources_lib.Source]) -> Numbers | None:
+  """Reads documents from all over the sources; None where they have no image."""
+  found = []
+  for source in sources:
+    if not source.has_images or not len(source):
+      continue
+    for index in range(0, len(source), -(-len(source) // MEASURED)):
+      try:
+        spans = source[index]
+      except records.Damaged:  # counted when a lane meets it
+        continue
+      for span in spans:
+        image = span.latent if isinstance(span, sequence.Image) else span
+        if isinstance(image, np.ndarray):
+          found.append(image)
+  if not found:
+    return None
+  flat = np.concatenate([image.ravel() for image in found])
+  return Numbers(
+    float(flat.min()), float(flat.max()), float(flat.std(dtype=np.float64)), len(found)
+  )
+
+
+def keep(sources: Sequence[sources_lib.Source], workdir: Path) -> None:
+  """Measures once in a run, and writes workdir/numbers.json."""
+  path = workdir / FILE
+  if not path.is_file() and (numbers := measure(sources)):
+    text = json.dumps(dataclasses.asdict(numbers)) + "\n"
+    files.write_whole(path, text.encode())
+
+
+def kept(workdir: str | Path) -> Numbers | None:
+  """What `keep` wrote; None for a run without images, or from before it did.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  path = Path(workdir) / FILE
+  if not path.is_file():
+    return None
+  try:
+    return Numbers(**json.loads(path.read_text()))
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"{path}: damaged ({error}); delete it, and the next start of training writes it"
+      " anew"
+    ) from error
+
+
+def warning(images: Sequence[np.ndarray], numbers: Numbers | None) -> str:
+  """Says that drawings have numbers that no training image has; empty if they do not.
+
+  Args:
+    images: f32[h, w, c] each, as the model made them.
+    numbers: of the training images.
+  """
+  if numbers is None or not len(images):
+    return ""
+  room = MARGIN * (numbers.most - numbers.least)
+  low, high = numbers.least - room, numbers.most + room
+  outside = [np.mean(~((low <= x) & (x <= high))) for x in images]  # nan is outside too
+  bad = sum(share > 0 for share in outside)
+  if not bad:
+    return ""
+  farthest = max((float(x.flat[np.argmax(np.abs(x))]) for x in images), key=abs)
+  return (
+    f"{bad} of {len(images)} drawings have numbers that training images do not have:"
+    f" {100 * np.mean(outside):.2g} % lie outside {numbers.least:.3g} .."
+    f" {numbers.most:.3g}, the farthest at {farthest:.3g}; lower sample.guidance, set"
+    " diffusion.clip, or train longer"
+  )
