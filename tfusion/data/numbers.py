@@ -1,6 +1,6 @@
-"""What numbers the images of a run are made of, to see by whether drawings are like them.
+"""Numbers that training images are made of, to see whether drawings are like them.
 
-Owns: measuring them on training images, the file that a workdir keeps, the warning. Not:
+Owns: measuring them, the file that a workdir keeps, the warning. Not:
 what the numbers are scaled by (manifest.py), bounds in sampling (diffusion/).
 """
 
