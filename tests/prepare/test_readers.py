@@ -47,10 +47,10 @@ def test_a_folder_gives_caption_and_file_and_says_what_it_skipped(tmp_path):
     '{"file": "a.png", "caption": "one"}\n{"file": "a.png", "caption": "two"}\n'
   )
   found = read(f"folder:{tmp_path}")
-  assert reasons(found) == {"e.png": "no caption"}
+  assert reasons(found) == {"e.png": "no caption", "a.txt": "caption not needed"}
   assert found["b.png"].spans == ("picture b", tmp_path / "b.png")
   assert [found[i].spans[0] for i in ("a.png", "a.png#2")] == ["one", "two"]
-  held_out = folder.choose_held_out({f"{n}.png" for n in "abcd"})
+  held_out = folder.choose_held_out({f"{n}.png" for n in "abcd"}, named=False)
   tests = {d.id for d in found.values() if isinstance(d, Raw) and d.test}
   assert tests == held_out
 
@@ -187,9 +187,11 @@ BAD_ROWS = {
   '{"texts": ["a"], "images": []}': None,  # no images at all is fine
   '{"texts": ["a"], "images": ["a.png", "b.png"]}': raw.BAD_LAYOUT,
   '{"text": 7}': raw.BAD_LAYOUT,
-  '{"text": "a", "split": "dev"}': raw.BAD_LAYOUT,
-  '{"instruction": "a"}': raw.BAD_LAYOUT,
+  '{"text": "a", "split": "dev"}': None,
+  '{"text": "a", "split": "some"}': raw.BAD_LAYOUT,
+  '{"instruction": "a"}': raw.LOST_IMAGE,
   '{"words": "a"}': raw.BAD_LAYOUT,
+  '{"image": "a.png", "words": "a red thing"}': raw.UNKNOWN,
   "[1]": raw.BAD_LAYOUT,
   "not json": raw.BAD_LAYOUT,
   '{"text": "a", "image": "data:image/png;base64,%s"}' % ("A" * 5000): raw.NO_IMAGE,
@@ -244,7 +246,7 @@ def test_a_disk_that_fails_stops_the_part_and_rejects_nothing(pictures, monkeypa
     parts = readers.plan(spec, documents=3, image_shape=SHAPE)
     with monkeypatch.context() as patch:
       patch.setattr("builtins.open", fail)
-      patch.setattr(pathlib.Path, "read_text", fail)
+      patch.setattr(pathlib.Path, "read_bytes", fail)
       with pytest.raises(OSError, match="Input/output"):
         list(parts[0].read())
     assert isinstance(next(parts[0].read()), Raw)
@@ -322,6 +324,9 @@ def test_parquet_rows_may_hold_the_images_themselves(pictures):
     f"rows.parquet@{g}.{r}" for g, r in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
   ]
   found = list(found.values())
+  # Where the table has a column of images, a row without is a row that lost its own.
+  assert found[3].reason == raw.LOST_IMAGE and found[3].test
+  found[3] = Raw(found[3].id, ("only words",), True, (1.0,))
   for i in (1, 4):  # those name files
     spans = [png("red") if s == pictures / "a.png" else s for s in found[i].spans]
     found[i] = Raw(found[i].id, tuple(spans), found[i].test, found[i].weights)
@@ -362,7 +367,7 @@ def test_edits_come_from_csv_or_json_lines(pictures):
   assert edit.spans == (pictures / "a.png", row[1], pictures / "b.png")
   assert edit.weights == (0, 1, 1)
   assert found["more.jsonl@0"].spans[1] == "make it blue"
-  assert reasons(found) == {"edits.csv@4": raw.BAD_LAYOUT}
+  assert reasons(found) == {"edits.csv@4": raw.LOST_IMAGE}
 
 
 def test_the_embedded_sources_are_read_as_they_are():
