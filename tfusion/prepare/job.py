@@ -235,8 +235,8 @@ def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
       for key in sorted(differ)
     )
     raise ValueError(
-      f"--out={out}: holds shards of another job ({said}); name a new folder, or ask for"
-      " the same"
+      f"--out={out}: holds shards of another job ({said}); name a new folder, or ask"
+      " for the same"
     )
 
 

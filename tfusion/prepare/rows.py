@@ -112,7 +112,7 @@ def amount(row: Any) -> Amount:
   for kind, value in _offers(row):
     if kind == "image":
       images += 1
-    elif isinstance(value, str) and not text_lib.is_blank(value):
+    elif not isinstance(value, str) or not text_lib.is_blank(value):
       texts += 1
   return Amount(1, images, texts)
 
@@ -316,6 +316,8 @@ def _offers(row: Any) -> Iterator[tuple[str, Any]]:
       continue
     if key in ("input", "output") and _layout(row) is not _edit:
       continue
+    if key == "caption" and value == row.get("text"):
+      continue  # the same, said twice
     kind = kinds.get(key) or _looks(key, value)
     for one in value if isinstance(value, list) else [value]:
       if kind and one is not None and one != "":
