@@ -310,9 +310,9 @@ def _offers(row: Any) -> Iterator[tuple[str, Any]]:
     if key == "spans" and isinstance(value, list):
       for span in value:
         given = span if isinstance(span, dict) else {}
-        yield from (
-          (k, given[k]) for k in ("text", "image") if given.get(k) is not None
-        )
+        for kind in ("text", "image"):
+          if given.get(kind) not in (None, ""):
+            yield kind, given[kind]
       continue
     if key in ("input", "output") and _layout(row) is not _edit:
       continue
@@ -333,6 +333,8 @@ def _image(value: Any, image: Callable[[str], Path | bytes]) -> Path | bytes:
     return value
   if not isinstance(value, str):
     raise TypeError(f"image is {str(value)[:100]!r}")
+  if not value:
+    raise _Lost(raw_lib.LOST_IMAGE, "its name is empty")
   try:
     return image(value)
   except KeyError as error:
