@@ -114,7 +114,8 @@ def lines(splits: Mapping[str, Balance]) -> Iterator[str]:
         getattr(amount, kind)
         for amount in (balance.found, balance.used, balance.all_skipped)
       )
-      sums.append(f"{found:,} {kind} = {used:,} used + {skipped:,} skipped")
+      noun = kind if found != 1 else kind[:-1]
+      sums.append(f"{found:,} {noun} = {used:,} used + {skipped:,} skipped")
     yield f"{name + ':':<9} {'; '.join(sums)}"
     for reason, amount in sorted(
       balance.skipped.items(), key=lambda item: (-item[1].documents, item[0])
