@@ -183,8 +183,13 @@ def test_a_folder_without_a_caption_says_the_true_reason(tmp_path):
   for i in range(3):
     add(tmp_path, f"{i}.png", None)
   (tmp_path / "all.jsonl").write_text('{"file": "0.png", "prompt": "a square"}\n')
-  with pytest.raises(ValueError, match=r"all.jsonl:1: .*has \['file', 'prompt'\]"):
+  (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a square\n")
+  with pytest.raises(ValueError) as refusal:
     find_pairs(str(tmp_path))
+  said = str(refusal.value)
+  assert "all.jsonl:1: " in said and "has ['file', 'prompt']" in said
+  assert "0.png: no caption" in said and "1.png" not in said
+  assert "*.csv: neither an image nor a caption: 1 such as metadata.csv" in said
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(photos, monkeypatch):

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from tfusion import cli
-from tfusion.data import folder, manifest, shards, show
+from tfusion.data import folder, heldout, manifest, pairs, shards, show
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import job, raw, readers
+from tfusion.prepare import rows as rows_lib
+from tfusion.prepare import tar as tar_lib
 from tfusion.prepare.raw import Raw, Rejected
 
 SHAPE = (8, 8, 3)
@@ -182,10 +184,11 @@ def test_members_and_images_of_such_names_are_held_out_where_files_do_not_say(tm
 def test_files_that_are_all_called_so_are_split_by_hash_and_it_is_said(
   tmp_path, capsys
 ):
-  lines(tmp_path / "test.jsonl", [{"text": f"a {i}"} for i in range(100)])
-  found = kept(read(f"jsonl:{tmp_path}"))
-  assert 0 < sum(d.test for d in found) < 20
-  assert "every file's name says held out" in capsys.readouterr().out
+  path = lines(tmp_path / "test.jsonl", [{"text": f"a {i}"} for i in range(100)])
+  for named, says in ((tmp_path, "every file's name says"), (path, "its name says")):
+    found = kept(read(f"jsonl:{named}"))
+    assert 0 < sum(d.test for d in found) < 20
+    assert f"{says} held out" in capsys.readouterr().out
 
 
 # The true reason first.
@@ -369,6 +372,15 @@ def test_what_is_not_read_is_said_once(tmp_path, capsys):
   said = capsys.readouterr().out
   assert said.count("columns that are not read: id, license") == 1
   assert said.count("other files, which are not read: 1 .csv, 1 notes") == 1
+
+
+def test_the_docs_name_all_that_is_read():
+  told = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+  names = {*heldout.WORDS, *pairs.FILE_KEYS, *pairs.CAPTION_KEYS, *tar_lib.SUFFIXES}
+  names |= {*rows_lib.TEXT, *rows_lib.FILE, *rows_lib.EDIT}
+  names |= {"spans", "texts", "images", "image", "weight", "split", ".txt", ".md"}
+  names |= {f"{kind}:PATH" for kind in readers.PLANS if kind != "tfds"} | {"tfds:NAME"}
+  assert not [name for name in names if f"`{name}`" not in told]
 
 
 # Whatever a source holds.

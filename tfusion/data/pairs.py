@@ -126,7 +126,8 @@ def find_pairs(path: str) -> Found:
   found.list_texts()
   found.list_others()
   if not found.pairs:
-    why = "; ".join(f"{one.id}: {one}" for one in found.rejected[:5])
+    first = {one.reason: one for one in reversed(found.rejected)}
+    why = "; ".join(f"{one.id}: {one}" for one in reversed(first.values()))
     raise ValueError(
       f"folder:{path}: {len(found.images)} images, but no caption that can be used"
       f" ({why}); put a .txt of the same name beside each image, or a .jsonl with lines"

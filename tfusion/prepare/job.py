@@ -286,7 +286,7 @@ def sample_texts(parts: list[raw.Part], source: str) -> list[str]:
   if all(held_out):
     raise ValueError(
       f"--source={source}: nothing to train on; {len(held_out):,} documents are held"
-      f" out{_skipped(source, rejected)}"
+      f" out by name, split or hash{_skipped(source, rejected)}"
     )
   raise ValueError(
     f"--source={source}: {len(held_out):,} documents without text to train a tokenizer"
@@ -353,7 +353,8 @@ def _merge(
   counts = _counts(splits)
   if not any(shard.split == "train" for shard in shards):
     raise ValueError(
-      f"--source={source}: nothing to train on; {summary(counts)}"
+      f"--source={source}: nothing to train on; {summary(counts)},"
+      f" {splits['test'].used.documents:,} held out"
       f"{_skipped(source, rejected)}"
     )
   if images.latents:
