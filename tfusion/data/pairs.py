@@ -309,11 +309,13 @@ def _only(entry: dict, keys: Iterable[str]) -> Any:
 
 
 def _suffix(name: str) -> str:
-  return Path(name).suffix.lower()
+  """The lower-case end of a name with its dot, as Path.suffix has it, but quicker."""
+  stem, dot, end = name[name.rfind("/") + 1 :].rpartition(".")
+  return f".{end.lower()}" if stem and end else ""
 
 
 def _stem(name: str) -> str:
-  return name.removesuffix(Path(name).suffix)
+  return name.rpartition(".")[0] if _suffix(name) else name
 
 
 def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ A value that is null or blank where its key is, is lost, and the document with i
 lists nulls only hold a place.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -121,7 +122,8 @@ def unread(row: Any) -> list[str]:
   """Names of a row's values that no layout reads, where there is a value."""
   if not isinstance(row, dict):
     return []
-  return sorted(k for k, v in row.items() if v is not None and k not in _used(row))
+  used = _used(row)
+  return sorted(k for k, v in row.items() if v is not None and k not in used)
 
 
 def _spans(row: Any) -> Iterator[tuple[str, Any, float]]:
@@ -234,6 +236,8 @@ def _require_whole(row: dict, layout: Callable, found: dict[str, int]) -> None:
     missing = [k for k in missing if k not in FILE or _promises(row, k)]
     if not found[kind] and missing:
       raise _Lost(lost[kind], f"nothing in {' or '.join(map(repr, missing))}")
+  if found["text"] and found["image"]:
+    return  # what else is there is in no one's place
   left = unread(row)
   for kind in promised:
     names = [key for key in left if _looks(key, row[key]) == kind]
@@ -257,13 +261,18 @@ def _advice(kind: str, names: list[str], row: dict) -> str:
   return f"{said} {kind!r}, or leave it out"
 
 
+@functools.lru_cache(1024)
+def _words(key: str) -> frozenset[str]:
+  """The words of a column's name: of "altText" and "alt_text" alt and text."""
+  apart = re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower()
+  return frozenset(re.findall(r"[a-z0-9]+", apart))
+
+
 def _looks(key: str, value: Any) -> str:
   """What a value that is not read looks like: "text", "image", or "" for neither."""
   if isinstance(value, list):
     value = next((v for v in value if v is not None), None)
-  words = set(
-    re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower())
-  )
+  words = _words(key)
   if isinstance(value, bytes) or (
     isinstance(value, dict) and value.keys() & {"bytes", "path"}
   ):
