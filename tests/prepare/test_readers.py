@@ -8,13 +8,14 @@ import os
 import pathlib
 import pickle
 import tarfile
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tfusion.data import folder, sources
-from tfusion.prepare import raw, readers
+from tfusion.prepare import datasets, raw, readers
 from tfusion.prepare.raw import Raw, Rejected
 
 SHAPE = (8, 8, 3)
@@ -424,6 +425,66 @@ def test_a_tfds_data_set_is_read_from_its_folder(prepared):
   for document in found.values():
     assert document.test == document.id.startswith("test/")
     assert document.spans[0] == ("cat", "dog")[(document.spans[1].shape[1] - 5) % 2]
+
+
+def plan_tfds(monkeypatch, sizes, features=None):
+  """The parts of a data set of such splits and features, which nobody reads."""
+  tfds = pytest.importorskip("tensorflow_datasets")
+  text, image = tfds.features.Text(), tfds.features.Image(shape=(None, None, 3))
+  made = features(tfds.features) if features else {"text": text, "image": image}
+  info = types.SimpleNamespace(
+    splits={n: types.SimpleNamespace(num_examples=size) for n, size in sizes.items()},
+    features=tfds.features.FeaturesDict(made),
+  )
+  builder = types.SimpleNamespace(info=info)
+  monkeypatch.setattr(datasets, "_builder", lambda name: builder)
+  return datasets.plan_tfds("tfds:made", "made", 100)
+
+
+def test_tfds_splits_are_held_out_by_their_names(monkeypatch, capsys):
+  sizes = {"train": 9, "validation": 3, "Test_v2": 2, "unsupervised": 50_000}
+  parts = plan_tfds(monkeypatch, sizes)
+  held_out = {part.split: part.apart for part in parts}
+  assert held_out == {"train": False, "validation": True, "Test_v2": True}
+  assert "left out: unsupervised (50,000)" in capsys.readouterr().out
+  # Where names do not say, a hash does.
+  for sizes in ({"all": 9, "more": 9}, {"test": 9, "dev": 3}, {"train": 3, "extra": 2}):
+    apart = {part.split: part.apart for part in plan_tfds(monkeypatch, sizes)}
+    assert apart == dict.fromkeys(sizes)
+
+
+@pytest.mark.parametrize(
+  ("features", "says"),
+  [
+    (
+      lambda f: {"image": f.Image(), "captions": f.Sequence({"text": f.Text()})},
+      "captions holds Texts in a list",
+    ),
+    (
+      lambda f: {"text": f.Text(), "pages": f.Sequence(f.Image())},
+      "pages holds Images in a list",
+    ),
+    (
+      lambda f: {"label": f.ClassLabel(num_classes=2), "a": {"b": {"c": f.Text()}}},
+      "a holds Texts in a list or in itself",
+    ),
+    (lambda f: {"id": f.Tensor(shape=(), dtype=np.int32)}, r"none of its features"),
+  ],
+)
+def test_a_tfds_data_set_whose_halves_lie_deeper_is_refused(
+  monkeypatch, features, says
+):
+  with pytest.raises(ValueError, match=says):
+    plan_tfds(monkeypatch, {"train": 9}, features)
+
+
+def test_tfds_features_that_are_not_read_are_named(monkeypatch, capsys):
+  plan_tfds(
+    monkeypatch,
+    {"train": 9},
+    lambda f: {"image": f.Image(), "text": f.Text(), "more": f.Sequence(f.Text())},
+  )
+  assert "features that are not read: more" in capsys.readouterr().out
 
 
 def test_a_relative_tfds_folder_is_read_from_any_directory(
