@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,16 @@ def json_prompts(root):
   tar(root / "a.tar", members)
 
 
+def apart(root):
+  members = {f"{i}.png": png(i) for i in range(9)}
+  tar(root / "a.tar", members | {f"{i}.txt": b"a red one" for i in range(9)})
+
+
+def zipped(root):
+  with zipfile.ZipFile(root / "a.tar", "w") as archive:
+    archive.writestr("0.txt", "a red one")
+
+
 def json_array(root):
   (root / "a.jsonl").write_text(json.dumps([{"text": "a"}] * 9))
 
@@ -296,6 +307,8 @@ def latin_texts(root):
       ["9 no caption", "has .cls, .png", "a caption is a .txt", "0.txt"],
     ),
     ("tar", json_prompts, ["9 no caption", "with ['prompt']", '"caption" or "text"']),
+    ("tar", apart, ["9 no caption", "9 no such image", "members next to each other"]),
+    ("tar", zipped, ["1 cannot be read", "is compressed by zip; unpack it"]),
     ("jsonl", json_array, ["a.jsonl is a JSON array", "on a line of its own"]),
     ("jsonl", several_lines, ["a.jsonl has objects over several lines"]),
     ("jsonl", gzipped_lines, ["a.jsonl is compressed by gzip; unpack it"]),

@@ -55,15 +55,21 @@ def is_blank(text: str) -> bool:
   return all(c in BLANKS or unicodedata.category(c) in UNSEEN for c in text)
 
 
+def why_packed(head: bytes) -> str:
+  """That a file is compressed, as its first bytes show; nothing if it is not."""
+  names = (name for magic, name in COMPRESSED.items() if head.startswith(magic))
+  name = next(names, "")
+  return f"is compressed by {name}; unpack it" if name else ""
+
+
 def why_no_lines(head: bytes) -> str:
   """Why a file is not lines of JSON, as its first bytes show; nothing if they may be.
 
   Args:
     head: enough of them to hold a few lines.
   """
-  for magic, name in COMPRESSED.items():
-    if head.startswith(magic):
-      return f"is compressed by {name}; unpack it"
+  if why := why_packed(head):
+    return why
   if head.startswith(tuple(MARKS)):
     return "is UTF-16 or UTF-32; save it as UTF-8"
   bare = head.removeprefix(codecs.BOM_UTF8).lstrip()

@@ -29,8 +29,8 @@ KNOWN = {
   ' {"file": "a.jpg", "caption": "a"}',
   "jsonl": rows.KNOWN,
   "parquet": rows.KNOWN,
-  "tar": "members whose names agree up to the first dot: an image, such as 0.jpg, and"
-  ' 0.txt, or 0.json with "caption", "text" or "spans"',
+  "tar": "members next to each other whose names agree up to the first dot: an image,"
+  ' such as 0.jpg, and 0.txt, or 0.json with "caption", "text" or "spans"',
   "text": "text in UTF-8, or in UTF-16 with its mark",
 }
 

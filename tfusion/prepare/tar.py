@@ -21,6 +21,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from tfusion.data import pairs
@@ -74,14 +75,13 @@ class Tar:
         for member in archive:
           name = raw_lib.printable(member.name)
           end = member.offset_data + (-(-member.size // BLOCK_BYTES)) * BLOCK_BYTES
-          id = f"{self._id}/{name}"
           if member.isdir():
             end = member.offset_data
           elif posixpath.isabs(name) or ".." in name.split("/"):
-            yield name, Rejected(id, raw_lib.OUTSIDE)
+            yield name, self._refused(name, raw_lib.OUTSIDE)
           elif not member.isfile():  # a link could name any file of this machine
             end = member.offset_data
-            yield name, Rejected(id, raw_lib.LINK)
+            yield name, self._refused(name, raw_lib.LINK)
           else:
             yield name, archive.extractfile(member).read()
           archive.members = []  # it would remember them all
@@ -91,8 +91,15 @@ class Tar:
           raise tarfile.ReadError("is damaged or cut short")
     except (*DAMAGE, ValueError) as error:
       raw_lib.stop_if_of_machine(error)
-      why = str(error)
-      yield "", Rejected(f"{self._id}@{end}", raw_lib.UNREADABLE, why)
+      id, test = f"{self._id}@{end}", self.file.holds_out(self._id)
+      why = text_lib.why_packed(_head(self.file.path)) if not end else ""
+      yield "", Rejected(id, raw_lib.UNREADABLE, why or str(error), test=test)
+
+  def _refused(self, name: str, reason: str) -> Rejected:
+    """A member that is not read, as a document of which the other half is not known."""
+    id, image = f"{self._id}/{name}", pairs.is_image_name(name)
+    amount = Amount(1, int(image), int(name.lower().endswith(".txt")))
+    return Rejected(id, reason, "", amount, self.file.holds_out(id))
 
   def _document(
     self, key: str, sample: dict[str, bytes], twice: str | None
@@ -192,13 +199,16 @@ def plan(spec: str, argument: str, documents: int) -> list[Tar]:
   return [Tar(file) for file in files_lib.find(spec, argument, *SUFFIXES)]
 
 
-def _open(path: Any) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes]:
   """Opens an archive, whether it is compressed or not."""
+  head = _head(path)
+  opens = (how for magic, how in OPEN.items() if head.startswith(magic))
+  return next(opens, open)(path, "rb")
+
+
+def _head(path: Path) -> bytes:
   with open(path, "rb") as file:
-    head = file.read(8)
-  return next((o for magic, o in OPEN.items() if head.startswith(magic)), open)(
-    path, "rb"
-  )
+    return file.read(8)
 
 
 def _key(member: tuple[str, bytes | Rejected]) -> str:
