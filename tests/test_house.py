@@ -36,15 +36,15 @@ FILES = {
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
-  "data": "captions drawing folder forms images lanes manifest mixture outlines"
-  " packing pictures pieces pipeline prepared records replay row_page scenes"
-  " shapes shards show sources tally tokenizer",
+  "data": "balance captions drawing folder forms heldout images lanes manifest mixture"
+  " outlines packing pairs pictures pieces pipeline prepared records replay row_page"
+  " scenes shapes shards show sources tally text tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",
-  "prepare": "datasets encoder files job part raw readers runner tables tar",
+  "prepare": "datasets encoder files job part raw readers rows runner tables tar",
   "train": "adversary autoencoder loop losses metrics optim perceptual reconstruction"
   " run step stop trained validate",
 }

@@ -142,6 +142,13 @@ def test_a_folder_of_ones_own_pictures_trains(tmp_path, capsys):
     args = ["train", "--config", config, "--workdir", str(workdir), *SMALLER]
     assert cli.main(args) == 0
   assert "broken.png" in (workdir / "skipped.json").read_text()
+  said = capsys.readouterr().out
+  assert "skipped, cannot be decoded: 1 document, 1 image, 1 text" in said
+  found = json.loads((workdir / "data.json").read_text())["found"][f"folder:{photos}"]
+  assert sum(split["found"]["images"] for split in found.values()) == 25
+  for split, name in (("train", "train:   "), ("test", "held out:")):
+    count = found[split]["found"]["documents"]
+    assert f"{name} {count} document" in said
   assert json.loads((workdir / "eval.json").read_text())["text_perplexity"] > 1
   assert (workdir / "report.html").is_file()
 

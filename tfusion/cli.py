@@ -160,12 +160,15 @@ def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> None:
   """Turns a source into shards to train on; started again, goes on where it stopped."""
+  from tfusion.data import balance
   from tfusion.prepare import job
 
   fields = (field.name for field in dataclasses.fields(job.Request))
   request = job.Request(**{name: getattr(args, name) for name in fields})
   manifest = job.prepare(request, rest)
   print(f"{args.out}: {job.summary(manifest.counts)}")
+  for line in balance.lines(manifest.counts.splits or {}):
+    print(line)
 
 
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:

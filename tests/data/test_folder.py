@@ -1,5 +1,6 @@
 """Folders of images as people have them: every format, broken files, odd captions."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ import tiny_shards
 from PIL import Image
 
 from tfusion import config as config_lib
-from tfusion.data import folder, images, pipeline
+from tfusion.data import folder, images, pairs, pipeline
 
 SHAPE = (8, 8, 3)
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "folder.py"
@@ -200,24 +201,28 @@ def test_captions_come_from_jsonl_too_even_several(tmp_path):
   ]
   (root / "one.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\nnot json\n")
   (root / "sub" / "two.jsonl").write_text('{"file": "b.png", "caption": " third "}')
-  pairs, skipped = folder.find_pairs(str(root))
-  assert [(p.file, p.caption) for p in pairs] == [
+  found = pairs.find_pairs(str(root))
+  assert [(p.file, p.caption) for p in found.pairs] == [
     ("a.png", "first"),
     ("a.png", "second"),
     ("sub/b.png", "third"),
     ("sub/c.png", "from the txt"),
   ]
-  assert set(skipped) == {f"one.jsonl:{n}" for n in (3, 4, 5, 7)}
+  assert {one.id: one.reason for one in found.rejected} == {
+    "one.jsonl:3": pairs.NO_IMAGE,
+    "one.jsonl:4": pairs.BAD_LINE,
+    "one.jsonl:5": pairs.BAD_LINE,
+    "one.jsonl:7": pairs.BAD_LINE,
+  }
 
 
 def test_hidden_files_and_circular_links_are_left_alone(photos):
   add(photos, ".thumbnails/a.png")
   add(photos, "._good0.png")
   os.symlink(photos, photos / "loop")
-  os.symlink(photos / "nowhere.png", photos / "dangling.png")
-  pairs, skipped = folder.find_pairs(str(photos))
-  assert [p.file for p in pairs] == [f"good{i}.png" for i in range(4)]
-  assert not skipped
+  found = pairs.find_pairs(str(photos))
+  assert [p.file for p in found.pairs] == [f"good{i}.png" for i in range(4)]
+  assert not found.rejected
 
 
 def test_train_and_test_folders_are_the_split(tmp_path):
@@ -232,11 +237,12 @@ def test_train_and_test_folders_are_the_split(tmp_path):
 
 def test_a_split_by_hash_is_fixed_disjoint_and_about_a_twentieth():
   files = {f"{i}.png" for i in range(2000)}
-  held_out = folder.choose_held_out(files)
+  choose = functools.partial(folder.choose_held_out, named=False)
+  held_out = choose(files)
   assert 60 < len(held_out) < 140
-  assert folder.choose_held_out(files | {"new.png"}) - {"new.png"} == held_out
+  assert choose(files | {"new.png"}) - {"new.png"} == held_out
   for count in (2, 3, 10):
-    assert 1 <= len(folder.choose_held_out({f"{i}.png" for i in range(count)})) < count
+    assert 1 <= len(choose({f"{i}.png" for i in range(count)})) < count
 
 
 def test_images_are_decoded_once_per_state_of_the_folder(photos, tmp_path, monkeypatch):
@@ -273,7 +279,10 @@ def test_a_pickled_source_maps_the_cache_and_carries_no_pixels(photos, tmp_path)
   [
     (lambda root: None, "no such folder"),
     (lambda root: (root.mkdir(), (root / "a.heic").touch()), r"no images.*\.heic"),
-    (lambda root: add(root, "a.png", caption=None), "no caption; put a .txt"),
+    (
+      lambda root: add(root, "a.png", caption=None),
+      r"no caption that can be used \(a.png: no caption.*put a .txt",
+    ),
     (lambda root: add(root, "a.png"), "fewer than two usable images"),
     (
       lambda root: [add(root, f"{i}.png").write_bytes(b"") for i in range(3)],

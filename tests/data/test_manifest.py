@@ -6,8 +6,9 @@ import json
 import pytest
 import tiny_shards
 
+from tfusion.data import balance, records, show
 from tfusion.data import manifest as manifest_lib
-from tfusion.data import records
+from tfusion.data.balance import Amount, Rejected
 
 
 @pytest.mark.parametrize("kind", [*records.KINDS, None])
@@ -56,6 +57,68 @@ def test_a_manifest_that_was_edited_is_refused_by_its_key(tmp_path, change, mess
   with pytest.raises(ValueError, match=message) as refusal:
     manifest_lib.load(tmp_path)
   assert str(tmp_path / manifest_lib.MANIFEST) in str(refusal.value)
+
+
+def with_balances(folder) -> manifest_lib.Manifest:
+  """A manifest that says what became of images and texts too."""
+  made = tiny_shards.make(folder)
+  splits = {}
+  for split in manifest_lib.SPLITS:
+    own = made.of(split)
+    used = Amount(sum(s.records for s in own), sum(s.images for s in own), 16)
+    # All 3 that tiny_shards calls rejected are of the training split.
+    lost = [Rejected(f"{i}", "empty caption", "", Amount(1, 1)) for i in range(3)]
+    splits[split] = balance.settle(used, lost if split == "train" else [])
+  counts = dataclasses.replace(made.counts, splits=splits)
+  made = dataclasses.replace(made, counts=counts)
+  manifest_lib.save(made, folder)
+  return made
+
+
+def test_balances_come_back_and_are_shown(tmp_path):
+  made = with_balances(tmp_path)
+  assert manifest_lib.load(tmp_path) == made
+  said = "\n".join(show.manifest_lines(tmp_path))
+  assert "train:    15 documents = 12 used + 3 skipped; " in said
+  assert "skipped, empty caption: 3 documents, 3 images" in said
+  assert (
+    "held out: 4 documents = 4 used + 0 skipped; " in said and "unknown" not in said
+  )
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_manifest_from_before_these_were_counted_opens_and_says_so(tmp_path, absent):
+  made = tiny_shards.make(tmp_path)
+  change = (lambda m: m["counts"].pop("splits")) if absent else (lambda m: None)
+  edited(tmp_path, change)
+  assert manifest_lib.load(tmp_path) == made
+  assert "found: unknown" in "\n".join(show.manifest_lines(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda s: s["train"]["found"].update(images=99), "splits.train: .* add up"),
+    (lambda s: s["train"]["skipped"]["empty caption"].update(texts=1), "do not add up"),
+    (lambda s: s["test"]["used"].update(documents=3), "splits.test: .* add up"),
+    (lambda s: s.pop("test"), r"counts.splits: \['train'\]"),
+    (lambda s: s["test"]["used"].pop("texts"), "splits.test.used has"),
+    (lambda s: s["test"].update(lost=1), "splits.test has"),
+    (
+      lambda s: [s["test"][k].update(documents=5) for k in ("found", "used")],
+      "splits.test: .* add up",
+    ),
+    (
+      lambda s: s["test"]["found"].update(documents=True),
+      "documents=True: expected int",
+    ),
+  ],
+)
+def test_balances_that_do_not_add_up_are_refused(tmp_path, change, message):
+  with_balances(tmp_path)
+  edited(tmp_path, lambda m: change(m["counts"]["splits"]))
+  with pytest.raises(ValueError, match=message):
+    manifest_lib.load(tmp_path)
 
 
 def test_another_schema_is_an_error_of_its_own_that_names_both(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_shards
 from PIL import Image
 
 from tfusion import config as config_lib
@@ -299,6 +300,64 @@ def test_what_is_skipped_is_listed_in_the_workdir_and_logged(tmp_path, caplog):
     (tmp_path / "photos" / f"{name}.txt").write_text("a square")
   open_corpus(config, tmp_path)
   assert not (tmp_path / "skipped.json").exists()
+
+
+def test_what_sources_hold_is_shown_for_each_split_and_adds_up(tmp_path):
+  captions = {f"train/{i}": "a square" for i in range(5)} | {
+    "test/0": "a",
+    "test/1": "",
+  }
+  (tmp_path / "photos" / "train").mkdir(parents=True)
+  (tmp_path / "photos" / "test").mkdir()
+  (tmp_path / "photos" / "train" / "phone.heic").write_bytes(b"not for Pillow")
+  for name, caption in captions.items():
+    Image.new("RGB", (9, 9)).save(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "photos" / f"{name}.txt").write_text(caption)
+  tiny_shards.make(tmp_path / "old", kind="pixels", shape=(8, 8, 1))
+  photos, old = f"folder:{tmp_path / 'photos'}", f"shards:{tmp_path / 'old'}"
+  corpus = open_corpus(changed(sources=(photos, "digits"), row_length=128), tmp_path)
+  lines = list(pipeline.found_lines(corpus))
+  assert lines == [
+    f"{photos}:",
+    "  train:    6 documents = 5 used + 1 skipped; 6 images = 5 used + 1 skipped;"
+    " 5 texts = 5 used + 0 skipped",
+    "            skipped, cannot be opened: 1 document, 1 image",
+    "  held out: 2 documents = 1 used + 1 skipped; 2 images = 1 used + 1 skipped;"
+    " 1 text = 1 used + 0 skipped",
+    "            skipped, empty caption: 1 document, 1 image",
+    "digits: 12,000 documents to train on, 2,376 held out",
+  ]
+  found = pipeline.found(corpus)[photos]
+  assert found["train"]["found"] == {"documents": 6, "images": 6, "texts": 5}
+  assert json.loads(json.dumps(found)) == found
+  corpus = open_corpus(changed(sources=(old,)), tmp_path)
+  assert list(pipeline.found_lines(corpus)) == [
+    f"{old}: 12 documents to train on, 4 held out; what preparing skipped is not known"
+  ]
+  assert pipeline.found(corpus) == {old: {"train": None, "test": None}}
+
+
+@pytest.mark.parametrize("too_long", ["reject", "split"])
+def test_a_long_caption_of_a_folder_is_split_where_the_config_says_so(
+  tmp_path, too_long
+):
+  words = " ".join(map(str, range(100)))
+  write_photos(
+    tmp_path / "photos", {f"{i}": "short" for i in range(4)} | {"long": words}
+  )
+  spec = f"folder:{tmp_path / 'photos'}"
+  config = changed(sources=(spec,), too_long=too_long, row_length=64, workers=0)
+  corpus = open_corpus(config, tmp_path)
+  held = [s[i][0] for s in corpus.train + corpus.test for i in range(len(s))]
+  assert (words in held) == (too_long == "split")
+  assert (tmp_path / "skipped.json").is_file() == (too_long == "reject")
+  if too_long == "split":
+    assert words in [corpus.train[0][i][0] for i in range(len(corpus.train[0]))]
+    data = HostBatches(corpus, config, host=0, hosts=1)
+    for _ in range(4):
+      next(data)
+    counts = data.tally().counts()[spec]
+    assert counts["split"] > 0 and counts["rejected"] == 0
 
 
 def test_weights_are_always_in_reach(tmp_path, caplog):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tfusion.data import images, manifest, shards
+from tfusion.data.balance import Amount
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import encoder, part, raw
 
@@ -134,11 +135,16 @@ def job(tmp_path):
 def test_a_part_keeps_the_sound_and_counts_the_broken_with_reasons(job, tmp_path):
   part.write((0, Broken()), job)
   account = part.read_account(tmp_path, 0)
-  assert account.kept == len(SOUND) and account.images == 2 * len(SOUND)
-  assert account.read == len(SOUND) + len(BROKEN) + 2
+  train, test = (account.balances[split] for split in ("train", "test"))
+  assert train.adds_up and test.adds_up
+  assert test.used == test.found == Amount(1, 2, 1)
+  rest, broken = len(SOUND) - 1, len(BROKEN)
+  assert train.used == Amount(rest, 2 * rest, rest)
+  # One more is there twice, and of one the reader did not see what it held.
+  assert train.found == train.used + Amount(broken + 2, 2 * broken + 1, broken + 1)
   expected = {name: reason for name, (_, reason) in BROKEN.items()}
   expected |= {"png": raw.TWICE, "elsewhere": raw.UNREADABLE}
-  assert {id: reason for id, reason, _ in account.rejected} == expected
+  assert {one.id: one.reason for one in account.rejected} == expected
   records = {
     split: list(shards.read_shard(tmp_path / f"{split}-000000-of-000001.array_record"))
     for split in ("train", "test")
@@ -238,9 +244,11 @@ def test_an_image_whose_latent_is_no_number_is_rejected_and_spoils_no_scale(
   settings = encoder.Settings((4, 4, 3), "mean_logvar", "autoencoder", batch=8)
   part.write((0, Pictures()), part.Job(str(tmp_path), 1, settings))
   account = part.read_account(tmp_path, 0)
-  reasons = {id: reason for id, reason, _ in account.rejected}
+  reasons = {one.id: one.reason for one in account.rejected}
   assert reasons == {"7": raw.NOT_FINITE, "8": raw.NOT_FINITE}
-  assert (account.read, account.kept, account.images) == (12, 10, 10)
+  balance = account.balances["train"]
+  assert balance.adds_up and balance.used == Amount(10, 10, 10)
+  assert balance.found == Amount(12, 12, 12)
   assert np.isfinite(account.sums.scale_shift(3)).all()
 
 

@@ -439,9 +439,9 @@ def test_a_tokenizer_is_trained_on_training_texts_alone(photos, tmp_path):
       yield job.raw.Raw("b", ("held out",), True)
       yield job.raw.Rejected("c", "whatever")
 
-  assert job.sample_texts([Part()] * 100) == ["seen", "too"] * 50
-  with pytest.raises(ValueError, match="name a --tokenizer"):
-    job.sample_texts([])
+  assert job.sample_texts([Part()] * 100, "jsonl:rows") == ["seen", "too"] * 50
+  with pytest.raises(ValueError, match="nothing to train on"):
+    job.sample_texts([], "jsonl:rows")
 
 
 def test_the_command_prepares_and_says_what_became_of_the_documents(tmp_path, capsys):

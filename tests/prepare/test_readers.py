@@ -8,13 +8,14 @@ import os
 import pathlib
 import pickle
 import tarfile
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tfusion.data import folder, sources
-from tfusion.prepare import raw, readers
+from tfusion.prepare import datasets, raw, readers
 from tfusion.prepare.raw import Raw, Rejected
 
 SHAPE = (8, 8, 3)
@@ -47,10 +48,10 @@ def test_a_folder_gives_caption_and_file_and_says_what_it_skipped(tmp_path):
     '{"file": "a.png", "caption": "one"}\n{"file": "a.png", "caption": "two"}\n'
   )
   found = read(f"folder:{tmp_path}")
-  assert reasons(found) == {"e.png": "no caption"}
+  assert reasons(found) == {"e.png": "no caption", "a.txt": "caption not needed"}
   assert found["b.png"].spans == ("picture b", tmp_path / "b.png")
   assert [found[i].spans[0] for i in ("a.png", "a.png#2")] == ["one", "two"]
-  held_out = folder.choose_held_out({f"{n}.png" for n in "abcd"})
+  held_out = folder.choose_held_out({f"{n}.png" for n in "abcd"}, named=False)
   tests = {d.id for d in found.values() if isinstance(d, Raw) and d.test}
   assert tests == held_out
 
@@ -187,9 +188,11 @@ BAD_ROWS = {
   '{"texts": ["a"], "images": []}': None,  # no images at all is fine
   '{"texts": ["a"], "images": ["a.png", "b.png"]}': raw.BAD_LAYOUT,
   '{"text": 7}': raw.BAD_LAYOUT,
-  '{"text": "a", "split": "dev"}': raw.BAD_LAYOUT,
-  '{"instruction": "a"}': raw.BAD_LAYOUT,
+  '{"text": "a", "split": "dev"}': None,
+  '{"text": "a", "split": "some"}': raw.BAD_LAYOUT,
+  '{"instruction": "a"}': raw.LOST_IMAGE,
   '{"words": "a"}': raw.BAD_LAYOUT,
+  '{"image": "a.png", "words": "a red thing"}': raw.UNKNOWN,
   "[1]": raw.BAD_LAYOUT,
   "not json": raw.BAD_LAYOUT,
   '{"text": "a", "image": "data:image/png;base64,%s"}' % ("A" * 5000): raw.NO_IMAGE,
@@ -244,7 +247,7 @@ def test_a_disk_that_fails_stops_the_part_and_rejects_nothing(pictures, monkeypa
     parts = readers.plan(spec, documents=3, image_shape=SHAPE)
     with monkeypatch.context() as patch:
       patch.setattr("builtins.open", fail)
-      patch.setattr(pathlib.Path, "read_text", fail)
+      patch.setattr(pathlib.Path, "read_bytes", fail)
       with pytest.raises(OSError, match="Input/output"):
         list(parts[0].read())
     assert isinstance(next(parts[0].read()), Raw)
@@ -322,6 +325,9 @@ def test_parquet_rows_may_hold_the_images_themselves(pictures):
     f"rows.parquet@{g}.{r}" for g, r in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
   ]
   found = list(found.values())
+  # Where the table has a column of images, a row without is a row that lost its own.
+  assert found[3].reason == raw.LOST_IMAGE and found[3].test
+  found[3] = Raw(found[3].id, ("only words",), True, (1.0,))
   for i in (1, 4):  # those name files
     spans = [png("red") if s == pictures / "a.png" else s for s in found[i].spans]
     found[i] = Raw(found[i].id, tuple(spans), found[i].test, found[i].weights)
@@ -362,7 +368,7 @@ def test_edits_come_from_csv_or_json_lines(pictures):
   assert edit.spans == (pictures / "a.png", row[1], pictures / "b.png")
   assert edit.weights == (0, 1, 1)
   assert found["more.jsonl@0"].spans[1] == "make it blue"
-  assert reasons(found) == {"edits.csv@4": raw.BAD_LAYOUT}
+  assert reasons(found) == {"edits.csv@4": raw.LOST_IMAGE}
 
 
 def test_the_embedded_sources_are_read_as_they_are():
@@ -419,6 +425,66 @@ def test_a_tfds_data_set_is_read_from_its_folder(prepared):
   for document in found.values():
     assert document.test == document.id.startswith("test/")
     assert document.spans[0] == ("cat", "dog")[(document.spans[1].shape[1] - 5) % 2]
+
+
+def plan_tfds(monkeypatch, sizes, features=None):
+  """The parts of a data set of such splits and features, which nobody reads."""
+  tfds = pytest.importorskip("tensorflow_datasets")
+  text, image = tfds.features.Text(), tfds.features.Image(shape=(None, None, 3))
+  made = features(tfds.features) if features else {"text": text, "image": image}
+  info = types.SimpleNamespace(
+    splits={n: types.SimpleNamespace(num_examples=size) for n, size in sizes.items()},
+    features=tfds.features.FeaturesDict(made),
+  )
+  builder = types.SimpleNamespace(info=info)
+  monkeypatch.setattr(datasets, "_builder", lambda name: builder)
+  return datasets.plan_tfds("tfds:made", "made", 100)
+
+
+def test_tfds_splits_are_held_out_by_their_names(monkeypatch, capsys):
+  sizes = {"train": 9, "validation": 3, "Test_v2": 2, "unsupervised": 50_000}
+  parts = plan_tfds(monkeypatch, sizes)
+  held_out = {part.split: part.apart for part in parts}
+  assert held_out == {"train": False, "validation": True, "Test_v2": True}
+  assert "left out: unsupervised (50,000)" in capsys.readouterr().out
+  # Where names do not say, a hash does.
+  for sizes in ({"all": 9, "more": 9}, {"test": 9, "dev": 3}, {"train": 3, "extra": 2}):
+    apart = {part.split: part.apart for part in plan_tfds(monkeypatch, sizes)}
+    assert apart == dict.fromkeys(sizes)
+
+
+@pytest.mark.parametrize(
+  ("features", "says"),
+  [
+    (
+      lambda f: {"image": f.Image(), "captions": f.Sequence({"text": f.Text()})},
+      "captions holds Texts in a list",
+    ),
+    (
+      lambda f: {"text": f.Text(), "pages": f.Sequence(f.Image())},
+      "pages holds Images in a list",
+    ),
+    (
+      lambda f: {"label": f.ClassLabel(num_classes=2), "a": {"b": {"c": f.Text()}}},
+      "a holds Texts in a list or in itself",
+    ),
+    (lambda f: {"id": f.Tensor(shape=(), dtype=np.int32)}, r"none of its features"),
+  ],
+)
+def test_a_tfds_data_set_whose_halves_lie_deeper_is_refused(
+  monkeypatch, features, says
+):
+  with pytest.raises(ValueError, match=says):
+    plan_tfds(monkeypatch, {"train": 9}, features)
+
+
+def test_tfds_features_that_are_not_read_are_named(monkeypatch, capsys):
+  plan_tfds(
+    monkeypatch,
+    {"train": 9},
+    lambda f: {"image": f.Image(), "text": f.Text(), "more": f.Sequence(f.Text())},
+  )
+  assert "features that are not read: more" in capsys.readouterr().out
 
 
 def test_a_relative_tfds_folder_is_read_from_any_directory(

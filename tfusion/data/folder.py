@@ -1,42 +1,30 @@
 """A folder of captioned images as a source.
 
-Owns: finding images and captions, the split, what is skipped and why, the survey that
-an experiment chooses sizes from. Not: that choice (experiments/folder.py), decoding
-(images.py), order and mixture (lanes.py).
+Owns: the split, what of the pairs is used, the survey that an experiment chooses sizes
+from. Not: finding images and captions (pairs.py), that choice (experiments/folder.py),
+decoding (images.py), order and mixture (lanes.py).
 
-Captions stand in a .txt of the same stem beside the image, or in any .jsonl with one
-object per line: "file" (or "file_name", relative to the .jsonl) and "caption" (or
-"text"); several lines may name one image. Images under test/ are held out; without
-that folder, about 5 % by a hash of the path.
+Images under test/, val/ and the like (heldout.py) are held out; where no name says so,
+or all do, about 5 % by a hash of the path.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
-import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from tfusion.data import heldout
 from tfusion.data import images as images_lib
+from tfusion.data.balance import Amount, Balance, Rejected, free_id, settle
+from tfusion.data.pairs import Pair, find_pairs
 
-TEST_SHARE = 0.05  # of the images, where the folder has no test/
+TOO_LONG = "caption too long"
 SURVEYED = 2000  # images whose headers a survey reads, at most
 EXAMPLES = 8  # captions that a survey quotes, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-  """One document: an image file, relative to the folder, and one caption."""
-
-  file: str
-  caption: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +36,12 @@ class Folder:
   row_of: dict[str, int]  # file -> row of the cache
   cache: Path  # .npy, u8[images, h, w, c]
   test: bool
-  skipped: dict[str, str]
+  rejected: tuple[Rejected, ...]  # of both splits
+  named: bool  # names say which are held out, else a hash does
   has_images: bool = True
 
   def __post_init__(self):
-    held_out = choose_held_out({p.file for p in self.pairs})
+    held_out = choose_held_out({p.file for p in self.pairs}, named=self.named)
     own = tuple(p for p in self.pairs if (p.file in held_out) == self.test)
     object.__setattr__(self, "_own", own)
     # Mapped, not read: worker processes share the pages.
@@ -69,6 +58,17 @@ class Folder:
     image = self._images[self.row_of[pair.file]]
     return pair.caption, image.astype(np.float32) / 127.5 - 1
 
+  @property
+  def skipped(self) -> dict[str, str]:
+    """What was left out of both splits, and why."""
+    return {one.id: str(one) for one in self.rejected}
+
+  @property
+  def balance(self) -> Balance:
+    """What became of all that the folder holds of this split."""
+    used = Amount(*(len(self._own),) * 3)
+    return settle(used, (one for one in self.rejected if one.test == self.test))
+
   def texts(self) -> Iterable[str]:
     return (pair.caption for pair in self._own)
 
@@ -78,17 +78,19 @@ class Folder:
     Raises:
       ValueError: none is left.
     """
-    skipped, fitting = dict(self.skipped), []
+    fitting, rejected = [], list(self.rejected)
+    held_out = choose_held_out({p.file for p in self.pairs}, named=self.named)
+    ids = {one.id for one in rejected}
     for pair in self.pairs:
-      elements = count(pair.caption)
-      if elements <= room:
+      if (elements := count(pair.caption)) <= room:
         fitting.append(pair)
-      else:
-        skipped[_caption_id(pair, skipped)] = (
-          f"caption too long: {elements} elements, a row has room for {room}"
-        )
-    _require_two(fitting, self.name, skipped)
-    return dataclasses.replace(self, pairs=tuple(fitting), skipped=skipped)
+        continue
+      detail = f"{elements} elements, a row has room for {room}"
+      whole, test = Amount(1, 1, 1), pair.file in held_out
+      rejected.append(Rejected(free_id(pair.file, ids), TOO_LONG, detail, whole, test))
+    if len(fitting) < len(self.pairs):
+      _require_both(fitting, self.name, rejected, named=self.named)
+    return dataclasses.replace(self, pairs=tuple(fitting), rejected=tuple(rejected))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Survey:
   alphabet: int  # different characters
   long_caption: int  # characters; 99 of 100 captions have no more
   examples: tuple[str, ...]  # a few of those captions
-  skipped: int  # without a usable caption
+  skipped: int  # documents that lack a half, as far as that shows without decoding
 
 
 def open_folder(
@@ -127,16 +129,24 @@ def open_folder(
       f"model.image_shape={tuple(image_shape)}: a folder of images gives 1 channel"
       " (gray) or 3 (RGB)"
     )
-  pairs, skipped = find_pairs(path)
-  files = sorted({p.file for p in pairs})
+  found = find_pairs(path)
+  files = sorted({p.file for p in found.pairs})
   cache, bad = images_lib.decode_all(
     Path(path), files, image_shape=image_shape, cache=Path(workdir) / "cache"
   )
-  skipped |= bad
-  usable = tuple(p for p in pairs if p.file not in bad)
-  _require_two(usable, name, skipped)
+  rejected, ids = list(found.rejected), {one.id for one in found.rejected}
+  held_out = choose_held_out(set(files), named=found.named)
+  captions = collections.Counter(p.file for p in found.pairs)
+  for file, why in bad.items():
+    reason, _, detail = why.partition(": ")
+    amount, apart = Amount(*(captions[file],) * 3), file in held_out
+    rejected.append(Rejected(free_id(file, ids), reason, detail, amount, apart))
+  usable = tuple(p for p in found.pairs if p.file not in bad)
+  _require_both(usable, name, rejected, named=found.named)
   rows = {file: row for row, file in enumerate(files)}
-  return Folder(name, usable, rows, cache / "images.npy", test, skipped)
+  return Folder(
+    name, usable, rows, cache / "images.npy", test, tuple(rejected), found.named
+  )
 
 
 def survey(path: str) -> Survey:
@@ -145,7 +155,8 @@ def survey(path: str) -> Survey:
   Raises:
     ValueError: no folder, no images or no captions.
   """
-  pairs, skipped = find_pairs(path)
+  found = find_pairs(path)
+  pairs = found.pairs
   files = sorted({p.file for p in pairs})
   some = files[:: -(-len(files) // SURVEYED)]
   with (
@@ -169,132 +180,38 @@ def survey(path: str) -> Survey:
     alphabet=len(set().union(*(p.caption for p in pairs))),
     long_caption=long_caption,
     examples=tuple(usual[:: -(-len(usual) // EXAMPLES)]),
-    skipped=len(skipped),
+    skipped=sum(one.amount.documents for one in found.rejected),
   )
 
 
-def find_pairs(path: str) -> tuple[list[Pair], dict[str, str]]:
-  """Matches images with captions, in order of the path.
+def choose_held_out(files: set[str], *, named: bool) -> set[str]:
+  """The files for evaluation.
 
-  Returns:
-    The pairs, and what was skipped: file -> reason.
-
-  Raises:
-    ValueError: no folder, no images in it, or no caption for any of them.
+  Args:
+    files: relative to the folder, posix.
+    named: names say which; else a share by hash, at least one.
   """
-  root = Path(path)
-  if not root.is_dir():
-    raise ValueError(f"folder:{path}: no such folder; name one with images in it")
-  suffixes = {s for s, k in Image.registered_extensions().items() if k in Image.OPEN}
-  found = sorted(walk(root))
-  images = [f for f in found if Path(f).suffix.lower() in suffixes]
-  if not images:
-    others = collections.Counter(Path(f).suffix for f in found).most_common(3)
-    raise ValueError(
-      f"folder:{path}: holds no images that Pillow can open; found"
-      f" {len(found)} other files {[s for s, _ in others]}"
-    )
-  captions: dict[str, list[str]] = {file: [] for file in images}
-  skipped: dict[str, str] = {}
-  for listing in (f for f in found if f.endswith(".jsonl")):
-    _read_listing(root, listing, captions, skipped)
-  pairs = []
-  for file in images:
-    beside = (root / file).with_suffix(".txt")
-    try:
-      if not captions[file] and beside.is_file():
-        captions[file].append(beside.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-      skipped[file] = f"caption cannot be read: {error}"
-      continue
-    if not captions[file]:
-      skipped[file] = "no caption: no .txt of its name, no line in a .jsonl"
-    for caption in captions[file]:
-      pair = Pair(file, caption.strip())
-      if pair.caption:
-        pairs.append(pair)
-      else:
-        skipped[_caption_id(pair, skipped)] = "empty caption"
-  if not pairs:
-    raise ValueError(
-      f"folder:{path}: {len(images)} images, but no caption; put a .txt of the same"
-      ' name beside each image, or a .jsonl with lines {"file": ..., "caption": ...}'
-    )
-  return pairs, skipped
-
-
-def choose_held_out(files: set[str]) -> set[str]:
-  """The files for evaluation: those in test/, else a share by hash, at least one."""
-  apart = {f for f in files if f.startswith("test/")}
-  if apart and len(apart) < len(files):
-    return apart
-  chosen = {f for f in files if is_held_out(f)}
+  if named:
+    return {f for f in files if heldout.is_named(f)}
+  chosen = {f for f in files if heldout.by_hash(f)}
   if 0 < len(chosen) < len(files):
     return chosen
-  return {min(files, key=_place)}
+  return {min(files, key=heldout.place)} if files else set()
 
 
-def is_held_out(name: str) -> bool:
-  """Whether a hash of the name puts it into the 5 % that are held out."""
-  return _place(name)[0] < int(TEST_SHARE * 256)
-
-
-def _place(name: str) -> bytes:
-  return hashlib.sha256(os.fsencode(name)).digest()
-
-
-def walk(root: Path) -> Iterator[str]:
-  """Files below a folder, as posix paths relative to it; hidden ones left out."""
-  seen = set()  # links may lead in circles
-  for directory, inner, files in os.walk(root, followlinks=True):
-    if (real := os.path.realpath(directory)) in seen:
-      inner.clear()
-      continue
-    seen.add(real)
-    inner[:] = sorted(d for d in inner if not d.startswith("."))
-    for file in files:
-      path = Path(directory) / file
-      if not file.startswith(".") and path.is_file():  # not a link to nothing
-        yield path.relative_to(root).as_posix()
-
-
-def _read_listing(
-  root: Path, listing: str, captions: dict[str, list[str]], skipped: dict[str, str]
+def _require_both(
+  pairs: Iterable[Pair], name: str, rejected: Sequence[Rejected], *, named: bool
 ) -> None:
-  """Adds the captions of a .jsonl to those of its images."""
-  lines = (root / listing).read_bytes().splitlines()
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    where = f"{listing}:{number}"
-    try:
-      entry: Any = json.loads(line.decode("utf-8-sig"))
-      file = entry["file"] if "file" in entry else entry["file_name"]
-      caption = entry["caption"] if "caption" in entry else entry["text"]
-      file = os.path.normpath(os.path.join(os.path.dirname(listing), file))
-      caption = caption.strip()
-      caption.encode()  # JSON can spell half a character
-    except (ValueError, KeyError, TypeError, AttributeError):
-      skipped[where] = 'not a line like {"file": ..., "caption": ...}'
-      continue
-    file = Path(file).as_posix()
-    if file in captions:
-      captions[file].append(caption)
-    else:
-      skipped[where] = f"no such image: {file}"
-
-
-def _require_two(pairs: Iterable[Pair], name: str, skipped: dict[str, str]) -> None:
-  if len({p.file for p in pairs}) < 2:
-    some = [f"{file}: {reason}" for file, reason in list(skipped.items())[:5]]
-    raise ValueError(
-      f"{name}: fewer than two usable images, one to train on and one to hold out;"
-      f" {len(skipped)} skipped, such as " + "; ".join(some)
-    )
-
-
-def _caption_id(pair: Pair, skipped: dict[str, str]) -> str:
-  """Names a skipped caption; an image may have several."""
-  if pair.file not in skipped:
-    return pair.file
-  return f"{pair.file} {sum(key.startswith(pair.file) for key in skipped) + 1}"
+  """Refuses pairs that leave nothing to train on, or nothing to hold out."""
+  files = {p.file for p in pairs}
+  held_out = choose_held_out(files, named=named)
+  if 0 < len(held_out) < len(files):
+    return
+  documents = [one for one in rejected if one.amount.documents]
+  some = "; ".join(f"{one.id}: {one}" for one in documents[:5])
+  if len(files) < 2:
+    what = "fewer than two usable images, one to train on and one to hold out"
+  else:
+    lacking = "to train on" if held_out else "to hold out"
+    what = f"none of {len(files)} usable images is {lacking}, as their names say"
+  raise ValueError(f"{name}: {what}; {len(documents)} skipped, such as {some}")

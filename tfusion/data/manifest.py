@@ -11,16 +11,18 @@ import math
 import os
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfusion import files
 from tfusion.data import records
+from tfusion.data.balance import Balance
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 AUTOENCODER = "autoencoder.safetensors"
-REJECTED = "rejected.jsonl"  # a line {"id": ..., "reason": ...} for each
+REJECTED = "rejected.jsonl"  # a line for each: id, reason, detail, split, amount
 AGAIN = "run `tfusion prepare` again: it rewrites only what is missing"
 SPLITS = ("train", "test")
 
@@ -65,6 +67,9 @@ class Counts:
   read: int
   kept: int
   rejected: dict[str, int]  # reason -> documents
+  # Split -> what became of its documents, images and texts; None: made before these
+  # were counted.
+  splits: dict[str, Balance] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +195,7 @@ def _check(manifest: Manifest, path: Path) -> None:
     f"counts: {counts.read} read, {counts.kept} kept, {counts.rejected} rejected and"
     f" {kept} records in shards do not add up",
   )
+  _check_balances(manifest, require)
   names = [shard.name for shard in manifest.shards]
   require(len(set(names)) == len(names), "shards: a name occurs twice")
   for shard in manifest.shards:
@@ -213,14 +219,33 @@ def _check(manifest: Manifest, path: Path) -> None:
     )
 
 
+def _check_balances(manifest: Manifest, require: Callable[[bool, str], None]) -> None:
+  """Whether what became of each split adds up, and is what the shards hold."""
+  counts = manifest.counts
+  if counts.splits is None:
+    return
+  require(set(counts.splits) == set(SPLITS), f"counts.splits: {sorted(counts.splits)}")
+  for split, balance in counts.splits.items():
+    own = manifest.of(split)
+    held = sum(s.records for s in own), sum(s.images for s in own)
+    require(
+      balance.adds_up and held == (balance.used.documents, balance.used.images),
+      f"counts.splits.{split}: {balance} and {held[0]} records with {held[1]} images in"
+      " shards do not add up",
+    )
+  read = sum(balance.found.documents for balance in counts.splits.values())
+  require(read == counts.read, f"counts: {counts.read} read, but {read} in the splits")
+
+
 def _build(kind: type, values: Any, key: str) -> Any:
-  """A dataclass from JSON; no key may lack, none be unknown."""
+  """A dataclass from JSON; no key may lack, but those that default to None."""
   hints = typing.get_type_hints(kind)
-  if not isinstance(values, dict) or set(values) != set(hints):
+  late = {f.name for f in dataclasses.fields(kind) if f.default is None}
+  if not isinstance(values, dict) or set(values) | late != set(hints) | late:
     found = sorted(values) if isinstance(values, dict) else repr(values)
     raise ValueError(f"{key or 'it'} has {found}, expected {sorted(hints)}")
   return kind(
-    **{n: _value(hint, values[n], f"{key}.{n}".strip(".")) for n, hint in hints.items()}
+    **{n: _value(hints[n], v, f"{key}.{n}".strip(".")) for n, v in values.items()}
   )
 
 

@@ -28,8 +28,10 @@ from absl import flags, logging
 
 from tfusion import files, sequence
 from tfusion.config import Config
+from tfusion.data import balance as balance_lib
 from tfusion.data import lanes, prepared, records
 from tfusion.data import sources as sources_lib
+from tfusion.data.balance import Balance
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
 
@@ -319,7 +321,42 @@ def _open_tokenizer(
   return tokenizer
 
 
+def found(corpus: Corpus) -> dict[str, dict[str, Any]]:
+  """What became of all that the sources hold, for JSON.
+
+  Returns:
+    Source -> split -> its balance as a dict; None where it is not known. Sources that
+    leave nothing out are not there.
+  """
+  return {
+    name: {split: b and dataclasses.asdict(b) for split, b in splits.items()}
+    for name, splits in _balances(corpus).items()
+  }
+
+
+def found_lines(corpus: Corpus) -> Iterator[str]:
+  """Shows what the sources hold, what of it is used, and what is skipped and why."""
+  balances = _balances(corpus)
+  for train, test in zip(corpus.train, corpus.test):
+    splits = balances.get(train.name, {})
+    if splits and None not in splits.values():
+      yield f"{train.name}:"
+      yield from (f"  {line}" for line in balance_lib.lines(splits))
+      continue
+    yield (
+      f"{train.name}: {len(train):,} documents to train on, {len(test):,} held out"
+      + ("; what preparing skipped is not known" if splits else "")
+    )
+
+
+def _balances(corpus: Corpus) -> dict[str, dict[str, Balance | None]]:
+  pairs = [(s, t) for s, t in zip(corpus.train, corpus.test) if hasattr(s, "balance")]
+  return {s.name: {"train": s.balance, "test": t.balance} for s, t in pairs}
+
+
 def _fit(source: sources_lib.Source, count, config: Config) -> sources_lib.Source:
+  if source.has_images and config.data.too_long == "split":
+    return source  # lanes cut what no row holds
   image = config.model.patches_per_image + 2  # BOI, EOI
   room = config.data.row_length - 1 - (image if source.has_images else 0)  # BOS
   return source.fit(count, room=room)
@@ -333,7 +370,7 @@ def _report_skipped(sources: Sequence[sources_lib.Source], workdir: Path) -> Non
     return
   files.write_whole(path, (json.dumps(skipped, indent=2) + "\n").encode())
   for name, reasons in skipped.items():
-    kinds = collections.Counter(r.split(":")[0] for r in reasons.values())
+    kinds = collections.Counter(r.split(": ")[0] for r in reasons.values())
     logging.warning(
       "%s: skipped %d: %s; %s lists them",
       name,

@@ -24,6 +24,7 @@ from array_record.python import array_record_module
 from tfusion import files, sequence
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
+from tfusion.data.balance import Balance
 from tfusion.data.manifest import Manifest, Shard
 from tfusion.data.records import Damaged, Record
 from tfusion.data.tokenizer import Tokenizer
@@ -225,6 +226,11 @@ class Shards:
     """A hash of all documents, from those of the shards in the manifest."""
     own = "".join(shard.sha256 for shard in self.manifest.of(self.split))
     return hashlib.sha256(own.encode()).hexdigest()
+
+  @property
+  def balance(self) -> Balance | None:
+    """What became of all that the source held of this split; None: not known."""
+    return (self.manifest.counts.splits or {}).get(self.split)
 
   def __getitem__(self, index: int) -> sequence.Document:
     """Returns the spans of a document.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tfusion.data import balance as balance_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data import shards as shards_lib
@@ -37,6 +38,11 @@ def manifest_lines(folder: str | Path) -> Iterator[str]:
   )
   for reason, count in sorted(counts.rejected.items(), key=lambda item: -item[1]):
     yield f"  {'':<11} {count:,} rejected: {reason}"
+  if counts.splits is None:
+    yield f"  {'':<11} images and texts found: unknown, of an earlier version"
+  else:
+    for line in balance_lib.lines(counts.splits):
+      yield f"  {line}"
   yield (
     f"  tokenizer   {manifest.vocabulary:,} pieces, sha256"
     f" {manifest.tokenizer_sha256[:16]}..."

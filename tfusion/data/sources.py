@@ -49,7 +49,8 @@ class Source(Protocol):
   and a Break stands where a longer document was cut.
   Deterministic and picklable; `name` is what data.sources calls it, `skipped` maps
   what was left out to the reason. It may have a method `several`, which gives a list of
-  documents for a list of indices faster than one by one.
+  documents for a list of indices faster than one by one, and a `balance` of what was
+  found, or None where that is not known; without one all is used.
   """
 
   name: str

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tfusion import sequence
-from tfusion.data import folder
+from tfusion.data import heldout
 from tfusion.data import sources as sources_lib
+from tfusion.data.balance import Amount
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
 
@@ -38,15 +39,16 @@ class Examples:
     texts, images = _features(builder.info.features)
     for index in range(self.start, self.stop):
       id = f"{self.split}/{index}"
-      test = folder.is_held_out(id) if self.apart is None else self.apart
+      test = heldout.by_hash(id) if self.apart is None else self.apart
+      lost = Rejected(id, "", "", Amount(1, len(images), len(texts)), test)
       try:
         example = examples[index]
         spoken = [_text(builder.info.features[name], example[name]) for name in texts]
       except UnicodeDecodeError as error:
-        yield Rejected(id, raw_lib.BAD_TEXT, str(error))
+        yield dataclasses.replace(lost, reason=raw_lib.BAD_TEXT, detail=str(error))
       except (ValueError, RuntimeError, OSError) as error:
         raw_lib.stop_if_of_machine(error)
-        yield Rejected(id, raw_lib.UNREADABLE, str(error))
+        yield dataclasses.replace(lost, reason=raw_lib.UNREADABLE, detail=str(error))
       else:
         yield Raw(id, (*spoken, *(example[name] for name in images)), test)
 
@@ -54,8 +56,8 @@ class Examples:
 def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
   """Splits a prepared tfds data set into ranges of examples.
 
-  Its "test" split, or else "validation", is held out beside "train"; other splits are
-  left out, and named.
+  Splits whose names say so, such as "test" and "validation" (data/heldout.py), are held
+  out beside "train"; other splits are left out, and named.
 
   Args:
     spec: the whole source, for messages.
@@ -73,18 +75,16 @@ def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
       f"--source={spec}: not on this machine; prepare it with `tfds build {argument}"
       " --file_format=array_record`, or name its folder: tfds:FOLDER"
     )
-  texts, images = _features(builder.info.features)
-  if not texts and not images:
-    raise ValueError(
-      f"--source={spec}: none of its features {sorted(builder.info.features)} is an"
-      " image, a text or a label"
-    )
-  held_out = next((s for s in ("test", "validation") if s in sizes), None)
-  apart: dict[str, bool | None] = {"train": False, held_out: True}
-  if held_out is None or "train" not in sizes:
+  _check_features(spec, builder.info.features)
+  apart: dict[str, bool | None] = {
+    name: heldout.is_named(name)
+    for name in sizes
+    if name == "train" or heldout.is_named(name)
+  }
+  if set(apart.values()) != {True, False}:
     apart = dict.fromkeys(sizes)
   if left := sorted(set(sizes) - set(apart)):
-    print(f"{spec}: left out: {', '.join(left)}")
+    print(f"{spec}: left out: " + ", ".join(f"{s} ({sizes[s]:,})" for s in left))
   root = str(Path(argument).absolute()) if Path(argument).is_dir() else ""
   return [
     Examples(argument, root, split, start, min(start + documents, sizes[split]), test)
@@ -118,6 +118,41 @@ def _features(features: Any) -> tuple[list[str], list[str]]:
 
   texts = of(tfds.features.Text) or of(tfds.features.ClassLabel)
   return texts, of(tfds.features.Image)
+
+
+def _check_features(spec: str, features: Any) -> None:
+  """Says which features are not read, and refuses where those hold texts or images.
+
+  Raises:
+    ValueError: there is neither text nor image, or the only ones lie deeper.
+  """
+  import tensorflow_datasets as tfds
+
+  texts, images = _features(features)
+  if not texts and not images:
+    raise ValueError(
+      f"--source={spec}: none of its features {sorted(features)} is an image, a text or"
+      " a label"
+    )
+  if unread := sorted(set(features) - {*texts, *images}):
+    print(f"{spec}: features that are not read: {', '.join(unread)}", flush=True)
+  spoken = [name for name in texts if isinstance(features[name], tfds.features.Text)]
+  kinds = ((spoken, tfds.features.Text), (images, tfds.features.Image))
+  for found, kind in kinds:
+    if not found and (deeper := [n for n in unread if _holds(features[n], kind)]):
+      raise ValueError(
+        f"--source={spec}: {', '.join(deeper)} holds {kind.__name__}s in a list or in"
+        " itself, which is not read; write the examples as jsonl or parquet"
+      )
+
+
+def _holds(feature: Any, kind: type) -> bool:
+  """Whether a feature of a kind lies anywhere in another."""
+  if isinstance(feature, kind):
+    return True
+  inner = getattr(feature, "feature", None)  # of a sequence
+  inside = feature.values() if hasattr(feature, "values") else [inner]
+  return any(_holds(one, kind) for one in inside if one is not None)
 
 
 def _text(feature: Any, value: Any) -> str:

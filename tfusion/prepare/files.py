@@ -4,11 +4,14 @@ Owns: finding files and their state, which are held out, the sources `folder` an
 `text`. Not: archives (tar.py), tables (tables.py).
 """
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfusion.data import folder
+from tfusion.data import folder, heldout, pairs
+from tfusion.data import text as text_lib
+from tfusion.data.balance import Amount
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
 
@@ -46,15 +49,23 @@ class File:
         " prepare into a new folder"
       )
 
-  def holds_out(self, id: str) -> bool:
-    """Whether a document of this file is held out."""
-    return folder.is_held_out(id) if self.apart is None else self.apart
+  def holds_out(self, id: str, *names: str) -> bool:
+    """Whether a document of this file is held out.
+
+    Args:
+      id: the document's.
+      *names: of files in it, posix; where the files of the source do not say, these do.
+    """
+    if self.apart is not None:
+      return self.apart
+    return any(map(heldout.is_named, names)) or heldout.by_hash(id)
 
 
 def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   """Finds the files of a source, in order of their names.
 
-  Where some files lie under test/ and others do not, those are held out.
+  Where the names of some files say that they are held out, and those of others do not,
+  that is the split. What has another end is named once.
 
   Args:
     spec: the whole source, for messages.
@@ -62,19 +73,38 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
     *suffixes: lower-case ends of names.
 
   Raises:
-    ValueError: no such path, or no such file in it.
+    ValueError: no such path, no such file in it, or a link that leads to nothing.
   """
   path = Path(argument)
   if path.is_file():
+    if heldout.is_named(path.name):
+      print(f"{spec}: its name says held out, but it is all, so a hash chooses")
     return [_file(path.absolute().parent, path.name, None)]
   if not path.is_dir():
     raise ValueError(
       f"--source={spec}: there is no {argument!r}; name a file or folder"
     )
-  names = sorted(n for n in folder.walk(path) if n.lower().endswith(suffixes))
+  everything = sorted(pairs.walk(path))
+  names = [n for n in everything if n.lower().endswith(suffixes)]
+  others = collections.Counter(
+    Path(n).suffix or n
+    for n in everything
+    if not n.lower().endswith(suffixes) and not pairs.is_image_name(n)
+  )
+  kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(8))
   if not names:
-    raise ValueError(f"--source={spec}: no file ends in {' or '.join(suffixes)}")
-  tests = {name for name in names if name.startswith("test/")}
+    found = f"; found {kinds}" if others else ""
+    raise ValueError(f"--source={spec}: no file ends in {' or '.join(suffixes)}{found}")
+  if others:
+    print(f"{spec}: other files, which are not read: {kinds}", flush=True)
+  if gone := [name for name in names if not (path / name).is_file()]:
+    raise ValueError(
+      f"--source={spec}: {', '.join(gone[:5])}: a link to nothing, or no file; mend it,"
+      " or move it away"
+    )
+  tests = {name for name in names if heldout.is_named(name)}
+  if len(tests) == len(names):
+    print(f"{spec}: every file's name says held out, so a hash chooses", flush=True)
   split, root = 0 < len(tests) < len(names), path.absolute()
   return [_file(root, name, name in tests if split else None) for name in names]
 
@@ -84,36 +114,41 @@ class Captioned:
   """Some captioned images of a folder, and what of the folder was skipped."""
 
   pairs: tuple[tuple[File, str, str], ...]  # image, caption, id
-  skipped: tuple[tuple[str, str], ...] = ()  # name, why
+  skipped: tuple[Rejected, ...] = ()
 
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields caption and image of each."""
-    for name, why in self.skipped:
-      reason, _, detail = why.partition(":")
-      yield Rejected(raw_lib.printable(name), reason, detail.strip())
+    yield from self.skipped
     for file, caption, id in self.pairs:
       file.require_unchanged()
       yield Raw(id, (caption, file.path), file.apart)
 
 
 def plan_folder(spec: str, argument: str, documents: int) -> list[Captioned]:
-  """Splits a folder of captioned images (data/folder.py has the layout) into parts.
+  """Splits a folder of captioned images (data/pairs.py has the layout) into parts.
 
   Raises:
     ValueError: no folder, no images or no captions.
   """
-  pairs, skipped = folder.find_pairs(argument)
-  names = sorted({pair.file for pair in pairs})
-  held_out, root = folder.choose_held_out(set(names)), Path(argument).absolute()
+  found = pairs.find_pairs(argument)
+  names = sorted({pair.file for pair in found.pairs})
+  held_out = folder.choose_held_out(set(names), named=found.named)
+  root = Path(argument).absolute()
   files = {name: _file(root, name, name in held_out) for name in names}
   counts: dict[str, int] = {}
   captioned = []
-  for pair in pairs:
+  for pair in found.pairs:
     counts[pair.file] = number = counts.get(pair.file, 0) + 1
     id = raw_lib.printable(pair.file) + (f"#{number}" if number > 1 else "")
     captioned.append((files[pair.file], pair.caption, id))
   parts = [Captioned(tuple(some)) for some in runs(captioned, documents)]
-  parts[0] = dataclasses.replace(parts[0], skipped=tuple(skipped.items()))
+  skipped = tuple(
+    dataclasses.replace(
+      one, id=raw_lib.printable(one.id), detail=raw_lib.printable(one.detail)
+    )
+    for one in found.rejected
+  )
+  parts[0] = dataclasses.replace(parts[0], skipped=skipped)
   return parts
 
 
@@ -128,18 +163,20 @@ class Texts:
     for file in self.files:
       file.require_unchanged()
       id = raw_lib.printable(file.name)
+      lost = Rejected(id, "", amount=Amount(1, 0, 1), test=file.holds_out(id))
       if file.bytes > MAX_TEXT_BYTES:
-        yield Rejected(id, raw_lib.LONG_TEXT, f"{file.bytes:,} bytes")
+        why = f"{file.bytes:,} bytes"
+        yield dataclasses.replace(lost, reason=raw_lib.LONG_TEXT, detail=why)
         continue
       try:
-        text = file.path.read_text(encoding="utf-8-sig")
-      except UnicodeDecodeError as error:
-        yield Rejected(id, raw_lib.BAD_TEXT, str(error))
-      except OSError as error:
+        text = text_lib.decode(file.path.read_bytes())
+      except (UnicodeDecodeError, OSError) as error:
         raw_lib.stop_if_of_machine(error)
-        yield Rejected(id, raw_lib.UNREADABLE, str(error))
+        undecoded = isinstance(error, UnicodeDecodeError)
+        reason = raw_lib.BAD_TEXT if undecoded else raw_lib.UNREADABLE
+        yield dataclasses.replace(lost, reason=reason, detail=str(error))
       else:
-        yield Raw(id, (text,), file.holds_out(id))
+        yield Raw(id, (text,), lost.test)
 
 
 def plan_text(spec: str, argument: str, documents: int) -> list[Texts]:

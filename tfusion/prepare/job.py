@@ -23,6 +23,7 @@ from tfusion import files
 from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
+from tfusion.data.balance import Balance
 from tfusion.data.manifest import Counts, ImageFormat, Manifest
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
@@ -221,15 +222,21 @@ def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
     before = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path}: damaged ({error}); name a new --out") from error
-  differ = [
-    f"{key}: {before.get(key)} there, {settings.get(key)} now"
-    for key in sorted(before.keys() | settings.keys())
-    if before.get(key) != settings.get(key)
-  ]
-  if differ:
+  differ = {k for k in before.keys() | settings if before.get(k) != settings.get(k)}
+  begun = (path.parent / manifest_lib.TOKENIZER).exists() or any(
+    path.parent.glob("parts/*.json")
+  )
+  if differ <= {"listing_sha256", "parts"} and differ and not begun:
+    # A source that had to be mended before any of it could be used is another one now.
+    files.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+  elif differ:
+    said = "; ".join(
+      f"{key}: {before.get(key)} there, {settings.get(key)} now"
+      for key in sorted(differ)
+    )
     raise ValueError(
-      f"--out={out}: holds shards of another job ({'; '.join(differ)}); name a new"
-      " folder, or ask for the same"
+      f"--out={out}: holds shards of another job ({said}); name a new folder, or ask"
+      " for the same"
     )
 
 
@@ -242,7 +249,7 @@ def _put_tokenizer(
     return given
   if path.is_file():
     return Tokenizer.load(path)
-  texts = sample_texts(parts)
+  texts = sample_texts(parts, request.source)
   characters = sum(map(len, texts))
   merges = min(max(characters // CHARACTERS_PER_MERGE, MERGES[0]), MERGES[1])
   # Special tokens, bytes and every character have a piece of their own.
@@ -253,28 +260,75 @@ def _put_tokenizer(
   )
 
 
-def sample_texts(parts: list[raw.Part]) -> list[str]:
+def sample_texts(parts: list[raw.Part], source: str) -> list[str]:
   """Texts to train a tokenizer on: of training documents, from all over the source.
 
+  Args:
+    parts: of the source.
+    source: as it was given, for messages.
+
   Raises:
-    ValueError: there are none.
+    ValueError: there are none, and why.
   """
-  chosen = parts[:: max(-(-len(parts) // SAMPLE_PARTS), 1)]
+  step = max(-(-len(parts) // SAMPLE_PARTS), 1)
+  chosen = parts[::step]
+  rejected: list[raw.Rejected] = []
+  held_out: list[bool] = []  # of the documents that can be used
+  each = SAMPLE_CHARACTERS // max(len(chosen), 1)
+  texts = [t for p in chosen for t in _texts_of(p, each, rejected, held_out)]
+  for number, part in enumerate(parts):
+    if texts:
+      break
+    if number % step:  # those of the sample may be the only ones without texts
+      texts += _texts_of(part, each, rejected, held_out)
+  if texts:
+    return texts
+  if all(held_out):
+    raise ValueError(
+      f"--source={source}: nothing to train on; {len(held_out):,} documents are held"
+      f" out by name, split or hash{_skipped(source, rejected)}"
+    )
+  raise ValueError(
+    f"--source={source}: {len(held_out):,} documents without text to train a tokenizer"
+    f" on; name a --tokenizer{_skipped(source, rejected)}"
+  )
+
+
+def _texts_of(
+  part: raw.Part, left: int, rejected: list[raw.Rejected], held_out: list[bool]
+) -> list[str]:
+  """About `left` characters of a part's training texts; lists what else is there."""
   texts = []
-  for part in chosen:
-    left = SAMPLE_CHARACTERS // len(chosen)
-    for document in part.read():
-      document = raw.clean(document) if isinstance(document, raw.Raw) else document
-      if isinstance(document, raw.Rejected) or document.test:
-        continue
-      own = [span[:left] for span in document.spans if isinstance(span, str)]
-      texts += own
-      left -= sum(map(len, own))
-      if left <= 0:
-        break
-  if not texts:
-    raise ValueError("--source: no text to train a tokenizer on; name a --tokenizer")
+  for document in part.read():
+    document = raw.clean(document) if isinstance(document, raw.Raw) else document
+    if isinstance(document, raw.Rejected):
+      rejected.append(document)
+      continue
+    held_out.append(document.test)
+    own = [span[:left] for span in document.spans if isinstance(span, str)]
+    texts += [] if document.test else own
+    left -= 0 if document.test else sum(map(len, own))
+    if left <= 0:
+      break
   return texts
+
+
+def _skipped(source: str, rejected: Sequence[raw.Rejected]) -> str:
+  """What was skipped, an example for each reason, and what would be read."""
+  lost = [one for one in rejected if one.amount.documents]
+  if not lost:
+    return ""
+  counts = collections.Counter(one.reason for one in lost)
+  first = {one.reason: one for one in reversed(lost)}
+  reasons = "; ".join(
+    f"{count:,} {reason}, such as {first[reason].id}"
+    + (f" ({first[reason].detail[:300]})" if first[reason].detail else "")
+    for reason, count in counts.most_common(5)
+  )
+  known = readers.KNOWN.get(source.partition(":")[0])
+  return (
+    f"; {len(lost):,} skipped: {reasons}{f'. What is read: {known}' if known else ''}"
+  )
 
 
 def _merge(
@@ -282,30 +336,34 @@ def _merge(
 ) -> Manifest:
   """Adds the accounts up, in the order of the parts."""
   out, sums = Path(job.out), encoder.Sums()
-  read, kept, pictures, shards, lines = 0, 0, 0, [], []
-  reasons: collections.Counter[str] = collections.Counter()
+  shards, rejected = [], []
+  splits = {split: Balance() for split in manifest_lib.SPLITS}
   for number in range(job.parts):
     account = part_lib.read_account(out, number)
     if account is None:
       raise OSError(f"{out}: part {number} is not whole; repeat the command")
-    read, kept = read + account.read, kept + account.kept
-    pictures += account.images
+    for split, balance in account.balances.items():
+      splits[split].merge(balance)
+    rejected += account.rejected
     shards += account.shards
     sums.merge(account.sums)
-    for id, reason, detail in account.rejected:
-      reasons[reason] += 1
-      lines.append(json.dumps({"id": id, "reason": reason, "detail": detail}) + "\n")
-  files.write_whole(out / manifest_lib.REJECTED, "".join(lines).encode())
-  counts = Counts(read, kept, dict(sorted(reasons.items())))
+  files.write_whole(
+    out / manifest_lib.REJECTED, "".join(map(_rejected_line, rejected)).encode()
+  )
+  counts = _counts(splits)
   if not any(shard.split == "train" for shard in shards):
-    raise ValueError(f"--source={source}: nothing to train on; {summary(counts)}")
+    raise ValueError(
+      f"--source={source}: nothing to train on; {summary(counts)},"
+      f" {splits['test'].used.documents:,} held out"
+      f"{_skipped(source, rejected)}"
+    )
   if images.latents:
     scale, shift = sums.scale_shift(images.shape[-1])
     images = dataclasses.replace(images, scale=scale, shift=shift)
   autoencoder = job.images.autoencoder
   manifest = Manifest(
     source=source,
-    images=images if pictures else None,
+    images=images if any(shard.images for shard in shards) else None,
     tokenizer_sha256=tokenizer.sha256,
     vocabulary=tokenizer.vocab_size,
     autoencoder_sha256=manifest_lib.sha256(autoencoder) if autoencoder else None,
@@ -328,4 +386,23 @@ def summary(counts: Counts) -> str:
   return (
     f"{counts.read:,} documents read, {counts.kept:,} kept,"
     f" {counts.read - counts.kept:,} rejected{f' ({reasons})' if reasons else ''}"
+  )
+
+
+def _rejected_line(one: raw.Rejected) -> str:
+  values = {"id": one.id, "reason": one.reason, "detail": one.detail}
+  values |= {"split": "test" if one.test else "train"}
+  return json.dumps(values | dataclasses.asdict(one.amount)) + "\n"
+
+
+def _counts(splits: dict[str, Balance]) -> Counts:
+  """The documents of both splits together, beside what became of each."""
+  reasons: collections.Counter[str] = collections.Counter()
+  for balance in splits.values():
+    reasons.update({r: a.documents for r, a in balance.skipped.items() if a.documents})
+  return Counts(
+    sum(balance.found.documents for balance in splits.values()),
+    sum(balance.used.documents for balance in splits.values()),
+    dict(sorted(reasons.items())),
+    splits,
   )

@@ -22,10 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from tfusion import files
+from tfusion.data import balance as balance_lib
 from tfusion.data import images as images_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data import shards as shards_lib
+from tfusion.data.balance import Amount, Balance
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import encoder
 from tfusion.prepare import raw as raw_lib
@@ -46,27 +48,44 @@ class Job:
   images: encoder.Settings
 
 
+def _no_balances() -> dict[str, Balance]:
+  return {split: Balance() for split in manifest_lib.SPLITS}
+
+
 @dataclasses.dataclass
 class Account:
   """What became of a part's documents."""
 
-  read: int = 0
-  kept: int = 0
-  images: int = 0
-  rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  balances: dict[str, Balance] = dataclasses.field(default_factory=_no_balances)
+  rejected: list[Rejected] = dataclasses.field(default_factory=list)
   shards: list[manifest_lib.Shard] = dataclasses.field(default_factory=list)
   # Of the latents in the training split.
   sums: encoder.Sums = dataclasses.field(default_factory=encoder.Sums)
 
+  def find(self, amount: Amount, *, test: bool) -> None:
+    """Counts what the source gave."""
+    balance = self.balances["test" if test else "train"]
+    balance.found += amount
+
+  def use(self, amount: Amount, *, test: bool) -> None:
+    """Counts what goes into a shard."""
+    balance = self.balances["test" if test else "train"]
+    balance.used += amount
+
   def reject(self, rejected: Rejected) -> None:
-    """Counts and lists a document that is left out."""
-    self.read += 1
-    self.rejected.append((rejected.id, rejected.reason, rejected.detail))
+    """Counts and lists what is left out."""
+    self.balances["test" if rejected.test else "train"].skip(rejected)
+    self.rejected.append(rejected)
 
   @property
   def counts(self) -> tuple[int, int, int]:
     """Documents, rejected ones, images."""
-    return self.read, len(self.rejected), self.images
+    both = self.balances.values()
+    return (
+      sum(balance.found.documents for balance in both),
+      sum(balance.all_skipped.documents for balance in both),
+      sum(balance.used.images for balance in both),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +98,11 @@ class Decoded:
   images: list[np.ndarray]
   weights: tuple[float, ...]
   test: bool
+  amount: Amount  # what it has
+
+  def reject(self, reason: str) -> Rejected:
+    """The document as one that is left out."""
+    return Rejected(self.id, reason, "", self.amount, self.test)
 
 
 def account_path(out: str | Path, number: int) -> Path:
@@ -103,9 +127,18 @@ def read_account(out: str | Path, number: int) -> Account | None:
     values = json.loads(account_path(out, number).read_bytes())
     values["shards"] = [manifest_lib.Shard(**shard) for shard in values["shards"]]
     values["sums"] = encoder.Sums(**values["sums"])
+    # An account of a version that did not count these is none: the part is done again.
+    balances = {
+      name: balance_lib.from_json(v) for name, v in values["balances"].items()
+    }
+    values["balances"] = balances
+    values["rejected"] = [
+      Rejected(**(one | {"amount": Amount(**one["amount"])}))
+      for one in values["rejected"]
+    ]
     account = Account(**values)
     whole = all((Path(out) / s.name).stat().st_size == s.bytes for s in account.shards)
-  except (FileNotFoundError, ValueError, TypeError):
+  except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
     return None
   return account if whole else None
 
@@ -157,20 +190,20 @@ def _records(
 
   def sound() -> Iterator[tuple[Decoded, list[np.ndarray]]]:
     for decoded in _decode_ahead(part.read(), job):
+      account.find(decoded.amount, test=decoded.test)
       if isinstance(decoded, Rejected):
         account.reject(decoded)
       else:
-        account.read += 1
         yield decoded, decoded.images
 
   for document, fields in encoder.encode(sound(), job.images):
     # One such number would be the scale and shift of all shards, at the job's end.
     latents = (fields[name] for name in ("mean", "logvar") if name in fields)
     if not all(np.isfinite(latent).all() for latent in latents):
-      account.rejected.append((document.id, raw_lib.NOT_FINITE, ""))
+      account.reject(document.reject(raw_lib.NOT_FINITE))
       continue
-    account.kept += 1
-    account.images += len(document.images)
+    images, texts = len(document.images), len(document.texts)
+    account.use(Amount(1, images, texts), test=document.test)
     record = records_lib.Record(
       document.id, document.spans, document.texts, fields, document.weights
     )
@@ -192,7 +225,7 @@ def _decode_ahead(
     while some := list(itertools.islice(raws, TOGETHER)):
       for i, raw in enumerate(some):
         if isinstance(raw, Raw) and raw.id in seen:
-          some[i] = Rejected(raw.id, raw_lib.TWICE)
+          some[i] = raw.reject(raw_lib.TWICE)
         seen.add(raw.id)
       pending.append(pool.submit(_decode_all, some, tokenizer, job.images.image_shape))
       if len(pending) > AHEAD:
@@ -224,15 +257,21 @@ def _decode(
     try:
       images.append(images_lib.decode(span, image_shape))
     except images_lib.TooLarge as error:
-      return Rejected(document.id, raw_lib.LARGE_IMAGE, f"{name}{error}")
+      return document.reject(raw_lib.LARGE_IMAGE, f"{name}{error}")
     except FileNotFoundError as error:
-      return Rejected(document.id, raw_lib.NO_IMAGE, f"{name}{error}")
+      return document.reject(raw_lib.NO_IMAGE, f"{name}{error}")
     except Exception as error:  # Pillow's decoders raise almost any kind
       raw_lib.stop_if_of_machine(error)
       why = f"{name}{type(error).__name__}: {error}"
-      return Rejected(document.id, raw_lib.BAD_IMAGE, why)
+      return document.reject(raw_lib.BAD_IMAGE, why)
   return Decoded(
-    document.id, letters, tuple(texts), images, document.weights, document.test
+    document.id,
+    letters,
+    tuple(texts),
+    images,
+    document.weights,
+    document.test,
+    document.amount,
   )
 
 

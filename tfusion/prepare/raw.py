@@ -12,13 +12,20 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from tfusion.data import text as text_lib
+from tfusion.data.balance import Amount, Rejected
+
 # Reasons of rejection, as counted. What exactly was wrong is listed with the id.
 NO_CAPTION = "no caption"
+NO_TEXT = "its text is missing"
 NO_IMAGE = "no such image"
+LOST_IMAGE = "its image is missing"
+UNKNOWN = "unknown name"
+UNUSED = "its document does not name it"
 BAD_IMAGE = "image cannot be decoded"
 LARGE_IMAGE = "image has too many pixels"
 NOT_FINITE = "latents are not finite numbers"
-EMPTY = "empty"
+EMPTY = "text is empty"
 BAD_TEXT = "text is not Unicode"
 LONG_TEXT = "text is too large for one document"
 BAD_LAYOUT = "not a document in a known layout"
@@ -50,14 +57,16 @@ class Raw:
   test: bool  # held out
   weights: tuple[float, ...] = ()  # per span, 0: read, not learned; empty: all 1
 
+  @property
+  def amount(self) -> Amount:
+    """What is in it; blank text is none."""
+    texts = [span for span in self.spans if isinstance(span, str)]
+    shown = sum(not text_lib.is_blank(text) for text in texts)
+    return Amount(1, len(self.spans) - len(texts), shown)
 
-@dataclasses.dataclass(frozen=True)
-class Rejected:
-  """One document that is left out."""
-
-  id: str
-  reason: str  # one of the above
-  detail: str = ""
+  def reject(self, reason: str, detail: str = "") -> Rejected:
+    """The document as one that is left out, for one of the reasons above."""
+    return Rejected(self.id, reason, detail, self.amount, self.test)
 
 
 @runtime_checkable  # Beam compares the types of what it hands on
@@ -73,7 +82,11 @@ class Part(Protocol):
 
 
 def clean(raw: Raw) -> Raw | Rejected:
-  """Normalises line ends, drops spans of blank text; nothing else is changed."""
+  """Normalises line ends, drops spans of blank text; nothing else is changed.
+
+  A document that had texts and has none then, is rejected: of an image and an empty
+  caption, the image would remain.
+  """
   weights = raw.weights or (1.0,) * len(raw.spans)
   kept = []
   for span, weight in zip(raw.spans, weights, strict=True):
@@ -82,12 +95,15 @@ def clean(raw: Raw) -> Raw | Rejected:
       try:
         span.encode()
       except UnicodeEncodeError as error:  # JSON can spell half a character
-        return Rejected(raw.id, BAD_TEXT, str(error))
-      if not span.strip():
+        return raw.reject(BAD_TEXT, str(error))
+      if fault := text_lib.fault(span):
+        return raw.reject(BAD_TEXT, fault)
+      if text_lib.is_blank(span):
         continue
     kept.append((span, weight))
-  if not kept:
-    return Rejected(raw.id, EMPTY)
+  had = any(isinstance(span, str) for span in raw.spans)
+  if not kept or (had and not any(isinstance(span, str) for span, _ in kept)):
+    return raw.reject(EMPTY)
   spans, weights = zip(*kept)
   return dataclasses.replace(raw, spans=spans, weights=weights)
 

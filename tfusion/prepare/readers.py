@@ -3,9 +3,9 @@
 Owns: the table of them, how each splits into parts. Not: reading a part (files.py,
 tar.py, tables.py, datasets.py).
 
-  folder:PATH    images, each with a caption beside it or in a .jsonl (data/folder.py)
+  folder:PATH    images, each with a caption beside it or in a .jsonl (data/pairs.py)
   tar:PATH       .tar shards in the WebDataset layout (tar.py)
-  jsonl:PATH     lines of texts and images in any order (tables.py)
+  jsonl:PATH     lines of texts and images in any order (rows.py)
   parquet:PATH   rows of the same
   edits:PATH     .csv or .jsonl of input image, instruction, output image
   text:PATH      .txt and .md files
@@ -19,8 +19,20 @@ import hashlib
 import json
 from typing import Any
 
-from tfusion.prepare import datasets, files, tables, tar
+from tfusion.prepare import datasets, files, rows, tables, tar
 from tfusion.prepare.raw import Part
+
+# What each reads, for errors; docs/data.md tells it all.
+KNOWN = {
+  "edits": 'columns "input", "instruction" and "output" of a .csv or .jsonl',
+  "folder": "images with a .txt of the same name, or lines of a .jsonl such as"
+  ' {"file": "a.jpg", "caption": "a"}',
+  "jsonl": rows.KNOWN,
+  "parquet": rows.KNOWN,
+  "tar": "members next to each other whose names agree up to the first dot: an image,"
+  ' such as 0.jpg, and 0.txt, or 0.json with "caption", "text" or "spans"',
+  "text": "text in UTF-8, or in UTF-16 with its mark",
+}
 
 PLANS = {
   "edits": tables.plan_edits,

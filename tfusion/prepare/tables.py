@@ -1,111 +1,34 @@
-"""Rows of JSON lines, CSV and parquet as documents.
+"""Tables of documents: lines of JSON, CSV and parquet files.
 
-Owns: the layouts of a row, splitting such files into parts. Not: archives (tar.py).
-
-A row is one of
-  {"spans": [{"text": "a"}, {"image": "a.jpg"}, {"image": "b.jpg", "weight": 0}, ...]}
-  {"texts": ["a", null, ...], "images": [null, "a.jpg", ...]}   two lists in step
-  {"text": "a", "image": "a.jpg"}                 either may lack; "caption" is "text"
-  {"input": "a.jpg", "instruction": "a", "output": "b.jpg"}     an edit
-and may have "split": "test" or "train". An image is a path relative to the table's
-folder, or in parquet its bytes, or {"bytes": ..., "path": ...}. `weight` 0 marks a span
-that is read, not learned, as the input of an edit is.
+Owns: splitting such files into parts, reading them, whether their first rows can be
+read at all. Not: the layouts of a row (rows.py), archives (tar.py).
 """
 
 import csv
 import dataclasses
+import functools
 import io
+import itertools
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tfusion.data import text as text_lib
 from tfusion.prepare import files as files_lib
 from tfusion.prepare import raw as raw_lib
+from tfusion.prepare import rows as rows_lib
 from tfusion.prepare.raw import Raw, Rejected
 
 SAMPLED_BYTES = 1 << 20  # of a table, to see how long its lines are
+SAMPLED_ROWS = 16  # of a table, to see whether its columns are known
 MAX_CSV_FIELD = 1 << 20
 
 
-def document(
-  row: Any, id: str, *, test: bool, image: Callable[[str], Path | bytes]
-) -> Raw | Rejected:
-  """Reads a row in any of the layouts.
-
-  Args:
-    row: what a line of JSON or a row of a table holds.
-    id: the document's.
-    test: held out, unless the row's "split" says.
-    image: name -> what holds the image; KeyError where there is none.
-  """
-  try:
-    spans, weights = [], []
-    for kind, value, weight in _spans(row):
-      if kind == "image":
-        value = _image(value, image)
-      elif not isinstance(value, str):
-        raise TypeError(f"text is {value!r}")
-      if not 0 <= float(weight) < math.inf:
-        raise ValueError(f"weight is {weight}")
-      spans.append(value)
-      weights.append(float(weight))
-    split = row.get("split")
-    if split is not None:
-      test = {"train": False, "test": True}[split]
-  except _NoImage as error:
-    return Rejected(id, raw_lib.NO_IMAGE, str(error))
-  except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-    return Rejected(id, raw_lib.BAD_LAYOUT, f"{type(error).__name__}: {error}")
-  return Raw(id, tuple(spans), test, tuple(weights))
-
-
-class _NoImage(Exception):
-  pass
-
-
-def _spans(row: dict) -> Iterator[tuple[str, Any, float]]:
-  """(text or image, value, weight) of each span."""
-  if row.get("spans") is not None:
-    for span in row["spans"]:
-      kinds = [kind for kind in ("text", "image") if span.get(kind) is not None]
-      if len(kinds) != 1:
-        raise ValueError(f"a span has {sorted(span)}, expected text or image")
-      weight = span.get("weight")
-      yield kinds[0], span[kinds[0]], 1.0 if weight is None else weight
-  elif row.get("texts") is not None:
-    images = row.get("images") or [None] * len(row["texts"])
-    for text, image in zip(row["texts"], images, strict=True):
-      if text is not None:
-        yield "text", text, 1.0
-      if image is not None:
-        yield "image", image, 1.0
-  elif row.get("instruction") is not None:
-    yield "image", row["input"], 0.0
-    yield "text", row["instruction"], 1.0
-    yield "image", row["output"], 1.0
-  else:
-    text = row.get("text") if row.get("text") is not None else row.get("caption")
-    if text is None and row.get("image") is None:
-      raise ValueError(f"has {sorted(row)}")
-    if text is not None:
-      yield "text", text, 1.0
-    if row.get("image") is not None:
-      yield "image", row["image"], 1.0
-
-
-def _image(value: Any, image: Callable[[str], Path | bytes]) -> Path | bytes:
-  if isinstance(value, dict):  # as the datasets package has them in parquet
-    value = value["bytes"] if value.get("bytes") is not None else value["path"]
-  if isinstance(value, bytes):
-    return value
-  if not isinstance(value, str):
-    raise TypeError(f"image is {value!r}")
-  try:
-    return image(value)
-  except KeyError as error:
-    raise _NoImage(value[:100]) from error
+def _document(file: files_lib.File, row: Any, id: str) -> Raw | Rejected:
+  """A row of a file as a document."""
+  holds_out = functools.partial(file.holds_out, id)
+  return rows_lib.document(row, id, holds_out=holds_out, image=_beside(file))
 
 
 def _beside(file: files_lib.File) -> Callable[[str], Path]:
@@ -136,7 +59,6 @@ class Lines:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields a document for each line that is not blank; its id holds its offset."""
     self.file.require_unchanged()
-    image = _beside(self.file)
     name = raw_lib.printable(self.file.name)
     try:
       with open(self.file.path, "rb") as stream:
@@ -151,28 +73,45 @@ class Lines:
           try:
             row = json.loads(line.decode("utf-8-sig"))
           except (ValueError, RecursionError) as error:
-            yield Rejected(id, raw_lib.BAD_LAYOUT, f"no JSON: {error}")
+            test = self.file.holds_out(id)
+            why = f"no JSON: {error}"
+            yield Rejected(id, raw_lib.BAD_LAYOUT, why, test=test)
             continue
-          yield document(row, id, test=self.file.holds_out(id), image=image)
+          yield _document(self.file, row, id)
     except OSError as error:
       raw_lib.stop_if_of_machine(error)
-      yield Rejected(f"{name}@{self.start}", raw_lib.UNREADABLE, str(error))
+      id = f"{name}@{self.start}"
+      test = self.file.holds_out(id)
+      yield Rejected(id, raw_lib.UNREADABLE, str(error), test=test)
 
 
 def plan_jsonl(spec: str, argument: str, documents: int) -> list[Lines]:
   """Splits .jsonl files into ranges of bytes with about so many lines each.
 
   Raises:
-    ValueError: there are none.
+    ValueError: there are none, or one whose first rows hold nothing that is read.
   """
   files = files_lib.find(spec, argument, ".jsonl")
-  return [part for file in files for part in _lines(file, documents)]
+  check = _Check(spec)
+  parts = [part for file in files for part in _lines(file, documents, check)]
+  check.tell()
+  return parts
 
 
-def _lines(file: files_lib.File, documents: int) -> list[Lines]:
+def _lines(file: files_lib.File, documents: int, check: "_Check") -> list[Lines]:
   # How long a line is, is seen at the beginning: reading it all would take hours.
-  with open(file.path, "rb") as stream:
-    head = stream.read(SAMPLED_BYTES)
+  try:
+    with open(file.path, "rb") as stream:
+      head = stream.read(SAMPLED_BYTES)
+  except OSError as error:
+    raw_lib.stop_if_of_machine(error)
+    return [Lines(file, 0, max(file.bytes, 1))]  # which says so
+  if why := text_lib.why_no_lines(head):
+    raise ValueError(f"--source={check.spec}: {file.path} {why}")
+  lines = head.splitlines()
+  if len(head) < file.bytes:
+    lines = lines[:-1]  # it may be cut
+  check.look(file, filter(None, map(bytes.strip, lines)), json.loads)
   step = documents * max(len(head) // max(head.count(b"\n"), 1), 1)
   starts = range(0, max(file.bytes, 1), step)
   return [Lines(file, start, min(start + step, file.bytes)) for start in starts]
@@ -191,9 +130,10 @@ class Rows:
     from pyarrow import ArrowException, parquet
 
     self.file.require_unchanged()
-    name, image = raw_lib.printable(self.file.name), _beside(self.file)
+    name = raw_lib.printable(self.file.name)
     if self.damage:
-      yield Rejected(name, raw_lib.UNREADABLE, self.damage)
+      test = self.file.holds_out(name)
+      yield Rejected(name, raw_lib.UNREADABLE, self.damage, test=test)
     for group, rows in self.groups:
       number = 0
       try:
@@ -202,22 +142,24 @@ class Rows:
             for row in batch.to_pylist():
               id = f"{name}@{group}.{number}"
               number += 1
-              yield document(row, id, test=self.file.holds_out(id), image=image)
+              yield _document(self.file, row, id)
       except (ArrowException, OSError, ValueError) as error:
         raw_lib.stop_if_of_machine(error)
         for lost in range(number, rows):
-          yield Rejected(f"{name}@{group}.{lost}", raw_lib.UNREADABLE, str(error))
+          id = f"{name}@{group}.{lost}"
+          test = self.file.holds_out(id)
+          yield Rejected(id, raw_lib.UNREADABLE, str(error), test=test)
 
 
 def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
   """Splits parquet files into runs of row groups.
 
   Raises:
-    ValueError: there are none.
+    ValueError: there are none, or one whose first rows hold nothing that is read.
   """
   from pyarrow import ArrowException, parquet
 
-  parts = []
+  parts, check, seen = [], _Check(spec), set()
   for file in files_lib.find(spec, argument, ".parquet"):
     try:
       metadata = parquet.read_metadata(file.path)
@@ -225,6 +167,9 @@ def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
       raw_lib.stop_if_of_machine(error)
       parts.append(Rows(file, (), f"{type(error).__name__}: {error}"))
       continue
+    if (schema := str(metadata.schema.to_arrow_schema())) not in seen:
+      seen.add(schema)
+      check.look(file, _first_rows(file))
     groups: list[tuple[int, int]] = []
     for group in range(metadata.num_row_groups):
       groups.append((group, metadata.row_group(group).num_rows))
@@ -233,7 +178,21 @@ def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
         groups = []
     if groups:
       parts.append(Rows(file, tuple(groups)))
+  check.tell()
   return parts
+
+
+def _first_rows(file: files_lib.File) -> list[dict[str, Any]]:
+  """Some rows of a parquet file; none where they are damaged, as reading will show."""
+  from pyarrow import ArrowException, parquet
+
+  try:
+    with parquet.ParquetFile(file.path) as table:
+      batch = next(table.iter_batches(SAMPLED_ROWS), None)
+      return batch.to_pylist() if batch else []
+  except (ArrowException, OSError, ValueError) as error:
+    raw_lib.stop_if_of_machine(error)
+    return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,14 +206,17 @@ class Edits:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields image, instruction, image of each row; the first is not learned."""
     self.file.require_unchanged()
-    name, image = raw_lib.printable(self.file.name), _beside(self.file)
+    name = raw_lib.printable(self.file.name)
     for number, row in enumerate(_csv_rows(self.file)):
       if number >= self.stop:
         return
       if number >= self.start:
         id = f"{name}@{number}"
-        row.pop(None, None)  # fields beyond the named columns
-        yield document(row, id, test=self.file.holds_out(id), image=image)
+        if any(row.pop(None, ())):  # a comma that no quotes hold, perhaps
+          test, why = self.file.holds_out(id), "has more fields than columns"
+          yield Rejected(id, raw_lib.BAD_LAYOUT, why, test=test)
+          continue
+        yield _document(self.file, row, id)
 
 
 def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
@@ -263,10 +225,10 @@ def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
   Raises:
     ValueError: there are none, or a .csv that lacks a column.
   """
-  parts = []
+  parts, check = [], _Check(spec)
   for file in files_lib.find(spec, argument, ".csv", ".jsonl"):
-    if file.name.endswith(".jsonl"):
-      parts += _lines(file, documents)
+    if file.name.lower().endswith(".jsonl"):
+      parts += _lines(file, documents, check)
       continue
     try:
       rows = list(_csv_rows(file))
@@ -275,14 +237,72 @@ def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
     lacking = {"input", "instruction", "output"} - set(rows[0] if rows else ())
     if lacking:
       raise ValueError(
-        f"--source={spec}: {file.path} has no rows or no column {sorted(lacking)}"
+        f"--source={spec}: {file.path} has no rows or no column {sorted(lacking)}; its"
+        f" columns are {sorted(rows[0]) if rows else []}: rename them"
       )
+    check.look(file, rows[:SAMPLED_ROWS])
     for start in range(0, len(rows), documents):
       parts.append(Edits(file, start, min(start + documents, len(rows))))
+  check.tell()
   return parts
 
 
 def _csv_rows(file: files_lib.File) -> Iterator[dict[str, str]]:
   csv.field_size_limit(MAX_CSV_FIELD)
-  text = file.path.read_text(encoding="utf-8-sig")
+  text = text_lib.decode(file.path.read_bytes())
   yield from csv.DictReader(io.StringIO(text, newline=""))
+
+
+class _Check:
+  """Whether the first rows of files can be read, before any work."""
+
+  def __init__(self, spec: str):
+    self.spec = spec
+    self._unread: set[str] = set()
+
+  def look(
+    self,
+    file: files_lib.File,
+    rows: Iterable[Any],
+    parse: Callable[[Any], Any] = lambda row: row,
+  ) -> None:
+    """Looks at a file.
+
+    Args:
+      file: whose rows they are.
+      rows: its first ones, of which SAMPLED_ROWS are looked at.
+      parse: makes a row of each; ValueError where it is none.
+
+    Raises:
+      ValueError: none of them is in a known layout, or all lack a text or an image
+        that may stand under an unknown name.
+    """
+    faults, columns = [], set()
+    for row in itertools.islice(rows, SAMPLED_ROWS):
+      try:
+        row = parse(row)
+      except (ValueError, RecursionError) as error:
+        faults.append(f"no JSON: {error}")
+        continue
+      columns.update(map(str, row) if isinstance(row, dict) else ())
+      found = rows_lib.document(
+        row, "", holds_out=lambda *names: False, image=lambda name: b""
+      )
+      if not isinstance(found, Rejected):
+        self._unread.update(rows_lib.unread(row))
+        faults.append("")
+      else:
+        of_names = found.reason in (raw_lib.BAD_LAYOUT, raw_lib.UNKNOWN)
+        faults.append(str(found) if of_names else "")
+    if faults and all(faults):
+      raise ValueError(
+        f"--source={self.spec}: {file.path}: none of its first {len(faults)} rows can"
+        f" be read ({faults[0]}); its columns are {sorted(columns)}; what is read:"
+        f" {rows_lib.KNOWN}"
+      )
+
+  def tell(self) -> None:
+    """Says once which columns of the rows that were looked at are not read."""
+    if self._unread:
+      names = ", ".join(sorted(map(str, self._unread)))
+      print(f"{self.spec}: columns that are not read: {names}", flush=True)

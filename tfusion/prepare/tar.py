@@ -1,29 +1,40 @@
 """Archives of images and captions in the WebDataset layout.
 
 Owns: reading a .tar without unpacking it, and what in it is not trusted. Not: rows of
-JSON (tables.py), decoding images.
+JSON (rows.py), decoding images.
 
 Members that share a path up to the first dot of their name are one document, and stand
 next to each other: `0/cat.jpg`, `0/cat.txt`. The caption is the .txt, or "caption" or
-"text" of the .json; a .json with "spans" (tables.py) orders several texts and images,
-which it names by what follows the first dot: {"image": "1.jpg"}.
+"text" of the .json; a .json with "spans" (rows.py) orders several texts and images,
+which it names by what follows the first dot: {"image": "1.jpg"}. Archives compressed by
+gzip, bzip2 or xz are read as they are.
 """
 
+import bz2
 import dataclasses
+import functools
+import gzip
 import itertools
 import json
+import lzma
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
-from PIL import Image
-
+from tfusion.data import pairs
+from tfusion.data import text as text_lib
+from tfusion.data.balance import Amount
 from tfusion.prepare import files as files_lib
 from tfusion.prepare import raw as raw_lib
-from tfusion.prepare import tables
+from tfusion.prepare import rows
 from tfusion.prepare.raw import Raw, Rejected
 
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+OPEN = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 BLOCK_BYTES = 512  # members begin at multiples; two blocks of zeros end an archive
 
 
@@ -36,7 +47,6 @@ class Tar:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields its documents in order, and what is not one."""
     self.file.require_unchanged()
-    suffixes = {s for s, k in Image.registered_extensions().items() if k in Image.OPEN}
     for key, members in itertools.groupby(self._members(), key=_key):
       sample, twice = {}, None
       for name, data in members:
@@ -47,11 +57,8 @@ class Tar:
           twice = suffix
         else:
           sample[suffix] = data
-      if twice is not None:
-        what = f"several members called .{twice}"
-        yield Rejected(f"{self._id}/{key}", raw_lib.BAD_LAYOUT, what)
-      elif sample:
-        yield self._document(f"{self._id}/{key}", sample, suffixes)
+      if sample:
+        yield from self._document(key, sample, twice)
 
   @property
   def _id(self) -> str:
@@ -62,20 +69,19 @@ class Tar:
     end = 0
     try:
       with (
-        open(self.file.path, "rb") as stream,
+        _open(self.file.path) as stream,
         tarfile.open(fileobj=stream, mode="r:") as archive,
       ):
         for member in archive:
           name = raw_lib.printable(member.name)
           end = member.offset_data + (-(-member.size // BLOCK_BYTES)) * BLOCK_BYTES
-          id = f"{self._id}/{name}"
           if member.isdir():
             end = member.offset_data
           elif posixpath.isabs(name) or ".." in name.split("/"):
-            yield name, Rejected(id, raw_lib.OUTSIDE)
+            yield name, self._refused(name, raw_lib.OUTSIDE)
           elif not member.isfile():  # a link could name any file of this machine
             end = member.offset_data
-            yield name, Rejected(id, raw_lib.LINK)
+            yield name, self._refused(name, raw_lib.LINK)
           else:
             yield name, archive.extractfile(member).read()
           archive.members = []  # it would remember them all
@@ -83,34 +89,105 @@ class Tar:
         # tarfile takes a header it cannot read for the end.
         if stream.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
           raise tarfile.ReadError("is damaged or cut short")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (*DAMAGE, ValueError) as error:
       raw_lib.stop_if_of_machine(error)
-      yield "", Rejected(f"{self._id}@{end}", raw_lib.UNREADABLE, str(error))
+      id, test = f"{self._id}@{end}", self.file.holds_out(self._id)
+      why = text_lib.why_packed(_head(self.file.path)) if not end else ""
+      yield "", Rejected(id, raw_lib.UNREADABLE, why or str(error), test=test)
+
+  def _refused(self, name: str, reason: str) -> Rejected:
+    """A member that is not read, as a document of which the other half is not known."""
+    id, image = f"{self._id}/{name}", pairs.is_image_name(name)
+    amount = Amount(1, int(image), int(name.lower().endswith(".txt")))
+    return Rejected(id, reason, "", amount, self.file.holds_out(id))
 
   def _document(
-    self, id: str, sample: dict[str, bytes], suffixes: set[str]
-  ) -> Raw | Rejected:
-    """Orders what an archive has under one key."""
-    images = {n: d for n, d in sample.items() if f".{n.rpartition('.')[2]}" in suffixes}
+    self, key: str, sample: dict[str, bytes], twice: str | None
+  ) -> Iterator[Raw | Rejected]:
+    """Orders what an archive has under one key, and lists what of it is not used."""
+    id = f"{self._id}/{key}"
+    images = {n: d for n, d in sample.items() if pairs.is_image_name(f"_.{n}")}
+    texts = {n for n in sample if n.rpartition(".")[2] == "txt"} or sample.keys() & {
+      "json"
+    }
+    holds_out = functools.partial(self.file.holds_out, id, key)
+    lost = Rejected(id, "", amount=Amount(1, len(images), len(texts)), test=holds_out())
+    named: set[str] = set()
+
+    def find(name: str) -> bytes:
+      named.add(name.lower())
+      return images[name.lower()]
+
     try:
-      row: Any = json.loads(sample["json"]) if "json" in sample else {}
-      if "txt" in sample and isinstance(row, dict):
-        row["caption"] = sample["txt"].decode("utf-8-sig")
+      if twice is not None:
+        raise ValueError(f"several members called .{twice}")
+      row = _row(sample, images)
+    except _Unpaired as error:
+      reason, detail = error.args
+      if reason == raw_lib.NO_CAPTION:
+        lost = dataclasses.replace(lost, amount=Amount(1, len(images)))
+      yield dataclasses.replace(lost, reason=reason, detail=detail)
+      return
     except UnicodeDecodeError as error:
-      return Rejected(id, raw_lib.BAD_TEXT, str(error))
+      yield dataclasses.replace(lost, reason=raw_lib.BAD_TEXT, detail=str(error))
+      return
     except (ValueError, RecursionError) as error:
-      return Rejected(id, raw_lib.BAD_LAYOUT, f"its .json: {error}")
-    if isinstance(row, dict) and "spans" not in row:
-      if not images:
-        return Rejected(id, raw_lib.NO_IMAGE, f"only {sorted(sample)}")
-      caption = row.get("caption", row.get("text"))
-      if not isinstance(caption, str) or not caption.strip():
-        return Rejected(id, raw_lib.NO_CAPTION, f"only {sorted(sample)}")
-      spans = [{"text": caption.strip()}, *({"image": name} for name in images)]
-      row = {"spans": spans, "split": row.get("split")}
-    return tables.document(
-      row, id, test=self.file.holds_out(id), image=lambda name: images[name.lower()]
+      yield dataclasses.replace(lost, reason=raw_lib.BAD_LAYOUT, detail=str(error))
+      return
+    found = rows.document(row, id, holds_out=holds_out, image=find)
+    if isinstance(found, Rejected):  # all that was there goes with it
+      texts_lost = max(found.amount.texts, lost.amount.texts)
+      amount = Amount(1, len(images), texts_lost)
+      yield dataclasses.replace(found, amount=amount)
+      return
+    yield found
+    used = {"json"} if "spans" in row else {"json", "txt"}
+    for name in sorted((images.keys() | texts) - named - used):
+      amount = Amount(0, 1) if name in images else Amount(0, 0, 1)
+      yield Rejected(f"{id}.{name}", raw_lib.UNUSED, "", amount, found.test)
+
+
+class _Unpaired(Exception):
+  """The members of a key are no document, for a reason of raw.py."""
+
+
+def _row(sample: dict[str, bytes], images: dict[str, bytes]) -> Any:
+  """The members of a key as a row.
+
+  Raises:
+    _Unpaired: they lack a half.
+    ValueError: a text or the .json cannot be read.
+  """
+  try:
+    row: Any = json.loads(sample["json"]) if "json" in sample else {}
+  except UnicodeDecodeError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"its .json: {error}") from error
+  dotted = [name for name in sample if name.endswith((".txt", ".json"))]
+  if dotted and not sample.keys() & {"txt", "json"}:
+    some = ", ".join([*dotted, *images][:4])
+    raise ValueError(
+      f"its name ends at the first dot, behind which are {some}; write names with no"
+      " other dots than that of the ending"
     )
+  if not isinstance(row, dict) or row.get("spans") is not None:
+    return row
+  if "txt" in sample:
+    row["caption"] = text_lib.decode(sample["txt"])
+  elif row.get("caption") is None:
+    row["caption"] = row.get("text")
+  there = f"has {', '.join(f'.{name}' for name in sorted(sample))}"
+  if not images:
+    raise _Unpaired(raw_lib.NO_IMAGE, there)
+  caption = row["caption"]
+  if not isinstance(caption, str):
+    known = 'a caption is a .txt, or "caption" or "text" of a .json'
+    inside = f" with {sorted(row.keys() - {'caption'})}" if "json" in sample else ""
+    raise _Unpaired(raw_lib.NO_CAPTION, f"{there}{inside}; {known}")
+  if text_lib.is_blank(caption):
+    raise _Unpaired(raw_lib.NO_CAPTION, f"{there}; it is empty")
+  return {"text": caption.strip(), "images": [*images], "split": row.get("split")}
 
 
 def plan(spec: str, argument: str, documents: int) -> list[Tar]:
@@ -119,7 +196,19 @@ def plan(spec: str, argument: str, documents: int) -> list[Tar]:
   Raises:
     ValueError: there are none.
   """
-  return [Tar(file) for file in files_lib.find(spec, argument, ".tar")]
+  return [Tar(file) for file in files_lib.find(spec, argument, *SUFFIXES)]
+
+
+def _open(path: Path) -> IO[bytes]:
+  """Opens an archive, whether it is compressed or not."""
+  head = _head(path)
+  opens = (how for magic, how in OPEN.items() if head.startswith(magic))
+  return next(opens, open)(path, "rb")
+
+
+def _head(path: Path) -> bytes:
+  with open(path, "rb") as file:
+    return file.read(8)
 
 
 def _key(member: tuple[str, bytes | Rejected]) -> str:

@@ -20,7 +20,14 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
-from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
+from tfusion.data.pipeline import (
+  Corpus,
+  HostBatches,
+  found,
+  found_lines,
+  heldout_rows,
+  open_corpus,
+)
 from tfusion.data.tally import Tally
 from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import Batch, live_elements
@@ -141,6 +148,8 @@ class _ModelRun(Run):
       f"{facts['parameters']:,} parameters on {facts['devices']} x {facts['device']}"
       f" ({facts['peak_flops'] / 1e9:,.0f} GFLOP/s, {source})"
     )
+    for line in found_lines(self.corpus):
+      self.say(line)
     if restored:
       self.go_on(changes)
 
@@ -182,7 +191,8 @@ class _ModelRun(Run):
 
   def write_report(self):
     tally = self.tally()
-    self.write_json("data.json", {"sources": tally.counts(), "row_fill": tally.fill()})
+    values = {"sources": tally.counts(), "row_fill": tally.fill()}
+    self.write_json("data.json", values | {"found": found(self.corpus)})
     super().write_report()
 
   def tally(self) -> Tally:

@@ -1,0 +1,362 @@
+"""Everything in a folder of captioned images is in a pair or is listed."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tfusion.data import folder, pairs, text
+from tfusion.data.balance import Amount
+from tfusion.data.pairs import find_pairs
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+  root = tmp_path / "photos"
+  for i in range(4):
+    add(root, f"good{i}.png", f"square number {i}")
+  return root
+
+
+def add(root: Path, name: str, caption: str | bytes | None = "a square") -> Path:
+  """Writes an image by its name, and its caption beside it."""
+  path = root / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new("RGB", (9, 9), (200, 40, 90)).save(path, "PNG")
+  if caption is not None:
+    data = caption if isinstance(caption, bytes) else caption.encode()
+    path.with_suffix(".txt").write_bytes(data)
+  return path
+
+
+def listed(root: Path) -> dict[str, tuple[str, Amount]]:
+  return {one.id: (one.reason, one.amount) for one in find_pairs(str(root)).rejected}
+
+
+def captions(root: Path) -> dict[str, str]:
+  return {pair.file: pair.caption for pair in find_pairs(str(root)).pairs}
+
+
+def test_images_that_pillow_cannot_open_are_found_and_skipped(photos):
+  for name in ("phone.heic", "PHONE2.HEIC", "raw.cr2", "alone.svg"):
+    (photos / name).write_bytes(b"not for Pillow")
+  (photos / "phone.txt").write_text("a phone")
+  (photos / "PHONE2.txt").write_text("another")
+  (photos / "raw.txt").write_text("a raw file")
+  assert listed(photos) == {
+    "phone.heic": (pairs.NOT_OPENED, Amount(1, 1, 1)),
+    "PHONE2.HEIC": (pairs.NOT_OPENED, Amount(1, 1, 1)),
+    "raw.cr2": (pairs.NOT_OPENED, Amount(1, 1, 1)),
+    "alone.svg": (pairs.NOT_OPENED, Amount(1, 1, 0)),
+  }
+  assert folder.survey(str(photos)).skipped == 4
+
+
+def test_links_to_nothing_are_found_and_skipped(photos):
+  os.symlink(photos / "nowhere.png", photos / "dangling.png")
+  os.symlink(photos / "nowhere.txt", photos / "good0b.txt")
+  add(photos, "good0b.png", None)
+  (photos / "dangling.txt").write_text("a link")
+  os.symlink(photos / "nowhere.jsonl", photos / "lines.jsonl")
+  assert listed(photos) == {
+    "dangling.png": (pairs.NOT_OPENED, Amount(1, 1, 1)),
+    "good0b.png": (pairs.BAD_CAPTION, Amount(1, 1, 1)),
+    "lines.jsonl": (pairs.BAD_CAPTION, Amount(1)),
+  }
+
+
+def test_halves_of_pairs_are_listed_on_either_side(photos):
+  add(photos, "alone.png", None)
+  (photos / "orphan.txt").write_text("of no image")
+  (photos / "LICENSE").write_text("free")
+  (photos / "notes.md").write_text("more")
+  (photos / "old.md").write_text("more")
+  assert listed(photos) == {
+    "alone.png": (pairs.NO_CAPTION, Amount(1, 1)),
+    "orphan.txt": (pairs.NO_IMAGE, Amount(1, 0, 1)),
+    "*": (pairs.OTHER, Amount()),
+    "*.md": (pairs.OTHER, Amount()),
+  }
+
+
+def test_images_that_share_a_caption_are_skipped_and_name_each_other(photos):
+  add(photos, "twin.png", "which of us?")
+  add(photos, "twin.jpg", None)
+  found = {one.id: one for one in find_pairs(str(photos)).rejected}
+  assert {id: one.reason for id, one in found.items()} == dict.fromkeys(
+    ("twin.jpg", "twin.png", "twin.txt"), pairs.SHARED
+  )
+  assert "twin.png" in found["twin.jpg"].detail
+  assert "twin.jpg" in found["twin.png"].detail
+  total = sum((one.amount for one in found.values()), Amount())
+  assert total == Amount(2, 2, 1)
+
+
+def test_a_caption_is_not_shared_with_what_needs_or_can_have_none(photos):
+  # One cannot be opened, and one has its own line.
+  add(photos, "a.jpg", "from the txt")
+  (photos / "a.heic").write_bytes(b"the same, from the phone")
+  add(photos, "b.jpg", "b's txt")
+  add(photos, "b.png", None)
+  (photos / "l.jsonl").write_text('{"file": "b.png", "caption": "b by its line"}')
+  found = captions(photos)
+  assert found["a.jpg"] == "from the txt" and found["b.jpg"] == "b's txt"
+  assert found["b.png"] == "b by its line"
+  assert listed(photos) == {"a.heic": (pairs.NOT_OPENED, Amount(1, 1))}
+
+
+def test_endings_of_captions_and_listings_may_be_in_capitals(photos):
+  add(photos, "a.PNG", None)
+  (photos / "a.TXT").write_text("loud")
+  add(photos, "b.png", None)
+  (photos / "B.JSONL").write_text('{"image": "b.png", "text": "listed"}')
+  add(photos, "c.png", "c")
+  (photos / "c.Txt").write_text("another c")
+  found = captions(photos)
+  assert (found["a.PNG"], found["b.png"], found["c.png"]) == ("loud", "listed", "c")
+  assert listed(photos) == {"c.Txt": (pairs.NOT_NEEDED, Amount(0, 0, 1))}
+
+
+@pytest.mark.parametrize(
+  ("data", "reason", "texts"),
+  [
+    ("caf\u00e9".encode("latin-1"), pairs.BAD_CAPTION, 1),
+    ("a square".encode("utf-16-le"), pairs.BAD_CAPTION, 1),
+    (bytes(20), pairs.BAD_CAPTION, 1),
+    ("\u200b\ufeff\u200d".encode(), pairs.EMPTY_CAPTION, 0),
+    (b"\x01\x02\n", pairs.EMPTY_CAPTION, 0),
+    (b"", pairs.EMPTY_CAPTION, 0),
+  ],
+)
+def test_a_caption_that_no_person_can_read_is_none(photos, data, reason, texts):
+  add(photos, "a.png", data)
+  assert listed(photos) == {"a.png": (reason, Amount(1, 1, texts))}
+  (photos / "a.txt").unlink()
+  if texts == 0 or b"\0" in data:  # JSON can spell them too
+    line = json.dumps({"file": "a.png", "caption": data.decode()})
+    (photos / "all.jsonl").write_text(line)
+    assert listed(photos) == {"a.png": (reason, Amount(1, 1, texts))}
+
+
+def test_a_caption_in_utf_16_with_its_mark_is_read(photos):
+  add(photos, "a.png", "ein \u00e4lteres Haus\r\n".encode("utf-16"))
+  assert captions(photos)["a.png"] == "ein \u00e4lteres Haus"
+
+
+@pytest.mark.parametrize(
+  ("line", "says"),
+  [
+    ('{"file": "a.png", "prompt": "x"}', "has ['file', 'prompt']"),
+    ('{"file": "a.png", "caption": null}', "has ['caption', 'file']"),
+    ('{"file": "a.png", "caption": "x", "text": "y"}', "they differ"),
+    ('{"file": "a.png", "file_name": "b.png", "text": "y"}', "they differ"),
+    ('["a.png", "x"]', "a list"),
+    ('{"file": "gone.png", "caption": "x"}', "gone.png is not there"),
+    ('{"file": "notes.md", "caption": "x"}', "notes.md is no image by its name"),
+    ('{"file": "a\\u0000.png", "caption": "x"}', "is not there"),
+    ('{"file": "%s", "caption": "x"}' % ("a" * 5000), "is not there"),
+    ('{"file": "a.png", "caption": "\\ud800"}', "not Unicode"),
+  ],
+)
+def test_a_line_that_is_not_used_says_why(photos, line, says):
+  add(photos, "a.png", None)
+  (photos / "notes.md").write_text("more")
+  (photos / "all.jsonl").write_text(f'{{"file": "good0.png", "caption": "x"}}\n{line}')
+  (one,) = (o for o in find_pairs(str(photos)).rejected if o.id == "all.jsonl:2")
+  assert says in one.detail
+  assert listed(photos)["a.png"][0] == pairs.NO_CAPTION
+
+
+def test_a_listing_that_is_no_lines_is_one_entry_with_its_reason(photos):
+  add(photos, "a.png", None)
+  entries = [{"file": "a.png", "caption": f"{i}"} for i in range(50)]
+  (photos / "all.jsonl").write_text(json.dumps(entries, indent=1))
+  found = {one.id: one for one in find_pairs(str(photos)).rejected}
+  assert set(found) == {"a.png", "all.jsonl"}
+  assert "JSON array" in found["all.jsonl"].detail
+
+
+def test_a_folder_without_a_caption_says_the_true_reason(tmp_path):
+  for i in range(3):
+    add(tmp_path, f"{i}.png", None)
+  (tmp_path / "all.jsonl").write_text('{"file": "0.png", "prompt": "a square"}\n')
+  (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a square\n")
+  with pytest.raises(ValueError) as refusal:
+    find_pairs(str(tmp_path))
+  said = str(refusal.value)
+  assert "all.jsonl:1: " in said and "has ['file', 'prompt']" in said
+  assert "0.png: no caption" in said and "1.png" not in said
+  assert "*.csv: neither an image nor a caption: 1 such as metadata.csv" in said
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(photos, monkeypatch):
+  add(photos, "locked/a.png")
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("locked"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  with pytest.raises(ValueError, match=r"locked: cannot be listed \(Permission denied"):
+    find_pairs(str(photos))
+
+
+@pytest.mark.parametrize("name", ["test", "Test", "val", "VAL", "photos/valid", "eval"])
+def test_images_in_a_folder_of_any_such_name_are_held_out(tmp_path, name):
+  root = tmp_path / "photos"
+  for i in range(3):
+    add(root, f"train/{i}.png")
+    add(root, f"{name}/{i}.png")
+    add(root, f"contest/{i}.png")
+  add(root, f"{name}/broken.png", " ")
+  add(root, "train/broken.png", " ")
+  train, test = (
+    folder.open_folder(str(root), test=t, image_shape=(4, 4, 3), workdir=tmp_path)
+    for t in (False, True)
+  )
+  assert {p.file for p in test._own} == {f"{name}/{i}.png" for i in range(3)}
+  assert len(train) == 6
+  for source in (train, test):
+    assert source.balance.skipped == {pairs.EMPTY_CAPTION: Amount(1, 1)}
+    assert source.balance.adds_up
+
+
+def test_held_out_images_are_not_trained_on_where_no_others_can_be_used(tmp_path):
+  for i in range(3):
+    add(tmp_path / "in", f"train/{i}.png").write_bytes(b"broken")
+    add(tmp_path / "in", f"test/{i}.png")
+  with pytest.raises(ValueError, match="none of 3 usable images is to train on"):
+    folder.open_folder(
+      str(tmp_path / "in"), test=False, image_shape=(4, 4, 3), workdir=tmp_path
+    )
+
+
+def test_captions_that_rows_can_split_are_kept(photos, tmp_path):
+  add(photos, "long.png", "word " * 50)
+  source = folder.open_folder(
+    str(photos), test=False, image_shape=(4, 4, 3), workdir=tmp_path
+  )
+  fitted = source.fit(len, room=100)
+  assert fitted.balance.skipped == {folder.TOO_LONG: Amount(1, 1, 1)}
+  assert fitted.balance.found == source.balance.found
+
+
+STEMS = "a b.c d-e caf\u00e9 \u732b f_1 \U0001f408 g h".split() + ["two words"]
+UNDECODED = "cannot be decoded"
+FOLDERS = ("", "", "train/", "Test/", "contest/", "x/val/")
+SUFFIXES = (
+  ".png .PNG .jpg .webp .gif .heic .HEIC .avif .svg .nef .json .csv .md .xyz".split()
+)
+TEXTS = (
+  "a square",
+  "\u732b\u304c\u3044\u308b",
+  "\U0001f408",
+  "a square".encode("utf-16"),
+  "a square".encode("utf-16-le"),
+  "caf\u00e9".encode("latin-1"),
+  b"\0\0\0",
+  "\u200b\u200d",
+  " \n",
+  "",
+)
+
+
+def scatter(root: Path, rng: random.Random) -> None:
+  """A folder of whatever people leave in one."""
+  for _ in range(rng.randrange(8, 30)):
+    path = root / f"{rng.choice(FOLDERS)}{rng.choice(STEMS)}{rng.choice(SUFFIXES)}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() or path.is_symlink():
+      continue
+    kind = rng.random()
+    if kind < 0.1:
+      path.symlink_to(root / "nowhere.png")
+    elif kind < 0.2:
+      path.write_bytes(b"broken")
+    elif path.suffix.lower() in (".png", ".jpg", ".webp", ".gif"):
+      Image.new("RGB", (9, 9), (rng.randrange(256), 0, 0)).save(path, "PNG")
+    else:
+      path.write_bytes(b"something")
+    if rng.random() < 0.7:
+      data = rng.choice(TEXTS)
+      ending = rng.choice([".txt", ".txt", ".TXT"])
+      data = data if isinstance(data, bytes) else data.encode()
+      path.with_suffix(ending).write_bytes(data)
+  names = [p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()]
+  for listing in ("all.jsonl", "train/More.JSONL")[: rng.randrange(3)]:
+    lines = []
+    for _ in range(rng.randrange(1, 8)):
+      file = rng.choice([*names, "gone.png", "../up.png", None, 3])
+      said = rng.choice(["listed", "\u732b", "", "\0\0", "\u200b", None, ["x"]])
+      keys = rng.choice(
+        [("file", "caption"), ("file_name", "text"), ("image", "prompt")]
+      )
+      lines.append(json.dumps(dict(zip(keys, (file, said)))))
+    (root / listing).parent.mkdir(parents=True, exist_ok=True)
+    (root / listing).write_text("\n".join(rng.choice([lines, [*lines, "{", "[1]"]])))
+  for i in range(3):  # so that there is something to use
+    add(root, f"train/sure{i}.png")
+    add(root, f"sure{i}.png")
+    add(root, f"Test/sure{i}.png")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_lies_in_a_folder_is_used_or_listed_and_adds_up(tmp_path, seed):
+  root = tmp_path / "in"
+  scatter(root, random.Random(seed))
+  sources = [
+    folder.open_folder(str(root), test=test, image_shape=(4, 4, 3), workdir=tmp_path)
+    for test in (False, True)
+  ]
+  train, test = sources
+  used = {pair.file for source in sources for pair in source._own}
+  rejected = train.rejected
+  assert rejected == test.rejected and len(train.skipped) == len(rejected)
+  ids = {one.id for one in rejected}
+
+  def told(name: str) -> bool:
+    return name in ids or any(id.startswith(f"{name} ") for id in ids)
+
+  names = sorted(pairs.walk(root))
+  images = {n for n in names if pairs.is_image_name(n)}
+  for name in names:
+    path = root / name
+    if name in images:
+      assert name in used or told(name), name
+    elif path.suffix.lower() == ".txt":
+      of_stem = [n for n in images if os.path.splitext(n)[0] == name[: -len(".txt")]]
+      spoken = {p.caption for s in sources for p in s._own if p.file in of_stem}
+      with_it = (pairs.BAD_CAPTION, pairs.EMPTY_CAPTION, pairs.NOT_OPENED, UNDECODED)
+      lost = {one.id for one in rejected if one.reason in with_it} & {*of_stem}
+      assert told(name) or lost or text.decode(path.read_bytes()).strip() in spoken
+    elif path.suffix.lower() == ".jsonl":
+      lines = [line for line in path.read_text().splitlines() if line.strip()]
+      for number, line in enumerate(lines, start=1):
+        if told(f"{name}:{number}") or told(name):
+          continue
+        row = json.loads(line)
+        file = os.path.normpath(
+          os.path.join(os.path.dirname(name), list(row.values())[0])
+        )
+        assert file in used or told(file), line
+    else:
+      assert told(f"*{path.suffix.lower()}"), name
+  # Nothing is both, nothing is counted twice: each image file by its own amounts.
+  documents = [one for one in rejected if one.amount.images]
+  lost = {
+    n for n in images if any(o.id == n or o.id.startswith(f"{n} ") for o in documents)
+  }
+  assert used | lost == images
+  for source in sources:
+    balance = source.balance
+    assert balance.adds_up
+    assert balance.used == Amount(*[len(source)] * 3)
+  # Names split them: no held-out file is trained on, nor the other way round.
+  for name in used:
+    held_out = name.startswith("Test/") or "/val/" in name
+    assert (name in {p.file for p in test._own}) == held_out, name

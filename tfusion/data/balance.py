@@ -1,0 +1,123 @@
+"""What a source holds is what is used and what is skipped, and it adds up.
+
+Owns: amounts, what is left out with its reason, the balance of a split and its lines.
+Not: who finds and uses things (folder.py, prepare/), where lines are shown.
+
+A document is what a source gives as one: an image with a caption, a row of a table, the
+members of one name in an archive. What lost its other half, such as an image without a
+caption, is a document too. An image with two captions is in two documents, and counts
+in both. Blank text is no text.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+KINDS = ("documents", "images", "texts")
+SPLITS = {"train": "train", "test": "held out"}  # what each is called for people
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+  """So many documents, with so many images and texts in them."""
+
+  documents: int = 0
+  images: int = 0
+  texts: int = 0
+
+  def __add__(self, other: "Amount") -> "Amount":
+    return Amount(*(getattr(self, k) + getattr(other, k) for k in KINDS))
+
+  def __str__(self) -> str:
+    parts = []
+    for kind in KINDS:
+      if count := getattr(self, kind):
+        parts.append(f"{count:,} {kind if count > 1 else kind[:-1]}")
+    return ", ".join(parts) or "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+  """What is left out, and why."""
+
+  id: str  # unique in the source, if it has documents
+  reason: str  # one of few, as counted
+  detail: str = ""
+  amount: Amount = Amount(1)  # 0 documents: a part of one that is used, or of none
+  test: bool = False  # of the held-out split
+
+  def __str__(self) -> str:
+    return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclasses.dataclass
+class Balance:
+  """What became of all that a split holds: found = used + all skipped."""
+
+  found: Amount = Amount()
+  used: Amount = Amount()
+  skipped: dict[str, Amount] = dataclasses.field(default_factory=dict)  # by reason
+
+  def skip(self, rejected: Rejected) -> None:
+    """Counts what is skipped; that it was found is counted elsewhere."""
+    before = self.skipped.get(rejected.reason, Amount())
+    self.skipped[rejected.reason] = before + rejected.amount
+
+  def merge(self, other: "Balance") -> None:
+    """Adds another share of the same split."""
+    self.found, self.used = self.found + other.found, self.used + other.used
+    for reason, amount in other.skipped.items():
+      self.skipped[reason] = self.skipped.get(reason, Amount()) + amount
+
+  @property
+  def all_skipped(self) -> Amount:
+    """The sum over the reasons."""
+    return sum(self.skipped.values(), Amount())
+
+  @property
+  def adds_up(self) -> bool:
+    """Whether nothing is lost and nothing counted twice."""
+    return self.found == self.used + self.all_skipped
+
+
+def free_id(id: str, taken: set[str]) -> str:
+  """The id, or one with a number behind it if that is taken; then taken itself."""
+  number, made = 1, id
+  while made in taken:
+    number += 1
+    made = f"{id} {number}"
+  taken.add(made)
+  return made
+
+
+def settle(used: Amount, rejected: Iterable[Rejected]) -> Balance:
+  """The balance of a split whose documents have all been looked at."""
+  balance = Balance(used=used)
+  for one in rejected:
+    balance.skip(one)
+  balance.found = used + balance.all_skipped
+  return balance
+
+
+def from_json(values: Mapping[str, Any]) -> Balance:
+  """A balance from what `dataclasses.asdict` made of it."""
+  skipped = {reason: Amount(**amount) for reason, amount in values["skipped"].items()}
+  return Balance(Amount(**values["found"]), Amount(**values["used"]), skipped)
+
+
+def lines(splits: Mapping[str, Balance]) -> Iterator[str]:
+  """Shows the balances of "train" and "test": a line each, and one for every reason."""
+  for split, balance in splits.items():
+    name, sums = SPLITS[split], []
+    for kind in KINDS:
+      found, used, skipped = (
+        getattr(amount, kind)
+        for amount in (balance.found, balance.used, balance.all_skipped)
+      )
+      noun = kind if found != 1 else kind[:-1]
+      sums.append(f"{found:,} {noun} = {used:,} used + {skipped:,} skipped")
+    yield f"{name + ':':<9} {'; '.join(sums)}"
+    for reason, amount in sorted(
+      balance.skipped.items(), key=lambda item: (-item[1].documents, item[0])
+    ):
+      yield f"{'':<9} skipped, {reason}: {amount}"

@@ -1,0 +1,325 @@
+"""Images and their captions in a folder, matched; all else in it listed.
+
+Owns: finding both, which belongs to which, what is skipped and why. Not: the split of
+what is found into documents of a source (folder.py), decoding (images.py).
+
+A caption stands in a .txt of the image's name, or in any .jsonl with an object on each
+line: "file", "file_name" or "image", relative to the .jsonl, and "caption" or "text".
+Several lines may name one image, and go before its .txt. docs/data.md tells it all.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tfusion.data import heldout
+from tfusion.data import text as text_lib
+from tfusion.data.balance import Amount, Rejected, free_id
+
+FILE_KEYS = ("file", "file_name", "image")  # of a line: the image
+CAPTION_KEYS = ("caption", "text")
+
+# Images that Pillow cannot open without a plug-in, or at all.
+FOREIGN = frozenset(
+  ".3fr .ai .arw .avif .cr2 .cr3 .crw .dng .exr .hdr .heic .heics .heif .hif .iiq .jxl"
+  " .jxr .kra .nef .nrw .orf .pef .psb .raf .raw .rw2 .sr2 .srf .svg .svgz .x3f"
+  " .xcf".split()
+)
+
+HEAD_BYTES = 1 << 16  # of a listing, that show whether it is one
+
+NO_CAPTION = "no caption"
+EMPTY_CAPTION = "empty caption"
+BAD_CAPTION = "caption cannot be read"
+NO_IMAGE = "no such image"
+NOT_OPENED = "cannot be opened"
+SHARED = "several images share a caption"
+NOT_NEEDED = "caption not needed"
+BAD_LINE = "no line of an image and a caption"
+OTHER = "neither an image nor a caption"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """One document: an image file, relative to the folder, and one caption."""
+
+  file: str
+  caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """All that a folder holds."""
+
+  pairs: tuple[Pair, ...]  # in order of the path
+  rejected: tuple[Rejected, ...]
+  named: bool  # names say which images are held out, else a hash does
+
+
+@functools.cache
+def openable() -> frozenset[str]:
+  """Lower-case ends of names, with the dot, of images that Pillow opens."""
+  kinds = Image.registered_extensions()
+  return frozenset(s for s, kind in kinds.items() if kind in Image.OPEN)
+
+
+def is_image_name(name: str) -> bool:
+  """Whether a file is an image by its name, whoever can open it."""
+  suffix = _suffix(name)
+  return suffix in openable() or suffix in FOREIGN
+
+
+def walk(root: Path) -> Iterator[str]:
+  """Names below a folder, posix and relative to it; hidden ones left out.
+
+  Links to nothing are among them. A folder that links lead to twice is read once.
+
+  Raises:
+    ValueError: a folder on the way cannot be listed.
+  """
+
+  def refuse(error: OSError):
+    raise ValueError(
+      f"{error.filename}: cannot be listed ({error.strerror}); allow that, or move it"
+      " away"
+    ) from error
+
+  seen = set()  # links may lead in circles
+  for directory, inner, files in os.walk(root, followlinks=True, onerror=refuse):
+    if (real := os.path.realpath(directory)) in seen:
+      inner.clear()
+      continue
+    seen.add(real)
+    inner[:] = sorted(d for d in inner if not d.startswith("."))
+    for file in files:
+      if not file.startswith("."):
+        yield (Path(directory) / file).relative_to(root).as_posix()
+
+
+def find_pairs(path: str) -> Found:
+  """Matches images with captions; lists everything that is in no pair.
+
+  Raises:
+    ValueError: no folder, no images in it, or no caption for any of them.
+  """
+  root = Path(path)
+  if not root.is_dir():
+    raise ValueError(f"folder:{path}: no such folder; name one with images in it")
+  found = _Finding(root)
+  if not found.images:
+    others = collections.Counter(map(_suffix, found.names)).most_common(3)
+    raise ValueError(
+      f"folder:{path}: holds no images that Pillow can open; found"
+      f" {len(found.names)} other files {[s for s, _ in others]}"
+    )
+  for listing in found.listings:
+    found.read_listing(listing)
+  for file in found.images:
+    found.match(file)
+  found.list_texts()
+  found.list_others()
+  if not found.pairs:
+    first = {one.reason: one for one in reversed(found.rejected)}
+    why = "; ".join(f"{one.id}: {one}" for one in reversed(first.values()))
+    raise ValueError(
+      f"folder:{path}: {len(found.images)} images, but no caption that can be used"
+      f" ({why}); put a .txt of the same name beside each image, or a .jsonl with lines"
+      ' {"file": ..., "caption": ...}'
+    )
+  named = {heldout.is_named(file) for file in found.images} == {True, False}
+  return Found(
+    tuple(found.pairs),
+    tuple(
+      dataclasses.replace(
+        one,
+        test=heldout.is_named(one.id) if named else heldout.by_hash(one.id),
+      )
+      for one in found.rejected
+    ),
+    named,
+  )
+
+
+class _Finding:
+  """What was found so far; each file is used or listed in the end."""
+
+  def __init__(self, root: Path):
+    self.root = root
+    self.names = sorted(walk(root))
+    opened = openable()
+    self.images = [n for n in self.names if _suffix(n) in opened]
+    # Foreign images count where there are others; a folder of them alone is refused.
+    foreign = [n for n in self.names if _suffix(n) in FOREIGN - opened]
+    if self.images:
+      self.images = sorted(self.images + foreign)
+    self._foreign = set(foreign)
+    self.listings = [n for n in self.names if _suffix(n) == ".jsonl"]
+    self._captions: dict[str, list[str]] = {file: [] for file in self.images}
+    self._images_of = _by_stem(self.images)
+    texts = [n for n in self.names if _suffix(n) == ".txt"]
+    self._others = set(self.names) - {*self.images, *self.listings, *texts}
+    # Of a.TXT and a.txt the latter.
+    self._texts_of = {
+      stem: sorted(own, key=lambda n: not n.endswith(".txt"))
+      for stem, own in _by_stem(texts).items()
+    }
+    self._faults = {file: fault for file in self.images if (fault := self._fault(file))}
+    self._told: set[str] = set()  # .txt files that images account for
+    self._ids: set[str] = set()  # of what is rejected
+    self.pairs: list[Pair] = []
+    self.rejected: list[Rejected] = []
+
+  def reject(self, id: str, reason: str, detail: str = "", amount: Amount = Amount(1)):
+    """Lists what is skipped; an image may be there for several captions."""
+    self.rejected.append(Rejected(free_id(id, self._ids), reason, detail, amount))
+
+  def read_listing(self, listing: str) -> None:
+    """Adds the captions of a .jsonl to those of its images."""
+    try:
+      data = (self.root / listing).read_bytes()
+    except OSError as error:
+      self.reject(listing, BAD_CAPTION, str(error))
+      return
+    if why := text_lib.why_no_lines(data[:HEAD_BYTES]):
+      self.reject(listing, BAD_LINE, f"the file {why}")
+      return
+    for number, line in enumerate(data.splitlines(), start=1):
+      if not line.strip():
+        continue
+      where = f"{listing}:{number}"
+      try:
+        file, caption = _read_line(line)
+        file = os.path.normpath(os.path.join(os.path.dirname(listing), file))
+      except ValueError as error:
+        self.reject(where, BAD_LINE, str(error))
+        continue
+      file = Path(file).as_posix()
+      if file in self._captions:
+        self._captions[file].append(caption)
+      else:
+        why = "is no image by its name" if file in self._others else "is not there"
+        self.reject(where, NO_IMAGE, f"{file[:100]} {why}", Amount(1, 0, 1))
+
+  def match(self, file: str) -> None:
+    """Makes pairs of an image and its captions, or lists it."""
+    captions, stem = self._captions[file], _stem(file)
+    beside = self._texts_of.get(stem, [])[:1]
+    rivals = [f for f in self._images_of[stem] if self._wants_text(f)]
+    if fault := self._faults.get(file):
+      alone = beside and not captions and not rivals
+      texts = len(captions) + (1 if alone else 0)
+      self._told.update(beside if alone else ())
+      documents = max(len(captions), 1)
+      self.reject(file, NOT_OPENED, fault, Amount(documents, documents, texts))
+      return
+    if not captions and beside and len(rivals) > 1:
+      others = ", ".join(f for f in rivals if f != file)
+      self.reject(file, SHARED, f"{beside[0]} is of {others} too", Amount(1, 1))
+      return
+    if not captions and beside:
+      self._told.add(beside[0])
+      try:
+        captions = [text_lib.decode((self.root / beside[0]).read_bytes())]
+      except (OSError, UnicodeDecodeError) as error:
+        self.reject(file, BAD_CAPTION, str(error), Amount(1, 1, 1))
+        return
+    if not captions:
+      detail = "no .txt of its name, no line in a .jsonl"
+      self.reject(file, NO_CAPTION, detail, Amount(1, 1))
+    for caption in captions:
+      if fault := text_lib.fault(caption):
+        self.reject(file, BAD_CAPTION, fault, Amount(1, 1, 1))
+      elif text_lib.is_blank(caption):
+        self.reject(file, EMPTY_CAPTION, amount=Amount(1, 1))
+      else:
+        self.pairs.append(Pair(file, caption.strip()))
+
+  def list_texts(self) -> None:
+    """Lists every .txt that is no image's caption."""
+    for stem, texts in self._texts_of.items():
+      images = self._images_of.get(stem, [])
+      for name in texts:
+        if name in self._told:
+          continue
+        if not images:
+          self.reject(name, NO_IMAGE, "none has its name", Amount(1, 0, 1))
+        elif sum(map(self._wants_text, images)) > 1 and name == texts[0]:
+          self.reject(name, SHARED, ", ".join(images), Amount(0, 0, 1))
+        else:
+          why = f"{', '.join(images)} took another"
+          self.reject(name, NOT_NEEDED, why, Amount(0, 0, 1))
+
+  def list_others(self) -> None:
+    """Lists files of other kinds, in a line for each."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(self._others):
+      kinds.setdefault(_suffix(name), []).append(name)
+    for suffix, own in sorted(kinds.items()):
+      self.reject(f"*{suffix}", OTHER, f"{len(own)} such as {own[0]}", Amount())
+
+  def _wants_text(self, file: str) -> bool:
+    """Whether an image that can be opened has no other caption than a .txt."""
+    return not self._captions[file] and file not in self._faults
+
+  def _fault(self, file: str) -> str:
+    if file in self._foreign:
+      return f"Pillow opens no {_suffix(file)}; convert it"
+    if not (self.root / file).is_file():
+      return "is a link to nothing, or no file"
+    return ""
+
+
+def _read_line(line: bytes) -> tuple[str, str]:
+  """The image and the caption that a line of a listing names.
+
+  Raises:
+    ValueError: says what it has instead.
+  """
+  expected = 'expected {"file": ..., "caption": ...}'
+  try:
+    entry: Any = json.loads(line.decode("utf-8-sig"))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"no JSON ({error}); {expected}") from error
+  if not isinstance(entry, dict):
+    raise ValueError(f"a {type(entry).__name__}; {expected}")
+  file, caption = _only(entry, FILE_KEYS), _only(entry, CAPTION_KEYS)
+  if not isinstance(file, str) or not isinstance(caption, str):
+    raise ValueError(f"has {sorted(entry)}; {expected}")
+  try:
+    caption.encode()
+    file.encode()
+  except UnicodeEncodeError as error:  # JSON can spell half a character
+    raise ValueError(f"not Unicode: {error}") from error
+  return file, caption.strip()
+
+
+def _only(entry: dict, keys: Iterable[str]) -> Any:
+  """The value of one of some keys; None if there is none."""
+  values = [entry[key] for key in keys if entry.get(key) is not None]
+  if any(value != values[0] for value in values):
+    raise ValueError(f"has several of {', '.join(keys)}, and they differ")
+  return values[0] if values else None
+
+
+def _suffix(name: str) -> str:
+  """The lower-case end of a name with its dot, as Path.suffix has it, but quicker."""
+  stem, dot, end = name[name.rfind("/") + 1 :].rpartition(".")
+  return f".{end.lower()}" if stem and end else ""
+
+
+def _stem(name: str) -> str:
+  return name.rpartition(".")[0] if _suffix(name) else name
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+  stems: dict[str, list[str]] = {}
+  for name in names:
+    stems.setdefault(_stem(name), []).append(name)
+  return stems
