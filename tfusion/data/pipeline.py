@@ -29,7 +29,7 @@ from absl import flags, logging
 from tfusion import files, sequence
 from tfusion.config import Config
 from tfusion.data import balance as balance_lib
-from tfusion.data import lanes, prepared, records
+from tfusion.data import forms, lanes, numbers, prepared, records
 from tfusion.data import sources as sources_lib
 from tfusion.data.balance import Balance
 from tfusion.data.tally import Tally
@@ -85,8 +85,10 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
     *(tuple(_fit(s, count, config) for s in sources) for sources in opened.values()),
     tokenizer,
   )
+  numbers.keep(corpus.train, workdir)
   _report_skipped(corpus.train, workdir)
   _report_unreachable(corpus.train, config, count)
+  _report_never_drawn(corpus, config)
   return corpus
 
 
@@ -378,6 +380,37 @@ def _report_skipped(sources: Sequence[sources_lib.Source], workdir: Path) -> Non
       ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)),
       path,
     )
+
+
+def _report_never_drawn(corpus: Corpus, config: Config) -> None:
+  """Says when text follows every image of a source, so that none is ever all noise."""
+  if config.diffusion.image_first_noise_cap == 1 and not (
+    config.diffusion.image_first_clean
+  ):
+    return
+  for source in corpus.train:
+    images = 0
+    for index in range(0, len(source), -(-len(source) // SAMPLED)):
+      try:
+        spans = source[index]
+      except records.Damaged:  # counted when a lane meets it
+        continue
+      how = dict(name=source.name, showing=index)
+      document = forms.form(spans, corpus.tokenizer.encode, config, **how)
+      own = [s for s in document if isinstance(s, sequence.Image) and s.weight]
+      images += len(own)
+      if any(image.noise_cap == 1 for image in own):
+        break
+    else:
+      if images:
+        logging.warning(
+          "%s: learned text follows every image, so none is noised beyond"
+          " diffusion.image_first_noise_cap=%g and drawing from pure noise is not"
+          " learned; set it to 1 and diffusion.image_first_clean to 0, or add a source"
+          " whose images end their documents",
+          source.name,
+          config.diffusion.image_first_noise_cap,
+        )
 
 
 def _report_unreachable(
