@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_shards
+import tiny_sources
 from PIL import Image
+from tiny_sources import Given, latent
 
 from tfusion import config as config_lib
 from tfusion import sequence
@@ -389,3 +391,21 @@ def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, s
   # A lane that begins with a dropped caption draws one all the same.
   few = data.tally().counts()["pydoc"]["documents"] <= config.data.lanes
   assert few == said
+
+
+def pages(number):
+  return (f"{number}", latent(number), "what is it", latent(number + 1), "a number")
+
+
+@pytest.mark.parametrize(
+  "make, cap, said",
+  [(pages, 0.5, True), (pages, 1.0, False), (lambda n: pages(n)[:4], 0.5, False)],
+)
+def test_a_source_from_which_drawing_cannot_be_learned_is_told_of(
+  caplog, make, cap, said
+):
+  source = Given("pages", 40, make)
+  config = tiny_sources.changed(diffusion=dict(image_first_noise_cap=cap))
+  corpus = pipeline.Corpus((source,), (source,), tiny_sources.tokenizer())
+  pipeline._report_never_drawn(corpus, config)
+  assert caplog.text.count("drawing from pure noise is not learned") == said
