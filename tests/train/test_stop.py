@@ -14,12 +14,12 @@ def test_a_second_ctrl_c_interrupts_at_once_and_handlers_come_back():
   before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
   with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGINT)
-    assert stop.name == "SIGINT"
+    assert stop.told == signal.SIGINT
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(1)
   with StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.name == "SIGTERM"
+    assert stop.told == signal.SIGTERM
   assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 

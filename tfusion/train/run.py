@@ -7,6 +7,7 @@ Starting always means going on if the workdir holds a checkpoint.
 """
 
 import abc
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,15 +17,65 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from tfusion import lock as lock_lib
 from tfusion import report
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
-from tfusion.sharding import global_batch
+from tfusion.sharding import gather_json, global_batch
 from tfusion.train import metrics
 from tfusion.train.optim import make_schedule
 from tfusion.train.stop import StopSignals
 
 Values = dict[str, Any]
+
+
+class Hold:
+  """The lock of a workdir, which the first of several hosts holds for all."""
+
+  def __init__(self, lock: lock_lib.Lock | None):
+    """Keeps the lock of the first host; None on the others."""
+    self._lock = lock
+
+  def check(self) -> None:
+    """Proves that this host's lock is still held; the other hosts have none.
+
+    Raises:
+      lock.Lost: it has become another run's.
+    """
+    if self._lock:
+      self._lock.check()
+
+  def check_together(self) -> None:
+    """As `check`, on all hosts: they go on together or fail together."""
+    fault = None
+    try:
+      self.check()
+    except lock_lib.Lost as error:
+      fault = str(error)
+    if fault := gather_json(fault)[0]:
+      raise lock_lib.Lost(fault)
+
+
+@contextlib.contextmanager
+def hold(workdir: str | Path) -> Iterator[Hold]:
+  """Holds a workdir for the time of a `with`; all hosts must enter it.
+
+  Raises:
+    ValueError: another run holds it; on all hosts.
+    OSError: the lock cannot be written; ValueError from several hosts.
+  """
+  with contextlib.ExitStack() as stack:
+    lock = fault = None
+    try:
+      if jax.process_index() == 0:
+        lock = stack.enter_context(lock_lib.hold(workdir))
+    except (ValueError, OSError) as error:
+      if jax.process_count() == 1:
+        raise
+      fault = str(error)
+    if fault := gather_json(fault)[0]:
+      raise ValueError(fault)
+    yield Hold(lock)
 
 
 class Run(abc.ABC):
@@ -46,6 +97,7 @@ class Run(abc.ABC):
     clock: metrics.Clock,
     checkpoints: Checkpoints,
     *,
+    held: Hold,
     counts: int,
   ):
     """Opens nothing yet.
@@ -55,10 +107,11 @@ class Run(abc.ABC):
       workdir: of the run.
       clock: runs since the start.
       checkpoints: of the run.
+      held: the workdir.
       counts: numbers that `count` gives for a batch.
     """
     self.config, self.workdir = config, workdir
-    self.clock, self.checkpoints = clock, checkpoints
+    self.clock, self.checkpoints, self.held = clock, checkpoints, held
     self.mesh = jax.sharding.get_mesh()
     self.root = jax.random.key(config.seed)
     self.first = jax.process_index() == 0  # this host speaks and writes
@@ -194,6 +247,8 @@ class Run(abc.ABC):
 
   def log(self, values: Values):
     """Writes a line of metrics and one of speed, and shows both."""
+    if jax.process_count() == 1:  # several hosts ask each other when they save
+      self.held.check()
     seconds = self.clock.seconds
     outside = sum(seconds[name] for name in ("init", "compile", "save", "evaluate"))
     self.done[:2] = self.clock.elapsed - outside, seconds["data"]
@@ -217,14 +272,19 @@ class Run(abc.ABC):
 
     Returns:
       Whether there was something to save.
+
+    Raises:
+      lock.Lost: the workdir has become another run's.
     """
     self.record()
     with self.clock.measure("save"):
+      self.held.check_together()
       return self.checkpoints.save(self.step, self.state, self.lane_states(), wait=wait)
 
   def evaluate(self):
     """Judges, and writes what was found and the page."""
     self.record()
+    self.held.check_together()
     with self.clock.measure("evaluate"):
       line = {"step": self.step} | self.judge()
       self.files["validation"].append(line)  # now: a killed evaluation is done again
