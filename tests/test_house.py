@@ -36,9 +36,9 @@ FILES = {
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
-  "data": "captions drawing folder forms images lanes manifest mixture outlines"
-  " packing pictures pieces pipeline prepared records replay row_page scenes"
-  " shapes shards show sources tally tokenizer",
+  "data": "captions contents drawing folder forms identity images lanes manifest"
+  " mixture outlines packing pictures pieces pipeline prepared records replay row_page"
+  " scenes shapes shards show sources tally tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",

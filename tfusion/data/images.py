@@ -2,9 +2,19 @@
 
 Owns: decoding any format, and the cache of all decoded images of a folder. Not: which
 files belong to a folder and what they mean (folder.py).
+
+  cache/3f0c.../images.npy   u8[images, h, w, c]
+  cache/3f0c.../index.json   files that could not be decoded, the SHA-256 of each image,
+                             then its own
+
+The name of a cache is a hash of what the system says of every file: size, times of the
+last change of its bytes and of its inode, inode. A file that is replaced under its name
+has another inode or another time of change, which no program can set back, so it is
+decoded again. Pixels that were altered in the cache do not fit their hashes.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 import json
@@ -16,6 +26,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageOps
 
 from tfusion.progress import Progress
@@ -81,21 +92,26 @@ def decode_all(
     A directory with images.npy (a row per file; zeros where it is bad), and the bad
     files with the reason.
   """
-  stats = [(f, s.st_size, s.st_mtime_ns) for f in files for s in [(root / f).stat()]]
+  stats = [
+    (f, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+    for f in files
+    for s in [(root / f).stat()]
+  ]
   key = hashlib.sha256(json.dumps([stats, list(image_shape)]).encode()).hexdigest()
   ready = cache / key[:16]
   if ready.is_dir():
-    return ready, json.loads((ready / "bad.json").read_text())
+    fault = _find_fault(ready)
+    if not fault:
+      return ready, _index(ready)["bad"]
+    logging.warning("%s: %s; the images are decoded again", ready, fault)
   stage = cache / f"{key[:16]}.{uuid.uuid4().hex}.part"
   try:
     stage.mkdir(parents=True)
-    bad = _write_images(stage / "images.npy", root, files, image_shape)
-    (stage / "bad.json").write_text(json.dumps(bad))
-    try:
-      os.replace(stage, ready)
-    except OSError:
-      if not ready.is_dir():  # else another process was faster, with the same
-        raise
+    bad, hashes = _write_images(stage / "images.npy", root, files, image_shape)
+    text = json.dumps({"bad": bad, "sha256": hashes})
+    text += "\n" + hashlib.sha256(text.encode()).hexdigest()
+    (stage / "index.json").write_text(text)
+    _install(stage, ready)
   except OSError as error:
     raise ValueError(
       f"{cache}: {len(files)} decoded images cannot be written ({error}); they need"
@@ -107,9 +123,72 @@ def decode_all(
   return ready, bad
 
 
+def hashes(cache: Path) -> list[str]:
+  """The SHA-256 of each image in a directory that `decode_all` gave, hexadecimal."""
+  return _index(cache)["sha256"]
+
+
+def _index(ready: Path) -> dict:
+  """What index.json says. ValueError: it is damaged; OSError: it is missing."""
+  text, _, own = (ready / "index.json").read_text().rpartition("\n")
+  if hashlib.sha256(text.encode()).hexdigest() != own:
+    raise ValueError("index.json fails its checksum")
+  return json.loads(text)
+
+
+def _find_fault(ready: Path) -> str:
+  """What is wrong with a cache; nothing, if its pixels are as they were decoded."""
+  try:
+    stat = (ready / "images.npy").stat()
+    # Both splits open the same cache: its pixels are hashed once.
+    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    index = (ready / "index.json").read_bytes()
+    return _find_altered(ready, hashlib.sha256(index).digest(), state)
+  except (OSError, ValueError) as error:
+    return f"cannot be read ({error})"
+
+
+@functools.lru_cache(16)
+def _find_altered(ready: Path, index: bytes, state: tuple[int, ...]) -> str:
+  del index, state
+  images, own = np.load(ready / "images.npy", mmap_mode="r"), hashes(ready)
+
+  def is_altered(start: int) -> bool:
+    stop = min(start + CHUNK, len(images))
+    return any(_hash(images[i]) != own[i] for i in range(start, stop))
+
+  if images.dtype != np.uint8 or len(images) != len(own):
+    return f"images.npy holds {images.dtype}{list(images.shape)}"
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    if any(pool.map(is_altered, range(0, len(images), CHUNK))):
+      return "decoded pixels were altered on disk"
+  return ""
+
+
+def _hash(image: np.ndarray) -> str:
+  pixels = hashlib.sha256(repr(image.shape).encode())
+  pixels.update(np.ascontiguousarray(image))
+  return pixels.hexdigest()
+
+
+def _install(stage: Path, ready: Path) -> None:
+  """Puts a new cache where there may be another, whole or not."""
+  try:
+    os.replace(stage, ready)
+  except OSError:
+    if not ready.is_dir():
+      raise
+    if not _find_fault(ready):
+      return  # another process was faster, with the same
+    aside = stage.with_name(f"{ready.name}.{uuid.uuid4().hex}.part")
+    os.rename(ready, aside)
+    os.replace(stage, ready)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _write_images(
   path: Path, root: Path, files: list[str], image_shape: tuple[int, int, int]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], list[str]]:
   def decoded(file: str) -> np.ndarray | str:
     try:
       return decode(root / file, image_shape)
@@ -117,6 +196,7 @@ def _write_images(
       return f"cannot be decoded: {error or type(error).__name__}"
 
   bad: dict[str, str] = {}
+  hashes = []
   header = {
     "descr": "|u1",
     "fortran_order": False,
@@ -137,8 +217,9 @@ def _write_images(
           bad[file] = image
           image = np.zeros(image_shape, np.uint8)
         out.write(image.tobytes())
+        hashes.append(_hash(image))
       progress.show(start + len(chunk))
-  return bad
+  return bad, hashes
 
 
 def _open(image: Path | bytes | np.ndarray) -> Image.Image:

@@ -21,7 +21,9 @@ from tfusion import workdir as workdir_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import MeshConfig
+from tfusion.data import identity
 from tfusion.data.pictures import PictureBatches, heldout_pictures, open_pictures
+from tfusion.data.sources import Source
 from tfusion.model import autoencoder
 from tfusion.model.codec import Codec
 from tfusion.sharding import fetch_rows, make_mesh, put_rows
@@ -47,7 +49,8 @@ def train(
 
   Args:
     config: checked.
-    workdir: gets config.json, run.json, metrics.jsonl, speed.jsonl, validation.jsonl,
+    workdir: gets lock.json while it lasts, config.json, identity.json, documents.json,
+      run.json, metrics.jsonl, speed.jsonl, validation.jsonl,
       checkpoints/, report.html and autoencoder.safetensors, a codec with the averaged
       weights if there are any, written anew at every save.
     evaluations: called every eval_every_steps and at the end.
@@ -73,8 +76,7 @@ def train(
     with clock.measure("init"):
       shape = config.data.image_shape
       features = open_features(config.loss.features, image_shape=shape)
-      sources = open_pictures(config, workdir, split="train")
-      heldout = heldout_pictures(open_pictures(config, workdir, split="test"), config)
+      sources, heldout = _open_data(config, workdir)
       workdir_lib.save_config(config, workdir)
     stack.enter_context(jax.set_mesh(make_mesh(MeshConfig())))
     checkpoints = stack.enter_context(
@@ -93,6 +95,23 @@ def train(
     run.start(features, changes)
     run.loop(stop)
     return run.state
+
+
+def _open_data(
+  config: AutoencoderConfig, workdir: Path
+) -> tuple[tuple[Source, ...], np.ndarray]:
+  """The sources to train on and the held-out pictures, f32[n, h, w, 3]; on the first
+  host, the run remembers what they are."""
+  opened = {
+    split: open_pictures(config, workdir, split=split) for split in ("train", "test")
+  }
+  named, found = identity.recognise(opened, config.data.sources, workdir)
+  _, _, path = config.loss.features.partition(":")
+  if path:  # a trained network is as much a part of the loss as its weights
+    found.files["loss.features"] = identity.check_file(workdir, "loss.features", path)
+  if jax.process_index() == 0:
+    identity.keep(found, workdir)
+  return named["train"], heldout_pictures(named["test"], config)
 
 
 class _AutoencoderRun(Run):

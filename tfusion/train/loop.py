@@ -21,6 +21,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
+from tfusion.data import identity
 from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
 from tfusion.data.tally import Tally
 from tfusion.model.transfusion import Params, parameter_count
@@ -61,8 +62,9 @@ def train(
 
   Args:
     config: checked.
-    workdir: gets config.json, run.json, data.json, tokenizer.model, metrics.jsonl,
-      speed.jsonl, validation.jsonl, checkpoints/ and report.html.
+    workdir: gets lock.json while it lasts, config.json, identity.json, documents.json,
+      run.json, data.json, tokenizer.model, metrics.jsonl, speed.jsonl,
+      validation.jsonl, checkpoints/ and report.html.
     evaluations: checked before training; called after the validation loss, every
       eval_every_steps and at the end.
     reference: a file of a known-good run, which the report draws behind this one.
@@ -88,6 +90,8 @@ def train(
       corpus = open_corpus(config, workdir)
       for evaluation in evaluations:
         evaluation.check(corpus)
+      if jax.process_index() == 0:
+        identity.keep(corpus.identity, workdir)
       workdir_lib.save_config(config, workdir)
     if reference and jax.process_index() == 0:
       shutil.copy(reference, workdir / "reference.json")
