@@ -223,13 +223,11 @@ def test_a_cache_that_was_altered_is_made_again_and_it_is_said(
   assert not list(run.glob("cache/*.part"))
 
 
-def test_a_whole_cache_is_hashed_once_for_both_splits(run, photos, monkeypatch):
-  images._find_altered.cache_clear()
-  hashed, own = [], images._hash
-  monkeypatch.setattr(images, "_hash", lambda x: hashed.append(0) or own(x))
+def test_a_whole_cache_is_read_once_for_both_splits(run, photos, monkeypatch):
+  images._crc.cache_clear()
   monkeypatch.setattr(images, "decode", None)  # nothing is decoded
   begin(make(f"folder:{photos}"), run)
-  assert len(hashed) == 8
+  assert (images._crc.cache_info().misses, images._crc.cache_info().hits) == (1, 1)
 
 
 # Moved data.

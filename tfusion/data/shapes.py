@@ -42,7 +42,7 @@ THEN = ("now", "then", "next,", "after that,")
 HELD_OUT_EVERY = 4  # test documents
 TEST_LENGTH = 8192  # documents at most
 MOST_DOCUMENTS = 2**31 - 1
-HASHED = 64  # documents by which a program that draws others is known
+HASHED = 16  # documents by which a program that draws others is known
 SAMPLED_TEXTS = 4096  # documents whose texts a tokenizer is trained on
 
 

@@ -10,6 +10,7 @@ import abc
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tfusion.train.optim import make_schedule
 from tfusion.train.stop import StopSignals
 
 Values = dict[str, Any]
+TELL_SECONDS = 5.0  # between two words of the first host while it takes the lock
 
 
 class Hold:
@@ -65,17 +67,33 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
     OSError: the lock cannot be written; ValueError from several hosts.
   """
   with contextlib.ExitStack() as stack:
-    lock = fault = None
-    try:
-      if jax.process_index() == 0:
-        lock = stack.enter_context(lock_lib.hold(workdir))
-    except (ValueError, OSError) as error:
-      if jax.process_count() == 1:
-        raise
-      fault = str(error)
-    if fault := gather_json(fault)[0]:
-      raise ValueError(fault)
-    yield Hold(lock)
+    if jax.process_count() == 1:
+      yield Hold(stack.enter_context(lock_lib.hold(workdir)))
+      return
+    pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+    taking = None
+    if jax.process_index() == 0:
+      taking = pool.submit(stack.enter_context, lock_lib.hold(workdir))
+    # The first may watch a heartbeat for a minute; programs of several hosts wait for
+    # each other for half of that, so it tells the others again and again.
+    while (answer := gather_json(_answer(taking))[0]) is None:
+      pass
+    if answer:
+      raise ValueError(answer)
+    yield Hold(taking and taking.result())
+
+
+def _answer(taking: futures.Future | None) -> str | None:
+  """What keeps the lock from being taken, or nothing; None: that is not known yet."""
+  if taking is None:
+    return None
+  try:
+    taking.result(timeout=TELL_SECONDS)
+    return ""
+  except TimeoutError:
+    return None
+  except (ValueError, OSError) as error:
+    return str(error)
 
 
 class Run(abc.ABC):
