@@ -260,7 +260,7 @@ def test_a_folder_spelled_otherwise_is_the_same(run, photos, capfd, monkeypatch,
 def test_a_folder_that_was_moved_goes_on_under_its_name_bit_by_bit(
   run, photos, tmp_path, capfd
 ):
-  weighed = dict(data__weights=(3.0, 1.0), data__epochs=(0, 3))
+  weighed = dict(data__weights=(3.0, 1.0), data__epochs=(2, 0))
   shutil.rmtree(run)
   both = (f"folder:{photos}", "pydoc")
   config = make(*both, **weighed, model__vocab_size=600)

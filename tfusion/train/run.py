@@ -90,8 +90,8 @@ def _answer(taking: futures.Future | None) -> str | None:
   try:
     taking.result(timeout=TELL_SECONDS)
     return ""
-  except TimeoutError:
-    return None
+  except TimeoutError as error:
+    return str(error) if taking.done() else None  # a disk's own, or ours
   except (ValueError, OSError) as error:
     return str(error)
 
