@@ -387,6 +387,30 @@ def test_a_full_disk_is_one_clear_error_and_costs_no_older_checkpoint(tmp_path):
   assert_same_bits(restored.state, {"w": w})
 
 
+@pytest.mark.parametrize(
+  "error, remedy",
+  [
+    (OSError(28, "No space left on device"), "make room there, and start again"),
+    (OSError(122, "Disk quota exceeded"), "make room there, and start again"),
+    (OSError(13, "Permission denied"), "make it writable, and start again"),
+    (OSError(30, "Read-only file system"), "make it writable, and start again"),
+    (FileNotFoundError(2, "No such file", "x"), "mend what that names, and start"),
+  ],
+)
+def test_room_is_asked_for_only_where_it_lacks(tmp_path, monkeypatch, error, remedy):
+  def fail(path):
+    raise error
+
+  monkeypatch.setattr(checkpoint, "_size_and_crc", fail)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, {"w": jnp.zeros(2)}, {})
+  with pytest.raises(OSError) as raised:
+    checkpoints.close()
+  said = str(raised.value)
+  assert error.strerror in said and f"intact: {remedy}" in said
+  assert ("make room" in said) == (error.errno in (28, 122))
+
+
 @pytest.mark.parametrize("moment", ["writing", "recording", "deleting"])
 def test_kill_9_during_a_save_leaves_the_previous_checkpoint(tmp_path, moment):
   code = """

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "tfusion"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
-  "config",
+  "config lock",
   "autoencoder_config",
   "workdir sharding checkpoint files report progress",
   "sequence attention diffusion",
@@ -31,14 +31,14 @@ FLOORS = (
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ autoencoder_config checkpoint cli config files progress report sequence"
-  " sharding workdir",
+  "": "__main__ autoencoder_config checkpoint cli config files lock progress report"
+  " sequence sharding workdir",
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
-  "data": "balance captions drawing folder forms heldout images lanes manifest mixture"
-  " outlines packing pairs pictures pieces pipeline prepared records replay row_page"
-  " scenes shapes shards show sources tally text tokenizer",
+  "data": "balance captions contents drawing folder forms heldout identity images lanes"
+  " manifest mixture numbers outlines packing pairs pictures pieces pipeline prepared"
+  " records replay row_page scenes shapes shards show sources tally text tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",
@@ -65,7 +65,7 @@ ONLY = {
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
-NUMPY_ONLY = "autoencoder_config config files workdir cli report sequence data"
+NUMPY_ONLY = "autoencoder_config config files lock workdir cli report sequence data"
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {

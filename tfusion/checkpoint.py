@@ -24,7 +24,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -37,9 +37,16 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 import tfusion
+from tfusion.lock import Lost
 
 Path = ocp.path.Path
 _SAVES = itertools.count()  # a barrier's name may be used only once per program
+# What the system or orbax says, and what then helps.
+_REMEDIES = {
+  "No space left|[Qq]uota|File too large": "make room there",
+  "Permission denied|Read-only|not permitted": "make it writable",
+  "": "mend what that names",
+}
 _VERSIONS = {m.__name__: m.__version__ for m in (jax, flax, orbax.checkpoint, tfusion)}
 
 
@@ -66,12 +73,15 @@ class Checkpoints:
     keep_last: int = 3,
     keep_every_steps: int = 0,
     read_only: bool = False,
+    check_lock: Callable[[], None] = lambda: None,
   ):
     """Opens `directory`, which need not exist yet.
 
     After a save the newest `keep_last` checkpoints stay, and every multiple of
     `keep_every_steps` (0: none). `read_only` is for readers of a run that may still
-    be training: nothing is moved or deleted. Raises ValueError if out of range.
+    be training: nothing is moved or deleted. `check_lock` is asked before a save begins
+    and before it ends, and raises lock.Lost where the directory is another run's by
+    then. Raises ValueError if out of range.
     """
     if keep_last < 1 or keep_every_steps < 0:
       raise ValueError(f"{keep_last=} must be >= 1 and {keep_every_steps=} >= 0")
@@ -80,6 +90,7 @@ class Checkpoints:
     self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
     self._read_only = read_only
     self._tidies = jax.process_index() == 0 and not read_only
+    self._check_lock = check_lock
     self._context = ocp.Context()
     # zstd saves a tenth of the bytes of fp32 weights and takes three times as long.
     self._context.array.saving.use_compression = False
@@ -118,11 +129,13 @@ class Checkpoints:
     is left as it is and False is returned: a periodic save and one at exit may meet.
     Waits for the previous save first, and with `wait` for this one.
 
-    Raises OSError, naming the directory, if this or the previous save failed.
+    Raises OSError, naming the directory, if this or the previous save failed, and
+    lock.Lost if the directory has become another run's.
     """
     assert not self._read_only, "opened read_only"
     with self._blocking():
       self._join()
+      self._check_lock()
       if _from_first_process(step in self.steps()):
         logging.info("checkpoint %s exists and is not saved again", self._at(step))
         return False
@@ -256,7 +269,9 @@ class Checkpoints:
       step, n_bytes, save = self._pending
       futures.wait([save])  # an interrupt here leaves the save pending
       self._pending = None
-      if error := save.exception():
+      if isinstance(error := save.exception(), Lost):
+        raise error
+      if error:
         raise self._failure(step, n_bytes, error) from error
 
   def _failure(self, step: int, n_bytes: int, error: BaseException) -> OSError:
@@ -264,10 +279,11 @@ class Checkpoints:
     if os.path.isdir(self.directory):
       free = shutil.disk_usage(self.directory).free
       space += f", {free / 2**20:.1f} MiB are free"
+    remedy = next(r for said, r in _REMEDIES.items() if re.search(said, str(error)))
     return OSError(
       f"checkpoint of step {step} could not be written to {self.directory} ({space}): "
-      f"{str(error)[:500]}. The earlier checkpoints {self.steps()} are intact: make "
-      "room there, or make it writable, and start again to resume from the newest"
+      f"{str(error)[:500]}. The earlier checkpoints {self.steps()} are intact: "
+      f"{remedy}, and start again to resume from the newest"
     )
 
   def _finish(self, response: ocp.AsyncResponse[None], record: dict, save: int) -> None:
@@ -283,7 +299,9 @@ class Checkpoints:
       text += f"\n{zlib.crc32(text.encode()):08x}"
       (root / f"record.{process}-of-{n}").write_text(text)
       _barrier(f"{save}.recorded")
+      self._check_lock()
     except Exception:
+      self._check_lock()  # else what lies there is another run's
       self._clear_partial()
       raise
     if self._tidies:

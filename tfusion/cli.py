@@ -9,7 +9,6 @@ import difflib
 import errno
 import importlib.util
 import os
-import shutil
 import sys
 import tempfile
 import types
@@ -24,9 +23,20 @@ from tfusion import __version__, autoencoder_config
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 
+RESUMES = (
+  "To resume, repeat the command: docs/resuming.md says what a run keeps and checks."
+  " Exit status: 0 if the run is complete; 143 if SIGTERM, 130 if Ctrl-C stopped it"
+  " after saving (the same on all hosts: start it again); 2 for what you can mend, as"
+  " the message says."
+)
+
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one command; returns its exit status: 2 for what the user can mend."""
+  """Runs one command; returns its exit status.
+
+  0 if it did all it was asked to, 2 for what the user can mend, 130 and 143 if Ctrl-C
+  or SIGTERM ended it before.
+  """
   parser = _parser()
   args, rest = parser.parse_known_args(argv)
   if argv is None:
@@ -54,34 +64,41 @@ def main(argv: list[str] | None = None) -> int:
     return 130
 
 
-def train(args: argparse.Namespace, rest: list[str]) -> None:
+def train(args: argparse.Namespace, rest: list[str]) -> int:
   """Trains, evaluates on the way, and writes report.html."""
   config = read_config(args.config, rest)
   workdir = workdir_lib.check_writable(args.workdir)
   workdir_lib.check_same_run(config, workdir)
   from tfusion.evaluate import pictures, suite
   from tfusion.train import loop
+  from tfusion.train.stop import StopSignals
 
   known_good = Path(args.config.partition(":")[0])
   known_good = known_good.parent / "results" / f"{known_good.stem}.json"
-  if known_good.is_file():  # the report draws it behind this run's curves
-    shutil.copy(known_good, workdir / "reference.json")
   draw = pictures.SampleGrids(config, workdir)
   judge = suite.FinalEvaluation(config, workdir)
-  loop.train(config, workdir, evaluations=[draw, judge])
+  loop.train(
+    config,
+    workdir,
+    evaluations=[draw, judge],
+    reference=known_good if known_good.is_file() else None,
+    stop=(stop := StopSignals()),
+  )
+  return stop.status
 
 
-def autoencoder(args: argparse.Namespace, rest: list[str]) -> None:
+def autoencoder(args: argparse.Namespace, rest: list[str]) -> int:
   """Trains an autoencoder of pictures; writes autoencoder.safetensors, report.html."""
   config = read_config(args.config, rest, kind=autoencoder_config)
   workdir = workdir_lib.check_writable(args.workdir)
   workdir_lib.check_same_run(config, workdir)
   from tfusion.evaluate import pictures
   from tfusion.train import autoencoder as run
+  from tfusion.train.stop import StopSignals
 
-  run.train(
-    config, workdir, evaluations=[pictures.Reconstructions(workdir / "samples")]
-  )
+  draw = pictures.Reconstructions(workdir / "samples")
+  run.train(config, workdir, evaluations=[draw], stop=(stop := StopSignals()))
+  return stop.status
 
 
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
@@ -294,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
   for name, function in (("train", train), ("autoencoder", autoencoder)):
-    c = add(name, function, distributed=True)
+    c = add(name, function, more=f"{knobs} {RESUMES}", distributed=True)
     c.add_argument("--config", **experiment)
     c.add_argument("--workdir", required=True, help="goes on if it holds a checkpoint")
   c = add("sample", sample, distributed=True)

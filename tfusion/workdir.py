@@ -29,6 +29,8 @@ class Kind(NamedTuple):
   # A workdir is bound to these: its parameters or its data state mean nothing without.
   bound: tuple[str, ...]
   unbound: tuple[str, ...]  # but not to these of them
+  # What these name may lie elsewhere; whether it is the same is seen when it is read.
+  of_content: tuple[str, ...]
 
 
 KINDS = {
@@ -45,12 +47,14 @@ KINDS = {
       "model.unroll",
       "model.attention",
     ),
+    of_content=("data.sources", "data.tokenizer"),
   ),
   AutoencoderConfig: Kind(
     "autoencoder",
     autoencoder_config.from_dict,
     bound=("seed", "model", "loss", "data", "optim.ema_decay"),
     unbound=("model.dtype", "data.threads"),
+    of_content=("data.sources", "loss.features"),
   ),
 }
 
@@ -112,25 +116,49 @@ def check_same_run(
   """Refuses to continue a workdir with a config that its state does not fit.
 
   Returns:
-    What differs and may: "key: old -> new" each.
+    What differs and may: "key: old -> new" each; not data.sources, of which
+    data/identity.py says more.
 
   Raises:
-    ValueError: names every differing key of the model and the data, with both values.
+    ValueError: names every differing key of the model and the data, with both values;
+      or the workdir has checkpoints and no config.
   """
   if not (Path(workdir) / "config.json").is_file():
+    if has_checkpoint(workdir):
+      raise ValueError(
+        f"--workdir={workdir}: has checkpoints, but no config.json to see by of which"
+        " run; restore it from a copy of the workdir, or choose a new workdir"
+      )
     return []
   kind = type(config)
   new, old = flatten(config), flatten(load_config(workdir, kind=kind))
+  may: list[str] = []
   differing = {
     key: f"{key}: {old[key]!r} -> {new[key]!r}" for key in new if new[key] != old[key]
   }
+  for key in KINDS[kind].of_content:
+    if key in differing and _what(key, new[key]) == _what(key, old[key]):
+      changed = differing.pop(key)
+      may += [changed] * (key != "data.sources")
   refused = [text for key, text in differing.items() if _is_bound(key, KINDS[kind])]
   if refused:
     raise ValueError(
       f"--workdir={workdir} holds a run of another config; choose a new workdir or"
       " restore the values (workdir -> now):\n  " + "\n  ".join(refused)
     )
-  return list(differing.values())
+  return may + list(differing.values())
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+  """Whether a run has saved something in a workdir, whole or not."""
+  folder = Path(workdir) / "checkpoints"
+  return folder.is_dir() and any(p.name[0].isdecimal() for p in folder.iterdir())
+
+
+def has_begun(workdir: str | Path) -> bool:
+  """Whether a workdir is a run's: what it holds decides, not what a start that was
+  refused has left."""
+  return (Path(workdir) / "config.json").is_file() or has_checkpoint(workdir)
 
 
 def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
@@ -171,6 +199,15 @@ def _with_added(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get(section), dict):
       values[section].setdefault(name, value)
   return values
+
+
+def _what(key: str, value: str | tuple[str, ...]) -> Any:
+  """What a key names, without where that lies."""
+  if key == "data.tokenizer":
+    return None  # a file of any name, or one that is trained
+  if isinstance(value, str):
+    return value.partition(":")[0]
+  return tuple(one.partition(":")[0] for one in value)
 
 
 def _is_bound(key: str, kind: Kind) -> bool:

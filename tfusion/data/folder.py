@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL
 
+from tfusion.data import contents as contents_lib
 from tfusion.data import heldout
 from tfusion.data import images as images_lib
 from tfusion.data.balance import Amount, Balance, Rejected, free_id, settle
@@ -39,6 +41,7 @@ class Folder:
   rejected: tuple[Rejected, ...]  # of both splits
   named: bool  # names say which are held out, else a hash does
   has_images: bool = True
+  spec: str = ""  # in data.sources, where the run calls it by another name
 
   def __post_init__(self):
     held_out = choose_held_out({p.file for p in self.pairs}, named=self.named)
@@ -71,6 +74,18 @@ class Folder:
 
   def texts(self) -> Iterable[str]:
     return (pair.caption for pair in self._own)
+
+  def contents(self) -> contents_lib.Contents:
+    """Hashes of captions and of decoded pixels; ids are the images' names."""
+    pixels, seen = images_lib.hashes(self.cache.parent), collections.Counter()
+    hashed = []
+    for pair in self._own:
+      seen[pair.file] += 1
+      more = f" {seen[pair.file]}" if seen[pair.file] > 1 else ""
+      text = contents_lib.digest([pair.caption])
+      picture = pixels[self.row_of[pair.file]]
+      hashed.append(contents_lib.Hashed(pair.file + more, text, picture))
+    return contents_lib.of_documents(hashed, made_with=f"Pillow {PIL.__version__}")
 
   def fit(self, count: Callable[[str], int], *, room: int) -> "Folder":
     """Skips captions that no row can hold.

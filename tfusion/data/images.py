@@ -2,9 +2,20 @@
 
 Owns: decoding any format, and the cache of all decoded images of a folder. Not: which
 files belong to a folder and what they mean (folder.py).
+
+  cache/3f0c.../images.npy   u8[images, h, w, c]
+  cache/3f0c.../index.json   files that could not be decoded, the SHA-256 of each image
+                             and the CRC-32 of images.npy, then its own SHA-256
+
+The name of a cache is a hash of what the system says of every file: size, times of the
+last change of its bytes and of its inode, inode. A file that is replaced under its name
+has another inode or another time of change, which no program can set back, so it is
+decoded again. Pixels that were altered in the cache do not fit the CRC-32, which is
+checked at every start, in about a second a GB.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 import json
@@ -13,15 +24,18 @@ import os
 import shutil
 import uuid
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageOps
 
 from tfusion.progress import Progress
 
 DECODE_THREADS = 2 * (os.cpu_count() or 1)
 CHUNK = 256  # images decoded between two writes to the cache
+READ_BYTES = 1 << 22  # of the cache at once, to check it
 
 
 class TooLarge(ValueError):
@@ -81,21 +95,27 @@ def decode_all(
     A directory with images.npy (a row per file; zeros where it is bad), and the bad
     files with the reason.
   """
-  stats = [(f, s.st_size, s.st_mtime_ns) for f in files for s in [(root / f).stat()]]
+  stats = [
+    (f, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+    for f in files
+    for s in [(root / f).stat()]
+  ]
   key = hashlib.sha256(json.dumps([stats, list(image_shape)]).encode()).hexdigest()
   ready = cache / key[:16]
   if ready.is_dir():
-    return ready, json.loads((ready / "bad.json").read_text())
+    fault = _find_fault(ready)
+    if not fault:
+      return ready, _index(ready)["bad"]
+    logging.warning("%s: %s; the images are decoded again", ready, fault)
   stage = cache / f"{key[:16]}.{uuid.uuid4().hex}.part"
   try:
     stage.mkdir(parents=True)
-    bad = _write_images(stage / "images.npy", root, files, image_shape)
-    (stage / "bad.json").write_text(json.dumps(bad))
-    try:
-      os.replace(stage, ready)
-    except OSError:
-      if not ready.is_dir():  # else another process was faster, with the same
-        raise
+    bad, hashes = _write_images(stage / "images.npy", root, files, image_shape)
+    crc = _crc.__wrapped__(stage / "images.npy")
+    text = json.dumps({"bad": bad, "sha256": hashes, "crc32": crc})
+    text += "\n" + hashlib.sha256(text.encode()).hexdigest()
+    (stage / "index.json").write_text(text)
+    _install(stage, ready)
   except OSError as error:
     raise ValueError(
       f"{cache}: {len(files)} decoded images cannot be written ({error}); they need"
@@ -107,9 +127,66 @@ def decode_all(
   return ready, bad
 
 
+def hashes(cache: Path) -> list[str]:
+  """The SHA-256 of each image in a directory that `decode_all` gave, hexadecimal."""
+  return _index(cache)["sha256"]
+
+
+def _index(ready: Path) -> dict:
+  """What index.json says. ValueError: it is damaged; OSError: it is missing."""
+  text, _, own = (ready / "index.json").read_text().rpartition("\n")
+  if hashlib.sha256(text.encode()).hexdigest() != own:
+    raise ValueError("index.json fails its checksum")
+  return json.loads(text)
+
+
+def _find_fault(ready: Path) -> str:
+  """What is wrong with a cache; nothing, if its pixels are as they were decoded."""
+  try:
+    stat = (ready / "images.npy").stat()
+    # Both splits open the same cache: it is read once.
+    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    found = _crc(ready / "images.npy", state)
+    return "" if found == _index(ready)["crc32"] else "its pixels were altered on disk"
+  except (OSError, ValueError) as error:
+    return f"cannot be read ({error})"
+
+
+@functools.lru_cache(16)
+def _crc(path: Path, state: tuple[int, ...] = ()) -> int:
+  """The CRC-32 of a file in this state; SHA-256 takes three times as long."""
+  del state
+  crc = 0
+  with open(path, "rb") as file:
+    while chunk := file.read(READ_BYTES):
+      crc = zlib.crc32(chunk, crc)
+  return crc
+
+
+def _hash(image: np.ndarray) -> str:
+  pixels = hashlib.sha256(repr(image.shape).encode())
+  pixels.update(np.ascontiguousarray(image))
+  return pixels.hexdigest()
+
+
+def _install(stage: Path, ready: Path) -> None:
+  """Puts a new cache where there may be another, whole or not."""
+  try:
+    os.replace(stage, ready)
+  except OSError:
+    if not ready.is_dir():
+      raise
+    if not _find_fault(ready):
+      return  # another process was faster, with the same
+    aside = stage.with_name(f"{ready.name}.{uuid.uuid4().hex}.part")
+    os.rename(ready, aside)
+    os.replace(stage, ready)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _write_images(
   path: Path, root: Path, files: list[str], image_shape: tuple[int, int, int]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], list[str]]:
   def decoded(file: str) -> np.ndarray | str:
     try:
       return decode(root / file, image_shape)
@@ -117,6 +194,7 @@ def _write_images(
       return f"cannot be decoded: {error or type(error).__name__}"
 
   bad: dict[str, str] = {}
+  hashes = []
   header = {
     "descr": "|u1",
     "fortran_order": False,
@@ -137,8 +215,9 @@ def _write_images(
           bad[file] = image
           image = np.zeros(image_shape, np.uint8)
         out.write(image.tobytes())
+        hashes.append(_hash(image))
       progress.show(start + len(chunk))
-  return bad
+  return bad, hashes
 
 
 def _open(image: Path | bytes | np.ndarray) -> Image.Image:

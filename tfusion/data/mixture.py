@@ -42,14 +42,15 @@ class Mixture:
     self._lane, self._lanes = lane, data.lanes
     self._text_per_image = data.text_per_image
     self._has_images = {source.name: source.has_images for source in sources}
-    # A source is called what data.sources calls it.
-    self._weights = dict(zip(data.sources, data.weights))
+    weights = dict(zip(data.sources, data.weights))
     epochs = dict(zip(data.sources, data.epochs))
+    specs = {source.name: sources_lib.spec_of(source) for source in sources}
+    self._weights = {n: weights[spec] for n, spec in specs.items() if weights}
     self._orders, self._lengths = {}, {}
     for source in sources:
       seed = int(forms.uniform(config.seed, source.name, 0) * 2**32)
       self._orders[source.name] = len(source), seed
-      shown = (epochs.get(source.name, 0) or ENDLESS) if repeat else 1
+      shown = (epochs.get(specs[source.name], 0) or ENDLESS) if repeat else 1
       # Showings lane, lane + lanes, ...; no len(range()), which ends at 2**63.
       self._lengths[source.name] = -(-(len(source) * shown - lane) // data.lanes)
 

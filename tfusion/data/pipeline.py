@@ -27,11 +27,14 @@ import numpy as np
 from absl import flags, logging
 
 from tfusion import files, sequence
+from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data import balance as balance_lib
 from tfusion.data import forms, lanes, numbers, prepared, records
+from tfusion.data import identity as identity_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.balance import Balance
+from tfusion.data.manifest import TOKENIZER
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
 
@@ -47,6 +50,7 @@ class Corpus:
   train: tuple[sources_lib.Source, ...]
   test: tuple[sources_lib.Source, ...]
   tokenizer: Tokenizer
+  identity: identity_lib.Identity | None = None  # to be kept by who trains on it
 
 
 def open_corpus(config: Config, workdir: str | Path) -> Corpus:
@@ -58,24 +62,26 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   and listed in workdir/skipped.json.
 
   Raises:
-    ValueError: a source or a tokenizer that cannot serve, or some that do not agree.
+    ValueError: a source or a tokenizer that cannot serve, some that do not agree, or
+      that are not those of the run that has begun in the workdir.
   """
   workdir = Path(workdir)
   opened = {
-    split: prepared.agree(
-      sources_lib.open_sources(
-        config.data.sources,
-        split=split,
-        image_shape=config.model.image_shape,
-        workdir=workdir,
-      )
+    split: sources_lib.open_sources(
+      config.data.sources,
+      split=split,
+      image_shape=config.model.image_shape,
+      workdir=workdir,
     )
     for split in (sources_lib.TRAIN, sources_lib.TEST)
   }
+  opened, identity = identity_lib.recognise(opened, config.data.sources, workdir)
+  opened = {split: prepared.agree(sources) for split, sources in opened.items()}
   # Without config.json its files are what a start that was refused has left.
-  begun = (workdir / "config.json").is_file()
+  begun = workdir_lib.has_begun(workdir)
   tokenizer = _open_tokenizer(config, workdir, opened[sources_lib.TRAIN], begun=begun)
   prepared.keep(opened[sources_lib.TRAIN], workdir, begun=begun)
+  identity.files.update(prepared.hashes(workdir), **{TOKENIZER: tokenizer.sha256})
 
   @functools.cache
   def count(text: str) -> int:
@@ -84,6 +90,7 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   corpus = Corpus(
     *(tuple(_fit(s, count, config) for s in sources) for sources in opened.values()),
     tokenizer,
+    identity,
   )
   numbers.keep(corpus.train, workdir)
   _report_skipped(corpus.train, workdir)
@@ -303,9 +310,11 @@ def _open_tokenizer(
 ) -> Tokenizer:
   path, given = workdir / "tokenizer.model", config.data.tokenizer
   shards = prepared.tokenizer_of(sources)
-  if begun and path.is_file():
-    tokenizer = Tokenizer.load(path)
+  if begun:
+    tokenizer = identity_lib.open_tokenizer(workdir, copies=(given, shards))
     prepared.check_tokenizer(tokenizer, str(path), shards)
+    if given and Path(given).is_file():
+      _refuse_another(Tokenizer.load(given), given, tokenizer, path)
   elif given or shards:
     tokenizer = Tokenizer.load(given or shards)
     prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
@@ -354,6 +363,15 @@ def found_lines(corpus: Corpus) -> Iterator[str]:
 def _balances(corpus: Corpus) -> dict[str, dict[str, Balance | None]]:
   pairs = [(s, t) for s, t in zip(corpus.train, corpus.test) if hasattr(s, "balance")]
   return {s.name: {"train": s.balance, "test": t.balance} for s, t in pairs}
+
+
+def _refuse_another(other: Tokenizer, given: str, own: Tokenizer, path: Path) -> None:
+  if other.sha256 != own.sha256:
+    raise ValueError(
+      f"data.tokenizer={given!r} (sha256 {other.sha256[:16]}...): is another tokenizer"
+      f" than {path} (sha256 {own.sha256[:16]}...), with which this run began; leave"
+      " data.tokenizer empty to go on with that, or choose a new workdir"
+    )
 
 
 def _fit(source: sources_lib.Source, count, config: Config) -> sources_lib.Source:

@@ -9,6 +9,7 @@ what the model makes, without the shards.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfusion import files
+from tfusion.data import identity
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.shards import Shards
@@ -108,7 +110,10 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   path = workdir / LATENTS
   text = json.dumps(values, indent=1) + "\n"
   there = path.is_file() and path.read_text() == text
-  if begun and path.is_file() and json.loads(path.read_text()) != json.loads(text):
+  begun_with = identity.remembered(workdir, LATENTS)
+  if begun_with == hashlib.sha256(text.encode()).hexdigest():
+    pass  # if the file says something else, that was altered: it is written anew
+  elif begun and path.is_file() and json.loads(path.read_text()) != json.loads(text):
     raise ValueError(
       f"{path}: this run has begun with other latents than {encoded[0].folder} holds"
       f" now ({path.read_text()} and {text}); restore the shards, or choose a new"
@@ -120,6 +125,12 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
     files.write_whole(path, text.encode())
 
 
+def hashes(workdir: str | Path) -> dict[str, str]:
+  """The files that `keep` put into a workdir and that a run is to remember."""
+  path = Path(workdir) / LATENTS
+  return {LATENTS: manifest_lib.sha256(path)} if path.is_file() else {}
+
+
 def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | None:
   """What `keep` put into a workdir.
 
@@ -128,9 +139,16 @@ def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | N
     for a run on pixels or on text alone.
 
   Raises:
-    ValueError: latents.json is damaged.
+    ValueError: latents.json is damaged, or not there and the run began with one.
   """
   path = Path(workdir) / LATENTS
+  begun_with = identity.remembered(workdir, LATENTS)
+  if begun_with not in (None, hashes(workdir).get(LATENTS)):
+    state = "is not what it was" if path.is_file() else "is missing"
+    raise ValueError(
+      f"{path}: {state}, and without it the latents of this run mean nothing; restore"
+      " it, or start training again, which writes it anew from the shards"
+    )
   if not path.is_file():
     return None
   try:

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from tfusion import sequence
+from tfusion import __version__, sequence
 from tfusion.data import captions
+from tfusion.data import contents as contents_lib
 from tfusion.data.drawing import draw
 from tfusion.data.scenes import (
   HELD_OUT,
@@ -41,6 +42,7 @@ THEN = ("now", "then", "next,", "after that,")
 HELD_OUT_EVERY = 4  # test documents
 TEST_LENGTH = 8192  # documents at most
 MOST_DOCUMENTS = 2**31 - 1
+HASHED = 16  # documents by which a program that draws others is known
 SAMPLED_TEXTS = 4096  # documents whose texts a tokenizer is trained on
 
 
@@ -69,9 +71,22 @@ class Shapes:
   things: int = MOST_THINGS  # in a scene, at most
   has_images: bool = True
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  spec: str = ""  # in data.sources, where the run calls it by another name
 
   def __len__(self) -> int:
     return self.length
+
+  def contents(self) -> contents_lib.Contents:
+    """A hash of the options and of the first documents: all are drawn by one program,
+    and a change of it shows in some of them."""
+    options = (self.kind, self.split, self.px, self.length, self.seed, self.things)
+    parts: list[str | bytes] = [repr(options)]
+    for index in range(min(self.length, HASHED)):
+      for span in self[index]:
+        latent = span.latent if isinstance(span, sequence.Image) else span
+        parts.append(latent if isinstance(latent, str) else latent.tobytes())
+    made_with = f"tfusion {__version__}"
+    return contents_lib.Contents(contents_lib.digest(parts), self.length, made_with)
 
   def __getitem__(self, index: int) -> tuple[str | np.ndarray | sequence.Image, ...]:
     drawn = self.drawn(index)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 import resource
 import uuid
@@ -22,6 +23,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from tfusion import files, sequence
+from tfusion.data import contents as contents_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data.balance import Balance
@@ -207,6 +209,7 @@ class Shards:
   has_images: bool
   # What preparing left out is counted in the manifest and listed beside it.
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  spec: str = ""  # in data.sources, where the run calls it by another name
 
   def __post_init__(self):
     reader = Reader(self.folder, self.manifest.of(self.split))
@@ -231,6 +234,13 @@ class Shards:
   def balance(self) -> Balance | None:
     """What became of all that the source held of this split; None: not known."""
     return (self.manifest.counts.splits or {}).get(self.split)
+
+  def contents(self) -> contents_lib.Contents:
+    """A hash of what the manifest says of the records and of their making."""
+    own, images = self.manifest, self.manifest.images
+    made = [own.tokenizer_sha256, own.autoencoder_sha256, images and vars(images)]
+    sha256 = contents_lib.digest([self.digest, json.dumps(made)])
+    return contents_lib.Contents(sha256, len(self))
 
   def __getitem__(self, index: int) -> sequence.Document:
     """Returns the spans of a document.

@@ -7,6 +7,9 @@ mixture (mixture.py), the sequence (sequence.py).
 
 import dataclasses
 import hashlib
+import importlib.metadata
+import os
+import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from tfusion import sequence
+from tfusion.data import contents as contents_lib
 from tfusion.data import folder, shapes, shards
 
 TRAIN, TEST = "train", "test"
@@ -49,8 +53,11 @@ class Source(Protocol):
   and a Break stands where a longer document was cut.
   Deterministic and picklable; `name` is what data.sources calls it, `skipped` maps
   what was left out to the reason. It may have a method `several`, which gives a list of
-  documents for a list of indices faster than one by one, and a `balance` of what was
-  found, or None where that is not known; without one all is used.
+  documents for a list of indices faster than one by one; a `balance` of what was found,
+  or None where that is not known, and without one all is used; and a method `contents`,
+  by whose hashes a run knows its documents again. A run that goes on calls a source
+  what it called it at its beginning (identity.py); `spec` then is the name that
+  data.sources has for it.
   """
 
   name: str
@@ -87,7 +94,7 @@ def open_sources(
   Raises:
     ValueError: an unknown or repeated name, or a source that cannot serve.
   """
-  if len(set(specs)) < len(specs):
+  if len(set(map(_place, specs))) < len(specs):
     raise ValueError(f"data.sources={tuple(specs)}: name each source once")
   opened = []
   for spec in specs:
@@ -99,6 +106,16 @@ def open_sources(
     )
     assert opened[-1].name == spec  # data.weights and data.epochs go by it
   return tuple(opened)
+
+
+def rename(source: Source, name: str) -> Source:
+  """The same source under the name by which a run began with it."""
+  return dataclasses.replace(source, name=name, spec=source.name)
+
+
+def spec_of(source: Source) -> str:
+  """What data.sources calls a source."""
+  return getattr(source, "spec", "") or source.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +135,16 @@ class Digits:
     scan, template = divmod(index, len(CAPTIONS))
     word = DIGIT_WORDS[self.labels[scan]]
     return CAPTIONS[template].format(word), _to_float(self.scans[scan])
+
+  def contents(self) -> contents_lib.Contents:
+    """Hashes of captions and scans; the digit's place is its id."""
+    texts = [contents_lib.digest([c.format(w) for c in CAPTIONS]) for w in DIGIT_WORDS]
+    hashed = [
+      contents_lib.Hashed(str(i), texts[label], contents_lib.digest([scan.tobytes()]))
+      for i, (scan, label) in enumerate(zip(self.scans, self.labels))
+    ]
+    version = importlib.metadata.version("scikit-learn")
+    return contents_lib.of_documents(hashed, made_with=f"scikit-learn {version}")
 
   def texts(self) -> Iterable[str]:
     return (c.format(DIGIT_WORDS[i]) for i in self.labels for c in CAPTIONS)
@@ -160,6 +187,15 @@ class Prose:
     before = (sequence.BREAK,) if index - 1 in self.continued else ()
     after = (sequence.BREAK,) if index in self.continued else ()
     return (*before, self.documents[index], *after)
+
+  def contents(self) -> contents_lib.Contents:
+    """Hashes of the texts; the place of each is its id."""
+    hashed = [
+      contents_lib.Hashed(str(i), contents_lib.digest([text]))
+      for i, text in enumerate(self.documents)
+    ]
+    made_with = f"Python {platform.python_version()}"
+    return contents_lib.of_documents(hashed, made_with=made_with)
 
   def texts(self) -> Iterable[str]:
     return self.documents
@@ -292,6 +328,13 @@ OPEN = {
   "shards": _open_shards,
   "shapes": _open_shapes,
 }
+OF_PATHS = ("folder", "shards")  # their argument is a folder
+
+
+def _place(spec: str) -> str:
+  """A spelling that all names of one source have in common."""
+  kind, _, argument = spec.partition(":")
+  return f"{kind}:{os.path.realpath(argument)}" if kind in OF_PATHS else spec
 
 
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ handed in).
 Starting always means going on if the workdir holds a checkpoint.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +21,15 @@ from tfusion import workdir as workdir_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import MeshConfig
+from tfusion.data import identity
 from tfusion.data.pictures import PictureBatches, heldout_pictures, open_pictures
+from tfusion.data.sources import Source
 from tfusion.model import autoencoder
 from tfusion.model.codec import Codec
 from tfusion.sharding import fetch_rows, make_mesh, put_rows
 from tfusion.train import adversary, metrics, reconstruction
 from tfusion.train.perceptual import open_features
-from tfusion.train.run import Run, Values
+from tfusion.train.run import Run, Values, hold
 from tfusion.train.stop import StopSignals
 
 CODEC = "autoencoder.safetensors"  # in the workdir
@@ -40,21 +43,25 @@ def train(
   workdir: str | Path,
   *,
   evaluations: Sequence[Evaluation] = (),
+  stop: StopSignals | None = None,
 ) -> reconstruction.State:
   """Trains to config.train.steps, or until Ctrl-C or SIGTERM, which save and stop.
 
   Args:
     config: checked.
-    workdir: gets config.json, run.json, metrics.jsonl, speed.jsonl, validation.jsonl,
+    workdir: gets lock.json while it lasts, config.json, identity.json, documents.json,
+      run.json, metrics.jsonl, speed.jsonl, validation.jsonl,
       checkpoints/, report.html and autoencoder.safetensors, a codec with the averaged
       weights if there are any, written anew at every save.
     evaluations: called every eval_every_steps and at the end.
+    stop: not yet entered; says afterwards whether the run was stopped.
 
   Returns:
     The last state.
 
   Raises:
-    ValueError: the config does not fit the machines, the pictures or the workdir.
+    ValueError: the config does not fit the machines, the pictures or the workdir, or
+      another run holds the workdir.
     FloatingPointError: max_skipped_updates non-finite updates in a row.
     OSError: a checkpoint could not be written; earlier ones are whole.
   """
@@ -62,29 +69,49 @@ def train(
   _check_batch(config)
   _check_adversary(config)
   workdir = workdir_lib.check_writable(workdir)
-  changes = workdir_lib.check_same_run(config, workdir)
   t, clock = config.train, metrics.Clock()
-  with clock.measure("init"):
-    features = open_features(config.loss.features, image_shape=config.data.image_shape)
-    sources = open_pictures(config, workdir, split="train")
-    heldout = heldout_pictures(open_pictures(config, workdir, split="test"), config)
-    workdir_lib.save_config(config, workdir)
-  with (
-    jax.set_mesh(make_mesh(MeshConfig())),
-    Checkpoints(
-      workdir / "checkpoints",
-      keep_last=t.keep_last,
-      keep_every_steps=t.keep_every_steps,
-    ) as checkpoints,
-    StopSignals() as stop,
-  ):
+  with contextlib.ExitStack() as stack:
+    held = stack.enter_context(hold(workdir))
+    changes = workdir_lib.check_same_run(config, workdir)
+    with clock.measure("init"):
+      shape = config.data.image_shape
+      features = open_features(config.loss.features, image_shape=shape)
+      sources, heldout = _open_data(config, workdir)
+      workdir_lib.save_config(config, workdir)
+    stack.enter_context(jax.set_mesh(make_mesh(MeshConfig())))
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        workdir / "checkpoints",
+        keep_last=t.keep_last,
+        keep_every_steps=t.keep_every_steps,
+        check_lock=held.check,
+      )
+    )
+    stop = stack.enter_context(stop or StopSignals())
     hosts = dict(host=jax.process_index(), hosts=jax.process_count())
-    run = _AutoencoderRun(config, workdir, clock, checkpoints, counts=1)
+    run = _AutoencoderRun(config, workdir, clock, checkpoints, held=held, counts=1)
     run.data = PictureBatches(sources, config, **hosts)
     run.heldout, run.evaluations = heldout, evaluations
     run.start(features, changes)
     run.loop(stop)
     return run.state
+
+
+def _open_data(
+  config: AutoencoderConfig, workdir: Path
+) -> tuple[tuple[Source, ...], np.ndarray]:
+  """The sources to train on and the held-out pictures, f32[n, h, w, 3]; on the first
+  host, the run remembers what they are."""
+  opened = {
+    split: open_pictures(config, workdir, split=split) for split in ("train", "test")
+  }
+  named, found = identity.recognise(opened, config.data.sources, workdir)
+  _, _, path = config.loss.features.partition(":")
+  if path:  # a trained network is as much a part of the loss as its weights
+    found.files["loss.features"] = identity.check_file(workdir, "loss.features", path)
+  if jax.process_index() == 0:
+    identity.keep(found, workdir)
+  return named["train"], heldout_pictures(named["test"], config)
 
 
 class _AutoencoderRun(Run):

@@ -9,6 +9,7 @@ Starting always means going on if the workdir holds a checkpoint.
 
 import contextlib
 import functools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
+from tfusion.data import identity
 from tfusion.data.pipeline import (
   Corpus,
   HostBatches,
@@ -33,7 +35,7 @@ from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import Batch, live_elements
 from tfusion.sharding import describe, gather_json, global_batch, make_mesh
 from tfusion.train import metrics
-from tfusion.train.run import Run, Values
+from tfusion.train.run import Run, Values, hold
 from tfusion.train.step import (
   TrainState,
   abstract_state,
@@ -60,47 +62,59 @@ def train(
   workdir: str | Path,
   *,
   evaluations: Sequence[Evaluation] = (),
+  reference: Path | None = None,
+  stop: StopSignals | None = None,
 ) -> TrainState:
   """Trains to config.train.steps, or until Ctrl-C or SIGTERM, which save and stop.
 
   Args:
     config: checked.
-    workdir: gets config.json, run.json, data.json, tokenizer.model, metrics.jsonl,
-      speed.jsonl, validation.jsonl, checkpoints/ and report.html.
+    workdir: gets lock.json while it lasts, config.json, identity.json, documents.json,
+      run.json, data.json, tokenizer.model, metrics.jsonl, speed.jsonl,
+      validation.jsonl, checkpoints/ and report.html.
     evaluations: checked before training; called after the validation loss, every
       eval_every_steps and at the end.
+    reference: a file of a known-good run, which the report draws behind this one.
+    stop: not yet entered; says afterwards whether the run was stopped.
 
   Returns:
     The last state.
 
   Raises:
-    ValueError: the config does not fit the machines, the data or the workdir.
+    ValueError: the config does not fit the machines, the data or the workdir, or
+      another run holds the workdir.
     FloatingPointError: max_skipped_updates non-finite updates in a row.
     OSError: a checkpoint could not be written; earlier ones are whole.
   """
   hosts = jax.process_count()
   config_lib.validate_devices(config, devices=jax.device_count(), hosts=hosts)
   workdir = workdir_lib.check_writable(workdir)
-  changes = workdir_lib.check_same_run(config, workdir)
-  clock = metrics.Clock()
-  with clock.measure("init"):
-    corpus = open_corpus(config, workdir)
-    for evaluation in evaluations:
-      evaluation.check(corpus)
-    workdir_lib.save_config(config, workdir)
-  t = config.train
-  saved = workdir / "checkpoints"
-  with (
-    jax.set_mesh(make_mesh(config.mesh)),
-    Checkpoints(
-      saved, keep_last=t.keep_last, keep_every_steps=t.keep_every_steps
-    ) as checkpoints,
-    contextlib.closing(
-      HostBatches(corpus, config, host=jax.process_index(), hosts=hosts)
-    ) as data,
-    StopSignals() as stop,
-  ):
-    run = _ModelRun(config, workdir, clock, checkpoints, counts=2)
+  clock, t = metrics.Clock(), config.train
+  with contextlib.ExitStack() as stack:
+    held = stack.enter_context(hold(workdir))
+    changes = workdir_lib.check_same_run(config, workdir)
+    with clock.measure("init"):
+      corpus = open_corpus(config, workdir)
+      for evaluation in evaluations:
+        evaluation.check(corpus)
+      if jax.process_index() == 0:
+        identity.keep(corpus.identity, workdir)
+      workdir_lib.save_config(config, workdir)
+    if reference and jax.process_index() == 0:
+      shutil.copy(reference, workdir / "reference.json")
+    stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        workdir / "checkpoints",
+        keep_last=t.keep_last,
+        keep_every_steps=t.keep_every_steps,
+        check_lock=held.check,
+      )
+    )
+    data = HostBatches(corpus, config, host=jax.process_index(), hosts=hosts)
+    stack.callback(data.close)
+    stop = stack.enter_context(stop or StopSignals())
+    run = _ModelRun(config, workdir, clock, checkpoints, held=held, counts=2)
     run.corpus, run.data, run.evaluations = corpus, data, evaluations
     run.start(changes)
     run.loop(stop)

@@ -7,8 +7,10 @@ Starting always means going on if the workdir holds a checkpoint.
 """
 
 import abc
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,82 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from tfusion import lock as lock_lib
 from tfusion import report
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
-from tfusion.sharding import global_batch
+from tfusion.sharding import gather_json, global_batch
 from tfusion.train import metrics
 from tfusion.train.optim import make_schedule
 from tfusion.train.stop import StopSignals
 
 Values = dict[str, Any]
+TELL_SECONDS = 5.0  # between two words of the first host while it takes the lock
+
+
+class Hold:
+  """The lock of a workdir, which the first of several hosts holds for all."""
+
+  def __init__(self, lock: lock_lib.Lock | None):
+    """Keeps the lock of the first host; None on the others."""
+    self._lock = lock
+
+  def check(self) -> None:
+    """Proves that this host's lock is still held; the other hosts have none.
+
+    Raises:
+      lock.Lost: it has become another run's.
+    """
+    if self._lock:
+      self._lock.check()
+
+  def check_together(self) -> None:
+    """As `check`, on all hosts: they go on together or fail together."""
+    fault = None
+    try:
+      self.check()
+    except lock_lib.Lost as error:
+      fault = str(error)
+    if fault := gather_json(fault)[0]:
+      raise lock_lib.Lost(fault)
+
+
+@contextlib.contextmanager
+def hold(workdir: str | Path) -> Iterator[Hold]:
+  """Holds a workdir for the time of a `with`; all hosts must enter it.
+
+  Raises:
+    ValueError: another run holds it; on all hosts.
+    OSError: the lock cannot be written; ValueError from several hosts.
+  """
+  with contextlib.ExitStack() as stack:
+    if jax.process_count() == 1:
+      yield Hold(stack.enter_context(lock_lib.hold(workdir)))
+      return
+    pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+    taking = None
+    if jax.process_index() == 0:
+      taking = pool.submit(stack.enter_context, lock_lib.hold(workdir))
+    # The first may watch a heartbeat for a minute; programs of several hosts wait for
+    # each other for half of that, so it tells the others again and again.
+    while (answer := gather_json(_answer(taking))[0]) is None:
+      pass
+    if answer:
+      raise ValueError(answer)
+    yield Hold(taking and taking.result())
+
+
+def _answer(taking: futures.Future | None) -> str | None:
+  """What keeps the lock from being taken, or nothing; None: that is not known yet."""
+  if taking is None:
+    return None
+  try:
+    taking.result(timeout=TELL_SECONDS)
+    return ""
+  except TimeoutError as error:
+    return str(error) if taking.done() else None  # a disk's own, or ours
+  except (ValueError, OSError) as error:
+    return str(error)
 
 
 class Run(abc.ABC):
@@ -46,6 +115,7 @@ class Run(abc.ABC):
     clock: metrics.Clock,
     checkpoints: Checkpoints,
     *,
+    held: Hold,
     counts: int,
   ):
     """Opens nothing yet.
@@ -55,10 +125,11 @@ class Run(abc.ABC):
       workdir: of the run.
       clock: runs since the start.
       checkpoints: of the run.
+      held: the workdir.
       counts: numbers that `count` gives for a batch.
     """
     self.config, self.workdir = config, workdir
-    self.clock, self.checkpoints = clock, checkpoints
+    self.clock, self.checkpoints, self.held = clock, checkpoints, held
     self.mesh = jax.sharding.get_mesh()
     self.root = jax.random.key(config.seed)
     self.first = jax.process_index() == 0  # this host speaks and writes
@@ -194,6 +265,8 @@ class Run(abc.ABC):
 
   def log(self, values: Values):
     """Writes a line of metrics and one of speed, and shows both."""
+    if jax.process_count() == 1:  # several hosts ask each other when they save
+      self.held.check()
     seconds = self.clock.seconds
     outside = sum(seconds[name] for name in ("init", "compile", "save", "evaluate"))
     self.done[:2] = self.clock.elapsed - outside, seconds["data"]
@@ -217,14 +290,19 @@ class Run(abc.ABC):
 
     Returns:
       Whether there was something to save.
+
+    Raises:
+      lock.Lost: the workdir has become another run's.
     """
     self.record()
     with self.clock.measure("save"):
+      self.held.check_together()
       return self.checkpoints.save(self.step, self.state, self.lane_states(), wait=wait)
 
   def evaluate(self):
     """Judges, and writes what was found and the page."""
     self.record()
+    self.held.check_together()
     with self.clock.measure("evaluate"):
       line = {"step": self.step} | self.judge()
       self.files["validation"].append(line)  # now: a killed evaluation is done again

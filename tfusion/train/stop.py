@@ -1,7 +1,7 @@
 """Being told to stop: Ctrl-C and SIGTERM.
 
-Owns: the signal handlers while a run lasts. Not: what is saved then (loop.py,
-autoencoder.py).
+Owns: the signal handlers while a run lasts, the exit status of a run that was stopped.
+Not: what is saved then (run.py).
 """
 
 import signal
@@ -15,10 +15,14 @@ AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to
 
 
 class StopSignals:
-  """Remembers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once."""
+  """Remembers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once.
+
+  `told` is the signal that came to this process, `agreed_on` the one by which all hosts
+  stop; 0 without one.
+  """
 
   def __init__(self):
-    self.name = None
+    self.told = self.agreed_on = 0
     self.before = {}
 
   def __enter__(self):
@@ -31,6 +35,21 @@ class StopSignals:
     for number, handler in self.before.items():
       signal.signal(number, handler)
 
+  @property
+  def name(self) -> str | None:
+    """Of the signal by which all hosts stop."""
+    return signal.Signals(self.agreed_on).name if self.agreed_on else None
+
+  @property
+  def status(self) -> int:
+    """The exit status of the run, the same on all hosts.
+
+    0 only where nothing is left to do. Else what a shell says of a program that the
+    signal ended, so that a scheduler starts it again: 143 after SIGTERM, 130 after
+    Ctrl-C.
+    """
+    return 128 + self.agreed_on if self.agreed_on else 0
+
   def agreed(self, step: int, *, due: bool) -> bool:
     """True if any host was told to stop; all hosts answer alike.
 
@@ -40,17 +59,15 @@ class StopSignals:
         AGREE_EVERY steps, and say False between: to ask is to wait for the device.
     """
     if jax.process_count() == 1:
-      return self.name is not None
-    if step % AGREE_EVERY and not due:
-      return False
-    told = multihost_utils.process_allgather(np.asarray(self.name is not None))
-    if told.any() and self.name is None:
-      self.name = "another host"
-    return bool(told.any())
+      self.agreed_on = self.told
+    elif step % AGREE_EVERY == 0 or due:
+      told = multihost_utils.process_allgather(np.asarray(self.told))
+      self.agreed_on = int(told.max())
+    return bool(self.agreed_on)
 
   def _remember(self, number, frame):
     del frame
-    self.name = signal.Signals(number).name
+    self.told = number
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"{self.name}: saving and stopping", flush=True)
+    print(f"{signal.Signals(number).name}: saving and stopping", flush=True)

@@ -12,6 +12,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
+from tfusion.data import identity
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.model.transfusion import Params
 from tfusion.sharding import make_mesh
@@ -36,7 +37,8 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
     workdir: of the run.
 
   Raises:
-    ValueError: there is no checkpoint yet, or the mesh does not fit the devices.
+    ValueError: there is no checkpoint yet, the mesh does not fit the devices, or the
+      tokenizer is not the one that the run began with.
   """
   workdir = Path(workdir)
   workdir_lib.check_same_run(config, workdir)
@@ -61,6 +63,6 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
     config,
     restored.step,
     restored.state.sampling_params,
-    Tokenizer.load(workdir / "tokenizer.model"),
+    identity.open_tokenizer(workdir),
     mesh,
   )

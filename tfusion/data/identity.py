@@ -1,0 +1,359 @@
+"""What a run remembers of its data, so that it goes on with the same or not at all.
+
+Owns: identity.json and documents.json of a workdir, the comparison, the run's names of
+its sources, its tokenizer's file. Not: the hashes of a source's documents (contents.py
+and the sources), the config (workdir.py), what shards decide (prepared.py).
+
+identity.json has the hash of every source's documents, of training and held-out ones
+apart, in order, and of the files that a trained model means nothing without.
+documents.json has those of single documents, where a source knows them; it is read only
+to say what differs.
+
+A run calls its sources what data.sources called them when it began: their order and
+the states of its lanes go by these names. Where they are read from may change, as long
+as the documents are the same.
+"""
+
+import collections
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tfusion import files
+from tfusion import workdir as workdir_lib
+from tfusion.data import manifest as manifest_lib
+from tfusion.data import sources as sources_lib
+from tfusion.data.contents import Contents, Hashed
+from tfusion.data.tokenizer import Tokenizer
+
+FILE, DOCUMENTS = "identity.json", "documents.json"
+TOKENIZER = manifest_lib.TOKENIZER
+SPLITS = (sources_lib.TRAIN, sources_lib.TEST)
+QUOTED = 3  # documents that a message names, of each kind
+
+Opened = Mapping[str, Sequence[sources_lib.Source]]  # by split
+
+
+class Identity(NamedTuple):
+  """What identity.json and documents.json say, and the lines to be said with it."""
+
+  sources: tuple[dict[str, Any], ...]  # name, path and splits of each, in order
+  documents: dict[str, dict[str, tuple[Hashed, ...]]]  # source -> split -> each
+  files: dict[str, str]  # file, or key of the config that names one -> SHA-256
+  said: tuple[str, ...]
+
+
+def recognise(
+  opened: Opened, specs: Sequence[str], workdir: str | Path
+) -> tuple[dict[str, tuple[sources_lib.Source, ...]], Identity]:
+  """Names sources as the run does that has begun in a workdir, if they are the same.
+
+  Args:
+    opened: the sources of both splits, in the order of `specs`; not yet fitted.
+    specs: data.sources.
+    workdir: of a run that has begun, or none.
+
+  Returns:
+    The sources with the run's names, and what is to be kept.
+
+  Raises:
+    ValueError: says of every source what is not as it was, and what to do.
+  """
+  workdir = Path(workdir)
+  begun = workdir_lib.has_begun(workdir)
+  before = _load(workdir) if begun else None
+  found = {split: [_contents(source) for source in opened[split]] for split in SPLITS}
+  said: list[str] = []
+  if before:
+    names = [own["name"] for own in before["sources"]]
+    _refuse_others(workdir, before, found, specs)
+    said += _moved(before["sources"], specs)
+  elif begun:
+    names = _names_of_old(workdir, specs)
+    said.append(
+      f"{workdir / FILE}: is written now, as this run began without one; what changed"
+      " in its data before this start cannot be seen"
+    )
+  else:
+    names = list(specs)
+  named = {
+    split: tuple(
+      source if source.name == name else sources_lib.rename(source, name)
+      for source, name in zip(opened[split], names, strict=True)
+    )
+    for split in SPLITS
+  }
+  sources, documents = [], {}
+  for number, (name, spec) in enumerate(zip(names, specs)):
+    own = {split: found[split][number] for split in SPLITS}
+    sources.append(
+      {"name": name, "path": place(spec)}
+      | {split: _summary(contents) for split, contents in own.items()}
+    )
+    documents[name] = {split: c.hashed for split, c in own.items() if c and c.hashed}
+  kept = dict(before["files"]) if before else {}
+  return named, Identity(tuple(sources), documents, kept, tuple(said))
+
+
+def keep(identity: Identity, workdir: str | Path) -> None:
+  """Writes what `recognise` found, where it is not there already, and says its lines.
+
+  Only for who holds the workdir, before config.json is written.
+  """
+  workdir = Path(workdir)
+  texts = {
+    DOCUMENTS: json.dumps(identity.documents) + "\n",
+    FILE: json.dumps({"sources": identity.sources, "files": identity.files}, indent=1)
+    + "\n",
+  }
+  for name, text in texts.items():
+    path = workdir / name
+    if not path.is_file() or path.read_text() != text:
+      files.write_whole(path, text.encode())
+  for line in identity.said:
+    print(line, flush=True)
+
+
+def remembered(workdir: str | Path, name: str) -> str | None:
+  """The SHA-256 of a file that the run in a workdir began with; None if it has not
+  begun, began without the file, or before such hashes were kept."""
+  workdir = Path(workdir)
+  before = _load(workdir) if workdir_lib.has_begun(workdir) else None
+  return before["files"].get(name) if before else None
+
+
+def check_file(workdir: str | Path, name: str, path: str | Path) -> str:
+  """Refuses a file that is not the one a run began with; returns its SHA-256.
+
+  Args:
+    workdir: of the run.
+    name: key of the config that names the file.
+    path: of the file.
+
+  Raises:
+    ValueError: it is another.
+  """
+  found, expected = manifest_lib.sha256(path), remembered(workdir, name)
+  if expected not in (None, found):
+    raise ValueError(
+      f"{name}: {path} is another file (sha256 {found[:16]}...) than the run in"
+      f" {workdir} began with ({expected[:16]}...); name that one, or choose a new"
+      " workdir"
+    )
+  return found
+
+
+def open_tokenizer(
+  workdir: str | Path, *, copies: Sequence[str | Path] = ()
+) -> Tokenizer:
+  """Reads the tokenizer of a run that has begun.
+
+  Args:
+    workdir: of the run.
+    copies: files to put back the same one from, if it is missing or another.
+
+  Raises:
+    ValueError: it is missing or another, and no copy is the same.
+  """
+  path, expected = Path(workdir) / TOKENIZER, remembered(workdir, TOKENIZER)
+  there = path.is_file()
+  if there and expected in (None, manifest_lib.sha256(path)):
+    return Tokenizer.load(path)
+  for copy in filter(None, copies):
+    if expected and Path(copy).is_file():
+      tokenizer = Tokenizer.load(copy)
+      if tokenizer.sha256 == expected:
+        tokenizer.save(path)
+        print(f"{path}: is put back from {copy}, which is the same", flush=True)
+        return tokenizer
+  which = f" (sha256 {expected[:16]}...)" if expected else ""
+  raise ValueError(
+    f"{path}: {'is another file than' if there else 'is missing,'} the tokenizer that"
+    f" this run began with{which}, and its model knows no other: restore it from a copy"
+    " of the workdir, from the shards or the data.tokenizer that it came from, or from"
+    " a run that began on the same texts with the same model.vocab_size; or choose a"
+    " new workdir"
+  )
+
+
+def place(spec: str) -> str:
+  """Where a source is read from, however its path is spelled; empty for those that are
+  not of a path."""
+  kind, _, path = spec.partition(":")
+  return os.path.abspath(path) if kind in sources_lib.OF_PATHS else ""
+
+
+def _contents(source: sources_lib.Source) -> Contents | None:
+  return source.contents() if hasattr(source, "contents") else None
+
+
+def _summary(contents: Contents | None) -> dict[str, Any] | None:
+  """All but single documents."""
+  return contents and dict(zip(Contents._fields, contents[:-1]))
+
+
+def _load(workdir: Path) -> dict[str, Any] | None:
+  path = workdir / FILE
+  if not path.is_file():
+    return None
+  try:
+    values = json.loads(path.read_text())
+    for own in values["sources"]:
+      own["name"], own["path"]
+      for split in SPLITS:
+        own[split] = own[split] and Contents(**own[split])
+    values["files"].items()
+    return values
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{path}: damaged ({error!r}); restore it, or remove it if the data of this run"
+      " are as they were: it is then written anew"
+    ) from error
+
+
+def _names_of_old(workdir: Path, specs: Sequence[str]) -> list[str]:
+  """The names of a run that has no identity.json, which must be where it was."""
+  names = list(workdir_lib.load_config(workdir, kind=None).data.sources)
+  for name, spec in zip(names, specs, strict=True):
+    if name != spec and not (place(name) and place(name) == place(spec)):
+      raise ValueError(
+        f"data.sources={spec!r}: the run in {workdir} began with {name!r} and has no"
+        f" {FILE} to see by whether the documents are the same; start it once with the"
+        " data where they were (a link there will do), and they may move from then on"
+      )
+  return names
+
+
+def _moved(before: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[str]:
+  return [
+    f"{own['name']}: is read from {place(spec) or spec} now; its documents are the"
+    " same, and the run goes on calling it so"
+    for own, spec in zip(before, specs, strict=True)
+    if own["path"] != place(spec) or (not own["path"] and own["name"] != spec)
+  ]
+
+
+def _refuse_others(
+  workdir: Path,
+  before: dict[str, Any],
+  found: dict[str, list[Contents | None]],
+  specs: Sequence[str],
+) -> None:
+  wrong = []
+  for number, (own, spec) in enumerate(zip(before["sources"], specs, strict=True)):
+    now = {split: found[split][number] for split in SPLITS}
+    if any(
+      own[split] and now[split] and own[split].sha256 != now[split].sha256
+      for split in SPLITS
+    ):
+      called = own["name"] if own["name"] == spec else f"{own['name']} (now {spec})"
+      wrong.append(f"{called}: {_difference(workdir, own, now)}")
+  if wrong:
+    unsaved = (
+      f". It has no checkpoint yet: to begin anew there, remove {workdir / FILE} and"
+      f" {workdir / 'config.json'}"
+      if not workdir_lib.has_checkpoint(workdir)
+      else ""
+    )
+    raise ValueError(
+      f"--workdir={workdir}: the data of this run are not what they were:\n  "
+      + "\n  ".join(wrong)
+      + f"\nrestore them, or choose a new workdir{unsaved}"
+    )
+
+
+def _difference(
+  workdir: Path, own: dict[str, Any], now: dict[str, Contents | None]
+) -> str:
+  """What differs between the documents of a source then and now, in words."""
+  made = {c.made_with for c in (own[s] for s in SPLITS) if c}
+  made_now = {c.made_with for c in now.values() if c}
+  with_ = ""
+  if made != made_now:
+    old, new = (", ".join(sorted(m)) for m in (made, made_now))
+    with_ = f"; they were made with {old}, now with {new}: go on with the former"
+  said = _by_document(_old_documents(workdir, own), now)
+  if not said:
+    names = {sources_lib.TRAIN: "training", sources_lib.TEST: "held-out"}
+    said = [
+      f"the {names[split]} documents differ ({own[split].documents:,}, hash"
+      f" {own[split].sha256[:16]}...; now {now[split].documents:,},"
+      f" {now[split].sha256[:16]}...)"
+      for split in SPLITS
+      if own[split] and now[split] and own[split].sha256 != now[split].sha256
+    ]
+  return ", ".join(said) + with_
+
+
+def _old_documents(workdir: Path, own: dict[str, Any]) -> dict[str, list[Hashed]]:
+  try:
+    documents = json.loads((workdir / DOCUMENTS).read_text())[own["name"]]
+    return {split: [Hashed(*d) for d in documents[split]] for split in SPLITS}
+  except (OSError, ValueError, KeyError, TypeError):
+    return {}  # it only helps to say what differs
+
+
+def _by_document(
+  before: dict[str, list[Hashed]], now: dict[str, Contents | None]
+) -> list[str]:
+  """Counts documents by what became of them; nothing where they are not known."""
+  if not before or not all(c and c.hashed for c in now.values()):
+    return []
+  old = {d.id: (split, d) for split in SPLITS for d in before[split]}
+  new = {d.id: (split, d) for split in SPLITS for d in now[split].hashed}
+  found: dict[str, list[str]] = collections.defaultdict(list)
+
+  def compare(id: str, was: tuple[str, Hashed], split: str) -> None:
+    if was[0] != split:
+      held = split == sources_lib.TRAIN
+      found[_TRAINED if held else _HELD_OUT].append(id)
+
+  for id in old.keys() & new.keys():
+    (_, a), (split, b) = old[id], new[id]
+    if a.text != b.text:
+      found[_CAPTION if a.picture else _TEXT].append(id)
+    if a.picture != b.picture:
+      found[_PICTURE].append(id)
+    compare(id, old[id], split)
+  # What has another name now is the same document still.
+  gone = collections.defaultdict(list)
+  for id in sorted(old.keys() - new.keys()):
+    gone[old[id][1][1:]].append(id)
+  for id in sorted(new.keys() - old.keys()):
+    split, own = new[id]
+    if gone[own[1:]]:
+      compare(id, old[gone[own[1:]].pop()], split)
+    else:
+      found[_NEW].append(id)
+  found[_GONE] += [id for ids in gone.values() for id in ids]
+  said = [
+    f"{len(found[kind])} {words[len(found[kind]) != 1]} ({_some(found[kind])})"
+    for kind, words in _WORDS.items()
+    if found[kind]
+  ]
+  return said or ["their order differs"]
+
+
+def _some(ids: list[str]) -> str:
+  more = f" and {len(ids) - QUOTED} more" if len(ids) > QUOTED else ""
+  return ", ".join(sorted(ids)[:QUOTED]) + more
+
+
+_CAPTION, _TEXT, _PICTURE, _TRAINED, _HELD_OUT, _GONE, _NEW = range(7)
+_WORDS = {  # of one, of several
+  _CAPTION: ("caption differs", "captions differ"),
+  _TEXT: ("text differs", "texts differ"),
+  _PICTURE: ("image differs", "images differ"),
+  _TRAINED: (
+    "held-out document would now be trained on",
+    "held-out documents would now be trained on",
+  ),
+  _HELD_OUT: (
+    "training document would now be held out",
+    "training documents would now be held out",
+  ),
+  _GONE: ("document is gone", "documents are gone"),
+  _NEW: ("document is new", "documents are new"),
+}
