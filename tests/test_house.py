@@ -323,7 +323,7 @@ def test_every_experiment_is_values_and_shows_its_command(path):
   tree = ast.parse(path.read_text())
   for full in imports(tree):
     if full.partition(".")[0] == "tfusion":
-      known = ("autoencoder_config", "config", "data")
+      known = ("autoencoder_config", "config", "data", "generate")
       assert full.split(".")[1] in known, f"{path.name} imports {full}"
   get_config = next(n for n in tree.body if getattr(n, "name", "") == "get_config")
   command = f"tfusion {kind(path)[1]} --config experiments/{path.name}"

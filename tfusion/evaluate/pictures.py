@@ -4,6 +4,10 @@ Owns: images to PNG, files in prompts, what is written. Not: generation and what
 look like (generate/).
 """
 
+import contextlib
+import dataclasses
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,18 +15,20 @@ import jax
 import numpy as np
 from PIL import Image as Picture
 
+from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.interleaved import Generated, check_prompts, generate
-from tfusion.generate.prompt import Prompt, parse_prompt
+from tfusion.generate.prompt import Prompt, parse_prompt, split
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
 
 LEAST_SIDE = 128  # pixels of a picture that is written; smaller images are enlarged
 COLUMNS, RECONSTRUCTIONS = 8, 16  # of pictures that an autoencoder is judged by
+SEEDS = 2**32  # how many there are; jax folds larger numbers onto these
 GRID_SEED = 0  # the same noise at every evaluation, so that pictures compare
 
 
@@ -84,8 +90,8 @@ def parse_prompts(
   """Reads prompts and the files in them, and checks that they can be continued.
 
   Raises:
-    ValueError: a prompt with an unknown special token or too many images, or a file
-      in it that is not an image.
+    ValueError: a prompt with an unknown mark, or nearly a known one, or with too many
+      images, or a file in it that is not an image.
   """
 
   def load_image(path: str) -> np.ndarray:
@@ -109,14 +115,19 @@ class SampleGrids:
   """Draws eval.prompts at every evaluation, all images of one in one picture."""
 
   def __init__(self, config: Config, workdir: Path):
+    """Raises ValueError for a prompt with a mark that cannot be read."""
     self.config, self.workdir = config, workdir
+    with _naming_prompts():  # now: opening the data may take hours
+      for prompt in config.eval.prompts:
+        split(prompt)
 
   def check(self, corpus: Corpus) -> None:
     """Raises ValueError for a prompt that cannot be drawn."""
     prompts = self.config.eval.prompts
     if prompts:
       canvas = open_canvas(self.config, self.workdir)
-      parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
+      with _naming_prompts():
+        parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
     """Writes workdir/samples/step_NNNNNNNN.png if there are images."""
@@ -132,6 +143,15 @@ class SampleGrids:
     if images and jax.process_index() == 0:
       sheet = grid(canvas.show(images), columns=min(len(images), 10))
       write_png(sheet, self.workdir / "samples" / f"step_{step:08d}.png")
+
+
+@contextlib.contextmanager
+def _naming_prompts():
+  """Says in a ValueError whose prompts they are."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"eval.prompts: {error}") from error
 
 
 class Reconstructions:
@@ -160,8 +180,9 @@ def sample(
 ) -> list[Path]:
   """Continues every prompt `count` times and writes what came.
 
-  Writes out/sample_000.txt, with `<image:FILE>` where an image stands, and the images
-  beside it as out/sample_000_image_0.png.
+  Writes out/sample_000.txt, with `<image:FILE>` where an image stands, the images
+  beside it as out/sample_000_image_0.png, and in out/sample_000.json what was asked
+  for: enough to ask for the same again. Numbers go on where those in `out` end.
 
   Args:
     trained: the model.
@@ -169,36 +190,58 @@ def sample(
     workdir: of the run; holds the autoencoder, if it has one.
     out: folder, is made.
     count: of samples of each prompt.
-    seed: of the noise and of text.
+    seed: of the noise and of text, in [0, 2**32).
 
   Returns:
     The paths of all files.
 
   Raises:
-    ValueError: `count` is below 1, a prompt cannot be parsed or does not fit, or there
-      is no autoencoder to see latents with.
+    ValueError: `count` is below 1, `seed` is outside, a prompt cannot be parsed or does
+      not fit, or there is no autoencoder to see latents with.
     OSError: `out` cannot be written.
   """
   if count < 1:
     raise ValueError(f"--count={count}: must be at least 1")
-  out.mkdir(parents=True, exist_ok=True)  # to know before the work whether it can be
+  if not 0 <= seed < SEEDS:
+    raise ValueError(f"--seed={seed}: must be at least 0 and below {SEEDS}")
+  workdir_lib.check_writable(out, option="--out")  # to know before the work
   canvas = open_canvas(trained.config, workdir)
+  asked = [prompt for prompt in prompts for _ in range(count)]
   with jax.set_mesh(trained.mesh):
     made = draw_prompts(
       trained.config,
       trained.params,
       trained.tokenizer,
-      [prompt for prompt in prompts for _ in range(count)],
+      asked,
       canvas=canvas,
       key=jax.random.key(seed),
     )
   if jax.process_index() != 0:
     return []
-  return [
-    path
-    for number, generated in enumerate(made)
-    for path in _write(trained, generated, canvas, out / f"sample_{number:03d}.txt")
-  ]
+  call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
+  call["sample"] = dataclasses.asdict(trained.config.sample)
+  paths = []
+  for number, (prompt, generated) in enumerate(zip(asked, made, strict=True)):
+    about = _claim(out)
+    written = _write(trained, generated, canvas, about.with_suffix(".txt"))
+    this = {"prompt": prompt, "number_of_the_prompt": number % count}
+    this["files"] = [path.name for path in written]
+    about.write_text(json.dumps(this | {"call": call}, indent=2) + "\n")
+    paths += [*written, about]
+  return paths
+
+
+def _claim(out: Path) -> Path:
+  """Makes the .json of the next number; of two that ask at once each gets its own."""
+  names = (re.match(r"sample_(\d+)", path.name) for path in out.iterdir())
+  number = max((int(name[1]) for name in names if name), default=-1) + 1
+  while True:
+    path = out / f"sample_{number:03d}.json"
+    try:
+      path.touch(exist_ok=False)
+      return path
+    except FileExistsError:
+      number += 1
 
 
 def _write(
