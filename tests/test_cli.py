@@ -32,6 +32,10 @@ LIGHT = (
   "tfusion.cli",
   "tfusion.autoencoder_config",
   "tfusion.config",
+  "tfusion.errors",
+  "tfusion.experiment",
+  "tfusion.numerals",
+  "tfusion.progress",
   "tfusion.workdir",
 )
 
@@ -172,6 +176,9 @@ def test_the_argument_behind_the_colon_reaches_the_experiment(tmp_path):
     (DIGITS, ["more"], "unknown arguments: more"),
     (f"{DIGITS}:smok", [], "'smok' is not known; known: ['smoke']"),
     (f"{DIGITS}:smoke=x", [], "smoke='x': expected bool"),
+    (DIGITS, [f"--config.train.steps={10**20}"], f"train.steps={10**20}: too large"),
+    (DIGITS, [f"--config.seed={2**70}"], f"seed={2**70}: too large"),
+    (DIGITS, [f"--config.optim.peak_lr={'9' * 400}"], "optim.peak_lr=inf"),
     ("none.py", [], "--config=none.py: there is no file none.py"),
     (str(ROOT), [], "there is no file"),
     (str(ROOT / "setup.cfg"), [], "there is no file"),
@@ -236,6 +243,79 @@ def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path)
   err = refusal(capsys, "train", *args, "--config.model.layers=7")
   assert f"model.layers: {old.model.layers} -> 7" in err
   assert [p.name for p in workdir.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    (
+      "def get_config(arg=''):\n  return (\n",
+      "line 2 of {}: SyntaxError: '(' was never",
+    ),
+    ("import no_such_thing\n", "line 1 of {}: ModuleNotFoundError: No module named"),
+    (
+      "from tfusion import config\ndef get_config(arg=''):\n  c = config.defaults()\n"
+      "  c.modle.width = 3\n  return c\n",
+      "line 4 of {}: AttributeError: ",
+    ),
+    ("def get_config(arg=''):\n  pass\n", "get_config returned NoneType, not the Conf"),
+    ("def get_config():\n  pass\n", "TypeError: get_config() takes 0 positional"),
+  ],
+)
+def test_a_fault_of_an_experiment_is_named_with_its_line(capsys, tmp_path, text, says):
+  (file := tmp_path / "mine.py").write_text(text)
+  err = refusal(
+    capsys, "train", "--config", str(file), "--workdir", str(tmp_path / "w")
+  )
+  assert f"--config={file}: " in err and says.format(file) in err
+
+
+NUMBERS = {  # argument: the rest of the command
+  "--seed": "sample --workdir w --prompt a",
+  "--count": "sample --workdir w --prompt a",
+  "--step": "inspect run --workdir w",
+  "--record": "inspect shards w",
+  "--steps": f"bench step --config {DIGITS}",
+  "--lengths": "bench attention",
+  "--heads": "bench attention",
+  "--kv-heads": "bench attention",
+  "--head-dim": "bench attention",
+  "--documents": "bench data",
+  "--workers": "bench data",
+  "--seconds": "bench data",
+  "--image-px": "prepare --source digits --out w",
+  "--vocab-size": "prepare --source digits --out w",
+  "--shard-documents": "prepare --source digits --out w",
+  "--batch": "prepare --source digits --out w",
+}
+
+
+@pytest.mark.parametrize("argument", NUMBERS)
+def test_a_number_that_no_program_can_use_is_refused_by_its_argument(capsys, argument):
+  for number in ("-1", "99999999999999999999", "9" * 5000, "1e400", "two", ""):
+    with pytest.raises(SystemExit) as stop:
+      cli.main([*NUMBERS[argument].split(), f"{argument}={number}"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    last = err.splitlines()[-1]
+    assert f"argument {argument}: {number[:40]!r}: give " in last
+
+
+def test_every_number_of_the_command_line_is_held_to_bounds():
+  commands, numbers = [cli._parser()], set()
+  while commands:
+    for action in commands.pop()._actions:
+      if isinstance(action.choices, dict):
+        commands += action.choices.values()
+      elif isinstance(action.default, int | float) or action.type in (int, float):
+        numbers.add(action.option_strings[0])
+        assert action.type not in (int, float), action.option_strings
+  assert {"--seed", "--count", "--seconds"} <= numbers - {"-v"} <= set(NUMBERS)
+
+
+def test_the_largest_seed_is_a_seed(capsys, tmp_path):
+  args = ["sample", "--workdir", str(tmp_path), "--prompt", "a"]
+  assert "config.json" in refusal(capsys, *args, f"--seed={2**32 - 1}")
 
 
 def test_verbose_shows_the_whole_traceback():

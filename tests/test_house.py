@@ -20,7 +20,8 @@ PACKAGE = ROOT / "tfusion"
 FLOORS = (
   "config",
   "autoencoder_config",
-  "workdir sharding checkpoint files report progress",
+  "workdir sharding checkpoint files report progress errors numerals",
+  "experiment",
   "sequence attention diffusion",
   "data model",  # neither knows the other
   "generate interop",
@@ -31,8 +32,8 @@ FLOORS = (
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ autoencoder_config checkpoint cli config files progress report sequence"
-  " sharding workdir",
+  "": "__main__ autoencoder_config checkpoint cli config errors experiment files"
+  " numerals progress report sequence sharding workdir",
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
@@ -52,7 +53,7 @@ FILES = {
 ONLY = {
   "orbax": "checkpoint",
   "optax": "train",
-  "ml_collections": "autoencoder_config config cli",
+  "ml_collections": "autoencoder_config config experiment",
   "apache_beam": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
@@ -66,6 +67,7 @@ ONLY = {
 PRIVATE = {"bench/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "autoencoder_config config files workdir cli report sequence data"
+NUMPY_ONLY += " errors experiment numerals progress"
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {

@@ -23,12 +23,12 @@ from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.interleaved import Generated, check_prompts, generate
 from tfusion.generate.prompt import Prompt, parse_prompt, split
 from tfusion.model.transfusion import Params
+from tfusion.numerals import SEEDS
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
 
 LEAST_SIDE = 128  # pixels of a picture that is written; smaller images are enlarged
 COLUMNS, RECONSTRUCTIONS = 8, 16  # of pictures that an autoencoder is judged by
-SEEDS = 2**32  # how many there are; jax folds larger numbers onto these
 GRID_SEED = 0  # the same noise at every evaluation, so that pictures compare
 
 
