@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from PIL import Image
 from tfusion import checkpoint, cli
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
+from tfusion.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
@@ -400,11 +403,112 @@ def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on
   err = capsys.readouterr().err
   (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]
   assert str(run / what) in line and "No space left on device" in line
+  assert re.search("make room( there)?, .*start again", line)
   assert "Traceback" not in err
   assert cli.main(tiny_run) == 0
   assert "goes on after step 1 of" in capsys.readouterr().out
   lines = (run / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
+
+
+def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
+  tiny_run, tmp_path, capsys, monkeypatch
+):
+  before = set(multiprocessing.active_children())
+
+  def kill_workers(*_):
+    for worker in set(multiprocessing.active_children()) - before:
+      os.kill(worker.pid, signal.SIGKILL)
+    return "killed"
+
+  late = ["--config.train.steps=20", "--config.train.save_every_steps=20"]
+  late += ["--config.train.eval_every_steps=20"]
+  with monkeypatch.context() as killing:
+    killing.setattr(loop._ModelRun, "progress", kill_workers)
+    assert cli.main([*tiny_run, *late, "--config.data.workers=1"]) == 2
+  out, err = capsys.readouterr()
+  (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]
+  assert "data worker process died (killed by SIGKILL)" in line
+  assert "lower data.workers=1, or set it to 0" in line and "Traceback" not in err
+  (step,) = map(int, re.findall("saved after step ([0-9]+)", out))
+  assert 0 < step < 20
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [str(step)]
+  assert cli.main([*tiny_run, *late]) == 0
+  assert f"goes on after step {step} of" in capsys.readouterr().out
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(x)["step"] for x in lines] == list(range(1, 21))
+
+
+PIPED = """
+import sys
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+from tfusion import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_that_nobody_reads_any_more_saves_and_stops(
+  tiny_run, tmp_path, interrupted
+):
+  long = ["--config.train.steps=100000", "--config.train.save_every_steps=100000"]
+  long += ["--config.train.eval_every_steps=100000"]
+  run = subprocess.Popen(
+    [sys.executable, "-c", PIPED, *tiny_run, *long],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    while not run.stdout.readline().startswith("step 2/"):
+      assert run.poll() is None, run.stderr.read()
+    if interrupted:
+      os.kill(run.pid, signal.SIGINT)
+    run.stdout.close()
+    err = run.stderr.read()
+    status = run.wait(timeout=60)
+  finally:
+    run.kill()
+  assert "Traceback" not in err and "Broken pipe" not in err
+  assert status == 141 or interrupted
+  (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+  assert int(saved.name) >= 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "inspect run --workdir {}"])
+def test_output_that_nobody_reads_ends_a_command_quietly(tmp_path, command, unbuffered):
+  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
+  run = subprocess.Popen(
+    [sys.executable, "-m", "tfusion", *command.format(tmp_path).split()],
+    env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  run.stdout.close()
+  err = run.stderr.read()
+  # argparse itself takes no notice where it writes directly.
+  assert run.wait(timeout=60) == 141 or (unbuffered and command == "--help")
+  assert err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_output_onto_a_full_disk_is_one_line():
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-m", "tfusion", "--help"],
+      env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  assert done.returncode == 2
+  assert done.stderr.startswith("tfusion: standard output: the disk is full")
+  assert done.stderr.count("\n") == 1
 
 
 # Memory.

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     if status := _flushed(0):
       return status
     raise
-  except BrokenPipeError:  # nobody reads on, as in `tfusion inspect ... | head`
-    if not progress.is_reader_gone():
+  except BrokenPipeError as error:
+    if not progress.is_reader_gone(error):  # as of `tfusion inspect ... | head`
       raise
     progress.close_output()
     return READER_GONE
@@ -76,8 +76,7 @@ def _run(argv: list[str] | None) -> int:
   except Exception as error:
     place = getattr(args, "out", None) or getattr(args, "workdir", None) or ""
     said = errors.explain(error, place=place)
-    gone = isinstance(error, BrokenPipeError) and progress.is_reader_gone()
-    if args.verbose or said is None or gone:
+    if args.verbose or said is None or progress.is_reader_gone(error):
       raise
     print(f"tfusion {args.command}: {said}", file=sys.stderr)
     return 2
@@ -408,6 +407,9 @@ def _quiet(*, verbose: bool) -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Of processes that this one starts: what a killed one leaves in shared memory is
+  # taken away, and one need not be told.
+  os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
   # Where libtpu is installed, to compile for TPUs elsewhere, JAX looks for one here,
   # and libtpu reports at length that there is none.
   devices = ("accel*", "vfio/*", "nvidia*", "kfd", "dxg")

@@ -12,6 +12,10 @@ import time
 EVERY_SECONDS = 3.0
 
 
+class ReaderGone(BrokenPipeError):
+  """Standard output is a pipe of which nobody holds the other end."""
+
+
 def say(text: str) -> bool:
   """Prints lines at once.
 
@@ -34,9 +38,11 @@ def close_output() -> None:
   os.close(nowhere)
 
 
-def is_reader_gone() -> bool:
-  """Whether standard output is a pipe of which nobody holds the other end."""
-  if sys.__stdout__ is None:
+def is_reader_gone(error: BaseException) -> bool:
+  """Whether an error is that of standard output, and not of another pipe."""
+  if isinstance(error, ReaderGone):
+    return True
+  if not isinstance(error, BrokenPipeError) or sys.__stdout__ is None:
     return False
   ends = select.poll()
   ends.register(sys.__stdout__.fileno(), 0)  # errors are told unasked

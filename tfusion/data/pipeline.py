@@ -16,6 +16,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,9 @@ class HostBatches(Iterator[sequence.Batch]):
     """Returns the next batch.
 
     Raises:
-      RuntimeError: a worker process died.
+      ChildProcessError: a worker process died. The next batch is still the next one,
+        from new workers.
+      ValueError: what `lanes.Lane.take` raises.
     """
     try:
       if not self._streams:
@@ -128,11 +131,13 @@ class HostBatches(Iterator[sequence.Batch]):
       parts = [next(stream) for stream in self._streams]
     except BaseException as error:
       self.close()  # some may be a batch ahead: all start again from the states
-      if not isinstance(error, RuntimeError):
+      died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+      if not isinstance(error, RuntimeError) or not died:
         raise
-      raise RuntimeError(
-        f"a data worker process failed: {error}; if memory or /dev/shm is short, lower"
-        " data.workers, or set it to 0"
+      raise ChildProcessError(
+        f"a data worker process died ({_exit_of(int(died[1]))}), as when memory or"
+        f" /dev/shm is short: lower data.workers={self._config.data.workers}, or set it"
+        " to 0, and start again"
       ) from error
     for part in parts:
       states = json.loads(part["states"].tobytes())
@@ -273,6 +278,12 @@ class _LaneRowsIterator(grain.DatasetIterator):
 
   def set_state(self, state: dict[str, Any]) -> None:
     raise NotImplementedError("a restored HostBatches starts new iterators")
+
+
+def _exit_of(code: int) -> str:
+  """What a process's exit code says: below 0 it is a signal's number."""
+  known = -code in set(signal.Signals)
+  return f"killed by {signal.Signals(-code).name}" if known else f"exit code {code}"
 
 
 def _init_worker(index: int, count: int) -> None:

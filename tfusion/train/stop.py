@@ -1,4 +1,4 @@
-"""Being told to stop: Ctrl-C and SIGTERM.
+"""Being told to stop: by Ctrl-C, SIGTERM, or the run itself.
 
 Owns: the signal handlers while a run lasts. Not: what is saved then (loop.py,
 autoencoder.py).
@@ -10,6 +10,8 @@ import threading
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from tfusion.progress import say
 
 AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
 
@@ -48,9 +50,13 @@ class StopSignals:
       self.name = "another host"
     return bool(told.any())
 
+  def request(self, name: str):
+    """Stops as a signal would, which `name` is, or another reason."""
+    self.name = self.name or name
+
   def _remember(self, number, frame):
     del frame
     self.name = signal.Signals(number).name
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"{self.name}: saving and stopping", flush=True)
+    say(f"{self.name}: saving and stopping")
