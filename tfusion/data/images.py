@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageOps
 
 from tfusion.progress import Progress
@@ -85,7 +86,11 @@ def decode_all(
   key = hashlib.sha256(json.dumps([stats, list(image_shape)]).encode()).hexdigest()
   ready = cache / key[:16]
   if ready.is_dir():
-    return ready, json.loads((ready / "bad.json").read_text())
+    try:
+      return ready, _check_cache(ready, len(files), image_shape)
+    except (OSError, ValueError) as error:
+      logging.warning("%s: damaged (%s); the images are decoded anew", ready, error)
+      shutil.rmtree(ready)
   stage = cache / f"{key[:16]}.{uuid.uuid4().hex}.part"
   try:
     stage.mkdir(parents=True)
@@ -105,6 +110,24 @@ def decode_all(
   finally:
     shutil.rmtree(stage, ignore_errors=True)
   return ready, bad
+
+
+def _check_cache(
+  ready: Path, count: int, image_shape: tuple[int, int, int]
+) -> dict[str, str]:
+  """Returns the bad files of a cache; ValueError or OSError where it is not whole."""
+  with open(ready / "images.npy", "rb") as file:
+    np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0(file)
+    if header != ((count, *image_shape), False, np.dtype(np.uint8)):
+      raise ValueError(f"images.npy holds {header}")
+    want = file.tell() + count * math.prod(image_shape)
+  if (size := (ready / "images.npy").stat().st_size) != want:
+    raise ValueError(f"images.npy has {size:,} bytes, not {want:,}")
+  bad = json.loads((ready / "bad.json").read_text())
+  if not isinstance(bad, dict):
+    raise ValueError("bad.json is no list of bad files")
+  return bad
 
 
 def _write_images(

@@ -32,7 +32,7 @@ from tfusion.config import Config
 from tfusion.data import lanes, prepared, records
 from tfusion.data import sources as sources_lib
 from tfusion.data.tally import Tally
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_RUN, OF_SHARDS, Tokenizer
 
 PREFETCHED_BATCHES = 4  # per worker process
 HELD_OUT_SEED = 0  # the same validation rows for every config.seed
@@ -311,11 +311,14 @@ def _open_tokenizer(
   path, given = workdir / "tokenizer.model", config.data.tokenizer
   shards = prepared.tokenizer_of(sources)
   if begun and path.is_file():
-    tokenizer = Tokenizer.load(path)
-    prepared.check_tokenizer(tokenizer, str(path), shards)
+    tokenizer = Tokenizer.load(path, key="", remedy=OF_RUN)
+    prepared.check_tokenizer(tokenizer, str(path), shards, begun=True)
   elif given or shards:
-    tokenizer = Tokenizer.load(given or shards)
-    prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
+    if given:
+      tokenizer = Tokenizer.load(given)
+      prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
+    else:
+      tokenizer = Tokenizer.load(shards, key="", remedy=OF_SHARDS)
     tokenizer.save(path)
   else:
     texts = (text for source in sources for text in source.texts())

@@ -125,7 +125,8 @@ class SampleGrids:
     """Raises ValueError for a prompt that cannot be drawn."""
     prompts = self.config.eval.prompts
     if prompts:
-      canvas = open_canvas(self.config, self.workdir)
+      with _naming_prompts(remedy="; or leave eval.prompts empty"):
+        canvas = open_canvas(self.config, self.workdir)
       with _naming_prompts():
         parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
 
@@ -146,12 +147,12 @@ class SampleGrids:
 
 
 @contextlib.contextmanager
-def _naming_prompts():
-  """Says in a ValueError whose prompts they are."""
+def _naming_prompts(remedy: str = ""):
+  """Says in a ValueError whose prompts they are, and what else can be done."""
   try:
     yield
   except ValueError as error:
-    raise ValueError(f"eval.prompts: {error}") from error
+    raise ValueError(f"eval.prompts: {error}{remedy}") from error
 
 
 class Reconstructions:

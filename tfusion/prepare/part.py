@@ -26,7 +26,7 @@ from tfusion.data import images as images_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data import shards as shards_lib
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 from tfusion.prepare import encoder
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
@@ -105,7 +105,7 @@ def read_account(out: str | Path, number: int) -> Account | None:
     values["sums"] = encoder.Sums(**values["sums"])
     account = Account(**values)
     whole = all((Path(out) / s.name).stat().st_size == s.bytes for s in account.shards)
-  except (FileNotFoundError, ValueError, TypeError):
+  except (FileNotFoundError, ValueError, TypeError, KeyError):
     return None
   return account if whole else None
 
@@ -239,4 +239,4 @@ def _decode(
 @functools.lru_cache(1)
 def open_tokenizer(path: str) -> Tokenizer:
   """Opens the tokenizer once per process."""
-  return Tokenizer.load(path)
+  return Tokenizer.load(path, key="", remedy=OF_SHARDS)

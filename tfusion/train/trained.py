@@ -12,7 +12,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_RUN, Tokenizer
 from tfusion.model.transfusion import Params
 from tfusion.sharding import make_mesh
 from tfusion.train.step import abstract_state
@@ -61,6 +61,6 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
     config,
     restored.step,
     restored.state.sampling_params,
-    Tokenizer.load(workdir / "tokenizer.model"),
+    Tokenizer.load(workdir / "tokenizer.model", key="", remedy=OF_RUN),
     mesh,
   )
