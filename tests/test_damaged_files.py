@@ -1,4 +1,4 @@
-"""Files of a run that are missing, cut or no longer what they were: named, in a line."""
+"""Files of a run that are missing, cut or altered: each is named, in a line."""
 
 import json
 

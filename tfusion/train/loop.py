@@ -172,7 +172,10 @@ class _ModelRun(Run):
       f"step {self.step}  held out: text {line['loss_text']:.3f} (perplexity"
       f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
     )
-    self.say(f"step {self.step}  read: {self.tally().summary()}")
+    tally = self.tally()
+    self.say(f"step {self.step}  read: {tally.summary()}")
+    for warning in tally.warnings():
+      self.say(f"step {self.step}  warning: {warning}")
     for evaluation in self.evaluations:
       evaluation(self.step, params, self.corpus)
     return line
