@@ -18,9 +18,9 @@ PACKAGE = ROOT / "tfusion"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
-  "config",
+  "config errors numerals",
   "autoencoder_config",
-  "workdir sharding checkpoint files report progress errors numerals",
+  "workdir sharding checkpoint files report progress",
   "experiment",
   "sequence attention diffusion",
   "data model",  # neither knows the other
@@ -33,18 +33,19 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ autoencoder_config checkpoint cli config errors experiment files"
-  " numerals progress report sequence sharding workdir",
+  " numerals progress sequence sharding workdir",
   "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
-  "data": "captions drawing folder forms images lanes manifest mixture outlines"
-  " packing pictures pieces pipeline prepared records replay row_page scenes"
+  "data": "captions contents drawing folder forms images lanes manifest mixture"
+  " outlines packing pictures pieces pipeline prepared records replay row_page scenes"
   " shapes shards show sources tally tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",
   "interop": "diffusers",
   "model": "autoencoder codec layers patches transformer transfusion",
+  "report": "facts samples",
   "prepare": "datasets encoder files job part raw readers runner tables tar",
   "train": "adversary autoencoder loop losses metrics optim perceptual reconstruction"
   " run step stop trained validate",

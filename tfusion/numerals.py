@@ -1,7 +1,7 @@
-"""Numbers of the command line: types for argparse that refuse what no program can use.
+"""Numbers as people write and read them: on the command line, in reports.
 
-Owns: their bounds and what is said of others. Not: the arguments (cli.py), the knobs of
-a config (config.py).
+Owns: types for argparse that refuse what no program can use, shares in percent. Not:
+the arguments (cli.py), the knobs of a config (config.py).
 """
 
 import argparse
@@ -43,3 +43,10 @@ def seconds(text: str) -> float:
   if not 0 < number < MOST:
     raise argparse.ArgumentTypeError(f"{text[:40]!r}: give seconds, more than 0")
   return number
+
+
+def percent(share: float) -> str:
+  """A share in percent, in which nothing looks like none and not all like all."""
+  if 0 < share < 0.0005 or 0.9995 < share < 1:
+    return "<0.1 %" if share < 0.5 else ">99.9 %"
+  return f"{share:.1%}".replace("%", " %").replace(".0 %", " %")

@@ -12,8 +12,9 @@ from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.data import pipeline
 from tfusion.data.lanes import Lane, fresh_state
-from tfusion.data.tally import Tally, percent
+from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.numerals import percent
 
 CONFIG = config_lib.Config()
 

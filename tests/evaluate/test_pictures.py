@@ -224,12 +224,22 @@ def sample_grid(config, trained, folder):
 def test_the_grid_of_a_run_holds_all_images_and_repeats(trained, tmp_path):
   a, b = (sample_grid(trained.config, trained, tmp_path / name) for name in "ab")
   assert a.read_bytes() == b.read_bytes()
-  images = [s for g in draw(trained, *trained.config.eval.prompts) for s in g.spans]
-  count = sum(isinstance(s, Image) for s in images)
+  spans = [s for g in draw(trained, *trained.config.eval.prompts) for s in g.spans]
+  count = sum(isinstance(s, Image) for s in spans)
   assert count >= 3
   width, height = Picture.open(a).size
   # At this size every image stands in a row of its own height, 5 with the line.
   assert width * 6 == height * (5 * count + 1)
+  # What was asked stands beside it, with the place of each image in the sheet.
+  asked = json.loads(a.with_suffix(".json").read_text())["prompts"]
+  assert tuple(one["prompt"] for one in asked) == trained.config.eval.prompts
+  boxes = [box for one in asked for box in one["boxes"]]
+  assert [len(one["boxes"]) for one in asked][:2] == [1, 2] and len(boxes) == count
+  shown = [span.latent for span in spans if isinstance(span, Image)]
+  for box, latent in zip(boxes, shown, strict=True):
+    pixels = np.asarray(Picture.open(a).crop(box))
+    times = len(pixels) // SHAPE[0]
+    np.testing.assert_array_equal(pixels[::times, ::times], pictures.to_pixels(latent))
 
 
 def test_a_run_without_prompts_draws_no_grid(trained, tmp_path):
@@ -277,6 +287,8 @@ def test_a_model_of_latents_shows_pictures_of_its_autoencoder(
     assert pixels.shape == (128, 128, 3)  # 8 x 8, enlarged
     # Another batch size may round to the byte beside.
     assert np.abs(pixels[::16, ::16].astype(int) - want).max() <= 1
-  sheet = sample_grid(trained.config, trained, tmp_path)
+  one = dataclasses.replace(trained.config.eval, prompts=("<image>",))
+  config = dataclasses.replace(trained.config, eval=one)
+  sheet = sample_grid(config, trained, tmp_path)
   # Two of 8 x 8 with lines around them are 19 x 10, enlarged 13 times.
   assert Picture.open(sheet).size == (19 * 13, 10 * 13)

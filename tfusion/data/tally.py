@@ -10,6 +10,7 @@ from typing import Any
 from tfusion.config import Config
 from tfusion.data import lanes
 from tfusion.data import sources as sources_lib
+from tfusion.numerals import percent
 
 MUCH = 0.05  # of a source's elements, to be left out of the rows
 
@@ -96,10 +97,3 @@ class Tally:
     rows = sum(state["rows"] for state in self._states)
     live = sum(state["live"] for state in self._states)
     return live / max(rows * self._config.data.row_length, 1)
-
-
-def percent(share: float) -> str:
-  """A share in percent, in which nothing looks like none and not all like all."""
-  if 0 < share < 0.0005 or 0.9995 < share < 1:
-    return "<0.1 %" if share < 0.5 else ">99.9 %"
-  return f"{share:.1%}".replace("%", " %").replace(".0 %", " %")

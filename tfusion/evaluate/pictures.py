@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -38,13 +38,18 @@ def to_pixels(image_hwc: np.ndarray) -> np.ndarray:
   return np.repeat(grey, 3, axis=-1) if grey.shape[-1] == 1 else grey
 
 
-def write_png(image_hwc: np.ndarray, path: Path, *, enlarge: bool = True):
-  """Writes an image; small ones with every pixel drawn as a square."""
+def write_png(image_hwc: np.ndarray, path: Path, *, enlarge: bool = True) -> int:
+  """Writes an image; small ones with every pixel drawn as a square.
+
+  Returns:
+    The side of that square in pixels.
+  """
   pixels = to_pixels(image_hwc)
   times = -(-LEAST_SIDE // min(pixels.shape[:2])) if enlarge else 1
   pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
   path.parent.mkdir(parents=True, exist_ok=True)
   Picture.fromarray(pixels).save(path)
+  return times
 
 
 def grid(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
@@ -131,7 +136,11 @@ class SampleGrids:
         parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
-    """Writes workdir/samples/step_NNNNNNNN.png if there are images."""
+    """Writes workdir/samples/step_NNNNNNNN.json, and .png if there are images.
+
+    The .json says of each prompt which text came and, in pixels of the .png, where its
+    images are: left, top, right, bottom.
+    """
     key, prompts = jax.random.key(GRID_SEED), self.config.eval.prompts
     if not prompts:
       return
@@ -141,9 +150,21 @@ class SampleGrids:
       self.config, params, corpus.tokenizer, prompts, canvas=canvas, key=key
     )
     images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
-    if images and jax.process_index() == 0:
-      sheet = grid(canvas.show(images), columns=min(len(images), 10))
-      write_png(sheet, self.workdir / "samples" / f"step_{step:08d}.png")
+    if jax.process_index() != 0:
+      return
+    path, boxes = self.workdir / "samples" / f"step_{step:08d}.png", iter(())
+    if images:
+      shown, columns = canvas.show(images), min(len(images), 10)
+      times = write_png(grid(shown, columns=columns), path)
+      boxes = _boxes(shown, columns, times)
+    asked = []
+    for prompt, generated in zip(prompts, made, strict=True):
+      count = sum(isinstance(span, Image) for span in generated.spans)
+      text = _text_made(corpus.tokenizer, generated)
+      asked.append({"prompt": prompt, "text": text})
+      asked[-1]["boxes"] = [next(boxes) for _ in range(count)]
+    path.parent.mkdir(exist_ok=True)
+    workdir_lib.write_json(path.parent, f"{path.stem}.json", {"prompts": asked})
 
 
 @contextlib.contextmanager
@@ -153,6 +174,26 @@ def _naming_prompts(remedy: str = ""):
     yield
   except ValueError as error:
     raise ValueError(f"eval.prompts: {error}{remedy}") from error
+
+
+def _boxes(
+  images: Sequence[np.ndarray], columns: int, times: int
+) -> Iterator[list[int]]:
+  """Where `grid` and `write_png` put images: left, top, right, bottom in pixels."""
+  h, w, _ = images[0].shape
+  for number in range(len(images)):
+    y, x = divmod(number, columns)
+    left, top = 1 + x * (w + 1), 1 + y * (h + 1)
+    yield [times * side for side in (left, top, left + w, top + h)]
+
+
+def _text_made(tokenizer: Tokenizer, generated: Generated) -> str:
+  """What the model itself wrote, with `<image>` where it drew."""
+  text = ""
+  for span, made in zip(generated.spans, generated.made, strict=True):
+    if made:
+      text += tokenizer.decode(span.ids) if isinstance(span, Text) else "<image>"
+  return text.strip()
 
 
 class Reconstructions:

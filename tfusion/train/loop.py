@@ -20,6 +20,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
+from tfusion.data import contents
 from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
 from tfusion.data.tally import Tally
 from tfusion.model.transfusion import Params, parameter_count
@@ -141,6 +142,8 @@ class _ModelRun(Run):
       f"{facts['parameters']:,} parameters on {facts['devices']} x {facts['device']}"
       f" ({facts['peak_flops'] / 1e9:,.0f} GFLOP/s, {source})"
     )
+    self.contents = contents.of(self.corpus.train, self.corpus.test)
+    self.write_data()
     if restored:
       self.go_on(changes)
 
@@ -184,9 +187,14 @@ class _ModelRun(Run):
     return self.data.lane_states()
 
   def write_report(self):
-    tally = self.tally()
-    self.write_json("data.json", {"sources": tally.counts(), "row_fill": tally.fill()})
+    self.write_data()
     super().write_report()
+
+  def write_data(self):
+    """Writes data.json: what the sources hold, and what has been read of them."""
+    tally = self.tally()
+    values = {"sources": tally.counts(), "row_fill": tally.fill()}
+    self.write_json("data.json", values | {"contents": self.contents})
 
   def tally(self) -> Tally:
     """What all lanes have given so far, those of other hosts included."""
