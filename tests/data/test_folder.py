@@ -396,7 +396,8 @@ def test_latents_without_their_autoencoder_are_not_to_be_drawn(tmp_path):
 
 def test_captions_with_signs_of_marks_are_prompts_that_say_the_same(tmp_path):
   captions = ["a <b> c", "3 < 4", r"the word <image>", "plain"]
-  for number, caption in enumerate(captions):
+  # The longest of all is no example.
+  for number, caption in enumerate([*captions, "long " * 9]):
     add(tmp_path / "photos", f"{number}.png", caption=caption)
   prompts = load_experiment().get_config(f"data={tmp_path / 'photos'}").eval.prompts
   assert sorted(map(split, prompts)) == sorted([caption, ()] for caption in captions)
