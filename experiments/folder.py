@@ -7,6 +7,7 @@ import ml_collections
 
 from tfusion import config as config_lib
 from tfusion.data import folder, manifest, shards
+from tfusion.generate import prompt
 
 # Side of an image in pixels -> side of a patch: at most 64 patches, so that a step
 # takes a laptop well under a second.
@@ -167,8 +168,7 @@ def _choose_training(
   c.train.eval_rows = c.train.batch_rows
   c.train.eval_every_steps = c.train.save_every_steps = steps // 4
   ending = " <image>" if drawn else ""
-  # "<" begins an image in a prompt.
-  c.eval.prompts = tuple(f"{t}{ending}" for t in examples if "<" not in t)
+  c.eval.prompts = tuple(f"{prompt.escape(t)}{ending}" for t in examples)
 
 
 def _up(value: int, multiple: int) -> int:

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from PIL import Image
 from tfusion import checkpoint, cli
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
+from tfusion.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
@@ -32,6 +35,10 @@ LIGHT = (
   "tfusion.cli",
   "tfusion.autoencoder_config",
   "tfusion.config",
+  "tfusion.errors",
+  "tfusion.experiment",
+  "tfusion.numerals",
+  "tfusion.progress",
   "tfusion.workdir",
 )
 
@@ -172,6 +179,9 @@ def test_the_argument_behind_the_colon_reaches_the_experiment(tmp_path):
     (DIGITS, ["more"], "unknown arguments: more"),
     (f"{DIGITS}:smok", [], "'smok' is not known; known: ['smoke']"),
     (f"{DIGITS}:smoke=x", [], "smoke='x': expected bool"),
+    (DIGITS, [f"--config.train.steps={10**20}"], f"train.steps={10**20}: too large"),
+    (DIGITS, [f"--config.seed={2**70}"], f"seed={2**70}: too large"),
+    (DIGITS, [f"--config.optim.peak_lr={'9' * 400}"], "optim.peak_lr=inf"),
     ("none.py", [], "--config=none.py: there is no file none.py"),
     (str(ROOT), [], "there is no file"),
     (str(ROOT / "setup.cfg"), [], "there is no file"),
@@ -236,6 +246,79 @@ def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path)
   err = refusal(capsys, "train", *args, "--config.model.layers=7")
   assert f"model.layers: {old.model.layers} -> 7" in err
   assert [p.name for p in workdir.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    (
+      "def get_config(arg=''):\n  return (\n",
+      "line 2 of {}: SyntaxError: '(' was never",
+    ),
+    ("import no_such_thing\n", "line 1 of {}: ModuleNotFoundError: No module named"),
+    (
+      "from tfusion import config\ndef get_config(arg=''):\n  c = config.defaults()\n"
+      "  c.modle.width = 3\n  return c\n",
+      "line 4 of {}: AttributeError: ",
+    ),
+    ("def get_config(arg=''):\n  pass\n", "get_config returned NoneType, not the Conf"),
+    ("def get_config():\n  pass\n", "TypeError: get_config() takes 0 positional"),
+  ],
+)
+def test_a_fault_of_an_experiment_is_named_with_its_line(capsys, tmp_path, text, says):
+  (file := tmp_path / "mine.py").write_text(text)
+  err = refusal(
+    capsys, "train", "--config", str(file), "--workdir", str(tmp_path / "w")
+  )
+  assert f"--config={file}: " in err and says.format(file) in err
+
+
+NUMBERS = {  # argument: the rest of the command
+  "--seed": "sample --workdir w --prompt a",
+  "--count": "sample --workdir w --prompt a",
+  "--step": "inspect run --workdir w",
+  "--record": "inspect shards w",
+  "--steps": f"bench step --config {DIGITS}",
+  "--lengths": "bench attention",
+  "--heads": "bench attention",
+  "--kv-heads": "bench attention",
+  "--head-dim": "bench attention",
+  "--documents": "bench data",
+  "--workers": "bench data",
+  "--seconds": "bench data",
+  "--image-px": "prepare --source digits --out w",
+  "--vocab-size": "prepare --source digits --out w",
+  "--shard-documents": "prepare --source digits --out w",
+  "--batch": "prepare --source digits --out w",
+}
+
+
+@pytest.mark.parametrize("argument", NUMBERS)
+def test_a_number_that_no_program_can_use_is_refused_by_its_argument(capsys, argument):
+  for number in ("-1", "99999999999999999999", "9" * 5000, "1e400", "two", ""):
+    with pytest.raises(SystemExit) as stop:
+      cli.main([*NUMBERS[argument].split(), f"{argument}={number}"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == ""
+    last = err.splitlines()[-1]
+    assert f"argument {argument}: {number[:40]!r}: give " in last
+
+
+def test_every_number_of_the_command_line_is_held_to_bounds():
+  commands, numbers = [cli._parser()], set()
+  while commands:
+    for action in commands.pop()._actions:
+      if isinstance(action.choices, dict):
+        commands += action.choices.values()
+      elif isinstance(action.default, int | float) or action.type in (int, float):
+        numbers.add(action.option_strings[0])
+        assert action.type not in (int, float), action.option_strings
+  assert {"--seed", "--count", "--seconds"} <= numbers - {"-v"} <= set(NUMBERS)
+
+
+def test_the_largest_seed_is_a_seed(capsys, tmp_path):
+  args = ["sample", "--workdir", str(tmp_path), "--prompt", "a"]
+  assert "config.json" in refusal(capsys, *args, f"--seed={2**32 - 1}")
 
 
 def test_verbose_shows_the_whole_traceback():
@@ -320,11 +403,112 @@ def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on
   err = capsys.readouterr().err
   (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]
   assert str(run / what) in line and "No space left on device" in line
+  assert re.search("make room( there)?, .*start again", line)
   assert "Traceback" not in err
   assert cli.main(tiny_run) == 0
   assert "goes on after step 1 of" in capsys.readouterr().out
   lines = (run / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
+
+
+def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
+  tiny_run, tmp_path, capsys, monkeypatch
+):
+  before = set(multiprocessing.active_children())
+
+  def kill_workers(*_):
+    for worker in set(multiprocessing.active_children()) - before:
+      os.kill(worker.pid, signal.SIGKILL)
+    return "killed"
+
+  late = ["--config.train.steps=20", "--config.train.save_every_steps=20"]
+  late += ["--config.train.eval_every_steps=20"]
+  with monkeypatch.context() as killing:
+    killing.setattr(loop._ModelRun, "progress", kill_workers)
+    assert cli.main([*tiny_run, *late, "--config.data.workers=1"]) == 2
+  out, err = capsys.readouterr()
+  (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]
+  assert "data worker process died (killed by SIGKILL)" in line
+  assert "lower data.workers=1, or set it to 0" in line and "Traceback" not in err
+  (step,) = map(int, re.findall("saved after step ([0-9]+)", out))
+  assert 0 < step < 20
+  assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [str(step)]
+  assert cli.main([*tiny_run, *late]) == 0
+  assert f"goes on after step {step} of" in capsys.readouterr().out
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(x)["step"] for x in lines] == list(range(1, 21))
+
+
+PIPED = """
+import sys
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+from tfusion import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_that_nobody_reads_any_more_saves_and_stops(
+  tiny_run, tmp_path, interrupted
+):
+  long = ["--config.train.steps=100000", "--config.train.save_every_steps=100000"]
+  long += ["--config.train.eval_every_steps=100000"]
+  run = subprocess.Popen(
+    [sys.executable, "-c", PIPED, *tiny_run, *long],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    while not run.stdout.readline().startswith("step 2/"):
+      assert run.poll() is None, run.stderr.read()
+    if interrupted:
+      os.kill(run.pid, signal.SIGINT)
+    run.stdout.close()
+    err = run.stderr.read()
+    status = run.wait(timeout=60)
+  finally:
+    run.kill()
+  assert "Traceback" not in err and "Broken pipe" not in err
+  assert status == 141 or interrupted
+  (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+  assert int(saved.name) >= 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "inspect run --workdir {}"])
+def test_output_that_nobody_reads_ends_a_command_quietly(tmp_path, command, unbuffered):
+  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
+  run = subprocess.Popen(
+    [sys.executable, "-m", "tfusion", *command.format(tmp_path).split()],
+    env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  run.stdout.close()
+  err = run.stderr.read()
+  # argparse itself takes no notice where it writes directly.
+  assert run.wait(timeout=60) == 141 or (unbuffered and command == "--help")
+  assert err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_output_onto_a_full_disk_is_one_line():
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+      [sys.executable, "-m", "tfusion", "--help"],
+      env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+      stdout=full,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+  assert done.returncode == 2
+  assert done.stderr.startswith("tfusion: standard output: the disk is full")
+  assert done.stderr.count("\n") == 1
 
 
 # Memory.

@@ -2,9 +2,11 @@
 
 import base64
 import html.parser
+import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tfusion import report
+from tfusion.report import facts
 
 STEPS = 480
 EVAL = {
@@ -127,7 +130,7 @@ def test_page_shows_all_there_is_of_a_run(tmp_path):
   assert len(page.plots()) == 12 and len(page.pictures) == 12 + 3
   for text in ("98.0%", "291 of 297", "496 of 500", "3.25", "30,000 tokens"):
     assert text in page.text
-  for text in ("Some CPU", "12,345,678", "width", "folder / broken.png"):
+  for text in ("Some CPU", "12,345,678", "width", "broken.png"):
     assert text in page.text
   assert page.text.index("step 240") < page.text.index("step 480")
 
@@ -161,7 +164,7 @@ def test_an_empty_workdir_gives_a_page_that_says_so(tmp_path):
   empty.mkdir()
   for reference in (None, tmp_path / "missing.json", tmp_path / "known.json"):
     page = Page(report.write_report(empty, reference=reference))
-    assert page.text.count("Nothing yet") == 5 and not page.pictures
+    assert page.text.count("Nothing yet") == 6 and not page.pictures
     assert "Cannot be shown" not in page.text
 
 
@@ -209,6 +212,8 @@ def test_text_from_files_is_escaped(tmp_path):
   for name in FILES[1:5]:
     values = json.loads((workdir / name).read_text())
     nested = {bad: {f"{bad} of {name}": bad}}
+    if name == "data.json":  # of which known keys alone are shown
+      nested = {"sources": {f"{bad} of {name}": {}}}
     (workdir / name).write_text(json.dumps(values | nested))
   config = json.loads((workdir / "config.json").read_text())
   (workdir / "config.json").write_text(json.dumps(config | {bad: {bad: [bad]}}))
@@ -219,6 +224,133 @@ def test_text_from_files_is_escaped(tmp_path):
   assert page.source.count("<script") == 0
   for name in FILES[1:5]:
     assert f"{bad} of {name}" in page.text
+
+
+def write_prompts(workdir: Path, *asked: tuple[str, str, list]) -> None:
+  values = [dict(zip(("prompt", "text", "boxes"), one)) for one in asked]
+  (workdir / "samples").mkdir(exist_ok=True)
+  path = workdir / "samples" / "step_00000480.json"
+  path.write_text(json.dumps({"prompts": values}))
+
+
+def test_prompts_stand_beside_the_samples_that_they_gave(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+  write_picture(workdir / "samples" / "step_00000480.png", pixels)
+  boxes = [[0, 0, 30, 40], [30, 0, 60, 40], [60, 0, 90, 40]]
+  write_prompts(
+    workdir,
+    ("a <b> & seven <image>", "<image>", boxes[:1]),
+    ("two", "<image>and<image>", boxes[1:]),
+    ("what is this", "a seven", []),
+  )
+  page = Page(report.write_report(workdir))
+  for prompt in ("a <b> & seven <image>", "two", "what is this"):
+    assert page.text.count(f"{prompt}\n") == 1
+  assert "a seven\n" in page.text and "<image>and<image>" in page.text
+  kind, data = page.pictures["a <b> & seven <image>"]
+  shown = np.asarray(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(shown, pixels[:, :30])
+  alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+  assert alts.count("two") == 2 and "step 480" not in alts and "step 240" in alts
+
+
+def test_texts_are_samples_too_where_nothing_was_drawn(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  shutil.rmtree(workdir / "samples")
+  write_prompts(workdir, ("once upon", "a time", []))
+  page = Page(report.write_report(workdir))
+  assert "once upon\na time\n" in page.text
+
+
+@pytest.mark.parametrize(
+  "content", ['{"prompts": [{"pro', "[]", '{"prompts": [3]}', "{}"]
+)
+def test_without_whole_prompts_the_samples_are_shown_all_the_same(tmp_path, content):
+  workdir = write_run(tmp_path / "run", lines=4)
+  (workdir / "samples" / "step_00000480.json").write_text(content)
+  page = Page(report.write_report(workdir))
+  assert "step 480" in page.pictures and "Cannot be shown" not in page.text
+
+
+PHOTOS = "folder:/very/long/path/photos"
+
+
+def write_data(workdir: Path, **more) -> None:
+  held = lambda n: dict(documents=n, images=n, texts=2 * n, exact=True)  # noqa: E731
+  read = dict(documents=70, elements=900, epochs=1.5, rejected=1, lost_share=0.98)
+  values = {
+    "sources": {
+      PHOTOS: read | {"share": 0.9999, "damaged": 3},
+      "pydoc": read | {"share": 0.0001, "rejected": 0},
+    },
+    "contents": {
+      PHOTOS: {"train": held(1234), "test": held(56)},
+      "pydoc": {
+        "train": {"documents": 9, "images": 0, "texts": 7, "exact": False},
+        "test": {"documents": 1, "images": 0, "texts": 1, "exact": True},
+      },
+    },
+    "row_fill": 0.987,
+  }
+  (workdir / "data.json").write_text(json.dumps(values | more))
+
+
+def test_the_data_table_says_what_is_held_and_agrees_with_what_is_skipped(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  write_data(workdir)
+  skipped = {"a.png": "no caption: no .txt", "b.png": "cannot be decoded: half"}
+  skipped |= {f"{i}.png": "no caption: no .txt" for i in range(150)}
+  (workdir / "skipped.json").write_text(json.dumps({PHOTOS: skipped}))
+  page = Page(report.write_report(workdir))
+  words = " ".join(page.text.split())
+  assert "photos to train on 1,234 1,234 2,468 152" in words
+  assert "held out 56 56 112" in words
+  assert "pydoc to train on 9 0 about 7 0 held out 1 0 1" in words
+  # The same numbers over the list as in the table.
+  assert "151 no caption; 1 cannot be decoded" in words
+  assert "Skipped of photos : 152 (151 no caption, 1 cannot be decoded)" in words
+  assert "The first 100" in words and words.count("no .txt") == 99
+  # Sources by the end of their paths, whole where the reader points at them.
+  assert PHOTOS not in page.text.partition("Machine and config")[0]
+  assert ("span", {"title": PHOTOS}) in page.tags
+  # A small share is none, and a large one not all.
+  assert ">99.9 %" in page.text and "<0.1 %" in page.text and "\n0 %" not in page.text
+  assert "1 98 % of its elements" in words and "98.7 % of the positions" in words
+
+
+def test_what_preparing_left_out_stands_in_the_table_too(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  (workdir / "skipped.json").unlink()
+  amount = lambda n: dict(documents=n, images=n, texts=n)  # noqa: E731
+  split = dict(found=amount(50), used=amount(40), skipped={"no text": amount(10)})
+  write_data(workdir, found={PHOTOS: {"train": split, "test": None}})
+  words = " ".join(Page(report.write_report(workdir)).text.split())
+  assert "photos to train on 40 40 40 10 10 no text held out 56 56 112" in words
+
+
+@pytest.mark.parametrize(
+  "names, short",
+  [
+    (["folder:/data/photos"], ["photos"]),
+    (["folder:photos", "pydoc", "shapes:pairs,px=32"], ["photos", "pydoc", None]),
+    (["folder:/a/photos", "folder:/b/photos"], ["a/photos", "b/photos"]),
+    (["folder:/a/x/photos", "folder:/b/x/photos"], ["a/x/photos", "b/x/photos"]),
+    (["folder:/a/photos", "shards:/a/photos"], [None, None]),
+    (["folder:photos", "folder:/b/photos"], [None, "b/photos"]),
+    (["folder:/a/photos", "folder:/b/c", "shards:/b/photos"], ["a/photos", "c", None]),
+    (["folder:/x/digits", "digits"], ["x/digits", "digits"]),
+    (["folder:.", "folder:..", "folder:/", "folder:"], [None] * 4),
+    (["folder:photos/"], ["photos"]),
+    ([], []),
+  ],
+)
+def test_short_names_tell_sources_apart(names, short):
+  made = facts.short_names(names)
+  wanted = [s or name for name, s in zip(names, short)]
+  if "shards:/b/photos" in names:
+    wanted[-1] = "b/photos"
+  assert list(made.values()) == wanted and len(set(wanted)) == len(names)
 
 
 def test_undecodable_file_names_do_not_stop_the_page(tmp_path):
@@ -346,6 +478,7 @@ def test_import_is_light_and_global_plot_state_is_left_alone(tmp_path):
   code = f"""
 import sys
 from tfusion import report
+from tfusion.report import facts
 assert not {{"matplotlib", "PIL", "jax"}} & set(sys.modules), "imported too early"
 import matplotlib
 names = [x for x in matplotlib.rcParams if x != "backend"]

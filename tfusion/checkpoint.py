@@ -351,7 +351,8 @@ class Checkpoints:
           if want != got:
             raise ValueError(f"{name} has size and CRC-32 {got}, not {want}")
     except (OSError, ValueError) as error:
-      fault = str(error)
+      missing = isinstance(error, FileNotFoundError)
+      fault = f"{error.filename} is missing" if missing else str(error)
     if jax.process_count() > 1:
       sound = bool(multihost_utils.process_allgather(np.array(not fault)).all())
       fault = "" if sound else fault or "another process cannot read its share"

@@ -5,23 +5,22 @@ Owns: arguments. Not: work. `--help` answers without importing jax.
 
 import argparse
 import dataclasses
-import difflib
-import errno
 import importlib.util
 import os
 import sys
 import tempfile
-import types
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
+from absl import logging
 
-from tfusion import __version__, autoencoder_config
+from tfusion import __version__, autoencoder_config, errors, progress
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
+from tfusion.experiment import read_config, read_saved_config
+from tfusion.numerals import SEEDS, seconds, several, whole
+
+READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
 RESUMES = (
   "To resume, repeat the command: docs/resuming.md says what a run keeps and checks."
@@ -34,13 +33,45 @@ RESUMES = (
 def main(argv: list[str] | None = None) -> int:
   """Runs one command; returns its exit status.
 
-  0 if it did all it was asked to, 2 for what the user can mend, 130 and 143 if Ctrl-C
-  or SIGTERM ended it before.
+  0 if it did all it was asked to, 2 for what the user can mend, 130, 141 and 143 if
+  Ctrl-C, the end of a pipe or SIGTERM ended it before.
   """
+  try:
+    return _flushed(_run(argv))
+  except SystemExit:  # of argparse, as after --help
+    if status := _flushed(0):
+      return status
+    raise
+  except BrokenPipeError as error:
+    if not progress.is_reader_gone(error):  # as of `tfusion inspect ... | head`
+      raise
+    progress.close_output()
+    return READER_GONE
+
+
+def _flushed(status: int) -> int:
+  """Writes out what was printed: at the exit nobody could say that it failed."""
+  try:
+    if sys.stdout is not None:  # None: it was closed before the start
+      sys.stdout.flush()
+    return status
+  except BrokenPipeError:
+    progress.close_output()
+    return READER_GONE
+  except OSError as error:
+    said = errors.explain(error, place="standard output")
+    print(f"tfusion: {said}", file=sys.stderr)
+    progress.close_output()
+    return 2
+
+
+def _run(argv: list[str] | None) -> int:
   parser = _parser()
   args, rest = parser.parse_known_args(argv)
   if argv is None:
     _use_huge_pages()
+    if sys.stdout is not None:
+      sys.stdout.reconfigure(errors="replace")  # file names may be any bytes
   if getattr(args, "workdir", None):
     args.workdir = os.path.expanduser(args.workdir)  # bash leaves --workdir=~/x alone
   if rest and not args.takes_more:
@@ -52,12 +83,12 @@ def main(argv: list[str] | None = None) -> int:
 
       join_hosts(args.distributed)
     return args.run(args, rest) or 0
-  except (ValueError, FileNotFoundError, OSError, FloatingPointError) as error:
-    if args.verbose:
+  except Exception as error:
+    place = getattr(args, "out", None) or getattr(args, "workdir", None) or ""
+    said = errors.explain(error, place=place)
+    if args.verbose or said is None or progress.is_reader_gone(error):
       raise
-    full = getattr(error, "errno", None) == errno.ENOSPC and not error.filename
-    where = f" in {args.workdir}: make room there, then start again" if full else ""
-    print(f"tfusion {args.command}: {error}{where}", file=sys.stderr)
+    print(f"tfusion {args.command}: {said}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f"tfusion {args.command}: interrupted", file=sys.stderr)
@@ -226,59 +257,6 @@ def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
     print(line, flush=True)
 
 
-def read_config(
-  path: str, overrides: list[str], *, kind: types.ModuleType = config_lib
-) -> config_lib.Config | autoencoder_config.AutoencoderConfig:
-  """Reads `file.py[:arg]`, applies `--config.a.b=value`, checks everything.
-
-  Args:
-    path: of the experiment, and its argument.
-    overrides: from the command line.
-    kind: the module of the command's config: tfusion.config or autoencoder_config.
-
-  Raises:
-    ValueError: a missing file, an unknown key, a wrong type or value.
-  """
-  file, _, arg = path.partition(":")
-  if not Path(file).is_file():
-    raise ValueError(f"--config={path}: there is no file {file}")
-  # Not DEFINE_config_file: it answers an experiment's own ValueError with a traceback.
-  spec = importlib.util.spec_from_file_location("experiment", file)
-  if spec is None:
-    raise ValueError(f"--config={path}: {file} is not a Python file")
-  experiment = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(experiment)
-  if not hasattr(experiment, "get_config"):
-    raise ValueError(f"--config={path}: {file} has no function get_config")
-  return _with_overrides(experiment.get_config(arg), overrides, kind)
-
-
-def read_saved_config(workdir: str, overrides: list[str]) -> config_lib.Config:
-  """Reads workdir/config.json and applies `--config.a.b=value`."""
-  saved = dataclasses.asdict(workdir_lib.load_config(workdir))
-  return _with_overrides(ml_collections.ConfigDict(saved), overrides, config_lib)
-
-
-def _with_overrides(
-  config: ml_collections.ConfigDict, args: list[str], kind: types.ModuleType
-) -> config_lib.Config | autoencoder_config.AutoencoderConfig:
-  known = config_lib.flatten(kind.from_dict(kind.defaults()))
-  for arg in args:
-    key = arg.partition("=")[0].removeprefix("--config.")
-    if arg.startswith("--config.") and key not in known:
-      near = difflib.get_close_matches(key, known, n=3) or known
-      raise ValueError(f"{arg}: no such knob; did you mean {', '.join(near)}?")
-  args, values = ["tfusion", *args], flags.FlagValues()
-  try:
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=args)
-    left = values(args)
-  except (flags.Error, TypeError) as error:
-    raise ValueError(str(error)) from error
-  if left[1:]:
-    raise ValueError(f"unknown arguments: {' '.join(left[1:])}")
-  return kind.from_dict(values.config)
-
-
 def _indented(values: dict) -> str:
   return "\n".join(f"  {key}: {value}" for key, value in values.items())
 
@@ -320,12 +298,14 @@ def _parser() -> argparse.ArgumentParser:
     "--prompt",
     action="append",
     required=True,
-    help="text with <image> where one is to be drawn and <image:FILE> to show one;"
-    " may be repeated",
+    help="text with <image> where one is to be drawn and <image:FILE> to show one; a"
+    r" sign that is text is written \<; may be repeated",
   )
   c.add_argument("--out", help="folder to write to (default: WORKDIR/sampled)")
-  c.add_argument("--count", type=int, default=1, help="samples of each prompt")
-  c.add_argument("--seed", type=int, default=0, help="of the noise and of text")
+  c.add_argument("--count", type=whole(1), default=1, help="samples of each prompt")
+  c.add_argument(
+    "--seed", type=whole(0, SEEDS - 1), default=0, help="of the noise and of text"
+  )
   c = add("eval", evaluate, distributed=True)
   c.add_argument("--workdir", required=True, help="of a run")
   text = "Shows what a run or what shards hold."
@@ -333,25 +313,34 @@ def _parser() -> argparse.ArgumentParser:
   shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("run", inspect_run, to=shown, more=None)
   c.add_argument("--workdir", required=True, help="of a run, also of an autoencoder")
-  c.add_argument("--step", type=int, help="checkpoint to show (default: the newest)")
+  c.add_argument(
+    "--step", type=whole(0), help="checkpoint to show (default: the newest)"
+  )
   c = add("shards", inspect_shards, to=shown, more=None)
   c.add_argument("path", help="a folder with manifest.json, or one of its shards")
-  c.add_argument("--record", type=int, metavar="N", help="show this one")
+  c.add_argument("--record", type=whole(0), metavar="N", help="show this one")
   c.add_argument("--split", choices=["train", "test"], default="train", help="of N")
   c.add_argument("--out", default=".", help="folder for the pictures of a record (.)")
   c = add("data", inspect_data, to=shown)
   run = c.add_mutually_exclusive_group(required=True)
   run.add_argument("--workdir", help="of a run")
   run.add_argument("--config", help="of a run not yet begun: FILE.py[:key=value,...]")
-  c.add_argument("--step", type=int, required=True, help="update, from 1 on")
+  c.add_argument("--step", type=whole(0), required=True, help="update, from 1 on")
   c.add_argument("--out", help="folder for the pages (WORKDIR/rows, or rows)")
   _add_prepare(add)
+  _add_bench(commands, add, experiment)
+  return parser
+
+
+def _add_bench(
+  commands: argparse.Action, add: Callable[..., argparse.ArgumentParser], experiment
+) -> None:
   text = "Measures the training step, attention alone, or the data."
   bench = commands.add_parser("bench", help=text, description=text)
   bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
   c.add_argument("--config", **experiment)
-  c.add_argument("--steps", type=int, default=30, help="timed steps of each part")
+  c.add_argument("--steps", type=whole(1), default=30, help="timed steps of each part")
   c = add("attention", bench_attention, to=bench, more=None)
   c.add_argument(
     "--static",
@@ -360,19 +349,21 @@ def _parser() -> argparse.ArgumentParser:
     help="compile for these (v4, v5e, v5p, v6e, tpu7x) and count instructions, with no"
     " TPU at hand; needs the extra `tpu`",
   )
-  numbers = lambda text: [int(number) for number in text.split(",")]  # noqa: E731
-  c.add_argument("--lengths", type=numbers, default=[8192], help="of rows (8192)")
-  c.add_argument("--heads", type=int, default=16)
-  c.add_argument("--kv-heads", type=int, default=4)
-  c.add_argument("--head-dim", type=int, default=128)
-  c.add_argument("--batch", type=int, default=1, help="rows (1); timing only")
-  c.add_argument("--documents", type=int, default=12, help="per row; timing only")
-  c.add_argument("--seconds", type=float, default=5.0, help="per length; timing only")
+  c.add_argument("--lengths", type=several(1), default=[8192], help="of rows (8192)")
+  c.add_argument("--heads", type=whole(1), default=16)
+  c.add_argument("--kv-heads", type=whole(1), default=4)
+  c.add_argument("--head-dim", type=whole(1), default=128)
+  c.add_argument("--batch", type=whole(1), default=1, help="rows (1); timing only")
+  c.add_argument("--documents", type=whole(1), default=12, help="per row; timing only")
+  c.add_argument("--seconds", type=seconds, default=5.0, help="per length; timing only")
   c = add("data", bench_data, to=bench, more=None)
-  c.add_argument("--workers", type=numbers, default=[0, 1, 2], help="processes (0,1,2)")
-  c.add_argument("--documents", type=int, default=4000, help="to draw (4000)")
-  c.add_argument("--seconds", type=float, default=10.0, help="of each measurement (10)")
-  return parser
+  c.add_argument(
+    "--workers", type=several(0), default=[0, 1, 2], help="processes (0,1,2)"
+  )
+  c.add_argument("--documents", type=whole(1), default=4000, help="to draw (4000)")
+  c.add_argument(
+    "--seconds", type=seconds, default=10.0, help="of each measurement (10)"
+  )
 
 
 def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -398,18 +389,26 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--latents", default="mean", help="mean (default), or mean_logvar to draw from"
   )
   c.add_argument(
-    "--image-px", type=int, default=0, help="side (256 with an autoencoder, else 64)"
+    "--image-px",
+    type=whole(0),
+    default=0,
+    help="side (256 with an autoencoder, else 64)",
   )
   c.add_argument(
     "--tokenizer", default="", metavar="FILE", help="(default: trained on the source)"
   )
   c.add_argument(
-    "--vocab-size", type=int, default=0, help="of a trained one (default: by its text)"
+    "--vocab-size",
+    type=whole(0),
+    default=0,
+    help="of a trained one (default: by its text)",
   )
   c.add_argument(
-    "--shard-documents", type=int, default=1024, help="(1024); a .tar is one shard"
+    "--shard-documents", type=whole(1), default=1024, help="(1024); a .tar is one shard"
   )
-  c.add_argument("--batch", type=int, default=32, help="images encoded at once (32)")
+  c.add_argument(
+    "--batch", type=whole(1), default=32, help="images encoded at once (32)"
+  )
 
 
 def _use_huge_pages() -> None:
@@ -428,6 +427,9 @@ def _quiet(*, verbose: bool) -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Of processes that this one starts: what a killed one leaves in shared memory is
+  # taken away, and one need not be told.
+  os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
   # Where libtpu is installed, to compile for TPUs elsewhere, JAX looks for one here,
   # and libtpu reports at length that there is none.
   devices = ("accel*", "vfio/*", "nvidia*", "kfd", "dxg")

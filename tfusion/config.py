@@ -438,6 +438,8 @@ def _check_type(key: str, value: Any, hint: Any) -> Any:
     if not isinstance(value, list | tuple):
       raise ValueError(f"{key}={value!r}: expected a tuple of {item.__name__}")
     return tuple(_check_type(f"{key}[{i}]", v, item) for i, v in enumerate(value))
+  if isinstance(value, int) and abs(value) >= 2**32:  # programs count with 32 bits
+    raise ValueError(f"{key}={value}: too large; at most {2**32 - 1}")
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))

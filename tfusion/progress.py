@@ -1,11 +1,52 @@
-"""How far a long piece of work is: done, rate, time left.
+"""Lines on standard output: how far a long piece of work is; whether anybody reads.
 
-Owns: that line. Not: the training loop's own (train/metrics.py).
+Owns: the line of done, rate and time left; output whose reader has gone. Not: the
+training loop's own lines (train/metrics.py).
 """
 
+import os
+import select
+import sys
 import time
 
 EVERY_SECONDS = 3.0
+
+
+class ReaderGone(BrokenPipeError):
+  """Standard output is a pipe of which nobody holds the other end."""
+
+
+def say(text: str) -> bool:
+  """Prints lines at once.
+
+  Returns:
+    False if nobody reads them any more, as when the other end of a pipe has gone. From
+    then on all that is printed goes nowhere, and is no error.
+  """
+  try:
+    print(text, flush=True)
+    return True
+  except BrokenPipeError:
+    close_output()
+    return False
+
+
+def close_output() -> None:
+  """Sends all that is and will be printed nowhere."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, sys.__stdout__.fileno())
+  os.close(nowhere)
+
+
+def is_reader_gone(error: BaseException) -> bool:
+  """Whether an error is that of standard output, and not of another pipe."""
+  if isinstance(error, ReaderGone):
+    return True
+  if not isinstance(error, BrokenPipeError) or sys.__stdout__ is None:
+    return False
+  ends = select.poll()
+  ends.register(sys.__stdout__.fileno(), 0)  # errors are told unasked
+  return any(event & (select.POLLERR | select.POLLHUP) for _, event in ends.poll(0))
 
 
 class Progress:

@@ -49,18 +49,31 @@ def join_hosts(how: str) -> None:
       `HOST:PORT,INDEX,COUNT` with the address of process 0.
 
   Raises:
-    ValueError: neither of the two.
+    ValueError: neither of the two, or the processes did not find each other.
   """
   if how == "auto":
-    jax.distributed.initialize()
+    _initialize(how)
     return
-  match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", how)
+  # No more digits than a port or a count of processes has.
+  match = re.fullmatch(r"(.+:\d{1,5}),(\d{1,6}),(\d{1,6})", how)
   if not match or int(match[2]) >= int(match[3]):
     raise ValueError(
       f"--distributed={how}: give auto, or HOST:PORT,INDEX,COUNT as in"
       " 10.0.0.1:1234,0,2 with INDEX below COUNT"
     )
-  jax.distributed.initialize(match[1], int(match[3]), int(match[2]))
+  _initialize(how, match[1], int(match[3]), int(match[2]))
+
+
+def _initialize(how: str, *args):
+  try:
+    jax.distributed.initialize(*args)
+  except (ValueError, RuntimeError) as error:
+    why = str(error).partition("\n")[0]
+    raise ValueError(
+      f"--distributed={how}: the processes did not find each other ({why}); start all"
+      " of them, with the address of process 0 as HOST:PORT,INDEX,COUNT, or with auto"
+      " where TPU pods, Slurm or Open MPI say where they are"
+    ) from error
 
 
 def make_mesh(

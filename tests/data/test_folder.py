@@ -14,6 +14,7 @@ from PIL import Image
 
 from tfusion import config as config_lib
 from tfusion.data import folder, images, pairs, pipeline
+from tfusion.generate.prompt import split
 
 SHAPE = (8, 8, 3)
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "folder.py"
@@ -400,6 +401,15 @@ def test_the_experiment_chooses_for_shards(tmp_path, capsys, kind, shape, patch,
 def test_latents_without_their_autoencoder_are_not_to_be_drawn(tmp_path):
   tiny_shards.make(tmp_path, autoencoder=None)
   assert load_experiment().get_config(f"data={tmp_path}").eval.prompts == ()
+
+
+def test_captions_with_signs_of_marks_are_prompts_that_say_the_same(tmp_path):
+  captions = ["a <b> c", "3 < 4", r"the word <image>", "plain"]
+  # The longest of all is no example.
+  for number, caption in enumerate([*captions, "long " * 9]):
+    add(tmp_path / "photos", f"{number}.png", caption=caption)
+  prompts = load_experiment().get_config(f"data={tmp_path / 'photos'}").eval.prompts
+  assert sorted(map(split, prompts)) == sorted([caption, ()] for caption in captions)
 
 
 def test_the_experiment_asks_for_a_folder():

@@ -12,7 +12,9 @@ from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.data import pipeline
 from tfusion.data.lanes import Lane, fresh_state
+from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.numerals import percent
 
 CONFIG = config_lib.Config()
 
@@ -258,8 +260,68 @@ def test_documents_that_fit_no_row_are_counted_and_never_cut(tokenizer):
 def test_a_source_of_which_nothing_fits_is_refused(tokenizer):
   long = Numbered("long", 9, has_images=False, letters=200)
   lane = Lane([long], tokenizer, CONFIG, lane=0)
-  with pytest.raises(ValueError, match="data.row_length=128.*no document of long"):
+  with pytest.raises(ValueError) as error:
     next(lane)
+  said = str(error.value)
+  assert "no document of long fits a row of data.row_length=128 elements" in said
+  assert "9 of 9 that were tried are too large, with 201 elements on average" in said
+  assert "set data.too_long=split" in said and "damaged" not in said
+
+
+def test_one_long_document_shows_by_what_it_holds_and_not_by_its_number(tokenizer):
+  class Books(Numbered):
+    """The first is as long as a book."""
+
+    def __getitem__(self, index):
+      return ("x" * (9000 if index == 0 else 20),)
+
+  source = Books("books", 10, has_images=False)
+  config = changed(data=dict(lanes=1))
+  lane = Lane([source], tokenizer, config, lane=0, repeat=False)
+  next(lane)
+  state = lane.state()
+  assert (state["rejected"]["books"], state["lost"]["books"]) == (1, 9001)
+  tally = Tally([source], config, [state])
+  share = tally.counts()["books"]["lost_share"]
+  assert share == 9001 / (9001 + state["elements"]["books"]) > 0.95
+  assert f"1 rejected ({100 * share:.1f} % of its elements)" in tally.summary()
+  (warning,) = tally.warnings()
+  assert "books: " in warning and "data.too_long=split" in warning
+  # A state from before elements were counted goes on, and begins to count.
+  old = {key: value for key, value in state.items() if key != "lost"}
+  assert Tally([source], config, [old]).counts()["books"]["lost_share"] == 0
+  first, second = (
+    Lane([source], tokenizer, config, lane=0, state=s) for s in (state, old)
+  )
+  for _ in range(10):
+    assert next(first).tokens_bl.tobytes() == next(second).tokens_bl.tobytes()
+  lost = [lane.state()["lost"]["books"] for lane in (first, second)]
+  assert lost[0] - 9001 == lost[1] > 0
+
+
+def test_a_source_that_loses_little_gives_no_warning(tokenizer):
+  lane = Lane([PAIRS], tokenizer, CONFIG, lane=0)
+  next(lane)
+  tally = Tally([PAIRS], CONFIG, [lane.state()])
+  assert tally.warnings() == [] and "rejected" not in tally.summary()
+
+
+@pytest.mark.parametrize(
+  "share, shown",
+  [
+    (0, "0 %"),
+    (1e-9, "<0.1 %"),
+    (0.0004, "<0.1 %"),
+    (0.0006, "0.1 %"),
+    (0.25, "25 %"),
+    (0.983, "98.3 %"),
+    (0.9994, "99.9 %"),
+    (1 - 1e-9, ">99.9 %"),
+    (1, "100 %"),
+  ],
+)
+def test_a_share_looks_like_none_or_all_only_where_it_is(share, shown):
+  assert percent(share) == shown
 
 
 def test_a_row_holds_no_more_images_than_slots(tokenizer):

@@ -1,6 +1,7 @@
 """Promises of tfusion/evaluate/pictures.py."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -125,7 +126,7 @@ def test_an_image_that_cannot_be_read_is_named(trained, scan, tmp_path, kind):
 
 
 def test_prompts_that_cannot_be_are_refused(trained):
-  with pytest.raises(ValueError, match="unknown special token '<boi>'"):
+  with pytest.raises(ValueError, match="'<boi>' is an unknown mark"):
     draw(trained, "seven <boi>")
   with pytest.raises(ValueError, match="37 elements.*sample.max_elements=32"):
     draw(trained, "<image>" * 6)
@@ -161,7 +162,7 @@ def test_a_finished_sample_is_its_spans_and_nothing_more(
   spans = (Text(encode("a seven")), image, image, Text(encode(" more")))
   made = Generated(spans, (False, True, True, True), finished=True)
   monkeypatch.setattr(pictures, "generate", lambda *args, **more: [made])
-  *images, text = sample(trained, ["x"], out=tmp_path)
+  *images, text, _ = sample(trained, ["x"], out=tmp_path)
   names = [path.name for path in images]
   assert names == ["sample_000_image_0.png", "sample_000_image_1.png"]
   assert text.read_text() == f"a seven<image:{names[0]}><image:{names[1]}> more\n"
@@ -171,9 +172,45 @@ def test_sampling_nothing_or_into_a_file_is_refused_before_any_work(trained, tmp
   without = trained._replace(params=None)
   with pytest.raises(ValueError, match="--count=0"):
     sample(without, ["x"], out=tmp_path, count=0)
+  for seed in (-1, 2**32, 10**30):
+    with pytest.raises(ValueError, match=f"--seed={seed}: must be at least 0"):
+      sample(without, ["x"], out=tmp_path, seed=seed)
   (tmp_path / "file").write_text("")
-  with pytest.raises(OSError, match="file"):
+  with pytest.raises(ValueError, match="--out=.*file: cannot be written"):
     sample(without, ["x"], out=tmp_path / "file")
+
+
+def test_samples_number_on_beside_those_of_other_prompts_and_say_what_was_asked(
+  trained, tmp_path, monkeypatch
+):
+  image = Image(np.zeros(SHAPE, np.float32))
+  made = Generated((image,), (True,), finished=True)
+  monkeypatch.setattr(
+    pictures, "generate", lambda config, params, parsed, **more: [made for _ in parsed]
+  )
+  first = sample(trained, ["seven <image>", "a"], out=tmp_path, count=2, seed=5)
+  kept = {path: path.read_bytes() for path in first}
+  (tmp_path / "sample_007_image_0.png").write_bytes(b"")  # its text was thrown away
+  second = sample(trained, ["a <image>"], out=tmp_path)
+  assert [p.name for p in second] == [
+    "sample_008_image_0.png",
+    "sample_008.txt",
+    "sample_008.json",
+  ]
+  assert not set(first) & set(second)
+  assert all(path.read_bytes() == data for path, data in kept.items())
+  about = json.loads((tmp_path / "sample_003.json").read_text())
+  assert (about["prompt"], about["number_of_the_prompt"]) == ("a", 1)
+  assert about["files"] == ["sample_003_image_0.png", "sample_003.txt"]
+  call = about["call"]
+  assert call["prompts"] == ["seven <image>", "a"] and call["sample"]["steps"] == 2
+  assert (call["count"], call["seed"], call["step"]) == (2, 5, 1)
+
+
+def test_two_that_sample_at_once_take_different_numbers(tmp_path, monkeypatch):
+  monkeypatch.setattr(type(tmp_path), "iterdir", lambda self: iter(()))  # a late look
+  names = [pictures._claim(tmp_path).name for _ in range(3)]
+  assert names == [f"sample_{number:03d}.json" for number in range(3)]
 
 
 def sample_grid(config, trained, folder):
@@ -187,12 +224,22 @@ def sample_grid(config, trained, folder):
 def test_the_grid_of_a_run_holds_all_images_and_repeats(trained, tmp_path):
   a, b = (sample_grid(trained.config, trained, tmp_path / name) for name in "ab")
   assert a.read_bytes() == b.read_bytes()
-  images = [s for g in draw(trained, *trained.config.eval.prompts) for s in g.spans]
-  count = sum(isinstance(s, Image) for s in images)
+  spans = [s for g in draw(trained, *trained.config.eval.prompts) for s in g.spans]
+  count = sum(isinstance(s, Image) for s in spans)
   assert count >= 3
   width, height = Picture.open(a).size
   # At this size every image stands in a row of its own height, 5 with the line.
   assert width * 6 == height * (5 * count + 1)
+  # What was asked stands beside it, with the place of each image in the sheet.
+  asked = json.loads(a.with_suffix(".json").read_text())["prompts"]
+  assert tuple(one["prompt"] for one in asked) == trained.config.eval.prompts
+  boxes = [box for one in asked for box in one["boxes"]]
+  assert [len(one["boxes"]) for one in asked][:2] == [1, 2] and len(boxes) == count
+  shown = [span.latent for span in spans if isinstance(span, Image)]
+  for box, latent in zip(boxes, shown, strict=True):
+    pixels = np.asarray(Picture.open(a).crop(box))
+    times = len(pixels) // SHAPE[0]
+    np.testing.assert_array_equal(pixels[::times, ::times], pictures.to_pixels(latent))
 
 
 def test_a_run_without_prompts_draws_no_grid(trained, tmp_path):
@@ -205,9 +252,10 @@ def test_a_run_without_prompts_draws_no_grid(trained, tmp_path):
 @pytest.mark.parametrize(
   ("prompt", "says"),
   [
-    ("<video>", "unknown special token '<video>'"),
-    ("<image>" * 9, "prompt 0: .* sample.max_elements=32"),
-    ("<image:gone.png>", "gone.png"),
+    ("<video>", "eval.prompts: .*'<video>' is an unknown mark"),
+    ("seven <image", "eval.prompts: .*'<image' is .* write <image> to draw"),
+    ("<image>" * 9, "eval.prompts: prompt 0: .* sample.max_elements=32"),
+    ("<image:gone.png>", "eval.prompts: .*gone.png"),
   ],
 )
 def test_prompts_of_the_grid_that_cannot_be_are_refused_before_training(
@@ -232,13 +280,15 @@ def test_a_model_of_latents_shows_pictures_of_its_autoencoder(
   want = codec.decode(latent[None] * 2 + 1)[0]
   made = Generated((Image(latent), Image(latent)), (True, True), finished=True)
   monkeypatch.setattr(pictures, "generate", lambda *args, **more: [made])
-  *files, _ = sample(trained, ["<image>"], out=tmp_path)
+  *files, _, _ = sample(trained, ["<image>"], out=tmp_path)
   assert len(files) == 2
   for file in files:
     pixels = np.asarray(Picture.open(file))
     assert pixels.shape == (128, 128, 3)  # 8 x 8, enlarged
     # Another batch size may round to the byte beside.
     assert np.abs(pixels[::16, ::16].astype(int) - want).max() <= 1
-  sheet = sample_grid(trained.config, trained, tmp_path)
+  one = dataclasses.replace(trained.config.eval, prompts=("<image>",))
+  config = dataclasses.replace(trained.config, eval=one)
+  sheet = sample_grid(config, trained, tmp_path)
   # Two of 8 x 8 with lines around them are 19 x 10, enlarged 13 times.
   assert Picture.open(sheet).size == (19 * 13, 10 * 13)

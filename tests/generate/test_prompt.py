@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfusion.generate.prompt import Draw, parse_prompt, split_at_draws
+from tfusion.generate.prompt import Draw, escape, parse_prompt, split_at_draws
 from tfusion.sequence import Image, Text
 
 LATENT = np.zeros((4, 4, 1), np.float32)
@@ -51,18 +51,70 @@ def test_white_space_is_dropped_around_marks_and_kept_elsewhere():
 
 
 @pytest.mark.parametrize(
-  "token", ["<boi>", "</image>", "<image2>", "<|image|>", "<Image>", "<video:a.mp4>"]
+  "mark",
+  # Not closed, not opened, not empty enough.
+  "<image;<image:a.png;<image |<IMAGE;image>;image:a.png>;<image:>;<image: >;"
+  "<image:a<b.png>;<image<image>;<image];<<image>>;<<image>;<image>>;"
+  # Space and signs inside, another spelling, another word for it.
+  "<image >;< image>;< image >;<image\n>;<image a.png>;<image=a.png>;<image/>;</image>;"
+  "<Image>;<images>;<img>;<img;<img src='a.png'>;<imgae>;<imgae;<an image>;<my image>;"
+  "< the image >;<\u200bimage>;<image2>;<|image|>;"
+  # Marks of other programs.
+  "<boi>;</s>;<|endoftext|>;<video:a.mp4>;<video:my a.mp4>;<picture>;<b>".split(";"),
 )
-def test_an_unknown_special_token_is_named_with_the_known_ones(token):
-  with pytest.raises(ValueError) as error:
-    parse(f"draw {token} here")
-  for part in (f"unknown special token {token!r}", "<image>", "<image:FILE>"):
-    assert part in str(error.value)
+def test_what_is_nearly_a_mark_is_named_with_how_to_write_it_and_a_literal_sign(mark):
+  for prompt in (mark, f"draw {mark} here", f"<image> {mark}", f"{mark} <image:a.png>"):
+    with pytest.raises(ValueError) as error:
+      parse(prompt)
+    for part in (f"prompt {prompt!r}: ", "<image> to draw", "<image:FILE>", r"\<"):
+      assert part in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a < b and c > d", "I <3 you>", "x <> y", "1 <2> 3"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("a < b", "3 <4", "x<y", "a < b and c > d", "I <3 you>", "x <> y", "1 <2> 3"),
+    *(
+      "a -> b",
+      "<- b",
+      "a <= b",
+      "a << b >> c",
+      "the image > 3",
+      "<",
+      ">",
+      "\\",
+      "a\\b",
+    ),
+    *("if x<y then the image is good", "5 < 6, so the image of b > 3", "<3 images"),
+    *("an image", "image: a.png", "a page <page 3", "\ue000"),
+  ],
+)
 def test_other_angle_brackets_are_text(text):
-  assert parse(text) == [text]
+  assert parse(text) == [text] and escape(text) == text
+
+
+def test_a_backslash_makes_a_sign_text_and_is_itself_written_twice_before_one():
+  assert parse(r"the word \<image\>") == ["the word <image>"]
+  assert parse(r"\<image> <image>") == ["<image>", Draw()]
+  assert parse(r"\<b\>bold\</b\>") == ["<b>bold</b>"]
+  assert parse(r"a\\<image>") == ["a\\", Draw()]
+  assert parse(r"a\\\<image>") == ["a\\<image>"]
+  assert parse(r"c:\pictures <image:c:\a.png>") == ["c:\\pictures", ["c:\\a.png"]]
+  assert parse(r"<image:a\<b.png>") == [["a<b.png"]]
+
+
+def test_any_text_can_be_written_and_a_place_to_draw_behind_it():
+  rng = np.random.default_rng(0)
+  pieces = ["<", ">", "\\", "image", " ", "a", ":", "<image>", "<b>", "img"]
+  for _ in range(2000):
+    text = "".join(rng.choice(pieces, rng.integers(1, 8)))
+    assert parse(escape(text)) == [text]
+    shown = [text.rstrip(), Draw()] if text.strip() else [Draw()]
+    assert parse(f"{escape(text)} <image>") == shown
+
+
+def test_white_space_around_the_name_of_a_file_is_not_of_it():
+  assert parse("<image: my dog.png >") == [["my dog.png"]]
 
 
 def test_a_prompt_falls_into_what_stands_around_its_places_to_draw():

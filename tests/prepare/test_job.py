@@ -140,8 +140,11 @@ def test_a_worker_process_that_is_killed_stops_the_job_and_not_the_next(
   for worker in workers:  # one that had not begun yet waits for ever: Beam's
     with contextlib.suppress(ProcessLookupError):
       os.kill(worker, signal.SIGKILL)
-  assert process.returncode == 2 and "a worker process died" in said
-  assert "repeat the command" in said and "Traceback" not in said.splitlines()[-1]
+  assert process.returncode == 2 and said.count("\n") == 1
+  assert "a worker process died (killed by SIGKILL)" in said
+  assert "repeat the command, with fewer --direct_num_workers" in said
+  assert f"{out / runner.SAID} holds what the workers said" in said
+  assert (out / runner.SAID).is_file()
   job.prepare(request(photos, out))
   assert bytes_of(out) == undisturbed
 

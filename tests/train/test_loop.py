@@ -526,7 +526,7 @@ def test_a_run_on_a_mesh_of_eight_interrupted_and_resumed_writes_what_one_device
   with running(ON_A_MESH, config, workdir, **eight, **cache) as process:
     said = process.stdout.read()
     assert process.wait() == 0, said
-  assert "parameters on 8 x" in said and "goes on after step 2 of" in said
+  assert "parameters on 8 x" in said and "goes on after step 3 of" in said
   loop.train(make_config(**gentle), alone)
   for name in ("metrics", "validation"):
     assert len(lines(alone, name)) == {"metrics": 6, "validation": 2}[name]

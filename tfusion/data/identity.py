@@ -26,7 +26,7 @@ from tfusion import workdir as workdir_lib
 from tfusion.data import manifest as manifest_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.contents import Contents, Hashed
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_RUN, Tokenizer
 
 FILE, DOCUMENTS = "identity.json", "documents.json"
 TOKENIZER = manifest_lib.TOKENIZER
@@ -160,7 +160,7 @@ def open_tokenizer(
   path, expected = Path(workdir) / TOKENIZER, remembered(workdir, TOKENIZER)
   there = path.is_file()
   if there and expected in (None, manifest_lib.sha256(path)):
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, key="", remedy=OF_RUN)
   for copy in filter(None, copies):
     if expected and Path(copy).is_file():
       tokenizer = Tokenizer.load(copy)

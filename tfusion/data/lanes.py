@@ -11,7 +11,7 @@ is counters plus the names of the documents that wait.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -31,6 +31,12 @@ HOPELESS = 10_000  # documents of a source, shuffled, of which none fits: no oth
 
 # (source, position) of a whole document in this lane; and which piece of a cut one.
 Key = tuple[str, int] | tuple[str, int, int]
+
+
+class TooLong(NamedTuple):
+  """A document that fits no row, and is not to be cut."""
+
+  elements: int
 
 
 class Lane(Iterator[sequence.Batch]):
@@ -65,6 +71,8 @@ class Lane(Iterator[sequence.Batch]):
     self._sources = {source.name: source for source in sources}
     self._mixture = Mixture(sources, config, lane=lane, repeat=repeat)
     self._state = fresh_state(sources) if state is None else copy_state(state)
+    # States from before it was counted lack it.
+    self._state.setdefault("lost", dict.fromkeys(self._sources, 0))
     sizes = {source.name: len(source) for source in sources}
     if self._state["sizes"] != sizes:
       raise ValueError(
@@ -82,7 +90,7 @@ class Lane(Iterator[sequence.Batch]):
     self._waiting: list[tuple[Key, sequence.Elements]] = []
     self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet waiting
     # By source, from the next document on; not in the state, for it is read again.
-    self._ahead: dict[str, list[list[sequence.Elements] | Damaged]] = {}
+    self._ahead: dict[str, list[list[sequence.Elements] | TooLong | Damaged]] = {}
     self._open_waiting()
     self._last: list[tuple[Key, int]] = []
 
@@ -176,6 +184,9 @@ class Lane(Iterator[sequence.Batch]):
       if isinstance(own, Damaged):
         self._skip(name, position, own)
         continue
+      if isinstance(own, TooLong):
+        self._reject(name, own)
+        continue
       self._count(name, own)
       self._cut = self._keyed(name, position, own)
     return self._cut.pop(0)
@@ -195,8 +206,8 @@ class Lane(Iterator[sequence.Batch]):
 
   def _pieces(
     self, name: str, positions: Sequence[int]
-  ) -> list[list[sequence.Elements] | Damaged]:
-    """Documents of this lane as they go into rows; none of one: it fits no row."""
+  ) -> list[list[sequence.Elements] | TooLong | Damaged]:
+    """Documents of this lane as they go into rows."""
     indices = [self._mixture.index(name, position) for position in positions]
     return [
       spans if isinstance(spans, Damaged) else self._lay_out(spans, name, position)
@@ -205,7 +216,7 @@ class Lane(Iterator[sequence.Batch]):
 
   def _lay_out(
     self, spans: Sequence[sources_lib.Span], name: str, position: int
-  ) -> list[sequence.Elements]:
+  ) -> list[sequence.Elements] | TooLong:
     config, special = self._config, self._tokenizer.special
     document = forms.form(
       spans,
@@ -219,8 +230,8 @@ class Lane(Iterator[sequence.Batch]):
     if self._fits(whole):
       return [whole]
     if config.data.too_long == "reject":
-      return []
-    return pieces.cut(
+      return TooLong(len(whole.tokens_l))
+    made = pieces.cut(
       whole,
       endings=self._tokenizer.endings,
       special=special,
@@ -229,6 +240,7 @@ class Lane(Iterator[sequence.Batch]):
       patches_per_image=patches,
       overlap=config.data.overlap,
     )
+    return made or TooLong(len(whole.tokens_l))
 
   def _fits(self, elements: sequence.Elements) -> bool:
     data = self._config.data
@@ -249,9 +261,12 @@ class Lane(Iterator[sequence.Batch]):
     if len(own) > 1:
       state["split"][name] += 1
       state["pieces"][name] += len(own)
-    if not own:
-      state["rejected"][name] += 1
-      self._require_some(name)
+
+  def _reject(self, name: str, document: TooLong) -> None:
+    """Counts a document that fits no row, and stops where all are like it."""
+    self._state["rejected"][name] += 1
+    self._state["lost"][name] += document.elements
+    self._require_some(name)
 
   def _skip(self, name: str, position: int, error: Damaged) -> None:
     """Counts a damaged record, and stops where there are too many."""
@@ -279,18 +294,31 @@ class Lane(Iterator[sequence.Batch]):
     self._require_some(name)
 
   def _require_some(self, name: str) -> None:
+    """Stops where all documents of a source so far, and enough, gave nothing.
+
+    Raises:
+      ValueError: says of how many which is true, and what helps against it.
+    """
     state, data = self._state, self._config.data
     damaged = state["damaged"].get(name, {"skipped": 0})["skipped"]
-    drawn = state["drawn"][name]
-    if (
-      state["rejected"][name] + damaged
-      == drawn
-      >= min(len(self._sources[name]), HOPELESS)
-    ):
+    drawn, rejected = state["drawn"][name], state["rejected"][name]
+    if rejected + damaged < drawn or drawn < min(len(self._sources[name]), HOPELESS):
+      return
+    if not rejected:
       raise ValueError(
-        f"data.row_length={data.row_length}, data.image_slots={data.image_slots}: no"
-        f" document of {name} fits and is whole, {drawn} were tried; raise them"
+        f"{name}: all {drawn} documents that were tried are damaged; restore or prepare"
+        " the data again"
       )
+    long = state["lost"][name] / rejected
+    also = f", the other {damaged} are damaged" if damaged else ""
+    split = "set data.too_long=split, which cuts them into pieces, or "
+    raise ValueError(
+      f"data.too_long={data.too_long!r}: no document of {name} fits a row of"
+      f" data.row_length={data.row_length} elements and data.image_slots="
+      f"{data.image_slots} images: {rejected} of {drawn} that were tried are too large,"
+      f" with {long:,.0f} elements on average{also};"
+      f" {split if data.too_long == 'reject' else ''}raise the other two"
+    )
 
 
 def _read(
@@ -320,6 +348,7 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
     # Documents taken from the source: also those that fit no row, or are damaged.
     "drawn": dict(zeros),
     "rejected": dict(zeros),  # documents that fit no row
+    "lost": dict(zeros),  # elements of those
     "split": dict(zeros),  # documents cut into pieces
     "pieces": dict(zeros),  # and how many pieces those gave
     # Source -> how often one was skipped, which, and what was said of the last few.

@@ -16,6 +16,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ from tfusion.data import sources as sources_lib
 from tfusion.data.balance import Balance
 from tfusion.data.manifest import TOKENIZER
 from tfusion.data.tally import Tally
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 
 PREFETCHED_BATCHES = 4  # per worker process
 HELD_OUT_SEED = 0  # the same validation rows for every config.seed
@@ -131,7 +132,9 @@ class HostBatches(Iterator[sequence.Batch]):
     """Returns the next batch.
 
     Raises:
-      RuntimeError: a worker process died.
+      ChildProcessError: a worker process died. The next batch is still the next one,
+        from new workers.
+      ValueError: what `lanes.Lane.take` raises.
     """
     try:
       if not self._streams:
@@ -139,11 +142,13 @@ class HostBatches(Iterator[sequence.Batch]):
       parts = [next(stream) for stream in self._streams]
     except BaseException as error:
       self.close()  # some may be a batch ahead: all start again from the states
-      if not isinstance(error, RuntimeError):
+      died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+      if not isinstance(error, RuntimeError) or not died:
         raise
-      raise RuntimeError(
-        f"a data worker process failed: {error}; if memory or /dev/shm is short, lower"
-        " data.workers, or set it to 0"
+      raise ChildProcessError(
+        f"a data worker process died ({_exit_of(int(died[1]))}), as when memory or"
+        f" /dev/shm is short: lower data.workers={self._config.data.workers}, or set it"
+        " to 0, and start again"
       ) from error
     for part in parts:
       states = json.loads(part["states"].tobytes())
@@ -286,6 +291,12 @@ class _LaneRowsIterator(grain.DatasetIterator):
     raise NotImplementedError("a restored HostBatches starts new iterators")
 
 
+def _exit_of(code: int) -> str:
+  """What a process's exit code says: below 0 it is a signal's number."""
+  known = -code in set(signal.Signals)
+  return f"killed by {signal.Signals(-code).name}" if known else f"exit code {code}"
+
+
 def _init_worker(index: int, count: int) -> None:
   """Lets the parent alone decide when a worker ends."""
   # Ctrl-C and a preemption notice may reach the whole process group, but the parent
@@ -312,12 +323,15 @@ def _open_tokenizer(
   shards = prepared.tokenizer_of(sources)
   if begun:
     tokenizer = identity_lib.open_tokenizer(workdir, copies=(given, shards))
-    prepared.check_tokenizer(tokenizer, str(path), shards)
+    prepared.check_tokenizer(tokenizer, str(path), shards, begun=True)
     if given and Path(given).is_file():
       _refuse_another(Tokenizer.load(given), given, tokenizer, path)
   elif given or shards:
-    tokenizer = Tokenizer.load(given or shards)
-    prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
+    if given:
+      tokenizer = Tokenizer.load(given)
+      prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
+    else:
+      tokenizer = Tokenizer.load(shards, key="", remedy=OF_SHARDS)
     tokenizer.save(path)
   else:
     texts = (text for source in sources for text in source.texts())

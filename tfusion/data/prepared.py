@@ -17,6 +17,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import logging
+
 from tfusion import files
 from tfusion.data import identity
 from tfusion.data import manifest as manifest_lib
@@ -69,23 +71,27 @@ def codebook(sources: Sequence[sources_lib.Source]) -> int:
   return max((images.codebook for images in formats if images), default=0)
 
 
-def check_tokenizer(tokenizer: Tokenizer, origin: str, shards: Path | None) -> None:
+def check_tokenizer(
+  tokenizer: Tokenizer, origin: str, shards: Path | None, *, begun: bool = False
+) -> None:
   """Refuses a tokenizer that is not the one of the shards.
 
   Args:
     tokenizer: the run's.
     origin: what the error calls it.
     shards: the file that shards bring; None without shards.
+    begun: the run has begun with its tokenizer, which was not chosen just now.
 
   Raises:
     ValueError: names both and their hashes.
   """
   if shards is None or (theirs := manifest_lib.sha256(shards)) == tokenizer.sha256:
     return
+  remedy = "choose a new workdir" if begun else "leave data.tokenizer empty"
   raise ValueError(
     f"{origin} (sha256 {tokenizer.sha256[:16]}...) is another tokenizer than {shards}"
-    f" (sha256 {theirs[:16]}...), with which the shards were made: leave data.tokenizer"
-    " empty and choose a new workdir, or prepare the data with the other tokenizer"
+    f" (sha256 {theirs[:16]}...), with which the shards were made: {remedy}, or prepare"
+    " the data with the other tokenizer"
   )
 
 
@@ -109,16 +115,12 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   values["autoencoder_sha256"] = manifest.autoencoder_sha256
   path = workdir / LATENTS
   text = json.dumps(values, indent=1) + "\n"
-  there = path.is_file() and path.read_text() == text
+  there = path.is_file() and path.read_bytes() == text.encode()
   begun_with = identity.remembered(workdir, LATENTS)
-  if begun_with == hashlib.sha256(text.encode()).hexdigest():
-    pass  # if the file says something else, that was altered: it is written anew
-  elif begun and path.is_file() and json.loads(path.read_text()) != json.loads(text):
-    raise ValueError(
-      f"{path}: this run has begun with other latents than {encoded[0].folder} holds"
-      f" now ({path.read_text()} and {text}); restore the shards, or choose a new"
-      " workdir"
-    )
+  # With the hash of what it began with, a file that was altered is just written anew.
+  same = begun_with == hashlib.sha256(text.encode()).hexdigest()
+  if begun and not there and not same:
+    _check_begun(manifest, encoded[0].folder, workdir)
   if manifest.autoencoder_sha256:
     _copy(encoded[0].folder, workdir, manifest.autoencoder_sha256)
   if not there:  # looking at a run, which may be another's, changes nothing
@@ -158,8 +160,24 @@ def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | N
     return manifest_lib.ImageFormat(**(values | lists)), sha256
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
-      f"{path}: damaged ({error}); start training again, which writes it anew"
+      f"{path}: damaged ({type(error).__name__}: {error}); `tfusion train` writes it"
+      " anew from the shards"
     ) from error
+
+
+def _check_begun(manifest: manifest_lib.Manifest, folder: Path, workdir: Path) -> None:
+  """Refuses other latents than a run has begun with, as far as it still says which."""
+  try:
+    before = kept(workdir)
+  except ValueError as error:  # the state of the lanes knows the shards as well
+    logging.warning("%s", error)
+    return
+  now = manifest.images, manifest.autoencoder_sha256
+  if before is not None and before != now:
+    raise ValueError(
+      f"{workdir / LATENTS}: this run has begun with other latents than {folder} holds"
+      f" now ({before} and {now}); restore the shards, or choose a new workdir"
+    )
 
 
 def _model_kind(source: Shards) -> str:

@@ -15,7 +15,7 @@ from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data import shards as shards_lib
 from tfusion.data.manifest import ImageFormat, Manifest, Shard
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 
 LISTED = 20  # whole shards that a table names; those that are not are all named
 FALSE_COLOUR_PX = 8  # side of a latent's pixel in a picture of false colours
@@ -110,7 +110,8 @@ def record_lines(
   reader = shards_lib.Reader(folder, own)
   if not 0 <= index < len(reader):
     raise ValueError(f"--record={index}: {path} holds records 0 to {len(reader) - 1}")
-  tokenizer = Tokenizer.load(folder / manifest_lib.TOKENIZER)
+  own_tokenizer = folder / manifest_lib.TOKENIZER
+  tokenizer = Tokenizer.load(own_tokenizer, key="", remedy=OF_SHARDS)
   record = reader[index]
   shard, place = reader.locate(index)
   yield f"{folder / shard.name}: record {place}, id {record.id}"

@@ -10,6 +10,9 @@ from typing import Any
 from tfusion.config import Config
 from tfusion.data import lanes
 from tfusion.data import sources as sources_lib
+from tfusion.numerals import percent
+
+MUCH = 0.05  # of a source's elements, to be left out of the rows
 
 
 class Tally:
@@ -36,7 +39,8 @@ class Tally:
     Returns:
       Source -> documents; of these rejected, split (into so many pieces) and skipped as
       damaged; how many different records were damaged and what was said of the last
-      few; elements and their share; epochs.
+      few; elements and their share; epochs; the share of the source's own elements that
+      was lost with the rejected documents.
     """
     total: dict[str, dict[str, Any]] = {}
     states = self._states
@@ -57,6 +61,9 @@ class Tally:
         "damage": [text for d in damaged for text in d["last"]][-lanes.DAMAGE_QUOTED :],
         "share": sums["elements"] / max(elements, 1),
       }
+      # States from before it was counted lack it.
+      lost = sum(state.get("lost", {}).get(name, 0) for state in states)
+      total[name]["lost_share"] = lost / max(lost + sums["elements"], 1)
       total[name]["epochs"] = total[name]["documents"] / max(own_share * len(source), 1)
     return total
 
@@ -64,10 +71,26 @@ class Tally:
     """The epochs and shares of the sources, and what was lost, in one line."""
     parts = []
     for name, source in self.counts().items():
-      lost = [f"{source[key]} {key}" for key in ("rejected", "damaged") if source[key]]
-      share, epochs = 100 * source["share"], source["epochs"]
-      parts.append(", ".join([f"{name} {epochs:.2f} epochs, {share:.0f} %", *lost]))
+      lost = []
+      if source["rejected"]:
+        share = percent(source["lost_share"])
+        lost.append(f"{source['rejected']:,} rejected ({share} of its elements)")
+      if source["damaged"]:
+        lost.append(f"{source['damaged']:,} damaged")
+      share, epochs = percent(source["share"]), source["epochs"]
+      parts.append(", ".join([f"{name} {epochs:.2f} epochs, {share}", *lost]))
     return "; ".join(parts)
+
+  def warnings(self) -> list[str]:
+    """What is lost of a source, where that is much of it, and what to do about it."""
+    return [
+      f"{name}: {percent(source['lost_share'])} of its elements are left out, in"
+      f" {source['rejected']:,} documents that fit no row of data.row_length="
+      f"{self._config.data.row_length} and data.image_slots="
+      f"{self._config.data.image_slots}; data.too_long=split cuts them into pieces"
+      for name, source in self.counts().items()
+      if source["lost_share"] > MUCH
+    ]
 
   def fill(self) -> float:
     """Share of the positions in all rows so far that are not padding."""

@@ -33,26 +33,38 @@ SPACE = "\u2581"  # how sentencepiece writes a space; text may hold it too
 TRAINING_CHARACTERS = 50_000_000  # at most; byte-pair encoding takes them in seconds
 MAX_SENTENCE_BYTES = 1 << 30  # above any text, so that none is left out of training
 
+# What is to be done about a file that cannot serve, by whose it is.
+REMEDY = "name a sentencepiece model, or leave it empty to train one on the sources"
+OF_RUN = (
+  "a trained model knows no other tokenizer: put the run's own file back, or train in a"
+  " new workdir"
+)
+OF_SHARDS = "shards are of one tokenizer: put their own file back, or prepare them anew"
+OF_JOB = "name a sentencepiece model, or leave --tokenizer away to train one"
+
 
 class Tokenizer:
   """A sentencepiece model with PAD, BOS, EOS, BOI and EOI; picklable."""
 
-  def __init__(self, model: bytes, *, origin: str = "the tokenizer"):
+  def __init__(
+    self, model: bytes, *, origin: str = "the tokenizer", remedy: str = REMEDY
+  ):
     """Reads a serialised sentencepiece model; adds BOI, EOI and PAD if it has none.
 
     Args:
       model: the bytes of a `.model` file.
       origin: what error messages call it.
+      remedy: what they say that can be done.
 
     Raises:
       ValueError: not a sentencepiece model, or one without BOS and EOS, or with other
         pieces of the special tokens' names.
     """
-    processor = _open(model, origin)
+    processor = _open(model, origin, remedy)
     lacking = [n for n in (BOI, EOI, PAD) if _is_absent(processor, n)]
     if lacking:
       model = model + b"".join(map(_control_piece, lacking))
-      processor = _open(model, origin)
+      processor = _open(model, origin, remedy)
     ids = {
       "pad": processor.pad_id(),
       "bos": processor.bos_id(),
@@ -63,14 +75,13 @@ class Tokenizer:
     lacking = [n for n, i in ids.items() if i < 0 or not processor.is_control(i)]
     if lacking:
       raise ValueError(
-        f"{origin}: has no control symbol for {', '.join(lacking)}; train it with bos"
-        f" and eos and without pieces called {BOI}, {EOI} and {PAD}, or leave"
-        " data.tokenizer empty to train one on the sources"
+        f"{origin}: has no control symbol for {', '.join(lacking)}; a model needs bos"
+        f" and eos and no pieces called {BOI}, {EOI} and {PAD}; {remedy}"
       )
     self._model = bytes(model)
     self._processor = processor
     # Behind the first part of a text, a space that is not there must not be added.
-    self._inner = _open(self._model + NO_DUMMY_PREFIX, origin)
+    self._inner = _open(self._model + NO_DUMMY_PREFIX, origin, remedy)
     self._spoken = [
       not (processor.is_control(i) or processor.is_unknown(i))
       for i in range(processor.piece_size())
@@ -150,19 +161,24 @@ class Tokenizer:
     return tokenizer
 
   @classmethod
-  def load(cls, path: str | Path) -> "Tokenizer":
+  def load(
+    cls, path: str | Path, *, key: str = "data.tokenizer", remedy: str = REMEDY
+  ) -> "Tokenizer":
     """Reads a model file.
+
+    Args:
+      path: of the file.
+      key: by which the user named it, for messages; empty: nobody did.
+      remedy: what the messages say that can be done.
 
     Raises:
       ValueError: no such file, or not a model that can serve.
     """
     path = Path(path)
+    origin = f"{key}={str(path)!r}" if key else str(path)
     if not path.is_file():
-      raise ValueError(
-        f"data.tokenizer={str(path)!r}: no such file; name a sentencepiece model, or"
-        " leave it empty to train one on the sources"
-      )
-    return cls(path.read_bytes(), origin=f"data.tokenizer={str(path)!r}")
+      raise ValueError(f"{origin}: no such file; {remedy}")
+    return cls(path.read_bytes(), origin=origin, remedy=remedy)
 
   def save(self, path: str | Path) -> None:
     """Writes the model to a file, whole or not at all."""
@@ -205,16 +221,15 @@ class Tokenizer:
     return self._processor.decode(spoken)
 
 
-def _open(model: bytes, origin: str) -> sentencepiece.SentencePieceProcessor:
+def _open(
+  model: bytes, origin: str, remedy: str
+) -> sentencepiece.SentencePieceProcessor:
   try:
     if not model:
       raise RuntimeError("it is empty")
     return sentencepiece.SentencePieceProcessor(model_proto=model)
   except RuntimeError as error:
-    raise ValueError(
-      f"{origin}: not a sentencepiece model; name another data.tokenizer, or leave"
-      " it empty to train one on the sources"
-    ) from error
+    raise ValueError(f"{origin}: not a sentencepiece model; {remedy}") from error
 
 
 def _is_absent(processor: sentencepiece.SentencePieceProcessor, piece: str) -> bool:

@@ -4,20 +4,26 @@ Owns: images to PNG, files in prompts, what is written. Not: generation and what
 look like (generate/).
 """
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image as Picture
 
+from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.interleaved import Generated, check_prompts, generate
-from tfusion.generate.prompt import Prompt, parse_prompt
+from tfusion.generate.prompt import Prompt, parse_prompt, split
 from tfusion.model.transfusion import Params
+from tfusion.numerals import SEEDS
 from tfusion.sequence import Image, Text
 from tfusion.train.trained import Trained
 
@@ -32,13 +38,18 @@ def to_pixels(image_hwc: np.ndarray) -> np.ndarray:
   return np.repeat(grey, 3, axis=-1) if grey.shape[-1] == 1 else grey
 
 
-def write_png(image_hwc: np.ndarray, path: Path, *, enlarge: bool = True):
-  """Writes an image; small ones with every pixel drawn as a square."""
+def write_png(image_hwc: np.ndarray, path: Path, *, enlarge: bool = True) -> int:
+  """Writes an image; small ones with every pixel drawn as a square.
+
+  Returns:
+    The side of that square in pixels.
+  """
   pixels = to_pixels(image_hwc)
   times = -(-LEAST_SIDE // min(pixels.shape[:2])) if enlarge else 1
   pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
   path.parent.mkdir(parents=True, exist_ok=True)
   Picture.fromarray(pixels).save(path)
+  return times
 
 
 def grid(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
@@ -84,8 +95,8 @@ def parse_prompts(
   """Reads prompts and the files in them, and checks that they can be continued.
 
   Raises:
-    ValueError: a prompt with an unknown special token or too many images, or a file
-      in it that is not an image.
+    ValueError: a prompt with an unknown mark, or nearly a known one, or with too many
+      images, or a file in it that is not an image.
   """
 
   def load_image(path: str) -> np.ndarray:
@@ -109,17 +120,27 @@ class SampleGrids:
   """Draws eval.prompts at every evaluation, all images of one in one picture."""
 
   def __init__(self, config: Config, workdir: Path):
+    """Raises ValueError for a prompt with a mark that cannot be read."""
     self.config, self.workdir = config, workdir
+    with _naming_prompts():  # now: opening the data may take hours
+      for prompt in config.eval.prompts:
+        split(prompt)
 
   def check(self, corpus: Corpus) -> None:
     """Raises ValueError for a prompt that cannot be drawn."""
     prompts = self.config.eval.prompts
     if prompts:
-      canvas = open_canvas(self.config, self.workdir)
-      parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
+      with _naming_prompts(remedy="; or leave eval.prompts empty"):
+        canvas = open_canvas(self.config, self.workdir)
+      with _naming_prompts():
+        parse_prompts(self.config, corpus.tokenizer, prompts, canvas=canvas)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
-    """Writes workdir/samples/step_NNNNNNNN.png if there are images."""
+    """Writes workdir/samples/step_NNNNNNNN.json, and .png if there are images.
+
+    The .json says of each prompt which text came and, in pixels of the .png, where its
+    images are: left, top, right, bottom.
+    """
     key, prompts = jax.random.key(GRID_SEED), self.config.eval.prompts
     if not prompts:
       return
@@ -129,9 +150,50 @@ class SampleGrids:
       self.config, params, corpus.tokenizer, prompts, canvas=canvas, key=key
     )
     images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
-    if images and jax.process_index() == 0:
-      sheet = grid(canvas.show(images), columns=min(len(images), 10))
-      write_png(sheet, self.workdir / "samples" / f"step_{step:08d}.png")
+    if jax.process_index() != 0:
+      return
+    path, boxes = self.workdir / "samples" / f"step_{step:08d}.png", iter(())
+    if images:
+      shown, columns = canvas.show(images), min(len(images), 10)
+      times = write_png(grid(shown, columns=columns), path)
+      boxes = _boxes(shown, columns, times)
+    asked = []
+    for prompt, generated in zip(prompts, made, strict=True):
+      count = sum(isinstance(span, Image) for span in generated.spans)
+      text = _text_made(corpus.tokenizer, generated)
+      asked.append({"prompt": prompt, "text": text})
+      asked[-1]["boxes"] = [next(boxes) for _ in range(count)]
+    path.parent.mkdir(exist_ok=True)
+    workdir_lib.write_json(path.parent, f"{path.stem}.json", {"prompts": asked})
+
+
+@contextlib.contextmanager
+def _naming_prompts(remedy: str = ""):
+  """Says in a ValueError whose prompts they are, and what else can be done."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"eval.prompts: {error}{remedy}") from error
+
+
+def _boxes(
+  images: Sequence[np.ndarray], columns: int, times: int
+) -> Iterator[list[int]]:
+  """Where `grid` and `write_png` put images: left, top, right, bottom in pixels."""
+  h, w, _ = images[0].shape
+  for number in range(len(images)):
+    y, x = divmod(number, columns)
+    left, top = 1 + x * (w + 1), 1 + y * (h + 1)
+    yield [times * side for side in (left, top, left + w, top + h)]
+
+
+def _text_made(tokenizer: Tokenizer, generated: Generated) -> str:
+  """What the model itself wrote, with `<image>` where it drew."""
+  text = ""
+  for span, made in zip(generated.spans, generated.made, strict=True):
+    if made:
+      text += tokenizer.decode(span.ids) if isinstance(span, Text) else "<image>"
+  return text.strip()
 
 
 class Reconstructions:
@@ -160,8 +222,9 @@ def sample(
 ) -> list[Path]:
   """Continues every prompt `count` times and writes what came.
 
-  Writes out/sample_000.txt, with `<image:FILE>` where an image stands, and the images
-  beside it as out/sample_000_image_0.png.
+  Writes out/sample_000.txt, with `<image:FILE>` where an image stands, the images
+  beside it as out/sample_000_image_0.png, and in out/sample_000.json what was asked
+  for: enough to ask for the same again. Numbers go on where those in `out` end.
 
   Args:
     trained: the model.
@@ -169,36 +232,58 @@ def sample(
     workdir: of the run; holds the autoencoder, if it has one.
     out: folder, is made.
     count: of samples of each prompt.
-    seed: of the noise and of text.
+    seed: of the noise and of text, in [0, 2**32).
 
   Returns:
     The paths of all files.
 
   Raises:
-    ValueError: `count` is below 1, a prompt cannot be parsed or does not fit, or there
-      is no autoencoder to see latents with.
+    ValueError: `count` is below 1, `seed` is outside, a prompt cannot be parsed or does
+      not fit, or there is no autoencoder to see latents with.
     OSError: `out` cannot be written.
   """
   if count < 1:
     raise ValueError(f"--count={count}: must be at least 1")
-  out.mkdir(parents=True, exist_ok=True)  # to know before the work whether it can be
+  if not 0 <= seed < SEEDS:
+    raise ValueError(f"--seed={seed}: must be at least 0 and below {SEEDS}")
+  workdir_lib.check_writable(out, option="--out")  # to know before the work
   canvas = open_canvas(trained.config, workdir)
+  asked = [prompt for prompt in prompts for _ in range(count)]
   with jax.set_mesh(trained.mesh):
     made = draw_prompts(
       trained.config,
       trained.params,
       trained.tokenizer,
-      [prompt for prompt in prompts for _ in range(count)],
+      asked,
       canvas=canvas,
       key=jax.random.key(seed),
     )
   if jax.process_index() != 0:
     return []
-  return [
-    path
-    for number, generated in enumerate(made)
-    for path in _write(trained, generated, canvas, out / f"sample_{number:03d}.txt")
-  ]
+  call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
+  call["sample"] = dataclasses.asdict(trained.config.sample)
+  paths = []
+  for number, (prompt, generated) in enumerate(zip(asked, made, strict=True)):
+    about = _claim(out)
+    written = _write(trained, generated, canvas, about.with_suffix(".txt"))
+    this = {"prompt": prompt, "number_of_the_prompt": number % count}
+    this["files"] = [path.name for path in written]
+    about.write_text(json.dumps(this | {"call": call}, indent=2) + "\n")
+    paths += [*written, about]
+  return paths
+
+
+def _claim(out: Path) -> Path:
+  """Makes the .json of the next number; of two that ask at once each gets its own."""
+  names = (re.match(r"sample_(\d+)", path.name) for path in out.iterdir())
+  number = max((int(name[1]) for name in names if name), default=-1) + 1
+  while True:
+    path = out / f"sample_{number:03d}.json"
+    try:
+      path.touch(exist_ok=False)
+      return path
+    except FileExistsError:
+      number += 1
 
 
 def _write(

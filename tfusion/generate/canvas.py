@@ -92,13 +92,13 @@ def open_canvas(config: Config, workdir: str | Path) -> Canvas:
   if not images.latents:
     raise ValueError(
       f"{workdir}: the images of this run are {images.kind}, which cannot be drawn or"
-      " shown yet; leave eval.prompts empty"
+      " shown yet; train on latents or pixels to see pictures"
     )
   if sha256 is None or not path.is_file():
     raise ValueError(
       f"{path}: is missing, and the images of this run are latents: without their"
-      " autoencoder none can be drawn or shown; copy it there from the shards, or if"
-      " they have none, leave eval.prompts empty"
+      " autoencoder none can be drawn or shown; copy it there from the shards, or"
+      " prepare those anew with one"
     )
   if (found := manifest_lib.sha256(path)) != sha256:
     raise ValueError(

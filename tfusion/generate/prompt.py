@@ -1,9 +1,16 @@
-"""What can be asked for: given text, given images, places to draw.
+r"""What can be asked for: given text, given images, places to draw.
 
 Owns: Prompt and its written form. Not: files (the caller loads them), what the model
 makes of it (interleaved.py).
+
+The written form is text with two marks: `<image>` is where the model draws, and
+`<image:FILE>` shows it a picture. What is nearly a mark, or a mark of another program,
+is an error. A backslash before < or > says that the sign is text: `\<image>` is the
+word, not the mark. Before such a sign, and only there, a backslash is itself written
+twice.
 """
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +19,24 @@ import numpy as np
 
 from tfusion.sequence import Image, Text
 
-MARK = re.compile(r"\s*<([/|]?[A-Za-z_][^\s<>:]*)(?::([^<>]*))?>\s*")
+ESCAPED = re.compile(r"(\\+)([<>])")
+MARK = re.compile(r"\s*<image(?::\s*([^<>\s](?:[^<>]*[^<>\s])?)\s*)?>\s*")
+# What may be meant as one.
+HUGGED = re.compile(r"<+<image[^<>]*>|<image[^<>]*>>+")
+OPENED = re.compile(r"<([^<>]*)(>?)")  # from a < on, to its > if it has one
+CLOSED = re.compile(r"\b(images?|img)(:[^<>\s]*)?>", re.IGNORECASE)  # without its <
+SPECIAL = re.compile(r"[/|!]?[^\W\d][^\s:]*(:.*)?", re.DOTALL)  # <boi>, <video:a.mp4>
+WORD = re.compile(r"[^\W\d_]+")
+ALIKE = 0.75  # of the ratio of difflib: img and imgae are like image, page is not
+APART = 3  # words behind "< " and before a >: more of them are a sentence
+HOW = (
+  r"write <image> to draw a picture, <image:FILE> to show one, and \< or \> for a sign"
+  " that is text"
+)
+# What stands for signs of the text while marks are looked for: no text has these.
+LITERAL = {"<": "\ud800", ">": "\ud801"}
+SIGNS = {code: sign for sign, code in LITERAL.items()}
+LITERAL_OPEN = re.compile("\ud800[^<>]*>")  # its > is text as well
 
 
 class Draw(NamedTuple):
@@ -28,7 +52,7 @@ def parse_prompt(
   encode: Callable[[str], np.ndarray],
   load_image: Callable[[str], np.ndarray],
 ) -> Prompt:
-  """Parses text with `<image>` (draw here) and `<image:FILE>` (given) in it.
+  """Parses the written form.
 
   White space around a mark is not text: captions in training end at the image too.
 
@@ -38,20 +62,47 @@ def parse_prompt(
     load_image: the FILE of a mark to f32[h, w, c].
 
   Raises:
-    ValueError: any other `<name>`.
+    ValueError: what is nearly a mark, or another `<name>`; it says how to write both.
   """
-  spans, end = [], 0
-  for match in MARK.finditer(prompt):
-    name, file = match.groups()
-    if name != "image":
-      raise ValueError(
-        f"prompt {prompt!r}: unknown special token {match.group().strip()!r}; known:"
-        " <image> to draw one, <image:FILE> to show one"
-      )
-    spans += _text(prompt[end : match.start()], encode)
-    spans.append(Draw() if file is None else Image(load_image(file)))
+  spans = []
+  for part in split(prompt):
+    if isinstance(part, str):
+      spans.append(Text(encode(part)))
+    elif part:
+      spans.append(Image(load_image(part[0])))
+    else:
+      spans.append(Draw())
+  return tuple(spans)
+
+
+def split(prompt: str) -> list[str | tuple[str, ...]]:
+  """Takes the written form apart, and reads no file.
+
+  Returns:
+    In order: texts, none of them empty; () for a place to draw; (FILE,) for a picture.
+
+  Raises:
+    ValueError: as parse_prompt.
+  """
+  parts, end = [], 0
+  hidden = ESCAPED.sub(_hide, prompt)
+  if match := HUGGED.search(hidden):
+    raise _nearly(prompt, match[0])
+  for match in MARK.finditer(hidden):
+    parts += _text(prompt, hidden[end : match.start()])
+    parts.append(() if match[1] is None else (_shown(match[1]),))
     end = match.end()
-  return (*spans, *_text(prompt[end:], encode))
+  return [*parts, *_text(prompt, hidden[end:])]
+
+
+def escape(text: str) -> str:
+  """Writes a text so that `split` gives it back; most texts are that as they are."""
+  try:
+    if split(text) == [text]:
+      return text
+  except ValueError:
+    pass
+  return re.sub(r"(\\*)([<>])", r"\1\1\\\2", text)
 
 
 def split_at_draws(prompt: Prompt) -> list[list[Text | Image]]:
@@ -65,5 +116,47 @@ def split_at_draws(prompt: Prompt) -> list[list[Text | Image]]:
   return parts
 
 
-def _text(text: str, encode: Callable[[str], np.ndarray]) -> list[Text]:
-  return [Text(encode(text))] if text else []
+def _hide(match: re.Match) -> str:
+  """Half of the backslashes; behind an odd one the sign is text."""
+  slashes, sign = match.groups()
+  return "\\" * (len(slashes) // 2) + (LITERAL[sign] if len(slashes) % 2 else sign)
+
+
+def _shown(hidden: str) -> str:
+  return "".join(SIGNS.get(character, character) for character in hidden)
+
+
+def _text(prompt: str, hidden: str) -> list[str]:
+  """The text between two marks, if there is some; nothing in it may be nearly one."""
+  for match in OPENED.finditer(hidden):
+    if _is_near(*match.groups()):
+      raise _nearly(prompt, match[0])
+  if match := CLOSED.search(LITERAL_OPEN.sub("", hidden)):
+    raise _nearly(prompt, match[0])
+  return [_shown(hidden)] if hidden else []
+
+
+def _is_near(inner: str, closed: str) -> bool:
+  """Whether what stands behind a <, and before a > if that follows, is a mark's."""
+  if closed and SPECIAL.fullmatch(inner):
+    return True
+  words = WORD.findall(inner.lower())
+  if closed and (len(words) <= APART or not inner[:1].isspace()):
+    return any(map(_alike, words))
+  begins = re.match(r"\W*[^\W\d_]", inner) is not None  # and not with a number
+  return begins and _alike(words[0])
+
+
+def _alike(word: str) -> bool:
+  return any(
+    difflib.SequenceMatcher(None, word, known).ratio() >= ALIKE
+    for known in ("image", "images")
+  )
+
+
+def _nearly(prompt: str, hidden: str) -> ValueError:
+  name = _shown(hidden).strip()
+  name = name if len(name) <= 60 else f"{name[:60]}..."
+  return ValueError(
+    f"prompt {prompt!r}: {name!r} is an unknown mark, or nearly a known one; {HOW}"
+  )

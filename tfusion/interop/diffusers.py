@@ -87,13 +87,18 @@ def open_folder(folder: str | Path) -> Codec:
       )
   try:
     config = read_config(json.loads((folder / CONFIG).read_text()))
-  except ValueError as error:  # not JSON is one too
-    raise ValueError(f"{folder / CONFIG}: {error}") from error
+  except (ValueError, TypeError, AttributeError) as error:  # not JSON is one too
+    raise ValueError(
+      f"{folder / CONFIG}: not the config of an AutoencoderKL that can be opened"
+      f" ({error}); name another folder, or copy the file again"
+    ) from error
   try:
     tensors = load_file(folder / WEIGHTS)
     return Codec(config, convert(config, tensors))
   except (safetensors.SafetensorError, ValueError) as error:
-    raise ValueError(f"{folder / WEIGHTS}: {error}") from error
+    raise ValueError(
+      f"{folder / WEIGHTS}: {error}; name another folder, or copy the file again"
+    ) from error
 
 
 def read_config(values: dict[str, Any]) -> AutoencoderModelConfig:

@@ -198,7 +198,14 @@ def load(path: str | Path) -> Codec:
       f"{path}: not an autoencoder of tfusion; one of the Stable Diffusion family is"
       " opened as the folder that holds its config.json"
     )
-  about = json.loads(about)
+  try:
+    about = json.loads(about)
+    about["version"], about["config"]["widths"], about["sha256"]
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f"{path}: damaged: what it says of itself cannot be read"
+      f" ({type(error).__name__}: {error}); copy it again"
+    ) from error
   if about["version"] != VERSION:
     raise ValueError(
       f"{path}: has version {about['version']}, this tfusion reads version {VERSION};"

@@ -25,7 +25,7 @@ from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data.balance import Balance
 from tfusion.data.manifest import Counts, ImageFormat, Manifest
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_JOB, OF_SHARDS, Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import part as part_lib
 
@@ -90,7 +90,9 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   parts = readers.plan(
     request.source, documents=request.shard_documents, image_shape=image_shape
   )
-  given = Tokenizer.load(request.tokenizer) if request.tokenizer else None
+  given = None
+  if request.tokenizer:
+    given = Tokenizer.load(request.tokenizer, key="--tokenizer", remedy=OF_JOB)
   settings = {
     "schema": records_lib.SCHEMA,
     "source": request.source,
@@ -219,8 +221,8 @@ def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
     files.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
     return
   try:
-    before = json.loads(path.read_text())
-  except ValueError as error:
+    before = dict(json.loads(path.read_text()))
+  except (ValueError, TypeError) as error:
     raise ValueError(f"{path}: damaged ({error}); name a new --out") from error
   differ = {k for k in before.keys() | settings if before.get(k) != settings.get(k)}
   begun = (path.parent / manifest_lib.TOKENIZER).exists() or any(
@@ -248,7 +250,7 @@ def _put_tokenizer(
     given.save(path)
     return given
   if path.is_file():
-    return Tokenizer.load(path)
+    return Tokenizer.load(path, key="", remedy=OF_SHARDS)
   texts = sample_texts(parts, request.source)
   characters = sum(map(len, texts))
   merges = min(max(characters // CHARACTERS_PER_MERGE, MERGES[0]), MERGES[1])

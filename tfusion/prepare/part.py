@@ -28,7 +28,7 @@ from tfusion.data import manifest as manifest_lib
 from tfusion.data import records as records_lib
 from tfusion.data import shards as shards_lib
 from tfusion.data.balance import Amount, Balance
-from tfusion.data.tokenizer import Tokenizer
+from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 from tfusion.prepare import encoder
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
@@ -278,4 +278,4 @@ def _decode(
 @functools.lru_cache(1)
 def open_tokenizer(path: str) -> Tokenizer:
   """Opens the tokenizer once per process."""
-  return Tokenizer.load(path)
+  return Tokenizer.load(path, key="", remedy=OF_SHARDS)

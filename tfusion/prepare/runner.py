@@ -4,11 +4,15 @@ Owns: the pipeline, progress, saying in a line what stopped it. Not: what a part
 (part.py).
 """
 
+import contextlib
 import logging
+import os
 import re
+import signal
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from tfusion.prepare import raw
 LOCAL = "FnApiRunner"
 EVERY_SECONDS = 3.0
 POLL_SECONDS = 0.2
+SAID = "workers.log"  # in the folder, of a job that a worker process stopped
 NAMED = re.compile(r"\b(?:OS|Value|Permission|FileNotFound)Error: ")
 
 
@@ -93,16 +98,38 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
 
   hook, threading.excepthook = threading.excepthook, died
   thread = threading.Thread(target=work, name="beam", daemon=True)
-  thread.start()
-  progress = _Progress(job, left)
-  try:
-    while thread.is_alive() and not failed:
-      thread.join(POLL_SECONDS)
-      progress.show()
-  finally:
-    threading.excepthook = hook
+  progress, said = _Progress(job, left), Path(job.out) / SAID
+  with _workers_write_to(said):
+    thread.start()
+    try:
+      while thread.is_alive() and not failed:
+        thread.join(POLL_SECONDS)
+        progress.show()
+    finally:
+      threading.excepthook = hook
   if failed:
     raise _told(failed[0], job) from failed[0]
+  said.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _workers_write_to(path: Path) -> Iterator[None]:
+  """Keeps what worker processes write to standard error off the terminal.
+
+  Beam starts them with this process's own. Where one of them dies, the others follow,
+  each with the tracebacks of its broken connections, some after this process has ended.
+  """
+  sys.stderr.flush()
+  before = os.dup(2)
+  log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+  os.dup2(log, 2)
+  os.close(log)
+  try:
+    yield
+  finally:
+    sys.stderr.flush()
+    os.dup2(before, 2)
+    os.close(before)
 
 
 def _runner(options: Any) -> Any:
@@ -160,13 +187,15 @@ class _Progress:
 
 def _told(error: BaseException, job: part_lib.Job) -> BaseException:
   """The error as the user should read it: Beam buries it in its own traceback."""
+  said = Path(job.out) / SAID
   again = "done parts are kept; mend that and repeat the command"
   if found := re.findall(
     r"Worker subprocess exited with return code (-?\d+)", str(error)
   ):
     return OSError(
-      f"{job.out}: a worker process died (exit status {found[0]}; 137 is a kill, as for"
-      f" want of memory); {again}"
+      f"{job.out}: a worker process died ({_exit_of(int(found[0]))}), as when memory is"
+      " short: repeat the command, with fewer --direct_num_workers or a smaller"
+      f" --batch; done parts are kept, and {said} holds what the workers said"
     )
   before, where, _ = str(error).rpartition(" [while running")
   if not isinstance(error, (OSError, ValueError)):
@@ -176,3 +205,10 @@ def _told(error: BaseException, job: part_lib.Job) -> BaseException:
   if not where:
     return error  # not the user's to mend
   return OSError(f"{job.out}: {' '.join(before.split())}; {again}")
+
+
+def _exit_of(code: int) -> str:
+  """What an exit status says: below 0, or above 128 from a shell, it is a signal's."""
+  number = -code if code < 0 else code - 128
+  known = number in set(signal.Signals)
+  return f"killed by {signal.Signals(number).name}" if known else f"exit status {code}"

@@ -21,7 +21,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
-from tfusion.data import identity
+from tfusion.data import census, identity
 from tfusion.data.pipeline import (
   Corpus,
   HostBatches,
@@ -164,6 +164,8 @@ class _ModelRun(Run):
     )
     for line in found_lines(self.corpus):
       self.say(line)
+    self.contents = census.of(self.corpus.train, self.corpus.test)
+    self.write_data()
     if restored:
       self.go_on(changes)
 
@@ -195,7 +197,10 @@ class _ModelRun(Run):
       f"step {self.step}  held out: text {line['loss_text']:.3f} (perplexity"
       f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
     )
-    self.say(f"step {self.step}  read: {self.tally().summary()}")
+    tally = self.tally()
+    self.say(f"step {self.step}  read: {tally.summary()}")
+    for warning in tally.warnings():
+      self.say(f"step {self.step}  warning: {warning}")
     for evaluation in self.evaluations:
       evaluation(self.step, params, self.corpus)
     return line
@@ -204,10 +209,15 @@ class _ModelRun(Run):
     return self.data.lane_states()
 
   def write_report(self):
+    self.write_data()
+    super().write_report()
+
+  def write_data(self):
+    """Writes data.json: what the sources hold, and what has been read of them."""
     tally = self.tally()
     values = {"sources": tally.counts(), "row_fill": tally.fill()}
-    self.write_json("data.json", values | {"found": found(self.corpus)})
-    super().write_report()
+    values |= {"found": found(self.corpus), "contents": self.contents}
+    self.write_json("data.json", values)
 
   def tally(self) -> Tally:
     """What all lanes have given so far, those of other hosts included."""

@@ -69,11 +69,25 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-  """Reads the whole lines of a .jsonl file; an unfinished last line is left out."""
+  """Reads the whole lines of a .jsonl file; an unfinished last line is left out.
+
+  Raises:
+    ValueError: a whole line is damaged; it is named.
+  """
   if not path.is_file():
     return []
-  lines = path.read_text().split("\n")
-  return [json.loads(line) for line in lines[:-1] if line]
+  found = []
+  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    try:
+      if line:
+        found.append(json.loads(line))
+        float(found[-1]["step"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+      raise ValueError(
+        f"{path}: line {number} is damaged ({type(error).__name__}: {error}):"
+        f" {line[:60]!r}; delete that line, or restore the file"
+      ) from error
+  return found
 
 
 @contextmanager

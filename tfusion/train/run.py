@@ -8,6 +8,7 @@ Starting always means going on if the workdir holds a checkpoint.
 
 import abc
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -22,6 +23,7 @@ from tfusion import lock as lock_lib
 from tfusion import report
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
+from tfusion.progress import ReaderGone, say
 from tfusion.sharding import gather_json, global_batch
 from tfusion.train import metrics
 from tfusion.train.optim import make_schedule
@@ -135,6 +137,8 @@ class Run(abc.ABC):
     self.first = jax.process_index() == 0  # this host speaks and writes
     self.compiled = {}  # programs by what they differ in
     self.previous = None  # step and metrics that may still be on the device
+    self.stop = None  # StopSignals, while the loop runs
+    self.data_error = None  # what the data raised, where the run stops for it
     # Seconds, seconds of waiting for data, updates, and counts; since the start.
     self.done = np.zeros(3 + counts)
     self.logged = np.zeros(3 + counts)  # the same at the last line of the log
@@ -200,17 +204,26 @@ class Run(abc.ABC):
       self.evaluate()
 
   def loop(self, stop: StopSignals):
-    """Runs to config.train.steps, or until told to stop."""
-    t = self.config.train
+    """Runs to config.train.steps, or until told to stop.
+
+    Raises:
+      Exception: what the data raised, after the state was saved.
+      ReaderGone: nobody reads what the run says; it stopped and saved.
+    """
+    t, self.stop = self.config.train, stop
     while self.step < t.steps and not stop.agreed(self.step, due=self.is_due()):
       self.advance()
       if self.is_due() and not stop.agreed(self.step, due=True):
         self.evaluate()
     self.finish(stopped_by=stop.name)
+    if self.data_error:
+      raise self.data_error
+    if stop.name == "SIGPIPE":
+      raise ReaderGone
 
   def advance(self):
     """One update, and the checkpoint that is due after it."""
-    host_batch = self.clock.wait_for(self.data, device=self.previous)
+    host_batch = self.next_batch()
     batch = global_batch(host_batch, mesh=self.mesh)
     self.state, values = self.update(batch)
     self.record()  # of the step before, while the device works on this one
@@ -220,6 +233,26 @@ class Run(abc.ABC):
     t = self.config.train
     if self.step % t.save_every_steps == 0 or self.step >= t.steps:
       self.save()
+
+  def next_batch(self) -> Any:
+    """The next rows of this host; if they fail, what was done is saved first.
+
+    Raises:
+      Exception: what the data raised.
+    """
+    try:
+      return self.clock.wait_for(self.data, device=self.previous)
+    except Exception as error:
+      if jax.process_count() == 1:
+        if self.step and self.save(wait=True):
+          self.say(f"saved after step {self.step}")
+        raise
+      # To save takes all hosts, and the others wait for this one in the step.
+      if self.data_error or not isinstance(error, ChildProcessError):
+        raise
+      self.data_error = error
+      self.stop.request(signal.SIGCHLD)
+      return self.clock.wait_for(self.data, device=self.previous)  # from new workers
 
   def program(self, variant: Any, step: Callable, *args) -> Callable:
     """The program of a step, compiled when its variant is first asked for.
@@ -330,6 +363,6 @@ class Run(abc.ABC):
       workdir_lib.write_json(self.workdir, name, values)
 
   def say(self, text: str):
-    """Prints, on the first host."""
-    if self.first:
-      print(text, flush=True)
+    """Prints, on the first host; where nobody reads any more, the run stops."""
+    if self.first and not say(text) and self.stop:
+      self.stop.request(signal.SIGPIPE)

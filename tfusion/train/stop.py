@@ -1,4 +1,4 @@
-"""Being told to stop: Ctrl-C and SIGTERM.
+"""Being told to stop: by Ctrl-C, SIGTERM, or the run itself.
 
 Owns: the signal handlers while a run lasts, the exit status of a run that was stopped.
 Not: what is saved then (run.py).
@@ -10,6 +10,8 @@ import threading
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from tfusion.progress import say
 
 AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
 
@@ -65,9 +67,14 @@ class StopSignals:
       self.agreed_on = int(told.max())
     return bool(self.agreed_on)
 
+  def request(self, number: int):
+    """Stops as a signal would: SIGPIPE where nobody reads what the run says, SIGCHLD
+    where a data worker has died."""
+    self.told = self.told or int(number)
+
   def _remember(self, number, frame):
     del frame
     self.told = number
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"{signal.Signals(number).name}: saving and stopping", flush=True)
+    say(f"{signal.Signals(number).name}: saving and stopping")

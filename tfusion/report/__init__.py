@@ -1,7 +1,8 @@
 """A run's workdir -> one self-contained HTML page; the curve of a known-good run.
 
 Owns: the page, its plots and words. Not: any number in it; train/ and evaluate/ write
-those into the files that this one reads.
+those into the files that this one reads. Beside it: samples.py and what was asked for,
+facts.py of the data, the machine and the config.
 """
 
 import base64
@@ -10,12 +11,13 @@ import contextlib
 import io
 import json
 import os
-import re
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tfusion.report import facts, samples
 
 # The page and its plots share these colours; `known` is the reference run.
 NAMES = "page    card    rule    ink     muted   text    image   known".split()
@@ -93,7 +95,6 @@ PAGES = {  # command of a run: its curves, title and sentence of its pictures
   "train": (CURVES, "Samples", "The same prompts and noise"),
   "autoencoder": (CODEC_CURVES, "Reconstructions", "Pictures above what came back"),
 }
-LARGE_BYTES, SMALL_BYTES = 450_000, 80_000  # of a picture; keeps the page under 3 MB
 CSS = """
 :root{color-scheme:light dark} *{box-sizing:border-box} h1{font-size:30px;margin:0}
 body{background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
@@ -117,6 +118,13 @@ td+td{white-space:nowrap} td,dl div{border-top:1px solid var(--rule)} dl{margin:
 dl div{display:flex;gap:14px;justify-content:space-between;padding:3px 0}
 dt{flex:none;max-width:65%} dd{text-align:right;margin:0}
 summary{cursor:pointer;padding:8px 0;font-weight:600}
+.grid.samples{grid-template-columns:repeat(auto-fill,minmax(min(100%,190px),1fr))}
+.samples figcaption{display:block;overflow-wrap:anywhere;margin-top:8px}
+.samples small{white-space:pre-wrap} .wide{overflow-x:auto}
+.wide td.why{white-space:normal}
+[title]{text-decoration:underline dotted;cursor:help}
+td span{color:var(--ink);font-size:15px}
+.wide td+td,.wide th+th{text-align:right} .wide .why{text-align:left!important}
 """
 
 
@@ -136,18 +144,19 @@ def write_report(workdir: str | Path, *, reference: str | Path | None = None) ->
   known = _read(Path(reference or workdir / "reference.json"))
   if known and known.get("model") != run["config"].get("model"):
     known = {}
-  samples, drawn = (sorted((workdir / x).glob("*.png")) for x in ("samples", "eval"))
+  drawn = sorted((workdir / "eval").glob("*.png"))
   curves, pictures, sentence = _page(run)
   first, second, last = curves
   body = ""
   for title, build in {
     "": lambda: _header(workdir.name, run, known),
     first: lambda: _curves(first, run, known),
-    pictures: lambda: _samples(samples, sentence) if samples else "",
+    pictures: lambda: samples.show(workdir / "samples", sentence),
     "Evaluation": lambda: _evaluation(run, known, drawn) if run["eval"] else "",
     second: lambda: _curves(second, run, known),
     last: lambda: _curves(last, run, {}),
-    "Machine, data, config": lambda: _facts(run),
+    "Data": lambda: facts.data(run),
+    "Machine and config": lambda: facts.machine(run),
   }.items():
     body += f"<h2>{title}</h2>" if title else ""
     try:
@@ -179,17 +188,19 @@ def save_reference(workdir: str | Path, path: str | Path, *, commit: str = "") -
     raise ValueError(
       f"workdir={workdir}: is at update {step} of {steps}; train it to its end first"
     )
-  facts = collections.defaultdict(str, run["run"])
-  hardware = "{devices} x {device}, {cores} cores of {cpu}".format_map(facts)
+  machine = collections.defaultdict(str, run["run"])
+  hardware = "{devices} x {device}, {cores} cores of {cpu}".format_map(machine)
   losses = ("step", "loss", "loss_text", "loss_image")
   values = {
     "name": Path(workdir).resolve().name,
-    "command": facts["command"],
-    "hardware": facts["hardware"] or hardware,
+    "command": machine["command"],
+    "hardware": machine["hardware"] or hardware,
     "commit": commit,
     "model": run["config"].get("model"),
-    "metrics": [{k: x.get(k) for k in losses} for x in _spread(run["metrics"], 400)],
-    "validation": _spread(run["validation"], 400),
+    "metrics": [
+      {k: x.get(k) for k in losses} for x in samples.spread(run["metrics"], 400)
+    ],
+    "validation": samples.spread(run["validation"], 400),
     "eval": run["eval"],
   }
   short = json.loads(json.dumps(values), parse_float=lambda x: float(f"{float(x):.5g}"))
@@ -281,7 +292,7 @@ def _plot(layers: list[tuple], *, x_label: str, x_max: float, from_zero: bool) -
   axes = figure.add_axes((0.15, 0.185, 0.785, 0.785))
   x_max = max([x_max] + [x[-1] for x, _, colour, _ in layers if colour != "known"])
   for x, y, colour, style in layers:
-    x, y = _spread(x, 800), _spread(y, 800)
+    x, y = samples.spread(x, 800), samples.spread(y, 800)
     axes.plot(x, y, color=PAINT[colour], **STYLES[style])
   seen = [y[x <= x_max] for x, y, *_ in layers if x[0] <= x_max]
   low = 0.0 if from_zero else min(np.percentile(y, 1) for y in seen)
@@ -307,15 +318,6 @@ def _plot(layers: list[tuple], *, x_label: str, x_max: float, from_zero: bool) -
   return f"data:image/svg+xml;base64,{svg}"
 
 
-def _samples(paths: list[Path], sentence: str) -> str:
-  strip = (_picture(path, 150, SMALL_BYTES) for path in _spread(paths[:-1], 6))
-  return (
-    f"<p>{sentence} at every evaluation; the newest is large.</p>"
-    f'<div class="strip">{"".join(f"<div>{x}</div>" for x in strip)}</div>'
-    + _picture(paths[-1], 1080, LARGE_BYTES)
-  )
-
-
 def _evaluation(run: dict, known: dict, paths: list[Path]) -> str:
   columns = [x["eval"] for x in (run, known) if x.get("eval")]
   step = escape(str(run["eval"].get("step", "?")))
@@ -325,10 +327,10 @@ def _evaluation(run: dict, known: dict, paths: list[Path]) -> str:
     rows += f"<tr><td>{cells[0][0]}<small>{cells[0][3]}</small></td>" + "".join(
       f"<td><b>{shown}</b><small>{note}</small></td>" for _, shown, note, _ in cells
     )
-  pictures = "".join(_picture(path, 1080, SMALL_BYTES) for path in paths[:6])
+  pictures = "".join(samples.picture(path, 1080) for path in paths[:6])
   return (
     f"<table>{rows}</table>{pictures}<details><summary>All numbers</summary>"
-    f"{_card('eval.json', run['eval'])}</details>"
+    f"{facts.card('eval.json', run['eval'])}</details>"
   )
 
 
@@ -341,57 +343,6 @@ def _measure(values: dict, key: str) -> tuple[str, str, str, str]:
   with contextlib.suppress(KeyError, ValueError):
     note = escape(behind.format_map(values))
   return name, shown, note, reading
-
-
-def _facts(run: dict) -> str:
-  """Machine and data at a glance; config and skipped inputs folded."""
-  groups = {key: x for key, x in run["config"].items() if isinstance(x, dict)}
-  groups |= {"run": {k: x for k, x in run["config"].items() if k not in groups}}
-  config = "".join(_card(key, group) for key, group in groups.items())
-  few = {k: dict(list(files.items())[:100]) for k, files in run["skipped"].items()}
-  skipped = sum(map(len, run["skipped"].values()))
-  return (
-    f'<div class="grid">{_card("Machine", run["run"])}{_card("Data", run["data"])}'
-    f'</div><details><summary>Config</summary><div class="grid">{config}</div>'
-    f"</details><details><summary>Skipped inputs: {skipped:,}</summary>"
-    f"{_card('The first 100 of each source', few)}</details>"
-  )
-
-
-def _card(title: str, values: dict) -> str:
-  """The leaves of nested dicts, each under its path."""
-  rows, stack = "", list(reversed(values.items()))
-  while stack:
-    key, value = stack.pop()
-    if isinstance(value, dict):
-      stack += [(f"{key} / {k}", x) for k, x in reversed(value.items())]
-      continue
-    value = format(value, {int: ",", float: ".6g"}.get(type(value), ""))
-    rows += f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
-  return (
-    f'<div class="card"><h3>{escape(title)}</h3><dl>{rows or "none yet"}</dl></div>'
-  )
-
-
-def _picture(path: Path, width_px: int, limit_bytes: int) -> str:
-  """Embeds a picture over its name; one that takes too many bytes is made smaller."""
-  from PIL import Image
-
-  try:
-    with Image.open(path) as image:
-      image.load()
-      data, kind, (w, h) = path.read_bytes(), "png", image.size
-      while len(data) > limit_bytes:
-        image = image.convert("RGB").resize([max(1, x * 3 // 4) for x in image.size])
-        image.save(smaller := io.BytesIO(), "jpeg", quality=85)
-        data, kind = smaller.getvalue(), "jpeg"
-  except (OSError, SyntaxError, ValueError):  # what PIL raises for half a file
-    return f"<small>{escape(path.name)} cannot be read yet</small>"
-  width_px = min(width_px, 560 * w // h)
-  name = escape(re.sub("_0*", " ", path.stem))
-  look = f'alt="{name}" width="{width_px}"' + " class=pixel" * (w < width_px)
-  data = base64.b64encode(data).decode()
-  return f'<img {look} src="data:image/{kind};base64,{data}"><small>{name}</small>'
 
 
 def _read_run(workdir: Path) -> dict[str, Any]:
@@ -438,12 +389,6 @@ def _smooth(y: np.ndarray) -> np.ndarray:
   low, high = np.maximum(i - half, 0), np.minimum(i + np.minimum(half, i) + 1, y.size)
   sums = np.append(0.0, np.cumsum(y))
   return (sums[high] - sums[low]) / (high - low)
-
-
-def _spread(items: Any, most: int) -> list:
-  """At most so many of the items, evenly, the first and the last among them."""
-  n = len(items)
-  return [items[round(i)] for i in np.linspace(0, n - 1, min(most, n))]
 
 
 def _number(value: float) -> str:
