@@ -467,8 +467,8 @@ def test_a_run_that_nobody_reads_any_more_saves_and_stops(
     if interrupted:
       os.kill(run.pid, signal.SIGINT)
     run.stdout.close()
-    err = run.stderr.read()
     status = run.wait(timeout=60)
+    err = run.stderr.read()
   finally:
     run.kill()
   assert "Traceback" not in err and "Broken pipe" not in err

@@ -101,7 +101,7 @@ def test_sample_writes_text_and_pictures_for_prompts_in_any_order(
   "prompt, message",
   [
     ("<image>" * 40, "sample.max_elements"),
-    ("<picture>", "unknown special token '<picture>'"),
+    ("<picture>", "'<picture>' is an unknown mark"),
     ("<image:nowhere.png>", "nowhere.png"),
   ],
 )
