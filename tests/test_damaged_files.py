@@ -65,7 +65,8 @@ def test_a_damaged_latents_json_is_named_with_what_writes_it(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-  "damage", ["cut", "empty", "missing", "bad.json", "no bad.json", "longer", "shape"]
+  "damage",
+  ["cut", "empty", "missing", "index.json", "no index.json", "longer", "shape"],
 )
 def test_a_damaged_cache_of_images_is_made_anew(pictures, tmp_path, damage, caplog):
   names = [f"{n}.png" for n in range(4)]
@@ -80,13 +81,13 @@ def test_a_damaged_cache_of_images_is_made_anew(pictures, tmp_path, damage, capl
     (ready / "images.npy").write_bytes(whole + b"\0")
   elif damage == "shape":
     np.save(ready / "images.npy", np.zeros((2, 8, 8, 2), np.uint8))
-  elif damage == "bad.json":
-    (ready / "bad.json").write_text("[")
+  elif damage == "index.json":
+    (ready / "index.json").write_text("[")
   else:
-    (ready / {"missing": "images.npy"}.get(damage, "bad.json")).unlink()
+    (ready / {"missing": "images.npy"}.get(damage, "index.json")).unlink()
   again, bad = images.decode_all(pictures, names, **how)
   assert (again, bad) == (ready, {}) and (ready / "images.npy").read_bytes() == whole
-  assert f"{ready}: damaged" in caplog.text and "decoded anew" in caplog.text
+  assert f"{ready}: " in caplog.text and "are decoded again" in caplog.text
   caplog.clear()
   images.decode_all(pictures, names, **how)
   assert not caplog.text
@@ -144,7 +145,8 @@ def test_a_run_whose_tokenizer_is_gone_is_not_told_to_leave_a_key_empty(
     patch.setattr(trained.Trained, "state", _State, raising=False)
     assert cli.main(["sample", "--workdir", str(tmp_path), "--prompt", "a"]) == 2
   err = capsys.readouterr().err
-  assert f"{tmp_path / 'tokenizer.model'}: no such file; a trained model" in err
+  assert f"{tmp_path / 'tokenizer.model'}: is missing" in err
+  assert "restore it" in err and "empty" not in err
 
 
 class _State:

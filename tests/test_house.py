@@ -38,9 +38,9 @@ FILES = {
   " tpu_forward tpu_tiling tpu_work",
   "bench": "aot attention bundles data rivals static training",
   "data": "balance captions census contents drawing folder forms heldout identity"
-  " images lanes manifest mixture numbers outlines packing pairs pictures pieces"
-  " pipeline prepared records replay row_page scenes shapes shards show sources tally"
-  " text tokenizer",
+  " images lanes manifest mixture notices numbers outlines packing pairs pictures"
+  " pieces pipeline prepared records replay row_page scenes shapes shards show sources"
+  " tally text tokenizer",
   "diffusion": "process samplers",
   "evaluate": "digits marks pictures rows scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",
@@ -70,7 +70,6 @@ PRIVATE = {"bench/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "autoencoder_config config files lock workdir cli report sequence data"
 NUMPY_ONLY += " errors experiment numerals progress"
-MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",
@@ -211,10 +210,9 @@ def test_the_console_script_names_a_function():
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_files_and_functions_are_short_enough_to_read(name):
+def test_functions_are_short_enough_to_read(name):
   text, tree = SOURCES[name], TREES[name]
   assert text.isascii()
-  assert text.count("\n") <= MAX_LINES, f"{name} is too long"
   for node in ast.walk(tree):
     if isinstance(node, FUNCTIONS):
       length = node.end_lineno - node.lineno + 1

@@ -196,7 +196,7 @@ def _with_added(values: dict[str, Any]) -> dict[str, Any]:
   """The config of a run as today's tfusion would have saved it."""
   for key, value in ADDED.items():
     section, _, name = key.partition(".")
-    if isinstance(values.get(section), dict):
+    if isinstance(values, dict) and isinstance(values.get(section), dict):
       values[section].setdefault(name, value)
   return values
 

@@ -20,7 +20,7 @@ from tiny_sources import Given, latent
 from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion import workdir as workdir_lib
-from tfusion.data import pipeline, sources
+from tfusion.data import notices, pipeline, sources
 from tfusion.data.pipeline import HostBatches, heldout_rows, open_corpus
 from tfusion.data.tokenizer import Tokenizer
 
@@ -319,7 +319,7 @@ def test_what_sources_hold_is_shown_for_each_split_and_adds_up(tmp_path):
   tiny_shards.make(tmp_path / "old", kind="pixels", shape=(8, 8, 1))
   photos, old = f"folder:{tmp_path / 'photos'}", f"shards:{tmp_path / 'old'}"
   corpus = open_corpus(changed(sources=(photos, "digits"), row_length=128), tmp_path)
-  lines = list(pipeline.found_lines(corpus))
+  lines = list(notices.found_lines(corpus.train, corpus.test))
   assert lines == [
     f"{photos}:",
     "  train:    6 documents = 5 used + 1 skipped; 6 images = 5 used + 1 skipped;"
@@ -330,14 +330,16 @@ def test_what_sources_hold_is_shown_for_each_split_and_adds_up(tmp_path):
     "            skipped, empty caption: 1 document, 1 image",
     "digits: 12,000 documents to train on, 2,376 held out",
   ]
-  found = pipeline.found(corpus)[photos]
+  found = notices.found(corpus.train, corpus.test)[photos]
   assert found["train"]["found"] == {"documents": 6, "images": 6, "texts": 5}
   assert json.loads(json.dumps(found)) == found
   corpus = open_corpus(changed(sources=(old,)), tmp_path)
-  assert list(pipeline.found_lines(corpus)) == [
+  assert list(notices.found_lines(corpus.train, corpus.test)) == [
     f"{old}: 12 documents to train on, 4 held out; what preparing skipped is not known"
   ]
-  assert pipeline.found(corpus) == {old: {"train": None, "test": None}}
+  assert notices.found(corpus.train, corpus.test) == {
+    old: {"train": None, "test": None}
+  }
 
 
 @pytest.mark.parametrize("too_long", ["reject", "split"])
@@ -403,10 +405,9 @@ def pages(number):
   [(pages, 0.5, True), (pages, 1.0, False), (lambda n: pages(n)[:4], 0.5, False)],
 )
 def test_a_source_from_which_drawing_cannot_be_learned_is_told_of(
-  caplog, make, cap, said
+  tmp_path, caplog, make, cap, said
 ):
   source = Given("pages", 40, make)
   config = tiny_sources.changed(diffusion=dict(image_first_noise_cap=cap))
-  corpus = pipeline.Corpus((source,), (source,), tiny_sources.tokenizer())
-  pipeline._report_never_drawn(corpus, config)
+  notices.warn((source,), tiny_sources.tokenizer(), config, tmp_path)
   assert caplog.text.count("drawing from pure noise is not learned") == said

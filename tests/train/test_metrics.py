@@ -120,6 +120,27 @@ def test_waiting_for_rows_counts_only_if_the_device_had_nothing_left_to_do(
   assert clock.seconds["data"] == waited
 
 
+def test_no_share_of_the_machines_rate_is_above_all_of_it(monkeypatch):
+  said, facts = [], {}
+  run = object.__new__(loop._ModelRun)
+  run.__dict__ |= dict(
+    peak=1e9,
+    facts={"device": "cpu", "peak_flops": 1e9},
+    say=said.append,
+    write_json=lambda name, values: facts.update({name: dict(values)}),
+  )
+  monkeypatch.setattr(metrics, "peak_flops", lambda: (4e9, "matmul"))  # less busy now
+  devices = jax.device_count()
+  assert run.speed(2.0, (100, 1e9 * devices))["mfu"] == 0.5 and not said
+  # Six times what was measured at the start; then more than can be measured at all.
+  assert run.speed(1.0, (100, 6e9 * devices))["mfu"] == 1.0
+  assert run.speed(1.0, (100, 3e9 * devices))["mfu"] == 0.5
+  assert run.peak == 6e9 and facts["run.json"]["peak_flops"] == 6e9 * devices
+  assert "MFU is counted from" in said[0] and len(said) == 1
+  run.peak = 1e9
+  assert run.speed(1.0, (100, 2e9 * devices))["mfu"] == 0.5  # of the 4e9 of now
+
+
 def test_speed_is_that_since_the_last_line_without_what_is_no_training():
   seconds = {"init": 1.0, "compile": 2.0, "save": 3.0, "evaluate": 4.0, "data": 0.5}
   said, written = [], []
@@ -133,6 +154,7 @@ def test_speed_is_that_since_the_last_line_without_what_is_no_training():
     files={"metrics": [], "speed": []},
     board=types.SimpleNamespace(write=lambda *line: written.append(line)),
     say=said.append,
+    held=types.SimpleNamespace(check=lambda: None),
   )
   losses = {"loss": 2.0, "loss_text": 1.5, "loss_image": 0.1}
   run.log({"step": 10} | losses)

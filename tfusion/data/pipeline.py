@@ -9,7 +9,6 @@ A host owns neighbouring lanes, a worker process some of those: neither the coun
 hosts nor that of workers changes a batch or a state.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -25,16 +24,14 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
-from tfusion import files, sequence
+from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
-from tfusion.data import balance as balance_lib
-from tfusion.data import forms, lanes, numbers, prepared, records
 from tfusion.data import identity as identity_lib
+from tfusion.data import lanes, notices, prepared
 from tfusion.data import sources as sources_lib
-from tfusion.data.balance import Balance
 from tfusion.data.manifest import TOKENIZER
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
@@ -93,10 +90,7 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
     tokenizer,
     identity,
   )
-  numbers.keep(corpus.train, workdir)
-  _report_skipped(corpus.train, workdir)
-  _report_unreachable(corpus.train, config, count)
-  _report_never_drawn(corpus, config)
+  notices.warn(corpus.train, tokenizer, config, workdir)
   return corpus
 
 
@@ -346,39 +340,6 @@ def _open_tokenizer(
   return tokenizer
 
 
-def found(corpus: Corpus) -> dict[str, dict[str, Any]]:
-  """What became of all that the sources hold, for JSON.
-
-  Returns:
-    Source -> split -> its balance as a dict; None where it is not known. Sources that
-    leave nothing out are not there.
-  """
-  return {
-    name: {split: b and dataclasses.asdict(b) for split, b in splits.items()}
-    for name, splits in _balances(corpus).items()
-  }
-
-
-def found_lines(corpus: Corpus) -> Iterator[str]:
-  """Shows what the sources hold, what of it is used, and what is skipped and why."""
-  balances = _balances(corpus)
-  for train, test in zip(corpus.train, corpus.test):
-    splits = balances.get(train.name, {})
-    if splits and None not in splits.values():
-      yield f"{train.name}:"
-      yield from (f"  {line}" for line in balance_lib.lines(splits))
-      continue
-    yield (
-      f"{train.name}: {len(train):,} documents to train on, {len(test):,} held out"
-      + ("; what preparing skipped is not known" if splits else "")
-    )
-
-
-def _balances(corpus: Corpus) -> dict[str, dict[str, Balance | None]]:
-  pairs = [(s, t) for s, t in zip(corpus.train, corpus.test) if hasattr(s, "balance")]
-  return {s.name: {"train": s.balance, "test": t.balance} for s, t in pairs}
-
-
 def _refuse_another(other: Tokenizer, given: str, own: Tokenizer, path: Path) -> None:
   if other.sha256 != own.sha256:
     raise ValueError(
@@ -394,87 +355,3 @@ def _fit(source: sources_lib.Source, count, config: Config) -> sources_lib.Sourc
   image = config.model.patches_per_image + 2  # BOI, EOI
   room = config.data.row_length - 1 - (image if source.has_images else 0)  # BOS
   return source.fit(count, room=room)
-
-
-def _report_skipped(sources: Sequence[sources_lib.Source], workdir: Path) -> None:
-  skipped = {source.name: source.skipped for source in sources if source.skipped}
-  path = workdir / "skipped.json"
-  if not skipped:
-    path.unlink(missing_ok=True)
-    return
-  files.write_whole(path, (json.dumps(skipped, indent=2) + "\n").encode())
-  for name, reasons in skipped.items():
-    kinds = collections.Counter(r.split(": ")[0] for r in reasons.values())
-    logging.warning(
-      "%s: skipped %d: %s; %s lists them",
-      name,
-      len(reasons),
-      ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)),
-      path,
-    )
-
-
-def _report_never_drawn(corpus: Corpus, config: Config) -> None:
-  """Says when text follows every image of a source, so that none is ever all noise."""
-  if config.diffusion.image_first_noise_cap == 1 and not (
-    config.diffusion.image_first_clean
-  ):
-    return
-  for source in corpus.train:
-    images = 0
-    for index in range(0, len(source), -(-len(source) // SAMPLED)):
-      try:
-        spans = source[index]
-      except records.Damaged:  # counted when a lane meets it
-        continue
-      how = dict(name=source.name, showing=index)
-      document = forms.form(spans, corpus.tokenizer.encode, config, **how)
-      own = [s for s in document if isinstance(s, sequence.Image) and s.weight]
-      images += len(own)
-      if any(image.noise_cap == 1 for image in own):
-        break
-    else:
-      if images:
-        logging.warning(
-          "%s: learned text follows every image, so none is noised beyond"
-          " diffusion.image_first_noise_cap=%g and drawing from pure noise is not"
-          " learned; set it to 1 and diffusion.image_first_clean to 0, or add a source"
-          " whose images end their documents",
-          source.name,
-          config.diffusion.image_first_noise_cap,
-        )
-
-
-def _report_unreachable(
-  sources: Sequence[sources_lib.Source], config: Config, count
-) -> None:
-  """Says when captions alone exceed the text share, so text-only sources wait."""
-  captioned = [s for s in sources if s.has_images]
-  text_only = [s.name for s in sources if not s.has_images]
-  if config.data.weights or not captioned or not text_only:
-    return
-  text = patches = 0
-  for source in captioned:
-    for index in range(0, len(source), -(-len(source) // SAMPLED)):
-      try:
-        spans = source[index]
-      except records.Damaged:  # counted when a lane meets it
-        continue
-      for span in spans:
-        if isinstance(span, str):
-          text += count(span)
-        elif isinstance(span, sequence.Text):
-          text += len(span.ids)
-        elif not isinstance(span, sequence.Break):
-          codes = isinstance(span, sequence.Codes)
-          text += 2
-          patches += len(span.ids) if codes else config.model.patches_per_image
-      text += 1
-  if patches and text >= config.data.text_per_image * patches:
-    logging.warning(
-      "data.text_per_image=%g cannot be reached: captions alone give %.2f text elements"
-      " per patch, so %s will hardly be drawn; raise it, or use smaller patches",
-      config.data.text_per_image,
-      text / patches,
-      ", ".join(text_only),
-    )

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from sklearn.svm import SVC
 
 from tfusion.config import Config
+from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
 from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
 from tfusion.data.tokenizer import Tokenizer
@@ -144,4 +146,6 @@ def generate_all(
       config, trained.params, filled, special=trained.tokenizer.special, key=key
     )[: len(part)]
     progress.show(len(made))
+  if said := numbers.warning([x for g in made for x in g.drawings], trained.numbers):
+    logging.warning("%s: %s", what, said)
   return made

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from absl import logging
 from PIL import Image as Picture
 
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
+from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate.canvas import Canvas, open_canvas
@@ -152,6 +154,9 @@ class SampleGrids:
     images = [s.latent for g in made for s in g.spans if isinstance(s, Image)]
     if jax.process_index() != 0:
       return
+    known = numbers.kept(self.workdir)
+    if said := numbers.warning([x for g in made for x in g.drawings], known):
+      logging.warning("step %d: %s", step, said)
     path, boxes = self.workdir / "samples" / f"step_{step:08d}.png", iter(())
     if images:
       shown, columns = canvas.show(images), min(len(images), 10)
@@ -260,6 +265,8 @@ def sample(
     )
   if jax.process_index() != 0:
     return []
+  if said := numbers.warning([x for g in made for x in g.drawings], trained.numbers):
+    logging.warning("%s", said)
   call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
   call["sample"] = dataclasses.asdict(trained.config.sample)
   paths = []

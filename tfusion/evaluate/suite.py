@@ -14,6 +14,7 @@ from absl import logging
 
 from tfusion import report
 from tfusion.config import Config
+from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus, open_corpus
 from tfusion.evaluate.digits import check_digits, evaluate_digits
 from tfusion.evaluate.shapes import check_shapes, evaluate_shapes
@@ -46,7 +47,8 @@ class FinalEvaluation:
     """Prints the table and writes eval.json if this was the last step."""
     if step == self.config.train.steps:
       mesh = jax.sharding.get_mesh()
-      model = Trained(self.config, step, params, corpus.tokenizer, mesh)
+      known = numbers.kept(self.workdir)
+      model = Trained(self.config, step, params, corpus.tokenizer, mesh, known)
       _show(evaluate(model, corpus, self.workdir))
 
 

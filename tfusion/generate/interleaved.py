@@ -32,6 +32,12 @@ class Generated(NamedTuple):
   made: tuple[bool, ...]  # the model made this span
   finished: bool  # it ended with EOS; False: max_elements stopped it
 
+  @property
+  def drawings(self) -> list[np.ndarray]:
+    """The images that the model made, f32[h, w, c] each."""
+    own = (span for span, made in zip(self.spans, self.made) if made)
+    return [span.latent for span in own if isinstance(span, Image)]
+
 
 def generate(
   config: Config,

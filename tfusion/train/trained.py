@@ -12,7 +12,8 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
-from tfusion.data import identity
+from tfusion.data import identity, numbers
+from tfusion.data.numbers import Numbers
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.model.transfusion import Params
 from tfusion.sharding import make_mesh
@@ -27,6 +28,7 @@ class Trained(NamedTuple):
   params: Params  # the moving average, if the run keeps one
   tokenizer: Tokenizer
   mesh: jax.sharding.Mesh
+  numbers: Numbers | None = None  # what training images are made of, if known
 
 
 def open_trained(config: Config, workdir: str | Path) -> Trained:
@@ -65,4 +67,5 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
     restored.state.sampling_params,
     identity.open_tokenizer(workdir),
     mesh,
+    numbers.kept(workdir),
   )
