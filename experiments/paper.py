@@ -54,7 +54,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.data.row_length = 4_096
   c.data.lanes = 64  # hosts must divide them
   c.data.workers = 4
-  c.diffusion.clip = 0.0  # latents have no bound
   c.optim.peak_lr = 3e-4
   c.optim.end_lr = 1.5e-5
   c.optim.warmup_steps = 4_000

@@ -125,7 +125,7 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"mesh__data": 0}, ["mesh.data=0"]),
     ({"model__norm_eps": 0.0}, ["model.norm_eps=0.0"]),
     ({"seed": -1}, ["seed=-1"]),
-    ({"seed": 2**32}, ["seed=4294967296", "take a larger one for another"]),
+    ({"seed": 2**32}, ["seed=4294967296", "at most 4294967295"]),
     ({"train__steps": 0}, ["train.steps=0"]),
     ({"model__remat": "some"}, ["model.remat='some'", "dots"]),
   ],

@@ -31,7 +31,9 @@ EVAL = {
   "judge_right": 287,
   "judge_scans": 297,
   "text_perplexity": 3.25,
+  "text_perplexity_per_byte": 1.75,
   "text_tokens": 30_000,
+  "text_bytes": 61_000,
 }
 FILES = (
   "config.json run.json data.json skipped.json eval.json metrics.jsonl speed.jsonl"

@@ -54,7 +54,9 @@ class DiffusionConfig:
   # Of images that text follows, in pairs and in longer documents:
   image_first_noise_cap: float = 1.0  # share of the schedule for their t; Table 8: 0.5
   image_first_clean: float = 0.0  # share of them at t = 0, as in a prompt; ours
-  clip: float = 3.0  # bound on the predicted clean image in sampling; ours; 0 is none
+  # Bound on the predicted clean image in sampling, ours; 0 is none. Latents have a
+  # deviation of 1 and numbers of up to 12 (docs/sampling.md); for pixels it is 1.
+  clip: float = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,8 @@ class SampleConfig:
   """Generation (sections 3 and 4.1)."""
 
   sampler: str = "ddpm"  # ddpm or ddim
-  steps: int = 250  # denoising steps, at most diffusion.timesteps
+  steps: int = 250  # denoising steps
+  start: float = 0.98  # share of diffusion.timesteps where they begin; ours, see docs
   guidance: float = 3.0  # scale of classifier-free guidance; 1 is none
   temperature: float = 0.0  # of text; 0 is greedy
   max_elements: int = 256  # positions in the cache of one sequence
@@ -192,7 +195,7 @@ RANGES = {
     " train.keep_every_steps sample.temperature",
   ),
   SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
-  "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap"),
+  "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap sample.start"),
   "in [0, 1]": (
     lambda x: 0 <= x <= 1,
     "data.caption_first data.caption_dropout diffusion.image_first_clean",
@@ -289,10 +292,12 @@ def validate(config: Config) -> None:
       f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
     )
   problems += _data_problems(d)
+  first = round(config.sample.start * config.diffusion.timesteps)
   require(
-    config.sample.steps <= config.diffusion.timesteps,
-    f"sample.steps={config.sample.steps}: more than diffusion.timesteps"
-    f"={config.diffusion.timesteps}",
+    config.sample.steps <= first,
+    f"sample.steps={config.sample.steps}: more than the {first} timesteps that"
+    f" sample.start={config.sample.start:g} of diffusion.timesteps"
+    f"={config.diffusion.timesteps} leaves",
   )
   require(
     o.end_lr <= o.peak_lr,

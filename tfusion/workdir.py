@@ -63,6 +63,7 @@ KINDS = {
 ADDED = {
   "model.gradient_dtype": "bfloat16",
   "data.isolate_documents": True,
+  "sample.start": 1.0,
 }
 
 

@@ -202,12 +202,37 @@ def test_kept_steps_are_even_and_begin_at_pure_noise(steps):
   assert gaps.max() - gaps.min() <= 1
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_steps_from_below_noise_are_those_of_a_shorter_schedule(sampler):
+  made = make_steps(sampler, steps=49, timesteps=T, start=0.98)
+  whole = make_steps(sampler, steps=50, timesteps=T)
+  for name, late, all_of_it in zip(made._fields, made, whole):
+    np.testing.assert_array_equal(late, all_of_it[1:], err_msg=name)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("steps", [50, 250])
+def test_from_t_of_1000_an_error_of_the_noise_is_multiplied_by_hundreds_in_one_step(
+  sampler, steps
+):
+  def gain(start):
+    """How far a step moves x for an error of 1 in the predicted noise, at most."""
+    s = make_steps(sampler, steps=steps, timesteps=T, start=start)
+    return np.max(np.abs(s.to_noise - s.to_clean * s.spread / s.signal))
+
+  abar = cosine_abar(T)[T - T // steps]
+  assert gain(1.0) == pytest.approx(np.sqrt(abar / 2.43e-9), rel=0.01)  # 126 or 632
+  assert gain(1.0) > 100 and gain(0.98) < 2
+
+
 def test_an_unknown_sampler_and_too_many_steps_are_refused():
   with pytest.raises(ValueError, match="sample.sampler='euler'.*ddim.*ddpm"):
     make_steps("euler", steps=5, timesteps=T)
   for steps in (0, T + 1):
     with pytest.raises(ValueError, match=f"sample.steps={steps}"):
       make_steps("ddpm", steps=steps, timesteps=T)
+  with pytest.raises(ValueError, match=r"sample.steps=51: must be in 1 .. 50"):
+    make_steps("ddpm", steps=51, timesteps=T, start=0.05)
 
 
 def test_guidance_extends_the_line_from_unconditional_to_conditional():

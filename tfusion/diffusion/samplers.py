@@ -50,18 +50,28 @@ def ddim(abar_s: np.ndarray) -> tuple[np.ndarray, ...]:
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
-def make_steps(sampler: str, *, steps: int, timesteps: int) -> Steps:
-  """Keeps `steps` of the timesteps, evenly spaced, with T itself but not t = 1
+def make_steps(
+  sampler: str, *, steps: int, timesteps: int, start: float = 1.0
+) -> Steps:
+  """Keeps `steps` of the timesteps, evenly spaced, with the first but not t = 1
   ("trailing" in arXiv 2305.08891, Table 2).
 
+  Args:
+    sampler: of SAMPLERS.
+    steps: to take.
+    timesteps: T.
+    start: share of T at which the first step stands, in (0, 1]. Pure noise is taken for
+      x there, of which at 0.98 of 1,000 no more than 0.1 % of the variance is data.
+
   Raises:
-    ValueError: an unknown sampler, or more steps than timesteps.
+    ValueError: an unknown sampler, or more steps than timesteps below the first.
   """
   if sampler not in SAMPLERS:
     raise ValueError(f"sample.sampler={sampler!r}: choose one of {sorted(SAMPLERS)}")
-  if not 1 <= steps <= timesteps:
-    raise ValueError(f"sample.steps={steps}: must be in 1 .. {timesteps}")
-  kept_s = np.round(np.linspace(0, timesteps, steps + 1)).astype(np.int32)
+  first = round(start * timesteps)
+  if not 1 <= steps <= first:
+    raise ValueError(f"sample.steps={steps}: must be in 1 .. {first}")
+  kept_s = np.round(np.linspace(0, first, steps + 1)).astype(np.int32)
   abar_s = cosine_abar(timesteps)[kept_s]
   scales = (np.sqrt(abar_s[1:]), np.sqrt(1 - abar_s[1:]))
   constants = (*scales, *SAMPLERS[sampler](abar_s))
@@ -89,7 +99,7 @@ def denoise(
   Args:
     predict: (x, t i32[], memory) -> predicted noise like x, and the memory. It may
       write there what no later step reads, and so needs no new one in every step.
-    noise: x at t = T, standard normal, f32[..., h, w, c].
+    noise: x at the first of the steps, standard normal, f32[..., h, w, c].
     memory: any arrays.
     steps: from make_steps.
     draw: step number i32[] -> fresh standard normal noise like x.

@@ -218,7 +218,12 @@ def draw(
     predict,
     draw_noise(0),
     prefix,
-    steps=make_steps(sample.sampler, steps=sample.steps, timesteps=diffusion.timesteps),
+    steps=make_steps(
+      sample.sampler,
+      steps=sample.steps,
+      timesteps=diffusion.timesteps,
+      start=sample.start,
+    ),
     draw=lambda number: draw_noise(1 + number),
     clip=diffusion.clip,
   )

@@ -90,6 +90,8 @@ MEASURES = {  # key of eval.json: name | what stands behind it | how to read it
   " | Of drawn images to the nearest training image; copies lie far nearer than real.",
   "text_perplexity": "Text perplexity | {text_tokens:,} tokens |"
   " Among how many next tokens the model wavers on held-out text; 1 is certainty.",
+  "text_perplexity_per_byte": "The same per byte | {text_bytes:,} bytes | Perplexity"
+  " by bytes of the text, which do not depend on the tokenizer.",
 }
 PAGES = {  # command of a run: its curves, title and sentence of its pictures
   "train": (CURVES, "Samples", "The same prompts and noise"),
