@@ -1,5 +1,6 @@
 """The commands as a user types them, one after the other, at their smallest size."""
 
+import importlib.util
 import json
 import pathlib
 
@@ -159,3 +160,26 @@ def test_bench_step_prints_the_share_of_the_matmul_rate(capsys):
   out = capsys.readouterr().out
   for name in ("step_ms", "elements_per_s", "matmul_gflops", "share", "data_wait"):
     assert name in out
+
+
+def test_the_benchmark_of_bounds_draws_with_every_setting(run, capsys, monkeypatch):
+  spec = importlib.util.spec_from_file_location(
+    "sampling_bounds", ROOT / "tests" / "bench" / "sampling_bounds.py"
+  )
+  bounds = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(bounds)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(500, 4, 4, 2))
+  assert bounds.distance(x, x) == pytest.approx(0, abs=1e-6)
+  # Two channels moved by 3: 9 each; deviations stay.
+  assert bounds.distance(x + 3, x) == pytest.approx(18, rel=1e-6)
+  few = "--images=4 --samplers=ddim --steps=2 --guidance=1 --start=1,0.5 --clip=0,1"
+  argv = ["sampling_bounds.py", "--workdir", str(run), *few.split()]
+  monkeypatch.setattr("sys.argv", argv)
+  bounds.main()
+  lines = capsys.readouterr().out.splitlines()
+  assert "true, 4 of 256" in lines[-5]
+  rows = [line.split() for line in lines[-4:]]
+  assert [row[3:5] for row in rows] == [[s, c] for s in ("1", "0.5") for c in "01"]
+  farthest = [float(row[-1]) for row in rows]
+  assert farthest[1] == farthest[3] == 1.0 and farthest[0] > 100
