@@ -131,7 +131,7 @@ class SampleConfig:
 
   sampler: str = "ddpm"  # ddpm or ddim
   steps: int = 250  # denoising steps
-  start: float = 0.98  # share of diffusion.timesteps where they begin; ours, see docs
+  start: float = 0.97  # share of diffusion.timesteps where they begin; ours
   guidance: float = 3.0  # scale of classifier-free guidance; 1 is none
   temperature: float = 0.0  # of text; 0 is greedy
   max_elements: int = 256  # positions in the cache of one sequence

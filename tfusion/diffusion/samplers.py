@@ -61,7 +61,7 @@ def make_steps(
     steps: to take.
     timesteps: T.
     start: share of T at which the first step stands, in (0, 1]. Pure noise is taken for
-      x there, of which at 0.98 of 1,000 no more than 0.1 % of the variance is data.
+      x there, of which at 0.97 of 1,000 no more than 0.2 % of the variance is data.
 
   Raises:
     ValueError: an unknown sampler, or more steps than timesteps below the first.
