@@ -35,10 +35,16 @@ CONFIG = tiny.config(
   sample__max_elements=LIMIT,
   sample__steps=3,
   sample__temperature=0.9,
+  # What untrained numbers predict is far out; a wide bound would carry sums in another
+  # order from step to step as large differences.
+  diffusion__clip=3.0,
 )
 BOS, BOI = (Text(np.asarray([i], np.int32)) for i in (SPECIAL.bos, SPECIAL.boi))
 KEY = jax.random.key(7)
 TEXT, IMAGE = 0, 1  # streams of randomness
+# Numbers of about 3 in float32 differ by 2e-7 with the order of sums, and the first
+# step multiplies what the predicted noise is off by 21, 1 / sqrt(abar) at t = 970.
+OTHER_ORDER = 3e-5
 
 
 def sampling(**changes):
@@ -118,7 +124,8 @@ def fold(key, *data):
 def draw_slowly(forward, c, spans, key):
   """The reverse process with the whole document in every step, in float64."""
   abar, steps = cosine_abar(c.diffusion.timesteps), c.sample.steps
-  stand = [round(c.diffusion.timesteps * (steps - i) / steps) for i in range(steps + 1)]
+  first = round(c.sample.start * c.diffusion.timesteps)
+  stand = [round(first * (steps - i) / steps) for i in range(steps + 1)]
   normal = lambda n: jax.random.normal(fold(key, n), c.model.image_shape)  # noqa: E731
   x = np.asarray(normal(0), np.float64)
   for number, (t, before) in enumerate(zip(stand[:-1], stand[1:], strict=True)):
@@ -363,7 +370,9 @@ def test_a_row_does_not_depend_on_the_others_or_their_number(params):
   for part in (prompts[:1], others):
     for got, expected in zip(run(c, params, part)[:3], whole, strict=False):
       # Sums over another length of cache.
-      assert_same(got, expected.spans, expected.made, expected.finished, atol=1e-5)
+      assert_same(
+        got, expected.spans, expected.made, expected.finished, atol=OTHER_ORDER
+      )
 
 
 def test_rows_with_the_same_prompt_differ_by_their_place(params):
@@ -508,7 +517,7 @@ assert len(jax.devices()) == 8
 eight = made_on(jax.devices(), data=2, fsdp=2, tensor=2)
 for got, expected in zip(eight, one, strict=True):
   # Sums over the tensor axis in another order.
-  here.assert_same(got, *expected, atol=1e-5)
+  here.assert_same(got, *expected, atol=here.OTHER_ORDER)
 print("done")
 """
 
