@@ -18,7 +18,7 @@ from absl import logging
 from tfusion import files, sequence
 from tfusion.config import Config
 from tfusion.data import balance as balance_lib
-from tfusion.data import forms, records
+from tfusion.data import forms
 from tfusion.data import sources as sources_lib
 from tfusion.data.balance import Balance
 from tfusion.data.tokenizer import Tokenizer
@@ -108,11 +108,7 @@ def _report_never_drawn(sources: Sources, encode: Encode, config: Config) -> Non
     return
   for source in sources:
     images = 0
-    for index in range(0, len(source), -(-len(source) // SAMPLED)):
-      try:
-        spans = source[index]
-      except records.Damaged:  # counted when a lane meets it
-        continue
+    for index, spans in sources_lib.some_documents(source, SAMPLED):
       how = dict(name=source.name, showing=index)
       document = forms.form(spans, encode, config, **how)
       own = [s for s in document if isinstance(s, sequence.Image) and s.weight]
@@ -139,11 +135,7 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
     return
   text = patches = 0
   for source in captioned:
-    for index in range(0, len(source), -(-len(source) // SAMPLED)):
-      try:
-        spans = source[index]
-      except records.Damaged:  # counted when a lane meets it
-        continue
+    for _, spans in sources_lib.some_documents(source, SAMPLED):
       for span in spans:
         if isinstance(span, str):
           text += len(encode(span))

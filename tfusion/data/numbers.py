@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from tfusion import files, sequence
-from tfusion.data import records
 from tfusion.data import sources as sources_lib
 
 FILE = "numbers.json"
@@ -35,13 +34,9 @@ def measure(sources: Sequence[sources_lib.Source]) -> Numbers | None:
   """Reads documents from all over the sources; None where they have no image."""
   found = []
   for source in sources:
-    if not source.has_images or not len(source):
+    if not source.has_images:
       continue
-    for index in range(0, len(source), -(-len(source) // MEASURED)):
-      try:
-        spans = source[index]
-      except records.Damaged:  # counted when a lane meets it
-        continue
+    for _, spans in sources_lib.some_documents(source, MEASURED):
       for span in spans:
         image = span.latent if isinstance(span, sequence.Image) else span
         if isinstance(image, np.ndarray):

@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ import numpy as np
 from tfusion import sequence
 from tfusion.data import contents as contents_lib
 from tfusion.data import folder, shapes, shards
+from tfusion.data.records import Damaged
 
 TRAIN, TEST = "train", "test"
 
@@ -116,6 +117,21 @@ def rename(source: Source, name: str) -> Source:
 def spec_of(source: Source) -> str:
   """What data.sources calls a source."""
   return getattr(source, "spec", "") or source.name
+
+
+def some_documents(
+  source: Source, count: int
+) -> Iterator[tuple[int, tuple[Span, ...]]]:
+  """Yields up to about `count` documents from all over a source, with their indices.
+
+  Damaged ones are passed over: they are counted when a lane meets them.
+  """
+  for index in range(0, len(source), max(-(-len(source) // count), 1)):
+    try:
+      spans = source[index]
+    except Damaged:
+      continue
+    yield index, spans
 
 
 @dataclasses.dataclass(frozen=True)
