@@ -6,7 +6,8 @@ from pathlib import Path
 import ml_collections
 
 from tfusion import config as config_lib
-from tfusion.data import folder, manifest, shards
+from tfusion.data import folder
+from tfusion.data.shards import manifest, source
 from tfusion.generate import prompt
 
 # Side of an image in pixels -> side of a patch: at most 64 patches, so that a step
@@ -92,7 +93,7 @@ def _fit_folder(c: ml_collections.ConfigDict, path: str) -> str:
 
 def _fit_shards(c: ml_collections.ConfigDict, path: str) -> str:
   """Chooses for what is tokenised and encoded already; returns what is there."""
-  found = shards.survey(path)
+  found = source.survey(path)
   images = found.manifest.images
   c.data.sources = (f"shards:{path}",)
   c.model.vocab_size = found.manifest.vocabulary

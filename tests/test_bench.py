@@ -10,7 +10,7 @@ from tfusion.attention import intervals
 from tfusion.bench import attention, training
 from tfusion.data.pipeline import HostBatches, open_corpus
 from tfusion.sequence import live_elements
-from tfusion.train import metrics
+from tfusion.training import metrics
 
 STEPS = 3
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tfusion import checkpoint, cli
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
-from tfusion.train import loop
+from tfusion.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
@@ -36,7 +36,7 @@ LIGHT = (
   "tfusion.autoencoder_config",
   "tfusion.config",
   "tfusion.errors",
-  "tfusion.experiment",
+  "tfusion.config_file",
   "tfusion.numerals",
   "tfusion.progress",
   "tfusion.workdir",

@@ -9,10 +9,10 @@ from PIL import Image
 
 from tfusion import cli, errors
 from tfusion import workdir as workdir_lib
+from tfusion.autoencoder import codec
 from tfusion.data import images, prepared, tokenizer
 from tfusion.interop import diffusers
-from tfusion.model import codec
-from tfusion.train import metrics
+from tfusion.training import metrics
 
 NO_JSON = (b"", b"{", b"[]", b"3", b"null", b'"a"', b"\0\0\0", b"\xff\xfe{", b"{}")
 SHAPE = (8, 8, 1)
@@ -137,7 +137,7 @@ def test_a_run_whose_tokenizer_is_gone_is_not_told_to_leave_a_key_empty(
 ):
   config = tiny.config(train__steps=1)
   workdir_lib.save_config(config, tmp_path)
-  from tfusion.train import trained
+  from tfusion.training import trained
 
   with pytest.MonkeyPatch.context() as patch:
     there = lambda *_, **__: trained.Trained(config, 1, {}, None, None)  # noqa: E731

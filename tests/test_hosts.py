@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from tfusion import cli
-from tfusion.train import loop
+from tfusion.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A whole run: updates on a mesh over both hosts, a checkpoint, pictures, judging.

@@ -21,55 +21,61 @@ FLOORS = (
   "config errors lock numerals",
   "autoencoder_config",
   "workdir sharding checkpoint files report progress",
-  "experiment",
+  "config_file",
   "sequence attention diffusion",
   "data model",  # neither knows the other
+  "training",
+  "autoencoder",
   "generate interop",
-  "prepare train",  # neither knows the other
+  "prepare inspect",  # neither knows the other
   "evaluate bench",
   "cli",
   "__main__",
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ autoencoder_config checkpoint cli config errors experiment files lock"
+  "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
   " numerals progress sequence sharding workdir",
-  "attention": "chunked dense gpu gpu_work gradient intervals ring tpu tpu_backward"
-  " tpu_forward tpu_tiling tpu_work",
-  "bench": "aot attention bundles data rivals static training",
-  "data": "balance captions census contents drawing folder forms heldout identity"
-  " images lanes manifest mixture notices numbers outlines packing pairs pictures"
-  " pieces pipeline prepared records replay row_page scenes shapes shards show sources"
-  " tally text tokenizer",
+  "attention": "chunked dense gradient intervals ring",
+  "attention/gpu": "kernels work",
+  "attention/tpu": "backward forward layout tiling work",
+  "autoencoder": "adversary codec images loop network perceptual step",
+  "bench": "attention data training",
+  "bench/tpu": "aot bundles rivals static",
+  "data": "balance census contents folder forms heldout identity images lanes mixture"
+  " notices numbers packing pairs pieces pipeline prepared sources tally text"
+  " tokenizer",
+  "data/scenes": "captions outlines render scene source",
+  "data/shards": "manifest records source",
   "diffusion": "process samplers",
-  "evaluate": "digits marks pictures rows scenes shapes suite text",
+  "evaluate": "digits marks pictures scenes shapes suite text",
   "generate": "canvas interleaved phases prompt",
+  "inspect": "replay row_page rows shards",
   "interop": "diffusers",
-  "model": "autoencoder codec layers patches transformer transfusion",
+  "model": "layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
   "report": "facts samples",
-  "train": "adversary autoencoder loop losses metrics optim perceptual reconstruction"
-  " run step stop trained validate",
+  "training": "loop losses metrics optim run step stop trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
   "orbax": "checkpoint",
-  "optax": "train",
-  "ml_collections": "autoencoder_config config experiment",
+  "optax": "training autoencoder",
+  "ml_collections": "autoencoder_config config config_file",
   "apache_beam": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
   "array_record": "data",
-  "safetensors": "model interop train",
-  "grain": "data",
+  "safetensors": "autoencoder interop",
+  "grain": "data autoencoder",
   "sentencepiece": "data",
-  "einops": "model",
+  "einops": "model autoencoder",
 }
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
-PRIVATE = {"bench/rivals.py": "tokamax"}
+PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "autoencoder_config config files lock workdir cli report sequence data"
-NUMPY_ONLY += " errors experiment numerals progress"
+NUMPY_ONLY += " errors config_file numerals progress"
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",

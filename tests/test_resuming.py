@@ -18,7 +18,7 @@ from PIL import Image
 
 from tfusion import checkpoint, cli, report
 from tfusion import lock as lock_lib
-from tfusion.data.pictures import PictureBatches
+from tfusion.autoencoder.images import PictureBatches
 from tfusion.data.pipeline import HostBatches
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import suite

@@ -1,6 +1,6 @@
 """A config of `tfusion autoencoder` so small that compiling is all a test waits for.
 
-Not a test: shared by tests of tfusion/train/.
+Not a test: shared by tests of tfusion/autoencoder/.
 """
 
 import dataclasses

@@ -7,9 +7,9 @@ import dataclasses
 
 import numpy as np
 
+from tfusion.autoencoder import network
+from tfusion.autoencoder.codec import Codec
 from tfusion.autoencoder_config import AutoencoderModelConfig
-from tfusion.model import autoencoder
-from tfusion.model.codec import Codec
 
 VAE = AutoencoderModelConfig(  # 2 x 2 pixels to 3 numbers
   widths=(4, 8), blocks=1, encoder_out=6, decoder_in=6, latent_channels=3
@@ -22,6 +22,6 @@ def make(config: AutoencoderModelConfig = VAE, *, seed: int = 0) -> Codec:
   rng = np.random.default_rng(seed)
   params = {
     name: rng.normal(size=x.shape, scale=0.3).astype(np.float32)
-    for name, x in sorted(autoencoder.abstract(config).items())
+    for name, x in sorted(network.abstract(config).items())
   }
   return Codec(config, params)

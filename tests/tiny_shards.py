@@ -11,8 +11,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tfusion.data import manifest as manifest_lib
-from tfusion.data import records, shards
+from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.shards import records, source
 from tfusion.data.tokenizer import Tokenizer
 
 COLOURS = "red green blue white black grey".split()
@@ -89,7 +89,7 @@ def make(
       own = numbers[start : start + per_shard]
       documents = [record(n, kind=kind, shape=shape, words=words) for n in own]
       path = folder / f"{split}-{start // per_shard:04d}.array_record"
-      listed.append(shards.write_shard(path, documents, split=split))
+      listed.append(source.write_shard(path, documents, split=split))
   words.save(folder / manifest_lib.TOKENIZER)
   latents = kind in ("mean", "mean_logvar")
   encoded = autoencoder is not None and (latents or kind == "codes")

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfusion import config as config_lib
 from tfusion import sequence
-from tfusion.data.records import Damaged
+from tfusion.data.shards.records import Damaged
 from tfusion.data.tokenizer import Tokenizer
 
 CONFIG = config_lib.Config()

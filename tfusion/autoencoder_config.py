@@ -57,7 +57,7 @@ class LossConfig:
   averaged.
   """
 
-  features: str = "random"  # none, random, or vgg16:PATH, see train/perceptual.py
+  features: str = "random"  # none, random, or vgg16:PATH, see autoencoder/perceptual.py
   perceptual_weight: float = 1.0
   kl_weight: float = 1e-6  # of nats per picture
   beta: float = 0.25  # of the term that moves the encoder to the codes
@@ -143,7 +143,7 @@ def from_dict(values: Any) -> AutoencoderConfig:
 
 def validate(config: AutoencoderConfig) -> None:
   """Checks what can be known without devices, files or data; the model's layers check
-  themselves (model/autoencoder.py).
+  themselves (autoencoder/network.py).
 
   Raises:
     ValueError: names the key, the value and the remedy; all problems in one message.

@@ -17,7 +17,7 @@ from absl import logging
 from tfusion import __version__, autoencoder_config, errors, progress
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
-from tfusion.experiment import read_config, read_saved_config
+from tfusion.config_file import read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
 
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
@@ -101,8 +101,8 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
   workdir = workdir_lib.check_writable(args.workdir)
   workdir_lib.check_same_run(config, workdir)
   from tfusion.evaluate import pictures, suite
-  from tfusion.train import loop
-  from tfusion.train.stop import StopSignals
+  from tfusion.training import loop
+  from tfusion.training.stop import StopSignals
 
   known_good = Path(args.config.partition(":")[0])
   known_good = known_good.parent / "results" / f"{known_good.stem}.json"
@@ -123,9 +123,9 @@ def autoencoder(args: argparse.Namespace, rest: list[str]) -> int:
   config = read_config(args.config, rest, kind=autoencoder_config)
   workdir = workdir_lib.check_writable(args.workdir)
   workdir_lib.check_same_run(config, workdir)
+  from tfusion.autoencoder import loop as run
   from tfusion.evaluate import pictures
-  from tfusion.train import autoencoder as run
-  from tfusion.train.stop import StopSignals
+  from tfusion.training.stop import StopSignals
 
   draw = pictures.Reconstructions(workdir / "samples")
   run.train(config, workdir, evaluations=[draw], stop=(stop := StopSignals()))
@@ -136,7 +136,7 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
   """Continues prompts; writes PNGs and text files."""
   config = read_saved_config(args.workdir, rest)
   from tfusion.evaluate import pictures
-  from tfusion.train import trained
+  from tfusion.training import trained
 
   out = Path(args.out or Path(args.workdir) / "sampled")
   model = trained.open_trained(config, args.workdir)
@@ -152,7 +152,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   """Judges the newest checkpoint; prints a table, writes eval.json and report.html."""
   config = read_saved_config(args.workdir, rest)
   from tfusion.evaluate import suite
-  from tfusion.train import trained
+  from tfusion.training import trained
 
   suite.evaluate_and_report(trained.open_trained(config, args.workdir), args.workdir)
 
@@ -174,20 +174,20 @@ def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
 
 def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
   """Shows a folder of shards, a shard, or one of their records."""
-  from tfusion.data import show
+  from tfusion.inspect import shards
 
   def decode(autoencoder, latents):
-    from tfusion.model import codec
+    from tfusion.autoencoder import codec
 
     return codec.load(autoencoder).decode(latents)
 
   if args.record is not None:
     where = dict(split=args.split, out=args.out, decode=decode)
-    lines = show.record_lines(args.path, args.record, **where)
+    lines = shards.record_lines(args.path, args.record, **where)
   elif Path(args.path).is_dir():
-    lines = show.manifest_lines(args.path)
+    lines = shards.manifest_lines(args.path)
   else:
-    lines = show.shard_lines(args.path)
+    lines = shards.shard_lines(args.path)
   for line in lines:
     print(line)
 
@@ -199,7 +199,7 @@ def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
       config, workdir = read_saved_config(args.workdir, rest), args.workdir
     else:
       config, workdir = read_config(args.config, rest), empty
-    from tfusion.evaluate import rows
+    from tfusion.inspect import rows
 
     out = args.out or Path(args.workdir or ".") / "rows"
     for path in rows.draw_rows(config, workdir, args.step, out=out):
@@ -234,7 +234,7 @@ def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
   """Times attention on this machine, or counts what TPUs elsewhere could reach."""
   numbers = dict(heads=args.heads, kv_heads=args.kv_heads, head_dim=args.head_dim)
   if args.static:
-    from tfusion.bench import static
+    from tfusion.bench.tpu import static
 
     for length in args.lengths:
       for line in static.table(args.static, [length, *numbers.values()]):

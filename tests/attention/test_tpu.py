@@ -26,9 +26,11 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from tfusion.attention import attend, prepare, tpu, tpu_tiling, tpu_work
+from tfusion.attention import attend, prepare
 from tfusion.attention.intervals import Sizes
-from tfusion.attention.tpu_tiling import Blocks, Tiling
+from tfusion.attention.tpu import layout, tiling
+from tfusion.attention.tpu import work as tpu_work
+from tfusion.attention.tpu.tiling import Blocks, Tiling
 
 # Sides that differ where they may; the queries of a row are two parts or more.
 SMALL = Blocks(
@@ -51,13 +53,13 @@ def run(
   (b, queries, heads, d), keys = q.shape, k.shape[1]
   sizes = Sizes(b, queries, keys, heads, k.shape[2], d, q.dtype)
   options = dict(scale=scale, soft_cap=soft_cap, blocks=blocks, interpret=interpret)
-  work = tpu.prepare(lo, hi, sizes, blocks)
-  o, lse = tpu.forward(q, k, v, lo, hi, work, **options)
+  work = layout.prepare(lo, hi, sizes, blocks)
+  o, lse = layout.forward(q, k, v, lo, hi, work, **options)
   delta = jnp.sum(o.astype(jnp.float32) * do.astype(jnp.float32), -1)
   delta = delta.swapaxes(1, 2) - dlse
   flag = jnp.where(jnp.isfinite(delta), lse, jnp.nan)
   delta = jnp.where(jnp.isfinite(delta), delta, 0.0)
-  return o, lse, *tpu.backward(q, k, v, lo, hi, work, flag, delta, do, **options)
+  return o, lse, *layout.backward(q, k, v, lo, hi, work, flag, delta, do, **options)
 
 
 CASES = [
@@ -110,7 +112,7 @@ def test_exactly_the_live_tiles_are_visited():
 
   @jax.jit
   def lists(lo, hi):
-    return tpu.prepare(lo, hi, Sizes(2, 1000, 1000, 1, 1, 64, jnp.float32), SMALL)
+    return layout.prepare(lo, hi, Sizes(2, 1000, 1000, 1, 1, 64, jnp.float32), SMALL)
 
   def chunks(items, count, start, stop, full):
     items = items[:count]
@@ -223,14 +225,14 @@ def test_the_table_fits_every_chip(monkeypatch):
     (pltpu.ChipVersion.TPU_7X, 1),
   )
   for chip in chips:
-    monkeypatch.setattr(tpu_tiling, "chip", lambda: pltpu.get_tpu_info_for_chip(*chip))  # noqa: B023
+    monkeypatch.setattr(tiling, "chip", lambda: pltpu.get_tpu_info_for_chip(*chip))  # noqa: B023
     for length in (1, 100, 1000, 8192, 32768):
       for heads, kv_heads in ((8, 8), (16, 4), (8, 1), (6, 3), (10, 2)):
         for d in (64, 128, 256):
           for dtype in (jnp.bfloat16, jnp.float32):
             size = (1, length, length, heads, kv_heads, d, jnp.dtype(dtype))
             sizes = Sizes(*size)
-            tpu_tiling.check(tpu_tiling.choose_blocks(sizes), sizes)
+            tiling.check(tiling.choose_blocks(sizes), sizes)
 
 
 def test_what_cannot_work_is_a_clear_error():
@@ -239,7 +241,7 @@ def test_what_cannot_work_is_a_clear_error():
 
   def refuses(message, blocks=SMALL, **changed):
     with pytest.raises(ValueError, match=message):
-      tpu.prepare(lo, lo, sizes._replace(**changed), blocks)
+      layout.prepare(lo, lo, sizes._replace(**changed), blocks)
 
   refuses("head_dim=80.*chunked", head_dim=80)
   t = SMALL.forward

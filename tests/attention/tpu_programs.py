@@ -16,7 +16,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from tfusion.bench import aot, bundles, static
+from tfusion.bench.tpu import aot, bundles, static
 
 BUDGETS = pathlib.Path(__file__).with_name("tpu_budgets.json")
 HEADS, KV_HEADS = 16, 4
@@ -62,7 +62,7 @@ def compile_all(programs: dict[str, list[Key]]) -> dict:
 def _compile(generation: str, keys: list[Key]) -> dict[Key, aot.Profile]:
   cases = [
     aot.Case(
-      "tfusion.bench.static:ours",
+      "tfusion.bench.tpu.static:ours",
       {"sizes": [k.length, HEADS, KV_HEADS, k.head_dim], "backward": k.backward},
     )
     for k in keys

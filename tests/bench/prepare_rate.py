@@ -17,10 +17,10 @@ import time
 import numpy as np
 from PIL import Image
 
+from tfusion.autoencoder import codec, network
 from tfusion.autoencoder_config import AutoencoderModelConfig
-from tfusion.data import manifest
+from tfusion.data.shards import manifest
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.model import autoencoder, codec
 from tfusion.prepare import encoder, part, readers
 
 SOURCE_PX = 160  # JPEG files, about the least that a picture on the web has
@@ -51,7 +51,7 @@ def make(root: pathlib.Path, args: argparse.Namespace):
   config = AutoencoderModelConfig(
     widths=tuple(map(int, args.widths.split(","))), blocks=1, groups=8
   )
-  shapes = autoencoder.abstract(config)
+  shapes = network.abstract(config)
   params = {n: rng.normal(size=x.shape, scale=0.05) for n, x in shapes.items()}
   codec.Codec(config, params).save(root / manifest.AUTOENCODER)
   print(f"autoencoder of {sum(p.size for p in params.values()) / 1e6:.1f}M parameters")

@@ -25,7 +25,7 @@ from tfusion.data.pipeline import open_corpus
 from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Draw
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained, open_trained
+from tfusion.training.trained import Trained, open_trained
 
 TRUE = 256  # images that drawings are compared with
 

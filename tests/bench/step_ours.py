@@ -1,6 +1,7 @@
 """Our training step on the rows of peers_torch.py, timed alone: one line of JSON.
 
-Owns: these rows as a Batch. Not: the step (tfusion.train), its timing (tfusion.bench).
+Owns: these rows as a Batch. Not: the step (tfusion.training), its timing
+(tfusion.bench).
 """
 
 import argparse

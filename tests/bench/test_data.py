@@ -6,7 +6,7 @@ import pytest
 from tfusion import sequence
 from tfusion.bench import data
 from tfusion.data.pipeline import open_corpus
-from tfusion.train import metrics
+from tfusion.training import metrics
 
 DOCUMENTS = 120
 

@@ -6,7 +6,7 @@ from tiny_sources import Given, latent, stories
 
 from tfusion import sequence
 from tfusion.data import census
-from tfusion.data.records import Damaged
+from tfusion.data.shards.records import Damaged
 
 
 def test_documents_images_and_texts_are_counted_for_each_split():

@@ -9,7 +9,7 @@ from tiny_sources import CONFIG, Given, changed, damaged, tokenizer
 
 from tfusion.data import lanes, pipeline
 from tfusion.data.lanes import Lane
-from tfusion.data.records import Damaged
+from tfusion.data.shards.records import Damaged
 
 SOURCE = Given("damaged", 200, damaged, has_images=False)  # 4 of them are
 ONE = changed(data=dict(sources=("damaged",), lanes=1, packing_rows=1, row_length=512))

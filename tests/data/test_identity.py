@@ -15,7 +15,8 @@ from PIL import Image
 
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
-from tfusion.data import identity, images, pipeline, prepared, shapes, sources
+from tfusion.data import identity, images, pipeline, prepared, sources
+from tfusion.data.scenes import source as shapes
 from tfusion.data.tokenizer import Tokenizer
 
 SHAPE = (8, 8, 3)

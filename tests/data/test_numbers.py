@@ -7,7 +7,7 @@ from tiny_sources import Given
 from tfusion import sequence
 from tfusion.data import numbers
 from tfusion.data.numbers import Numbers
-from tfusion.data.records import Damaged
+from tfusion.data.shards.records import Damaged
 
 SHAPE = (2, 2, 1)
 

@@ -10,9 +10,10 @@ import tiny_shards
 from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion import workdir as workdir_lib
-from tfusion.data import manifest as manifest_lib
-from tfusion.data import pipeline, prepared, shards
+from tfusion.data import pipeline, prepared
 from tfusion.data.lanes import Lane
+from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.shards import source
 
 SHAPE = (4, 4, 2)
 OTHER = "other words make another one"
@@ -314,7 +315,7 @@ def test_a_run_is_not_continued_on_other_documents_of_the_same_number(tmp_path):
   rows.restore(states)  # the same documents
   # Prepared anew from another source: as many documents, of the same sizes.
   others = [tiny_shards.record(n + 4) for n in range(5)]
-  shards.write_shard(folder / "train-0000.array_record", others, split="train")
+  source.write_shard(folder / "train-0000.array_record", others, split="train")
   size = (folder / "train-0000.array_record").stat().st_size
   first = dataclasses.replace(
     made.shards[0],

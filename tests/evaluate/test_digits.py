@@ -22,7 +22,7 @@ from tfusion.evaluate.digits import fit_judge, nearness
 from tfusion.evaluate.suite import FinalEvaluation
 from tfusion.generate.interleaved import Draw, Generated
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained
+from tfusion.training.trained import Trained
 
 EACH = 9  # drawings of a digit: one more than there are captions
 BATCH = 80  # divides neither 297 nor 90

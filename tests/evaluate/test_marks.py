@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from tfusion.data import captions
-from tfusion.data.scenes import COLOURS, SIZES, Draws, Thing, draw_scene
+from tfusion.data.scenes import captions
+from tfusion.data.scenes.scene import COLOURS, SIZES, Draws, Thing, draw_scene
 from tfusion.evaluate import marks
 from tfusion.evaluate.marks import Marks, mark_caption, mark_scene, mean_marks
 
@@ -83,7 +83,7 @@ def test_a_caption_marks_what_it_says_alone():
 
 
 def test_right_means_that_the_claims_hold():
-  """Of true captions and of those of other scenes, as data/captions.py judges them."""
+  """True captions and those of other scenes, as data/scenes/captions.py reads them."""
   scenes = [draw_scene(Draws("claims", i)) for i in range(40)]
   texts = [captions.caption(s, Draws("words", i)) for i, s in enumerate(scenes)]
   held = []

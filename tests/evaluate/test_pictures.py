@@ -17,7 +17,7 @@ from tfusion.evaluate import pictures
 from tfusion.generate.canvas import Canvas, Latents
 from tfusion.generate.interleaved import Generated
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained
+from tfusion.training.trained import Trained
 
 WORDS = "a handwritten seven and some more text"
 SHAPE = (4, 4, 1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tfusion.data.drawing import draw
-from tfusion.data.outlines import SHAPES
-from tfusion.data.scenes import (
+from tfusion.data.scenes.outlines import SHAPES
+from tfusion.data.scenes.render import draw
+from tfusion.data.scenes.scene import (
   COLOURS,
   SIZES,
   Background,
@@ -17,7 +17,7 @@ from tfusion.data.scenes import (
   Thing,
   draw_scene,
 )
-from tfusion.data.shapes import open_shapes
+from tfusion.data.scenes.source import open_shapes
 from tfusion.evaluate.marks import mark_scene
 from tfusion.evaluate.scenes import read
 

@@ -8,16 +8,16 @@ import pytest
 import tiny
 from PIL import Image as Picture
 
-from tfusion.data import captions
 from tfusion.data.pipeline import Corpus
-from tfusion.data.scenes import HELD_OUT, pair_of
-from tfusion.data.shapes import open_shapes
+from tfusion.data.scenes import captions
+from tfusion.data.scenes.scene import HELD_OUT, pair_of
+from tfusion.data.scenes.source import open_shapes
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import digits, shapes, suite
 from tfusion.generate.interleaved import Generated
 from tfusion.generate.prompt import Draw
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained
+from tfusion.training.trained import Trained
 
 EACH = 6  # documents of a part
 KINDS = ["pairs", "stories", "edits"]

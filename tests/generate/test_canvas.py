@@ -10,9 +10,9 @@ import tiny_codec
 import tiny_shards
 from PIL import Image as Picture
 
-from tfusion.data import manifest as manifest_lib
 from tfusion.data import pipeline
 from tfusion.data.images import decode
+from tfusion.data.shards import manifest as manifest_lib
 from tfusion.generate.canvas import open_canvas
 
 SHAPE = (4, 4, 3)  # of latents; of pictures 8 x 8

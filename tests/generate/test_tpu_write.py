@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tfusion.bench import aot
+from tfusion.bench.tpu import aot
 
 pytestmark = pytest.mark.libtpu
 

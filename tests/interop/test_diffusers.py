@@ -17,8 +17,8 @@ import tiny
 from interop import kl
 from safetensors.numpy import load_file, save_file
 
+from tfusion.autoencoder import network
 from tfusion.interop import diffusers, open_codec
-from tfusion.model import autoencoder
 
 GOLDEN = pathlib.Path(__file__).parent / "kl_tiny"
 # Float32 through some 20 convolutions, summed in another order; outputs are about 1.
@@ -54,7 +54,7 @@ def ours(codec, pixels: np.ndarray) -> dict[str, np.ndarray]:
   """What kl.outputs gives, before pictures are rounded to bytes."""
   got = codec.encode(pixels)
   params = jax.tree.map(np.asarray, codec.params)
-  decode = lambda p, z: autoencoder.bind(codec.config, p).decode(z)  # noqa: E731
+  decode = lambda p, z: network.bind(codec.config, p).decode(z)  # noqa: E731
   return got | {"decoded": np.asarray(jax.jit(decode)(params, got["mean"]))}
 
 
@@ -117,7 +117,7 @@ def test_every_name_is_used_once_and_others_are_errors_that_name_them(folder):
   name = "decoder.mid_block.attentions.0.to_k.weight"
   reference = load_file(folder / diffusers.WEIGHTS)
   config = open_codec(folder).config
-  theirs = [diffusers.theirs_of(n) for n in autoencoder.abstract(config)]
+  theirs = [diffusers.theirs_of(n) for n in network.abstract(config)]
   assert sorted(theirs) == sorted(reference)
 
   def refused() -> str:

@@ -9,13 +9,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from tfusion.model.transfusion import (
-  axis_names,
-  bind,
-  build,
-  dtype_of,
-  parameter_count,
-)
+from tfusion.model.transfusion import axis_names, bind, build, dtype_of, parameter_count
 from tfusion.sharding import RULES
 
 CONFIG = tiny.config()

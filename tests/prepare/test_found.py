@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from tfusion import cli
-from tfusion.data import folder, heldout, manifest, pairs, shards, show
+from tfusion.data import folder, heldout, pairs
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount
+from tfusion.data.shards import manifest, source
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.inspect import shards as show
 from tfusion.prepare import job, raw, readers
 from tfusion.prepare import rows as rows_lib
 from tfusion.prepare import tar as tar_lib
@@ -585,7 +587,7 @@ def test_a_prepared_folder_accounts_for_all_that_was_found(
         amount = Amount(*(one[k] for k in ("documents", "images", "texts")))
         skipped[one["reason"]] = skipped.get(one["reason"], Amount()) + amount
     assert skipped == balance.skipped
-    texts = [r.texts for s in made.of(split) for r in shards.read_shard(out / s.name)]
+    texts = [r.texts for s in made.of(split) for r in source.read_shard(out / s.name)]
     assert balance.used.texts == sum(map(len, texts))
     name = {"train": "train:   ", "test": "held out:"}[split]
     found, used = balance.found.documents, balance.used.documents

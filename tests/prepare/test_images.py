@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfusion.data import images, manifest, shards
+from tfusion.data import images
 from tfusion.data.balance import Amount
+from tfusion.data.shards import manifest, source
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import encoder, part, raw
 
@@ -146,7 +147,7 @@ def test_a_part_keeps_the_sound_and_counts_the_broken_with_reasons(job, tmp_path
   expected |= {"png": raw.TWICE, "elsewhere": raw.UNREADABLE}
   assert {one.id: one.reason for one in account.rejected} == expected
   records = {
-    split: list(shards.read_shard(tmp_path / f"{split}-000000-of-000001.array_record"))
+    split: list(source.read_shard(tmp_path / f"{split}-000000-of-000001.array_record"))
     for split in ("train", "test")
   }
   assert [r.id for r in records["train"]] == sorted(SOUND.keys() - {"jpeg"})

@@ -18,10 +18,12 @@ import pytest
 from PIL import Image
 
 from tfusion import cli
+from tfusion.autoencoder import codec, network
 from tfusion.autoencoder_config import AutoencoderModelConfig
-from tfusion.data import images, manifest, shards
+from tfusion.data import images
+from tfusion.data.shards import manifest
+from tfusion.data.shards import source as shards
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.model import autoencoder, codec
 from tfusion.prepare import job, part, runner
 
 pytest.importorskip("apache_beam")
@@ -317,7 +319,7 @@ def tiny_autoencoder(path, *, codes):
   rng = np.random.default_rng(0)
   params = {
     name: rng.normal(size=x.shape).astype(np.float32)
-    for name, x in autoencoder.abstract(config).items()
+    for name, x in network.abstract(config).items()
   }
   made = codec.Codec(config, params)
   made.save(path)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from tfusion import cli
 from tfusion import config as config_lib
+from tfusion.autoencoder import codec, network
 from tfusion.autoencoder_config import AutoencoderModelConfig
 from tfusion.data import pipeline
-from tfusion.data.manifest import load
-from tfusion.model import autoencoder, codec
+from tfusion.data.shards.manifest import load
 from tfusion.prepare import job
 
 pytest.importorskip("apache_beam")
@@ -102,7 +102,7 @@ def test_the_experiment_takes_shards_of_any_kind(archive, tmp_path, kind):
     )
     params = {
       name: np.full(x.shape, 0.1, np.float32)
-      for name, x in autoencoder.abstract(config).items()
+      for name, x in network.abstract(config).items()
     }
     codec.Codec(config, params).save(tmp_path / "autoencoder.safetensors")
     request |= dict(autoencoder=str(tmp_path / "autoencoder.safetensors"))

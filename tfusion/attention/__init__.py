@@ -2,7 +2,7 @@
 
 Owns: the contract, its checks, and which implementation runs. Not: where intervals come
 from (sequence.py), gradients and meshes (gradient.py, ring.py), the arithmetic
-(dense.py, chunked.py, tpu.py, gpu.py). README.md beside this file tells the whole.
+(dense.py, chunked.py, tpu/, gpu/). README.md beside this file tells the whole.
 
 b batch  q queries  k keys  h query heads  n key/value heads  d head dim
 """
@@ -21,6 +21,7 @@ from tfusion.attention import gradient, intervals, ring
 
 IMPLEMENTATIONS = ("dense", "chunked", "gpu", "tpu")
 BY_PLATFORM = {"cpu": "chunked", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
+MODULES = {"gpu": "gpu.kernels", "tpu": "tpu.layout"}  # of the others, their name
 HEAD_DIMS = {"tpu": (64, 128, 256), "gpu": (16, 32, 64, 128, 256)}  # of the kernels
 
 
@@ -202,7 +203,7 @@ def _choose(implementation: str | None, head_dim: int) -> str:
 
 def _module(name: str):
   # Only the one in use: Pallas takes a second to import.
-  return importlib.import_module(f"tfusion.attention.{name}")
+  return importlib.import_module(f"tfusion.attention.{MODULES.get(name, name)}")
 
 
 def _around(module, lo: PartitionSpec):

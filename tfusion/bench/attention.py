@@ -1,6 +1,6 @@
 """How fast attention is on this machine: `tfusion bench attention`.
 
-Owns: the race. Not: what runs in it; what a TPU would do (static.py).
+Owns: the race. Not: what runs in it; what a TPU would do (tpu/static.py).
 """
 
 import functools

@@ -17,10 +17,12 @@ import numpy as np
 
 from tfusion import sequence
 from tfusion.config import Config, DataConfig, ModelConfig, TrainConfig
-from tfusion.data import lanes, manifest, records, shards
+from tfusion.data import lanes
 from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
+from tfusion.data.shards import manifest, records
+from tfusion.data.shards import source as shards
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.train import metrics
+from tfusion.training import metrics
 
 LATENT = (32, 32, 8)  # of 256 x 256 pixels (arXiv 2408.11039, section 4.1)
 CAPTION = 20.0  # tokens, the mean; lognormal, ours

@@ -16,8 +16,8 @@ from tfusion.config import Config, validate_devices
 from tfusion.data.pipeline import HostBatches, open_corpus
 from tfusion.sequence import live_elements
 from tfusion.sharding import global_batch, make_mesh
-from tfusion.train import metrics
-from tfusion.train.step import init_state, shardings, train_step
+from tfusion.training import metrics
+from tfusion.training.step import init_state, shardings, train_step
 
 WARMUP = 3
 

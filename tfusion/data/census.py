@@ -11,7 +11,7 @@ import numpy as np
 
 from tfusion import sequence
 from tfusion.data import sources as sources_lib
-from tfusion.data.records import Damaged
+from tfusion.data.shards.records import Damaged
 
 LOOKED_AT = 64  # documents of a source
 

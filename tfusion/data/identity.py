@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from tfusion import files
 from tfusion import workdir as workdir_lib
-from tfusion.data import manifest as manifest_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.contents import Contents, Hashed
+from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.tokenizer import OF_RUN, Tokenizer
 
 FILE, DOCUMENTS = "identity.json", "documents.json"

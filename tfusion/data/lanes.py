@@ -21,7 +21,7 @@ from tfusion.config import Config
 from tfusion.data import forms, packing, pieces
 from tfusion.data import sources as sources_lib
 from tfusion.data.mixture import Mixture
-from tfusion.data.records import Damaged
+from tfusion.data.shards.records import Damaged
 from tfusion.data.tokenizer import Tokenizer
 
 READ_AHEAD = 8  # documents of a source, at most: they are read faster together

@@ -1,7 +1,7 @@
 """Numbers that training images are made of, to see whether drawings are like them.
 
 Owns: measuring them, the file that a workdir keeps, the warning. Not:
-what the numbers are scaled by (manifest.py), bounds in sampling (diffusion/).
+what the numbers are scaled by (shards/manifest.py), bounds in sampling (diffusion/).
 """
 
 import dataclasses

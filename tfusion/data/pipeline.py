@@ -32,7 +32,7 @@ from tfusion.config import Config
 from tfusion.data import identity as identity_lib
 from tfusion.data import lanes, notices, prepared
 from tfusion.data import sources as sources_lib
-from tfusion.data.manifest import TOKENIZER
+from tfusion.data.shards.manifest import TOKENIZER
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 

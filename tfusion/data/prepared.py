@@ -1,7 +1,8 @@
 """What shards decide for a run: its tokenizer, the numbers of its images.
 
 Owns: the agreement of a run's sources, the files that its workdir keeps of it. Not: the
-shards themselves (shards.py), autoencoders (model/), the tokenizer's use (pipeline.py).
+shards themselves (shards/), autoencoders (autoencoder/), the tokenizer's use
+(pipeline.py).
 
 A workdir keeps latents.json, the ImageFormat of its latents or codes with the hash of
 their autoencoder, and autoencoder.safetensors, if the shards have one: enough to draw
@@ -21,9 +22,9 @@ from absl import logging
 
 from tfusion import files
 from tfusion.data import identity
-from tfusion.data import manifest as manifest_lib
 from tfusion.data import sources as sources_lib
-from tfusion.data.shards import Shards
+from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.shards.source import Shards
 from tfusion.data.tokenizer import Tokenizer
 
 LATENTS = "latents.json"

@@ -1,7 +1,7 @@
 """Where documents come from: embedded corpora and folders, by name.
 
 Owns: the Source contract, the digits and pydoc corpora, their fixed splits, cutting
-long text. Not: folders of images (folder.py), drawn scenes (shapes.py), order and
+long text. Not: folders of images (folder.py), drawn scenes (scenes/), order and
 mixture (mixture.py), the sequence (sequence.py).
 """
 
@@ -19,8 +19,10 @@ import numpy as np
 
 from tfusion import sequence
 from tfusion.data import contents as contents_lib
-from tfusion.data import folder, shapes, shards
-from tfusion.data.records import Damaged
+from tfusion.data import folder
+from tfusion.data.scenes import source as shapes
+from tfusion.data.shards import source as shards
+from tfusion.data.shards.records import Damaged
 
 TRAIN, TEST = "train", "test"
 

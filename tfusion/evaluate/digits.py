@@ -23,7 +23,7 @@ from tfusion.generate.interleaved import Generated, check_prompts, generate
 from tfusion.generate.prompt import Draw, Prompt
 from tfusion.progress import Progress
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained
+from tfusion.training.trained import Trained
 
 
 def fit_judge() -> SVC:

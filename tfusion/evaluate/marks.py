@@ -1,7 +1,7 @@
 """How right is a picture of drawn things? Marks against a scene or a caption.
 
 Owns: marks, how the judge fares on noisy and blurred pictures, the plot of that. Not:
-reading pictures (scenes.py), what captions claim (data/captions.py).
+reading pictures (scenes.py), what captions claim (data/scenes/captions.py).
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from tfusion.data.captions import Claim, claims_of
-from tfusion.data.drawing import draw
-from tfusion.data.scenes import (
+from tfusion.data.scenes.captions import Claim, claims_of
+from tfusion.data.scenes.render import draw
+from tfusion.data.scenes.scene import (
   Draws,
   Thing,
   draw_scene,
@@ -75,7 +75,7 @@ def mark_caption(text: str, seen: Sequence[Thing]) -> Marks:
   """Marks a picture that should show what a caption says.
 
   Args:
-    text: a caption of data/captions.py.
+    text: a caption of data/scenes/captions.py.
     seen: what `scenes.read` saw.
 
   Raises:
@@ -84,8 +84,8 @@ def mark_caption(text: str, seen: Sequence[Thing]) -> Marks:
   claims = claims_of(text)
   if claims is None:
     raise ValueError(
-      f"caption {text!r}: not one that data/captions.py can read; ask for what the"
-      " source `shapes` says"
+      f"caption {text!r}: not one that data/scenes/captions.py can read; ask for what"
+      " the source `shapes` says"
     )
   checks = [_claim_checks(claim) for claim in claims.things]
   return _mark(checks, claims.relations, seen)

@@ -27,7 +27,7 @@ from tfusion.generate.prompt import Prompt, parse_prompt, split
 from tfusion.model.transfusion import Params
 from tfusion.numerals import SEEDS
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained
+from tfusion.training.trained import Trained
 
 LEAST_SIDE = 128  # pixels of a picture that is written; smaller images are enlarged
 COLUMNS, RECONSTRUCTIONS = 8, 16  # of pictures that an autoencoder is judged by

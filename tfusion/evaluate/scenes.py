@@ -1,6 +1,6 @@
 """What does a picture of drawn things show? A judge that reads it back.
 
-Owns: picture -> things. Not: the drawing (data/drawing.py), marks and their plots
+Owns: picture -> things. Not: the drawing (data/scenes/render.py), marks and their plots
 (evaluate/marks.py).
 
 h w pixels  n hypotheses
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from tfusion.data import outlines
-from tfusion.data.outlines import SHAPES
-from tfusion.data.scenes import COLOURS, SIZES, Thing
+from tfusion.data.scenes import outlines
+from tfusion.data.scenes.outlines import SHAPES
+from tfusion.data.scenes.scene import COLOURS, SIZES, Thing
 
 # Axes of colour without brightness: of unit length, orthogonal to gray and each other.
 _CHROMA = np.asarray([[1, 1], [-1, 1], [0, -2]]) / np.sqrt([2, 6])

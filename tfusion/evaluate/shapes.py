@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from tfusion.config import Config
-from tfusion.data.captions import claims_hold, claims_of
 from tfusion.data.pipeline import Corpus
-from tfusion.data.shapes import Drawn, Shapes
+from tfusion.data.scenes.captions import claims_hold, claims_of
+from tfusion.data.scenes.source import Drawn, Shapes
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate.digits import caption_scans, generate_all
 from tfusion.evaluate.marks import Marks, mark_caption, mark_scene, mean_marks
@@ -22,7 +22,7 @@ from tfusion.evaluate.scenes import read
 from tfusion.generate.interleaved import check_prompts
 from tfusion.generate.prompt import Draw, Prompt
 from tfusion.sequence import Image, Text
-from tfusion.train.trained import Trained
+from tfusion.training.trained import Trained
 
 PARTS = ("seen", "held_out")
 COLUMNS = 10  # of the sheet of drawings

@@ -14,8 +14,8 @@ from tfusion.data.pipeline import Corpus, heldout_rows
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.sequence import Batch
 from tfusion.sharding import gather_json, global_batch
-from tfusion.train.trained import Trained
-from tfusion.train.validate import validate
+from tfusion.training.trained import Trained
+from tfusion.training.validate import validate
 
 
 def perplexity(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:

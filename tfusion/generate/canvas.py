@@ -1,7 +1,8 @@
 """What a model's images are to the eye: files in, pictures out.
 
 Owns: pixels to the model's numbers and back, for runs on pixels and on latents. Not:
-the autoencoder (model/codec.py), which numbers normalise latents (data/manifest.py),
+the autoencoder (autoencoder/codec.py), which numbers normalise latents
+(data/shards/manifest.py),
 PNG files (evaluate/pictures.py).
 
 h w c height, width, channels of an image of the model; H W of a picture
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tfusion.autoencoder import codec as codec_lib
+from tfusion.autoencoder.codec import Codec
 from tfusion.config import Config
-from tfusion.data import manifest as manifest_lib
 from tfusion.data import prepared
 from tfusion.data.images import decode
-from tfusion.model import codec as codec_lib
-from tfusion.model.codec import Codec
+from tfusion.data.shards import manifest as manifest_lib
 
 BATCH = 8  # images decoded at a time; the last are filled up, so that one is compiled
 

@@ -5,9 +5,9 @@ Owns: which reader a path needs. Not: the readers.
 
 from pathlib import Path
 
+from tfusion.autoencoder import codec
+from tfusion.autoencoder.codec import Codec
 from tfusion.interop import diffusers
-from tfusion.model import codec
-from tfusion.model.codec import Codec
 
 
 def open_codec(path: str | Path) -> Codec:

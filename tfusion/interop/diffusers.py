@@ -1,7 +1,7 @@
 """Autoencoders of the Stable Diffusion family: the weights of diffusers' AutoencoderKL.
 
 Owns: its config.json, names and shapes of tensors, in terms of ours. Not: running them
-(model/codec.py). The package `diffusers` is not needed.
+(autoencoder/codec.py). The package `diffusers` is not needed.
 """
 
 import json
@@ -14,9 +14,9 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file
 
+from tfusion.autoencoder import network
+from tfusion.autoencoder.codec import Codec
 from tfusion.autoencoder_config import AutoencoderModelConfig
-from tfusion.model import autoencoder
-from tfusion.model.codec import Codec
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 WORST = 5  # names that an error lists
@@ -131,7 +131,7 @@ def read_config(values: dict[str, Any]) -> AutoencoderModelConfig:
     latent_channels=known["latent_channels"],
     quant_conv=known["use_quant_conv"],
   )
-  autoencoder.validate(config)
+  network.validate(config)
   return config
 
 
@@ -144,7 +144,7 @@ def convert(
     ValueError: names tensors that are missing or left over.
   """
   params, missing, left = {}, [], dict(tensors)
-  for ours in autoencoder.abstract(config):
+  for ours in network.abstract(config):
     theirs = theirs_of(ours)
     found = [name for name in _spellings(theirs) if name in left]
     if not found:

@@ -1,7 +1,7 @@
 """Images -> what records hold of them, in batches of one size on this worker's device.
 
 Owns: batching across documents, keeping the device busy, the latents' sums. Not: the
-autoencoder (model/codec.py), decoding files (data/images.py).
+autoencoder (autoencoder/codec.py), decoding files (data/images.py).
 """
 
 import collections
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfusion.data import records
+from tfusion.data.shards import records
 
 PENDING = 3  # batches on the device or waiting for it
 
@@ -23,7 +23,7 @@ class Settings:
   """How images are encoded; picklable."""
 
   image_shape: tuple[int, int, int]  # h, w, c of the pixels
-  kind: str  # pixels, mean, mean_logvar or codes, as in data/records.py
+  kind: str  # pixels, mean, mean_logvar or codes, as in data/shards/records.py
   autoencoder: str | None = None  # the file
   batch: int = 32  # images that the device sees at once; the last are filled up
 

@@ -3,8 +3,8 @@
 Owns: settings and whether a folder may go on with them, running the parts on Beam,
 progress, adding their accounts up. Not: one part (part.py), sources (readers.py).
 
-In --out, beside what data/manifest.py lists: job.json, the settings, written first; and
-parts/NUMBER.json, a part's account. Started again, a job does the parts that lack one.
+In --out, beside what data/shards/manifest.py lists: job.json, the settings, written
+first; and parts/NUMBER.json, a part's account. Started again, a job does the parts that lack one.
 A lock, .prepare-lock, keeps a second job out while one runs.
 """
 
@@ -21,10 +21,10 @@ from typing import Any
 
 from tfusion import files
 from tfusion import workdir as workdir_lib
-from tfusion.data import manifest as manifest_lib
-from tfusion.data import records as records_lib
 from tfusion.data.balance import Balance
-from tfusion.data.manifest import Counts, ImageFormat, Manifest
+from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.shards import records as records_lib
+from tfusion.data.shards.manifest import Counts, ImageFormat, Manifest
 from tfusion.data.tokenizer import OF_JOB, OF_SHARDS, Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import part as part_lib

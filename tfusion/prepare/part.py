@@ -1,8 +1,8 @@
 """One part of a job: a share of the source -> a shard for each split.
 
 Owns: cleaning, decoding ahead, tokenising, what is rejected, the part's own account of
-it. Not: encoding images (encoder.py), a shard's bytes (data/shards.py), the other parts
-(job.py).
+it. Not: encoding images (encoder.py), a shard's bytes (data/shards/source.py), the other
+parts (job.py).
 
 The account, parts/NUMBER.json, is written last: with it the part is done, whatever
 happens to the job. A part writes the same bytes wherever and whenever it runs.
@@ -24,10 +24,10 @@ import numpy as np
 from tfusion import files
 from tfusion.data import balance as balance_lib
 from tfusion.data import images as images_lib
-from tfusion.data import manifest as manifest_lib
-from tfusion.data import records as records_lib
-from tfusion.data import shards as shards_lib
 from tfusion.data.balance import Amount, Balance
+from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.shards import records as records_lib
+from tfusion.data.shards import source as shards_lib
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 from tfusion.prepare import encoder
 from tfusion.prepare import raw as raw_lib

@@ -1,0 +1,555 @@
+"""Promises of training/step.py: what a step computes, on one device and many."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from tfusion import sequence
+from tfusion.diffusion.process import cosine_abar
+from tfusion.model.transfusion import bind
+from tfusion.training import step as step_lib
+from tfusion.training.losses import Sum, text_loss
+from tfusion.training.step import Losses, draw_noise, gradients, init_state, train_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = tiny.config(optim__ema_decay=0.9)
+PATCHES = CONFIG.model.patches_per_image
+ROOT_KEY = 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+  with tiny.one_device() as mesh:
+    yield mesh
+
+
+@pytest.fixture(scope="module")
+def params(mesh):
+  return tiny.params(CONFIG.model)
+
+
+@pytest.fixture(scope="module")
+def forward(params):
+  """Compiled logits and predicted noise of numpy rows; f(batch, noisy, t)."""
+  compiled = jax.jit(lambda *args: bind(CONFIG.model, params)(*args))
+
+  def run(batch, noisy, t):
+    return jax.tree.map(np.asarray, compiled(*tiny.put((batch, noisy, t))))
+
+  return run
+
+
+def rows(*documents_by_row) -> sequence.Batch:
+  """Four rows, which keeps to one compiled program; the rest is padding."""
+  packed = [tiny.pack(list(documents), CONFIG) for documents in documents_by_row]
+  return sequence.stack(packed + [tiny.pack([], CONFIG)] * (4 - len(packed)))
+
+
+def documents(seed: int = 0) -> tuple[sequence.Document, ...]:
+  """9, 10 and 5 elements: together a full row."""
+  rng = np.random.default_rng(seed)
+  return (
+    (tiny.text(rng, 2), tiny.image(rng)),
+    (tiny.image(rng), tiny.text(rng, 3)),
+    (tiny.text(rng, 4),),
+  )
+
+
+def spans(batch: sequence.Batch, row: int) -> list[slice]:
+  """The documents of a row."""
+  starts = np.flatnonzero(batch.positions_bl[row] == 0)
+  live = int(np.sum(batch.hi_bl[row] >= batch.lo_bl[row]))
+  ends = [*starts[1:], live]
+  return [slice(int(a), int(min(b, live))) for a, b in zip(starts, ends) if a < live]
+
+
+# What sees what.
+
+
+def test_documents_packed_in_a_row_give_what_they_give_alone(forward):
+  packed, alone = rows(documents()), rows(*((d,) for d in documents()))
+  assert len(spans(packed, 0)) == 3
+  t = np.asarray([[100, 900, 1]] + [[1, 1, 1]] * 3, np.int32)
+  t_alone = np.asarray([[100, 1, 1], [900, 1, 1], [1, 1, 1], [1, 1, 1]], np.int32)
+  logits, noise = forward(packed, packed.latents_bnhwc, t)
+  logits_alone, noise_alone = forward(alone, alone.latents_bnhwc, t_alone)
+  for i, own in enumerate(spans(packed, 0)):
+    # The softmax sums over other zeros in another order.
+    np.testing.assert_allclose(
+      logits[0, own], logits_alone[i, : own.stop - own.start], atol=1e-5
+    )
+  np.testing.assert_allclose(noise[0, 0], noise_alone[0, 0], atol=1e-5)
+  np.testing.assert_allclose(noise[0, 1], noise_alone[1, 0], atol=1e-5)
+
+
+def noise_of_the_image_itself(config, key, batch):
+  """In place of draw_noise: the same for an image wherever it stands."""
+  del config, key
+  t_bn = 1 + jnp.floor(jnp.abs(batch.latents_bnhwc[..., 0, 0, 0]) * 300).astype(int)
+  return jnp.roll(batch.latents_bnhwc, 1, axis=-2), t_bn
+
+
+def test_the_gradient_of_packed_documents_is_that_of_the_same_documents_alone(
+  params, monkeypatch
+):
+  monkeypatch.setattr(step_lib, "draw_noise", noise_of_the_image_itself)
+  compute = jax.jit(functools.partial(gradients, CONFIG))
+  packed, alone = rows(documents()), rows(*((d,) for d in documents()))
+  got = compute(params, tiny.put(packed), jax.random.key(0))
+  want = compute(params, tiny.put(alone), jax.random.key(0))
+  assert_close(got, want)
+
+
+def assert_close(got, want):
+  """Equal to 1e-5 of the largest number of each leaf: sums run in another order."""
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    scale = max(np.abs(b).max(), 1e-6)
+    np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_another_document_in_the_row_changes_no_bit(forward, changed):
+  first, second, _ = documents()
+  other = documents(seed=1)[changed]
+  one = rows((first, second))
+  two = rows((other, second) if changed == 0 else (first, other))
+  t = np.full((4, 3), 500, np.int32)
+  t_two = t.copy()
+  t_two[0, changed] = 3
+  (logits, noise), (logits2, noise2) = (
+    forward(one, one.latents_bnhwc, t),
+    forward(two, two.latents_bnhwc, t_two),
+  )
+  same, moved = spans(one, 0)[1 - changed], spans(one, 0)[changed]
+  np.testing.assert_array_equal(logits[0, same], logits2[0, same])
+  np.testing.assert_array_equal(noise[0, 1 - changed], noise2[0, 1 - changed])
+  assert (logits[0, moved] != logits2[0, moved]).any()
+  assert (noise[0, changed] != noise2[0, changed]).all()
+
+
+def test_an_input_reaches_exactly_the_outputs_that_intervals_let_it_reach(forward):
+  rng = np.random.default_rng(0)
+  batch = rows(
+    ((tiny.text(rng, 2), tiny.image(rng), tiny.text(rng, 3)), documents()[2])
+  )
+  t, length = np.full((4, 3), 500, np.int32), CONFIG.data.row_length
+  index = np.arange(length)
+  sees = (batch.lo_bl[0][:, None] <= index) & (index <= batch.hi_bl[0][:, None])
+  reach = np.linalg.matrix_power(sees.astype(int), CONFIG.model.layers) > 0
+  before = forward(batch, batch.latents_bnhwc, t)[0][0]
+  live = np.flatnonzero(batch.hi_bl[0] >= batch.lo_bl[0])
+  assert len(live) == 12 + 5
+  for j in live:
+    tokens, noisy = batch.tokens_bl.copy(), batch.latents_bnhwc.copy()
+    if batch.patch_bl[0, j] >= 0:
+      r, s = divmod(int(batch.patch_bl[0, j]), 2)
+      noisy[0, 0, 2 * r, 2 * s, 0] += 1.0
+    else:
+      tokens[0, j] = (tokens[0, j] + 1) % CONFIG.model.vocab_size
+    after = forward(batch._replace(tokens_bl=tokens), noisy, t)[0][0]
+    np.testing.assert_array_equal((before != after).any(-1)[live], reach[live, j])
+  # The picture in words: text after the image sees it, text before does not.
+  boi, eoi = np.flatnonzero(np.isin(batch.tokens_bl[0, :12], (3, 4)))
+  image = slice(boi + 1, eoi)
+  assert reach[image, image].all() and reach[eoi:12, image].all()
+  assert not reach[: image.start, image].any() and not reach[12:17, :12].any()
+
+
+def test_the_gradient_of_earlier_text_by_later_patches_is_exactly_zero(params):
+  rng = np.random.default_rng(0)
+  batch = rows(((tiny.text(rng, 4), tiny.image(rng), tiny.text(rng, 3)),))
+  t = np.full((4, 3), 500, np.int32)
+  first = int(batch.image_start_bn[0, 0])
+  batch, noisy, t = tiny.put((batch, batch.latents_bnhwc, t))
+
+  @jax.jit
+  def gradient(noisy, weights_bl):
+    def loss(noisy):
+      logits, _ = bind(CONFIG.model, params)(batch, noisy, t)
+      return text_loss(logits, batch.targets_bl, weights_bl=weights_bl).total
+
+    return jax.grad(loss)(noisy)
+
+  def gradient_of(chosen_l) -> np.ndarray:
+    chosen_bl = np.broadcast_to(chosen_l, batch.tokens_bl.shape).astype(np.float32)
+    return np.asarray(gradient(noisy, tiny.put(chosen_bl)))
+
+  index = np.arange(CONFIG.data.row_length)
+  np.testing.assert_array_equal(gradient_of(index < first), 0)
+  later = gradient_of(index >= first + PATCHES)
+  assert (later[0, 0] != 0).all()
+  np.testing.assert_array_equal(later[0, 1:], 0)  # empty slots
+  np.testing.assert_array_equal(later[1:], 0)  # other rows
+
+
+# Noise.
+
+
+def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
+  seen = {}
+
+  def fake_bind(model, params):
+    def run(batch, noisy_bnhwc, t_bn):
+      seen.update(noisy=noisy_bnhwc, t=t_bn)
+      return jnp.zeros((*batch.tokens_bl.shape, model.vocab_size)), noisy_bnhwc
+
+    return run
+
+  monkeypatch.setattr(step_lib, "bind", fake_bind)
+  batch = tiny.batch(CONFIG)
+  noise, t = draw_noise(CONFIG, jax.random.key(1), tiny.put(batch))
+  step_lib.predict(CONFIG, {}, tiny.put(batch), noise, t)
+  abar = cosine_abar(1000)[np.asarray(t)][..., None, None, None]
+  want = np.sqrt(abar) * batch.latents_bnhwc + np.sqrt(1 - abar) * np.asarray(noise)
+  assert t.shape == (4, 3) and noise.shape == batch.latents_bnhwc.shape
+  np.testing.assert_allclose(seen["noisy"], want, atol=1e-6)
+  np.testing.assert_array_equal(seen["t"], t)
+
+
+def test_noise_does_not_depend_on_the_size_of_patches():
+  batch = tiny.put(tiny.batch(CONFIG))
+  one, four = (
+    draw_noise(tiny.config(model__patch=p), jax.random.key(1), batch) for p in (1, 4)
+  )
+  for a, b in zip(one, four):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_timesteps_stay_under_the_cap_of_their_image():
+  batch = tiny.batch(CONFIG, rows=4)
+  batch = sequence.Batch(*(np.concatenate([x] * 64) for x in batch))
+  noise, t = draw_noise(CONFIG, jax.random.key(1), tiny.put(batch))
+  t, capped = np.asarray(t), batch.noise_cap_bn == 0.5
+  assert 1 <= t.min() and t[capped].max() <= 500 < t[~capped].max() <= 1000
+  # Uniform: the mean of hundreds of draws is within a few percent of the middle.
+  assert abs(t[~capped].mean() - 500.5) < 50 and abs(t[capped].mean() - 250.5) < 30
+  noise = np.asarray(noise)
+  assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
+  assert len(np.unique(noise)) > 0.99 * noise.size  # no number serves twice
+
+
+# The step.
+
+
+class Stepper:
+  """train_step compiled once, with a count of its traces."""
+
+  def __init__(self):
+    self.traces = 0
+
+    def counted(state, batch, root):
+      self.traces += 1
+      return train_step(CONFIG, state, batch, root)
+
+    self.run = jax.jit(counted)
+
+  def __call__(self, state, batch, seed: int = ROOT_KEY):
+    return self.run(state, tiny.put(batch), jax.random.key(seed))
+
+
+@pytest.fixture(scope="module")
+def stepper(mesh):
+  return Stepper()
+
+
+@pytest.fixture(scope="module")
+def start(mesh):
+  return jax.jit(functools.partial(init_state, CONFIG))(jax.random.key(ROOT_KEY))
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+  flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {
+    jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(v) for k, v in flat
+  }
+
+
+# The tiny config's first three steps, then the sums of |numbers| after them.
+GOLDEN = [
+  {"loss_text": 3.9235168, "loss_image": 1.9596431, "grad_norm": 14.8161602},
+  {"loss_text": 3.7477332, "loss_image": 1.7222679, "grad_norm": 13.5890746},
+  {"loss_text": 3.8142923, "loss_image": 1.7788780, "grad_norm": 14.5576077},
+  {"params": 3539.54858, "ema": 3537.69019},
+]
+
+
+def test_three_steps_give_the_numbers_of_before(stepper, start):
+  state, got = start, []
+  for i in range(3):
+    state, metrics = stepper(state, tiny.batch(CONFIG, seed=i))
+    got.append({k: float(metrics[k]) for k in ("loss_text", "loss_image", "grad_norm")})
+  total = lambda tree: float(sum(np.abs(x).sum() for x in jax.tree.leaves(tree)))  # noqa: E731
+  got.append({"params": total(state.params), "ema": total(state.ema)})
+  for i, (now, before) in enumerate(zip(got, GOLDEN, strict=True)):
+    for name in now:
+      # Another machine's matmuls round differently; ours differ by 3e-7 already with
+      # and without the compiler's optimisations.
+      assert now[name] == pytest.approx(before[name], rel=1e-5), (
+        f"step {i + 1}: {name} was {before[name]}, is {now[name]}. If the change was"
+        f" meant to alter training, put these numbers into GOLDEN and say so in the"
+        f" commit; if not, training has changed by accident: {got}"
+      )
+
+
+def test_layers_and_matrices_start_from_their_own_numbers(start):
+  stacked = [x.reshape(2, -1) for x in leaves(start.params).values() if len(x) == 2]
+  starts = [layer[:16] for x in stacked for layer in x if layer.std() > 0]
+  assert len(starts) == 2 * 7  # wq wk wv wo w_gate w_up w_down
+  correlations = np.corrcoef(np.stack(starts)) - np.eye(len(starts))
+  assert np.abs(correlations).max() < 0.95
+  np.testing.assert_array_equal(
+    np.concatenate([x.ravel() for x in leaves(start.ema).values()]),
+    np.concatenate([x.ravel() for x in leaves(start.params).values()]),
+  )
+
+
+def test_the_step_is_traced_once(stepper, start):
+  state = start
+  for i in range(3):
+    state, _ = stepper(state, tiny.batch(CONFIG, seed=i))
+  assert stepper.traces == 1
+
+
+def test_a_step_is_the_same_for_the_same_key_and_another_for_another(stepper, start):
+  batch = tiny.batch(CONFIG)
+  (one, metrics), (two, _) = stepper(start, batch), stepper(start, batch)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_array_equal(a, b)
+  _, other_seed = stepper(start, batch, seed=1)
+  _, other_step = stepper(start._replace(step=jnp.int32(1)), batch)
+  losses = [float(m["loss_image"]) for m in (metrics, other_seed, other_step)]
+  assert len(set(losses)) == 3
+
+
+def test_metrics_count_what_was_in_the_batch(stepper, start):
+  batch = tiny.batch(CONFIG)
+  _, metrics = stepper(start, batch)
+  metrics = {k: float(v) for k, v in metrics.items()}
+  assert metrics["elements"] == sequence.live_elements(batch)
+  assert metrics["images"] == batch.image_weight_bn.sum() > 0
+  assert metrics["loss"] == pytest.approx(
+    metrics["loss_text"] + 5 * metrics["loss_image"], rel=1e-6
+  )
+  assert metrics["lr"] == 0.0 and metrics["skipped"] == metrics["skipped_total"] == 0
+
+
+def test_a_batch_without_images_or_without_text_has_finite_losses(stepper, start):
+  batch = tiny.batch(CONFIG)
+  for other in (
+    rows((documents()[2],)),
+    batch._replace(weights_bl=0 * batch.weights_bl),
+    rows(),  # padding alone
+  ):
+    _, metrics = stepper(start, other)
+    assert float(metrics["skipped"]) == 0
+    assert np.isfinite([float(x) for x in metrics.values()]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(stepper, start, bad):
+  good = tiny.batch(CONFIG)
+  state, _ = stepper(start, good)
+  latents = good.latents_bnhwc.copy()
+  latents[0, 0, 0, 0, 0] = bad
+  broken = good._replace(latents_bnhwc=latents)
+  skipped = state
+  for count in (1, 2):
+    skipped, metrics = stepper(skipped, broken)
+    assert float(metrics["skipped"]) == float(metrics["skipped_total"]) == count
+    assert int(skipped.skipped) == int(skipped.skipped_total) == count
+    assert int(skipped.step) == 1 + count
+  counters = {"step", "skipped", "skipped_total"}
+  before, after = leaves(state), leaves(skipped)
+  for path in before.keys() - counters:
+    np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+  # The next good update is the one that was due: moments, rate and decay go on.
+  resumed, metrics = stepper(skipped, good)
+  assert float(metrics["skipped"]) == 0 and float(metrics["skipped_total"]) == 2
+  assert int(resumed.opt_state[1][0].count) == 2
+  schedule_step = step_lib.make_schedule(CONFIG)(1)
+  assert float(metrics["lr"]) == pytest.approx(float(schedule_step))
+  assert (leaves(resumed)["params/head"] != after["params/head"]).any()
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too(start, monkeypatch):
+  one = Sum(jnp.float32(1), jnp.float32(1))
+  grads = jax.tree.map(jnp.zeros_like, start.params)
+  grads["head"] = grads["head"].at[3, 4].set(jnp.inf)
+  monkeypatch.setattr(step_lib, "gradients", lambda *_: (grads, Losses(one, one)))
+  state, metrics = jax.jit(functools.partial(train_step, CONFIG))(
+    start, tiny.put(tiny.batch(CONFIG)), jax.random.key(0)
+  )
+  assert float(metrics["skipped"]) == 1 and float(metrics["loss"]) == 6
+  np.testing.assert_array_equal(state.params["head"], start.params["head"])
+
+
+def test_bad_numbers_in_an_empty_slot_or_under_padding_change_no_bit(stepper, start):
+  batch = tiny.batch(CONFIG)
+  assert (batch.image_weight_bn == 0).any()
+  latents = batch.latents_bnhwc.copy()
+  latents[batch.image_weight_bn == 0] = 7.0
+  want, _ = stepper(start, batch)
+  got, _ = stepper(start, batch._replace(latents_bnhwc=latents))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_in_bfloat16_moves_parameters_that_stay_float32(stepper, start):
+  low = dict(model__dtype="bfloat16", optim__warmup_steps=0)
+  step = functools.partial(train_step, tiny.config(optim__ema_decay=0.9, **low))
+  batch = tiny.batch(CONFIG)
+  state, got = jax.jit(step)(start, tiny.put(batch), jax.random.key(ROOT_KEY))
+  _, want = stepper(start, batch)
+  assert float(got["skipped"]) == 0
+  for name in ("loss_text", "loss_image", "grad_norm"):
+    # 8 bits of mantissa, in every matmul of two layers, there and back.
+    assert 0 < abs(float(got[name]) / float(want[name]) - 1) < 5e-2, name
+  before, after = leaves(start), leaves(state)
+  for path, x in after.items():
+    assert x.dtype == (np.int32 if x.ndim == 0 else np.float32), path
+    assert np.isfinite(x).all(), path
+    assert (x != before[path]).any() or path.startswith("skipped"), path
+
+
+def test_training_on_one_batch_lowers_its_loss(stepper, start):
+  batch, state, losses = tiny.batch(CONFIG), start, []
+  for _ in range(19):
+    state, metrics = stepper(state, batch)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.7 * losses[0]
+
+
+def test_accumulating_over_parts_changes_no_gradient(params):
+  batch = tiny.put(tiny.batch(CONFIG))
+  # Parts hold different counts of tokens and images: a mean of means would differ.
+  assert len({tuple(row) for row in np.asarray(batch.image_weight_bn)}) > 1
+  results = []
+  for parts in (1, 2, 4):
+    config = tiny.config(train__accumulate=parts)
+    compute = jax.jit(functools.partial(gradients, config))
+    results.append(compute(params, batch, jax.random.key(3)))
+  assert_close(results[1], results[0])
+  assert_close(results[2], results[0])
+
+
+def test_the_step_traces_under_jaxs_strict_flags(start):
+  batch = tiny.put(tiny.batch(CONFIG))
+  with (
+    jax.numpy_rank_promotion("raise"),
+    jax.debug_key_reuse(True),
+    jax.legacy_prng_key("error"),
+  ):
+    out = jax.eval_shape(
+      functools.partial(train_step, CONFIG), start, batch, jax.random.key(0)
+    )
+  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+  assert shapes(out[0]) == shapes(start)
+
+
+# Many devices.
+
+MESHES = {
+  "data": (dict(data=8), 1),
+  "data fsdp": (dict(data=2, fsdp=4), 1),
+  "fsdp tensor": (dict(data=1, fsdp=2, tensor=4), 1),
+  "data fsdp tensor, in two parts": (dict(data=2, fsdp=2, tensor=2), 2),
+  "data context": (dict(data=2, context=4), 1),
+  "fsdp context tensor, in two parts": (dict(fsdp=2, context=2, tensor=2), 2),
+}
+
+EIGHT_DEVICES = """
+import functools, json, sys
+import jax, numpy as np
+import tiny
+from tfusion import config as config_lib
+from tfusion.config import MeshConfig
+from tfusion.sharding import make_mesh
+from tfusion.training.step import init_state, shardings, train_step
+
+jax.config.update("jax_disable_most_optimizations", True)
+
+def make_config(axes, accumulate):
+  return tiny.config(
+    model__heads=8, model__kv_heads=4, train__batch_rows=8, optim__ema_decay=0.9,
+    optim__peak_lr=1e-3, optim__warmup_steps=0, train__accumulate=accumulate,
+    optim__eps=1e-6,  # Adam divides by it where a gradient is rounding alone
+    **{f"mesh__{axis}": size for axis, size in axes.items()},
+  )
+
+def run(config, devices, start):
+  mesh = make_mesh(config.mesh, devices=devices)
+  with jax.set_mesh(mesh):
+    out = shardings(config, mesh)
+    state, root, lines = jax.device_put(start, out), jax.random.key(0), []
+    step = jax.jit(
+      functools.partial(train_step, config),
+      donate_argnums=0,
+      out_shardings=(out, None),
+    )
+    for i in range(3):
+      state, metrics = step(state, tiny.put(tiny.batch(config, seed=i)), root)
+      lines.append({k: float(v) for k, v in metrics.items()})
+    w_up = state.params["transformer"]["blocks"]["mlp"]["w_up"]
+    spread = {"shape": w_up.shape, "shard": w_up.addressable_shards[0].data.shape}
+    return lines, jax.tree.map(np.asarray, (state.params, state.ema)), spread
+
+config = make_config({}, 1)
+one = jax.devices()[:1]
+with jax.set_mesh(make_mesh(MeshConfig(), devices=one)):
+  start = jax.jit(functools.partial(init_state, config))(jax.random.key(0))
+  start = jax.tree.map(np.asarray, start)
+lines_of_one, state_of_one, _ = run(config, one, start)
+report = {"devices": jax.device_count()}
+for name, (axes, accumulate) in json.loads(sys.argv[1]).items():
+  config = make_config(axes, accumulate)
+  config_lib.validate_devices(config, devices=8, hosts=1)
+  lines, state, spread = run(config, jax.devices(), start)
+  report[name] = spread | {
+    "metrics": max(
+      abs(a[k] - b[k]) / max(abs(b[k]), 1.0)
+      for a, b in zip(lines, lines_of_one)
+      for k in b
+    ),
+    "state": max(
+      float(np.abs(a - b).max())
+      for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(state_of_one))
+    ),
+  }
+print(json.dumps(report))
+"""
+
+
+def test_eight_devices_train_as_one_does_on_every_mesh():
+  paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+  done = subprocess.run(
+    [sys.executable, "-c", EIGHT_DEVICES, json.dumps(MESHES)],
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["devices"] == 8
+  for name, (axes, _) in MESHES.items():
+    got = found[name]
+    # Sums over devices run in another order; small metrics relative to 1.
+    assert got["metrics"] < 1e-5 and got["state"] < 1e-5, (name, got)
+    # And they do share the work: [layers, embed, mlp] over fsdp and tensor.
+    layers, width, mlp = got["shape"]
+    shard = [layers, width // axes.get("fsdp", 1), mlp // axes.get("tensor", 1)]
+    assert got["shard"] == shard, name

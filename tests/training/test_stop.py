@@ -1,0 +1,84 @@
+"""Promises of tfusion/training/stop.py, and of the lock of several hosts in run.py."""
+
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tfusion import lock
+from tfusion.training import run
+from tfusion.training import stop as stop_lib
+from tfusion.training.stop import StopSignals
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_handlers_come_back():
+  before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+  with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.told == signal.SIGINT
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+  with StopSignals() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.told == signal.SIGTERM
+  assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+  "told, name, status",
+  [((0, 0), None, 0), ((0, 15), "SIGTERM", 143), ((2, 15), "SIGTERM", 143)],
+)
+def test_all_hosts_stop_by_one_signal_with_one_status(monkeypatch, told, name, status):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    stop_lib.multihost_utils, "process_allgather", lambda own: np.asarray(told)
+  )
+  for own in told:
+    stop = StopSignals()
+    stop.told = own
+    assert not stop.agreed(7, due=False)  # they ask each other every 10 steps
+    assert stop.status == 0
+    assert stop.agreed(10, due=False) == bool(status)
+    assert (stop.name, stop.status) == (name, status)
+
+
+def test_hosts_get_the_workdir_together_or_not_at_all(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(run, "TELL_SECONDS", 0.01)
+  monkeypatch.setattr(lock, "SILENT_SECONDS", 0.2)
+  monkeypatch.setattr(lock, "LOOK_SECONDS", 0.02)
+  said = []
+  monkeypatch.setattr(run, "gather_json", lambda own: said.append(own) or [own])
+  (tmp_path / "lock.json").write_text('{"owner": "dead", "here": "elsewhere"}')
+  with run.hold(tmp_path) as held:
+    held.check()
+    held.check_together()
+    assert said[0] is None  # the others heard that it takes time
+    with pytest.raises(ValueError, match="is in use by"), run.hold(tmp_path):
+      pass
+    fault = said[-1]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)  # the others hold nothing
+    monkeypatch.setattr(run, "gather_json", lambda own: [fault])
+    with pytest.raises(ValueError, match="is in use by"), run.hold(tmp_path):
+      pass
+    with pytest.raises(lock.Lost, match="is in use by"):
+      run.Hold(None).check_together()
+  assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+  before = signal.getsignal(signal.SIGINT)
+
+  def enter():
+    with StopSignals():
+      inside.append(signal.getsignal(signal.SIGINT))
+
+  inside = []
+  thread = threading.Thread(target=enter)
+  thread.start()
+  thread.join()
+  assert inside == [before] and signal.getsignal(signal.SIGINT) == before

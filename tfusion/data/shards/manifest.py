@@ -1,0 +1,270 @@
+"""manifest.json: what a folder of shards holds, and whether all of it is there.
+
+Owns: the Manifest, its file, the checks of a folder against it. Not: the shards' own
+bytes (source.py), records (records.py), how data got there (prepare/).
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfusion import files
+from tfusion.data.balance import Balance
+from tfusion.data.shards import records
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+AUTOENCODER = "autoencoder.safetensors"
+REJECTED = "rejected.jsonl"  # a line for each: id, reason, detail, split, amount
+AGAIN = "run `tfusion prepare` again: it rewrites only what is missing"
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFormat:
+  """What the numbers of an image are.
+
+  A model sees (z - shift) / scale of latents, per channel, and u8 / 127.5 - 1 of
+  pixels. Scale and shift are the standard deviation and mean over the training split.
+  """
+
+  kind: str  # pixels, mean, mean_logvar or codes
+  shape: tuple[int, ...]  # h, w, c; of codes: (codes,)
+  scale: tuple[float, ...] = ()  # per channel, of latents
+  shift: tuple[float, ...] = ()  # per channel, of latents
+  codebook: int = 0  # codes that there are
+
+  @property
+  def latents(self) -> bool:
+    """Whether the images are latents of an autoencoder."""
+    return self.kind in ("mean", "mean_logvar")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One ArrayRecord file."""
+
+  name: str  # of the file in the folder
+  split: str  # train or test
+  records: int
+  bytes: int
+  tokens: int  # of all texts
+  images: int
+  sha256: str  # of the file
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What became of the source's documents: read = kept + all rejected."""
+
+  read: int
+  kept: int
+  rejected: dict[str, int]  # reason -> documents
+  # Split -> what became of its documents, images and texts; None: made before these
+  # were counted.
+  splits: dict[str, Balance] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """All about a folder of shards."""
+
+  source: str  # as given to `tfusion prepare`
+  images: ImageFormat | None  # None: text only
+  tokenizer_sha256: str
+  vocabulary: int  # pieces of the tokenizer; codes lie above
+  autoencoder_sha256: str | None
+  shards: tuple[Shard, ...]  # in the order of their records
+  counts: Counts
+  schema: int = records.SCHEMA
+
+  def of(self, split: str) -> tuple[Shard, ...]:
+    """The shards of a split, in order."""
+    return tuple(shard for shard in self.shards if shard.split == split)
+
+
+def save(manifest: Manifest, folder: str | Path) -> None:
+  """Writes folder/manifest.json, whole or not at all.
+
+  Raises:
+    ValueError: what it says does not add up.
+  """
+  folder = Path(folder)
+  _check(manifest, folder / MANIFEST)
+  text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
+  files.write_whole(folder / MANIFEST, text.encode())
+
+
+def load(folder: str | Path) -> Manifest:
+  """Reads folder/manifest.json.
+
+  Raises:
+    records.OtherSchema: it is of another version of tfusion.
+    ValueError: there is none, or it does not say what a manifest must.
+  """
+  path = Path(folder) / MANIFEST
+  if not path.is_file():
+    raise ValueError(
+      f"{folder}: no folder of shards, it holds no {MANIFEST}; make one with"
+      " `tfusion prepare --source SOURCE --out FOLDER`, or if that was interrupted,"
+      f" {AGAIN}"
+    )
+  try:
+    values = json.loads(path.read_text())
+    if isinstance(values, dict) and values.get("schema") != records.SCHEMA:
+      raise records.OtherSchema(
+        f"{path}: has schema {values.get('schema')}, this version of tfusion reads"
+        f" schema {records.SCHEMA}: prepare the data again with this version, or read"
+        " it with the one that wrote it"
+      )
+    manifest = _build(Manifest, values, "")
+  except records.OtherSchema:
+    raise
+  except ValueError as error:  # not JSON is one too
+    raise ValueError(f"{path}: damaged ({error}); restore it, or {AGAIN}") from error
+  _check(manifest, path)
+  return manifest
+
+
+def check_files(
+  manifest: Manifest, folder: str | Path, *, shards: tuple[Shard, ...]
+) -> None:
+  """Proves that the folder holds what its manifest lists.
+
+  Args:
+    manifest: of the folder.
+    folder: holds the files.
+    shards: those of the manifest's to look at, by name and size.
+
+  Raises:
+    ValueError: a shard is missing or has another size, or the tokenizer or the
+      autoencoder is another file than the shards were made with.
+  """
+  folder, wrong = Path(folder), []
+  for shard in shards:
+    try:
+      size = (folder / shard.name).stat().st_size
+    except FileNotFoundError:
+      wrong.append(f"{shard.name} is missing")
+      continue
+    if size != shard.bytes:
+      wrong.append(f"{shard.name} has {size:,} bytes of {shard.bytes:,}")
+  if wrong:
+    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    raise ValueError(
+      f"{folder}: {len(wrong)} of {len(shards)} shards are not whole:"
+      f" {', '.join(wrong[:5])}{more}; {AGAIN}"
+    )
+  _check_hash(folder / TOKENIZER, manifest.tokenizer_sha256)
+  if manifest.autoencoder_sha256:
+    _check_hash(folder / AUTOENCODER, manifest.autoencoder_sha256)
+
+
+def sha256(path: str | Path) -> str:
+  """The hash of a file, as hexadecimal digits."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_hash(path: Path, expected: str) -> None:
+  if not path.is_file():
+    raise ValueError(f"{path}: is missing; {AGAIN}")
+  if (found := sha256(path)) != expected:
+    raise ValueError(
+      f"{path}: is another file (sha256 {found[:16]}...) than the shards were made"
+      f" with ({expected[:16]}...); put that one back, or prepare into a new folder"
+    )
+
+
+def _check(manifest: Manifest, path: Path) -> None:
+  def require(holds: bool, what: str) -> None:
+    if not holds:
+      raise ValueError(f"{path}: {what}")
+
+  counts, images = manifest.counts, manifest.images
+  kept = sum(shard.records for shard in manifest.shards)
+  require(
+    counts.read == counts.kept + sum(counts.rejected.values()) and counts.kept == kept,
+    f"counts: {counts.read} read, {counts.kept} kept, {counts.rejected} rejected and"
+    f" {kept} records in shards do not add up",
+  )
+  _check_balances(manifest, require)
+  names = [shard.name for shard in manifest.shards]
+  require(len(set(names)) == len(names), "shards: a name occurs twice")
+  for shard in manifest.shards:
+    local = shard.name == os.path.basename(shard.name) not in ("", ".", "..")
+    require(local, f"shards: {shard.name!r} is not the name of a file in the folder")
+    require(shard.split in SPLITS, f"shards: {shard.split!r} is none of {SPLITS}")
+  if images is None:
+    return
+  known = list(records.KINDS)
+  require(images.kind in known, f"images.kind={images.kind!r}: none of {known}")
+  codes = images.kind == "codes"
+  shape = images.shape
+  require(len(shape) == (1 if codes else 3), f"images.shape={shape}")
+  require(codes == (images.codebook > 0), f"images.codebook={images.codebook}")
+  for name in ("scale", "shift"):
+    values = getattr(images, name)
+    fits = len(values) == (shape[-1] if images.latents else 0)
+    require(
+      fits and all(math.isfinite(v) and (name == "shift" or v > 0) for v in values),
+      f"images.{name}={values}: expected a number per channel of latents",
+    )
+
+
+def _check_balances(manifest: Manifest, require: Callable[[bool, str], None]) -> None:
+  """Whether what became of each split adds up, and is what the shards hold."""
+  counts = manifest.counts
+  if counts.splits is None:
+    return
+  require(set(counts.splits) == set(SPLITS), f"counts.splits: {sorted(counts.splits)}")
+  for split, balance in counts.splits.items():
+    own = manifest.of(split)
+    held = sum(s.records for s in own), sum(s.images for s in own)
+    require(
+      balance.adds_up and held == (balance.used.documents, balance.used.images),
+      f"counts.splits.{split}: {balance} and {held[0]} records with {held[1]} images in"
+      " shards do not add up",
+    )
+  read = sum(balance.found.documents for balance in counts.splits.values())
+  require(read == counts.read, f"counts: {counts.read} read, but {read} in the splits")
+
+
+def _build(kind: type, values: Any, key: str) -> Any:
+  """A dataclass from JSON; no key may lack, but those that default to None."""
+  hints = typing.get_type_hints(kind)
+  late = {f.name for f in dataclasses.fields(kind) if f.default is None}
+  if not isinstance(values, dict) or set(values) | late != set(hints) | late:
+    found = sorted(values) if isinstance(values, dict) else repr(values)
+    raise ValueError(f"{key or 'it'} has {found}, expected {sorted(hints)}")
+  return kind(
+    **{n: _value(hints[n], v, f"{key}.{n}".strip(".")) for n, v in values.items()}
+  )
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+  arguments = typing.get_args(hint)
+  if isinstance(hint, types.UnionType):
+    return None if value is None else _value(arguments[0], value, key)
+  if dataclasses.is_dataclass(hint):
+    return _build(hint, value, key)
+  if arguments:
+    container = typing.get_origin(hint)
+    if not isinstance(value, dict if container is dict else list):
+      raise ValueError(f"{key}={value!r}: expected {hint}")
+    if container is dict:
+      return {k: _value(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
+    return tuple(_value(arguments[0], v, f"{key}[{i}]") for i, v in enumerate(value))
+  whole = isinstance(value, int) and not isinstance(value, bool)
+  if not (
+    whole if hint is int else isinstance(value, hint) or (hint is float and whole)
+  ):
+    raise ValueError(f"{key}={value!r}: expected {hint.__name__}")
+  return hint(value)

@@ -1,0 +1,200 @@
+"""The training state and the pure functions that change and judge it.
+
+Owns: TrainState, init, train_step. Not: the loop, files, printing.
+
+b batch  n image slots  h w c latent height, width, channels
+Randomness: key = fold_in(fold_in(root, step), stream); nothing random is saved.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from tfusion.config import Config
+from tfusion.diffusion.process import add_noise, draw_t
+from tfusion.model.transfusion import Params, Transfusion, axis_names, bind
+from tfusion.sequence import Batch
+from tfusion.sharding import spec, state_shardings
+from tfusion.training.losses import Sum, image_loss, text_loss
+from tfusion.training.optim import make_optimizer, make_schedule, update_ema
+
+INIT, TRAIN = 0, 1  # streams of randomness
+
+
+class TrainState(NamedTuple):
+  """Everything that training changes; plain nested dicts."""
+
+  step: jax.Array  # i32[], updates tried so far, skipped ones included
+  skipped: jax.Array  # i32[], non-finite updates skipped in a row
+  skipped_total: jax.Array  # i32[], in the whole run
+  params: Params  # float32
+  opt_state: optax.OptState
+  ema: Params  # {} without EMA
+
+  @property
+  def sampling_params(self) -> Params:
+    """The weights to sample and judge with: the average if there is one."""
+    return self.ema or self.params
+
+
+class Losses(NamedTuple):
+  """Undivided losses of one batch."""
+
+  text: Sum
+  image: Sum
+
+
+def init_state(config: Config, root: jax.Array) -> TrainState:
+  """Makes the state of step 0; trace it under jit with `shardings` as outputs."""
+  key = jax.random.fold_in(root, INIT)
+  model = Transfusion(config.model, rngs=nnx.Rngs(params=key))
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  return TrainState(
+    step=jnp.int32(0),
+    skipped=jnp.int32(0),
+    skipped_total=jnp.int32(0),
+    params=params,
+    opt_state=make_optimizer(config).init(params),
+    ema=jax.tree.map(jnp.copy, params) if config.optim.ema_decay else {},
+  )
+
+
+def shardings(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+  """The sharding of every leaf of the state."""
+  abstract = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
+  return state_shardings(abstract, names=axis_names(config.model), mesh=mesh)
+
+
+def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without numbers."""
+  shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings(config, mesh),
+  )
+
+
+def predict(
+  config: Config, params: Params, batch: Batch, noise_bnhwc: jax.Array, t_bn: jax.Array
+) -> tuple[Sum, jax.Array]:
+  """Noises the images of a batch and runs the model: text loss, predicted noise."""
+  noisy_bnhwc = add_noise(
+    batch.latents_bnhwc, noise_bnhwc, t_bn, timesteps=config.diffusion.timesteps
+  )
+  logits_blv, predicted_bnhwc = bind(config.model, params)(batch, noisy_bnhwc, t_bn)
+  text = text_loss(logits_blv, batch.targets_bl, weights_bl=batch.weights_bl)
+  return text, predicted_bnhwc
+
+
+def draw_noise(
+  config: Config, key: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Noise and timestep of every image slot, one t per image (section 2.2)."""
+  noise_key, t_key = jax.random.split(key)
+  b, n = batch.noise_cap_bn.shape
+  noise_bnhwc = jax.random.normal(
+    noise_key,
+    (b, n, *config.model.image_shape),
+    out_sharding=spec("batch", None, None, None, None),
+  )
+  t_bn = draw_t(t_key, batch.noise_cap_bn, timesteps=config.diffusion.timesteps)
+  return noise_bnhwc, t_bn
+
+
+def gradients(
+  config: Config, params: Params, batch: Batch, key: jax.Array
+) -> tuple[Params, Losses]:
+  """Gradient of mean text loss + lambda * mean image loss over the whole batch.
+
+  Microbatches add undivided gradients; both counts are those of the whole batch, so
+  accumulation changes nothing but memory.
+  """
+  noise_bnhwc, t_bn = draw_noise(config, key, batch)
+  text_count = jnp.maximum(jnp.sum(batch.weights_bl), 1e-9)
+  image_count = jnp.maximum(jnp.sum(batch.image_weight_bn), 1e-9)
+
+  def objective(params, batch, noise_bnhwc, t_bn):
+    text, predicted_bnhwc = predict(config, params, batch, noise_bnhwc, t_bn)
+    image = image_loss(predicted_bnhwc, noise_bnhwc, weights_bn=batch.image_weight_bn)
+    losses = Losses(text, image)
+    scaled = losses.image.total / image_count * config.diffusion.image_weight
+    return losses.text.total / text_count + scaled, losses
+
+  gradient = jax.grad(objective, has_aux=True)
+  parts = config.train.accumulate
+  if parts == 1:
+    return gradient(params, batch, noise_bnhwc, t_bn)
+
+  def add_part(sums, part):
+    return jax.tree.map(jnp.add, sums, gradient(params, *part)), None
+
+  split = jax.tree.map(lambda x: _microbatches(x, parts), (batch, noise_bnhwc, t_bn))
+  zero = Sum(jnp.float32(0), jnp.float32(0))
+  zeros = (jax.tree.map(jnp.zeros_like, params), Losses(zero, zero))
+  return jax.lax.scan(add_part, zeros, split)[0]
+
+
+def train_step(
+  config: Config, state: TrainState, batch: Batch, root: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update.
+
+  Args:
+    config: static.
+    state: donated by the caller.
+    batch: global arrays, sharded by rows.
+    root: the run's key.
+
+  Returns:
+    The next state and metrics, f32[] each. A non-finite loss or gradient leaves
+    parameters, moments and average as they were and is counted in `skipped`.
+  """
+  key = jax.random.fold_in(jax.random.fold_in(root, state.step), TRAIN)
+  grads, losses = gradients(config, state.params, batch, key)
+  loss_text, loss_image = losses.text.mean(), losses.image.mean()
+  loss = loss_text + config.diffusion.image_weight * loss_image
+  grad_norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+  updates, opt_state = make_optimizer(config).update(
+    grads, state.opt_state, state.params
+  )
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if config.optim.ema_decay:
+    ema = update_ema(ema, params, decay=config.optim.ema_decay, step=state.step)
+  new = TrainState(
+    state.step + 1, jnp.int32(0), state.skipped_total, params, opt_state, ema
+  )
+  kept = state._replace(
+    step=state.step + 1,
+    skipped=state.skipped + 1,
+    skipped_total=state.skipped_total + 1,
+  )
+  new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
+  metrics = {
+    "loss": loss,
+    "loss_text": loss_text,
+    "loss_image": loss_image,
+    "grad_norm": grad_norm,
+    "lr": make_schedule(config)(state.step - state.skipped_total),
+    "elements": jnp.sum(batch.hi_bl >= batch.lo_bl),
+    "images": losses.image.count,
+    "skipped": new.skipped,
+    "skipped_total": new.skipped_total,
+  }
+  return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
+
+
+def _microbatches(x: jax.Array, parts: int) -> jax.Array:
+  """[b, ...] to [parts, b / parts, ...], each part spread over all devices."""
+  rows = x.shape[0] // parts
+  sharding = jax.typeof(x).sharding.spec
+  return jnp.swapaxes(
+    x.reshape(rows, parts, *x.shape[1:], out_sharding=P(sharding[0])), 0, 1
+  )

@@ -1,0 +1,94 @@
+"""Validation loss on held-out rows with a fixed grid of noise.
+
+Owns: eval_step and its average. Not: what the rows are (data/), other evaluations.
+
+b batch  n image slots
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfusion.config import Config
+from tfusion.model.transfusion import Params
+from tfusion.sequence import Batch
+from tfusion.training.losses import Sum, image_loss
+from tfusion.training.step import draw_noise, predict
+
+BINS = 10  # equal parts of the noise schedule
+NOISE_SEED = 0  # the same for every run, so that runs compare
+
+
+class Validation(NamedTuple):
+  """Undivided losses; `bins` holds one image loss for every part of the schedule."""
+
+  text: Sum
+  bins: tuple[Sum, ...]
+
+
+def grid(config: Config, batch: Batch, number) -> tuple[jax.Array, jax.Array]:
+  """The bin of every image slot of batch `number` and its middle as t, i32[b, n].
+
+  The bin goes up by 1 from slot to slot and by 3, which shares no factor with 10, from
+  row to row: all bins are met however few of their slots the rows fill. An image with a
+  noise_cap goes round the bins whose middle lies within it, as training draws its t
+  within it (`draw_t`); one of noise_cap 0 stays clean.
+  """
+  b, n = batch.image_start_bn.shape
+  row_b1 = jnp.arange(b)[:, None] + number * b
+  turn_bn = 3 * row_b1 + jnp.arange(n)[None]
+  turn_bn = jnp.zeros_like(batch.image_start_bn) + turn_bn  # sharded like the batch
+  bins_bn = jnp.floor(batch.noise_cap_bn * BINS + 0.5).astype(jnp.int32)
+  bin_bn = turn_bn % jnp.maximum(bins_bn, 1)
+  middle_bn = (bin_bn + 0.5) / BINS
+  # In the first bin too, the middle may lie above a very low cap.
+  share_bn = jnp.minimum(middle_bn, batch.noise_cap_bn)
+  t_bn = jnp.round(share_bn * config.diffusion.timesteps).astype(jnp.int32)
+  return bin_bn, jnp.where(batch.noise_cap_bn > 0, jnp.maximum(t_bn, 1), 0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def eval_step(config: Config, params: Params, batch: Batch, number) -> Validation:
+  """Losses of one batch, each image noised at the middle of its bin."""
+  key = jax.random.fold_in(jax.random.key(NOISE_SEED), number)
+  noise_bnhwc, _ = draw_noise(config, key, batch)
+  bin_bn, t_bn = grid(config, batch, number)
+  text, predicted_bnhwc = predict(config, params, batch, noise_bnhwc, t_bn)
+  bins = tuple(
+    image_loss(
+      predicted_bnhwc,
+      noise_bnhwc,
+      weights_bn=jnp.where(bin_bn == i, batch.image_weight_bn, 0.0),
+    )
+    for i in range(BINS)
+  )
+  return Validation(text, bins)
+
+
+def validate(
+  config: Config, params: Params, batches: Sequence[Batch]
+) -> dict[str, Any]:
+  """Averages over all batches; perplexity is exp of nats per token, specials included.
+
+  `loss_image` is the mean over the bins that hold an image, so that it does not depend
+  on how many images fall into each.
+  """
+  sums = [eval_step(config, params, batch, i) for i, batch in enumerate(batches)]
+  total = jax.tree.map(
+    lambda *x: float(sum(np.asarray(y, np.float64) for y in x)), *sums
+  )
+  text = total.text.total / max(total.text.count, 1e-9)
+  bins = [s.total / s.count if s.count else None for s in total.bins]
+  seen = [x for x in bins if x is not None]
+  return {
+    "loss_text": text,
+    "loss_image": float(np.mean(seen)) if seen else None,
+    "perplexity": float(np.exp(text)),
+    "loss_image_bins": bins,
+    "text_targets": total.text.count,
+    "images": sum(s.count for s in total.bins),
+  }
