@@ -4,7 +4,8 @@ Owns: settings and whether a folder may go on with them, running the parts on Be
 progress, adding their accounts up. Not: one part (part.py), sources (readers.py).
 
 In --out, beside what data/shards/manifest.py lists: job.json, the settings, written
-first; and parts/NUMBER.json, a part's account. Started again, a job does the parts that lack one.
+first; and parts/NUMBER.json, a part's account. Started again, a job does the parts that
+lack one.
 A lock, .prepare-lock, keeps a second job out while one runs.
 """
 

@@ -1,8 +1,8 @@
 """One part of a job: a share of the source -> a shard for each split.
 
 Owns: cleaning, decoding ahead, tokenising, what is rejected, the part's own account of
-it. Not: encoding images (encoder.py), a shard's bytes (data/shards/source.py), the other
-parts (job.py).
+it. Not: encoding images (encoder.py), a shard's bytes (data/shards/source.py), the
+other parts (job.py).
 
 The account, parts/NUMBER.json, is written last: with it the part is done, whatever
 happens to the job. A part writes the same bytes wherever and whenever it runs.
