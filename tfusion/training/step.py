@@ -41,6 +41,13 @@ class TrainState(NamedTuple):
     return self.ema or self.params
 
 
+class Prediction(NamedTuple):
+  """What the model says of a noised batch."""
+
+  logits_blv: jax.Array
+  noise_bnhwc: jax.Array  # f32
+
+
 class Losses(NamedTuple):
   """Undivided losses of one batch."""
 
@@ -81,14 +88,30 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 
 def predict(
   config: Config, params: Params, batch: Batch, noise_bnhwc: jax.Array, t_bn: jax.Array
-) -> tuple[Sum, jax.Array]:
-  """Noises the images of a batch and runs the model: text loss, predicted noise."""
+) -> Prediction:
+  """Noises the images of a batch and runs the model on it.
+
+  Args:
+    config: static.
+    params: of the model.
+    batch: rows of documents.
+    noise_bnhwc: f32, standard normal, for every image slot.
+    t_bn: i32, the timestep of every image slot, 0 (clean) to diffusion.timesteps.
+  """
   noisy_bnhwc = add_noise(
     batch.latents_bnhwc, noise_bnhwc, t_bn, timesteps=config.diffusion.timesteps
   )
-  logits_blv, predicted_bnhwc = bind(config.model, params)(batch, noisy_bnhwc, t_bn)
-  text = text_loss(logits_blv, batch.targets_bl, weights_bl=batch.weights_bl)
-  return text, predicted_bnhwc
+  return Prediction(*bind(config.model, params)(batch, noisy_bnhwc, t_bn))
+
+
+def losses(predicted: Prediction, batch: Batch, noise_bnhwc: jax.Array) -> Losses:
+  """Both losses of a batch: next token and predicted noise (section 3, equation 4)."""
+  return Losses(
+    text=text_loss(predicted.logits_blv, batch.targets_bl, weights_bl=batch.weights_bl),
+    image=image_loss(
+      predicted.noise_bnhwc, noise_bnhwc, weights_bn=batch.image_weight_bn
+    ),
+  )
 
 
 def draw_noise(
@@ -119,11 +142,10 @@ def gradients(
   image_count = jnp.maximum(jnp.sum(batch.image_weight_bn), 1e-9)
 
   def objective(params, batch, noise_bnhwc, t_bn):
-    text, predicted_bnhwc = predict(config, params, batch, noise_bnhwc, t_bn)
-    image = image_loss(predicted_bnhwc, noise_bnhwc, weights_bn=batch.image_weight_bn)
-    losses = Losses(text, image)
-    scaled = losses.image.total / image_count * config.diffusion.image_weight
-    return losses.text.total / text_count + scaled, losses
+    predicted = predict(config, params, batch, noise_bnhwc, t_bn)
+    text, image = found = losses(predicted, batch, noise_bnhwc)
+    scaled = image.total / image_count * config.diffusion.image_weight
+    return text.total / text_count + scaled, found
 
   gradient = jax.grad(objective, has_aux=True)
   parts = config.train.accumulate
@@ -155,8 +177,8 @@ def train_step(
     parameters, moments and average as they were and is counted in `skipped`.
   """
   key = jax.random.fold_in(jax.random.fold_in(root, state.step), TRAIN)
-  grads, losses = gradients(config, state.params, batch, key)
-  loss_text, loss_image = losses.text.mean(), losses.image.mean()
+  grads, (text, image) = gradients(config, state.params, batch, key)
+  loss_text, loss_image = text.mean(), image.mean()
   loss = loss_text + config.diffusion.image_weight * loss_image
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -169,7 +191,12 @@ def train_step(
   if config.optim.ema_decay:
     ema = update_ema(ema, params, decay=config.optim.ema_decay, step=state.step)
   new = TrainState(
-    state.step + 1, jnp.int32(0), state.skipped_total, params, opt_state, ema
+    step=state.step + 1,
+    skipped=jnp.int32(0),
+    skipped_total=state.skipped_total,
+    params=params,
+    opt_state=opt_state,
+    ema=ema,
   )
   kept = state._replace(
     step=state.step + 1,
@@ -184,7 +211,7 @@ def train_step(
     "grad_norm": grad_norm,
     "lr": make_schedule(config)(state.step - state.skipped_total),
     "elements": jnp.sum(batch.hi_bl >= batch.lo_bl),
-    "images": losses.image.count,
+    "images": image.count,
     "skipped": new.skipped,
     "skipped_total": new.skipped_total,
   }

@@ -16,7 +16,7 @@ import numpy as np
 from tfusion.config import Config
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Batch
-from tfusion.training.losses import Sum, image_loss
+from tfusion.training.losses import Sum, image_loss, text_loss
 from tfusion.training.step import draw_noise, predict
 
 BINS = 10  # equal parts of the noise schedule
@@ -57,15 +57,16 @@ def eval_step(config: Config, params: Params, batch: Batch, number) -> Validatio
   key = jax.random.fold_in(jax.random.key(NOISE_SEED), number)
   noise_bnhwc, _ = draw_noise(config, key, batch)
   bin_bn, t_bn = grid(config, batch, number)
-  text, predicted_bnhwc = predict(config, params, batch, noise_bnhwc, t_bn)
+  predicted = predict(config, params, batch, noise_bnhwc, t_bn)
   bins = tuple(
     image_loss(
-      predicted_bnhwc,
+      predicted.noise_bnhwc,
       noise_bnhwc,
       weights_bn=jnp.where(bin_bn == i, batch.image_weight_bn, 0.0),
     )
     for i in range(BINS)
   )
+  text = text_loss(predicted.logits_blv, batch.targets_bl, weights_bl=batch.weights_bl)
   return Validation(text, bins)
 
 
