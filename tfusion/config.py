@@ -6,10 +6,11 @@ values of an experiment (experiments/), the config that a workdir keeps (workdir
 
 import dataclasses
 import math
-import typing
 from typing import Any
 
 import ml_collections
+
+from tfusion import parsing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,52 +403,24 @@ def _parse_bool(text: str) -> bool:
   return text.lower() in ("true", "1")
 
 
-def build(kind: type, values: Any, *, prefix: str = "") -> Any:
-  """Builds a dataclass from a ConfigDict or nested dict.
+def build(kind: type, values: Any) -> Any:
+  """Builds a dataclass of knobs from a ConfigDict or nested dict.
 
   Args:
     kind: of nested dataclasses.
     values: every key must be there and be right.
-    prefix: of the keys in messages, with the dot.
 
   Raises:
-    ValueError: an unknown or missing key, or a wrong type.
+    ValueError: an unknown or missing key, a wrong type, or a number that is too large
+      or not finite.
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  if not isinstance(values, dict):
-    raise ValueError(
-      f"config section {prefix or 'config'!r}: expected keys, got {values!r}"
-    )
-  types_by_name = typing.get_type_hints(kind)
-  unknown = sorted(set(values) - set(types_by_name))
-  missing = sorted(set(types_by_name) - set(values))
-  if unknown or missing:
-    raise ValueError(
-      f"config {prefix or 'keys'}: unknown {unknown}, missing {missing};"
-      f" known: {sorted(types_by_name)}"
-    )
-  built = {}
-  for name, hint in types_by_name.items():
-    key = f"{prefix}{name}"
-    if dataclasses.is_dataclass(hint):
-      built[name] = build(hint, values[name], prefix=f"{key}.")
-    else:
-      built[name] = _check_type(key, values[name], hint)
-  return kind(**built)
-
-
-def _check_type(key: str, value: Any, hint: Any) -> Any:
-  if typing.get_origin(hint) is tuple:
-    item = typing.get_args(hint)[0]
-    if not isinstance(value, list | tuple):
-      raise ValueError(f"{key}={value!r}: expected a tuple of {item.__name__}")
-    return tuple(_check_type(f"{key}[{i}]", v, item) for i, v in enumerate(value))
-  if isinstance(value, int) and abs(value) >= 2**32:  # programs count with 32 bits
-    raise ValueError(f"{key}={value}: too large; at most {2**32 - 1}")
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
-  if wrong or (hint is float and not math.isfinite(value)):
-    raise ValueError(f"{key}={value!r}: expected {hint.__name__}")
-  return value
+  config = parsing.build(kind, values, whole="config")
+  for key, value in flatten(config).items():
+    for one in value if isinstance(value, tuple) else (value,):
+      if isinstance(one, int) and abs(one) >= 2**32:  # programs count with 32 bits
+        raise ValueError(f"{key}={value}: too large; at most {2**32 - 1}")
+      if isinstance(one, float) and not math.isfinite(one):
+        raise ValueError(f"{key}={value}: expected a finite float")
+  return config

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tfusion import autoencoder_config, files
+from tfusion import autoencoder_config, files, parsing
 from tfusion import config as config_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
@@ -88,7 +88,7 @@ def load_config(workdir: str | Path, *, kind: type[C] | None = Config) -> C:
       f" `tfusion {wanted.command} --config FILE --workdir DIR`"
     )
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     # Runs of `train` from before there were others do not say whose they are.
     command = values.pop("command", "train") if isinstance(values, dict) else "train"
     if kind is None:

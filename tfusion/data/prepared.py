@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import logging
 
-from tfusion import files
+from tfusion import files, parsing
 from tfusion.data import identity
 from tfusion.data import sources as sources_lib
 from tfusion.data.shards import manifest as manifest_lib
@@ -153,10 +153,9 @@ def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | N
   if not path.is_file():
     return None
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     sha256 = values.pop("autoencoder_sha256")
-    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return manifest_lib.ImageFormat(**(values | lists)), sha256
+    return parsing.build(manifest_lib.ImageFormat, values), sha256
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path}: damaged ({type(error).__name__}: {error}); `tfusion train` writes it"
