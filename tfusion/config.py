@@ -72,7 +72,7 @@ class DataConfig:
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images a row can hold
   isolate_documents: bool = True  # those of one row do not see each other; ours
-  text_per_image: float = 1.0  # text elements per patch, if the sources allow it
+  text_per_patch: float = 1.0  # text elements per patch, if the sources allow it
   weights: tuple[float, ...] = ()  # shares of elements by source; empty: the line above
   epochs: tuple[int, ...] = ()  # by source, until it is dropped; 0 or empty: no end
   caption_first: float = 0.8  # share of pairs with the caption before the image
@@ -140,12 +140,13 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """What is drawn while training and measured by `tfusion eval`."""
+  """What is sampled while training, and measured by `tfusion eval`."""
 
-  images_per_class: int = 50  # generated images of every digit, of every part of shapes
+  # Of each digit so many images; of each part of the source shapes so many documents.
+  samples_per_class: int = 50
   batch: int = 100  # sequences generated at a time
   text_rows: int = 256  # held-out rows for text perplexity, at most
-  prompts: tuple[str, ...] = ()  # drawn at every evaluation; <image> is where
+  prompts: tuple[str, ...] = ()  # sampled at every evaluation; <image> is where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +184,12 @@ RANGES = {
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps data.row_length"
-    " data.image_slots data.text_per_image data.lanes data.packing_rows optim.peak_lr"
+    " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
     " optim.eps optim.clip_norm mesh.fsdp mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
     " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"
-    " sample.steps sample.max_elements eval.images_per_class eval.batch eval.text_rows",
+    " sample.steps sample.max_elements eval.samples_per_class eval.batch"
+    " eval.text_rows",
   ),
   "at least 0": (
     lambda x: x >= 0,

@@ -200,7 +200,7 @@ class _AutoencoderRun(Run):
 
   def judge_heldout(self) -> tuple[dict[str, float], np.ndarray]:
     """Means over held-out pictures, and their reconstructions."""
-    size, sums, made = self.config.train.batch_pictures, None, []
+    size, sums, made = self.config.train.batch_images, None, []
     params, n = self.state.best_params, len(self.heldout)
     for start in range(0, n, size):
       x_bhwc = np.zeros((size, *self.heldout.shape[1:]), np.float32)
@@ -224,9 +224,9 @@ class _AutoencoderRun(Run):
 
 def _check_batch(config: AutoencoderConfig) -> None:
   devices = jax.device_count()
-  if config.train.batch_pictures % devices:
+  if config.train.batch_images % devices:
     raise ValueError(
-      f"train.batch_pictures={config.train.batch_pictures}: must divide over the"
+      f"train.batch_images={config.train.batch_images}: must divide over the"
       f" {devices} devices"
     )
 
