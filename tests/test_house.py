@@ -43,9 +43,9 @@ FILES = {
   "autoencoder": "adversary codec images loop network perceptual step",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance census contents folder forms heldout identity images lanes mixture"
-  " notices numbers packing pairs pieces pipeline prepared sources tally text"
-  " tokenizer",
+  "data": "balance census contents digits folder forms heldout identity images lanes"
+  " mixture notices numbers packing pairs pieces pipeline prepared prose source sources"
+  " tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "manifest records source",
   "diffusion": "process samplers",
@@ -230,7 +230,8 @@ PROMISED = {
   method.name
   for tree in TREES.values()
   for node in ast.walk(tree)
-  if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+  if isinstance(node, ast.ClassDef)
+  if {"Protocol", "abc.ABC"} & set(map(ast.unparse, node.bases))
   for method in node.body
   if isinstance(method, FUNCTIONS) and ast.get_docstring(method)
 }
@@ -239,7 +240,7 @@ PROMISED = {
 def public(tree: ast.Module) -> list[ast.AST]:
   """Public functions and classes, and the public methods of the latter.
 
-  Not properties, which are nouns, nor what a Protocol has documented already.
+  Not properties, which are nouns, nor what a contract has documented already.
   """
   shown = [
     node

@@ -15,8 +15,8 @@ from sklearn.svm import SVC
 
 from tfusion.config import Config
 from tfusion.data import numbers
+from tfusion.data.digits import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
 from tfusion.data.pipeline import Corpus
-from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate.pictures import grid, write_png
 from tfusion.generate.interleaved import Generated, check_prompts, generate
