@@ -39,7 +39,7 @@ FILES = {
   "attention": "chunked dense gradient intervals ring",
   "attention/gpu": "kernels work",
   "attention/tpu": "backward forward layout tiling work",
-  "autoencoder": "adversary codec images loop network perceptual step",
+  "autoencoder": "adversary codec images loop network perceptual step validate",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
   "data": "balance census contents folder forms heldout identity images lanes mixture"
@@ -55,7 +55,8 @@ FILES = {
   "model": "layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
   "report": "facts samples",
-  "training": "loop losses metrics optim run step stop trained validate",
+  "training": "clock compiled data_report events feed flops hold log loop losses"
+  " machine optim speed step stop trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {

@@ -489,5 +489,5 @@ report.write_report({str(workdir)!r})
 assert "matplotlib.pyplot" not in sys.modules
 assert [matplotlib.rcParams[x] for x in names] == before
 """
-  root = Path(report.__file__).parents[1]
+  root = Path(report.__file__).parents[2]
   subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)

@@ -20,7 +20,7 @@ from tfusion.evaluate.digits import check_digits, evaluate_digits
 from tfusion.evaluate.shapes import check_shapes, evaluate_shapes
 from tfusion.evaluate.text import perplexity
 from tfusion.model.transfusion import Params
-from tfusion.training.metrics import environment
+from tfusion.training.machine import environment
 from tfusion.training.trained import Trained
 
 # name -> (source it needs, function of the model, the corpus and a folder for pictures)
