@@ -94,6 +94,6 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   c.train.keep_every_steps = 0
   c.sample.steps = 10
   c.sample.max_elements = 128
-  c.eval.images_per_class = 2
+  c.eval.samples_per_class = 2
   c.eval.batch = 20
   c.eval.text_rows = 32

@@ -36,6 +36,8 @@ LIGHT = (
   "tfusion.autoencoder_config",
   "tfusion.config",
   "tfusion.errors",
+  "tfusion.files",
+  "tfusion.parsing",
   "tfusion.config_file",
   "tfusion.numerals",
   "tfusion.progress",

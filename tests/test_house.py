@@ -18,9 +18,10 @@ PACKAGE = ROOT / "tfusion"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
+  "files parsing",
   "config errors lock numerals",
   "autoencoder_config",
-  "workdir sharding checkpoint files report progress",
+  "workdir sharding checkpoint report progress",
   "config_file",
   "sequence attention diffusion",
   "data model",  # neither knows the other
@@ -35,7 +36,7 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
-  " numerals progress sequence sharding workdir",
+  " numerals parsing progress sequence sharding workdir",
   "attention": "chunked dense gradient intervals ring",
   "attention/gpu": "kernels work",
   "attention/tpu": "backward forward layout tiling work",
@@ -76,7 +77,7 @@ ONLY = {
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "autoencoder_config config files lock workdir cli report sequence data"
-NUMPY_ONLY += " errors config_file numerals progress"
+NUMPY_ONLY += " errors config_file numerals parsing progress"
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",

@@ -19,7 +19,7 @@ SMALLER = [  # than smoke: what is left is compiling
   "--config.train.log_every_steps=2",
   "--config.train.eval_rows=16",
   "--config.sample.steps=2",
-  "--config.eval.images_per_class=1",
+  "--config.eval.samples_per_class=1",
   "--config.eval.batch=10",
   "--config.eval.text_rows=16",
 ]

@@ -52,6 +52,11 @@ def read_config(
       f"--config={path}: get_config returned {type(values).__name__}, not the"
       " ConfigDict that tfusion.config.defaults() gives"
     )
+  known = config_lib.flatten(kind.from_dict(kind.defaults()))
+  for old, new in workdir_lib.RENAMED.items():
+    section, name = old.split(".")
+    if new in known and name in values.get(section, {}):
+      raise ValueError(f"--config={path}: {file} sets {old}, which is called {new} now")
   return _with_overrides(values, overrides, kind)
 
 
@@ -83,6 +88,8 @@ def _with_overrides(
   known = config_lib.flatten(kind.from_dict(kind.defaults()))
   for arg in args:
     key = arg.partition("=")[0].removeprefix("--config.")
+    if arg.startswith("--config.") and workdir_lib.RENAMED.get(key) in known:
+      raise ValueError(f"{arg}: is called {workdir_lib.RENAMED[key]} now")
     if arg.startswith("--config.") and key not in known:
       near = difflib.get_close_matches(key, known, n=3) or known
       raise ValueError(f"{arg}: no such knob; did you mean {', '.join(near)}?")

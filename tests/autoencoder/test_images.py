@@ -17,8 +17,8 @@ def build(**changes) -> AutoencoderConfig:
     model__groups=2,
     data__sources=("digits",),
     data__image_shape=(8, 8, 1),
-    train__batch_pictures=4,
-    train__eval_pictures=6,
+    train__batch_images=4,
+    train__eval_images=6,
   )
   for name, value in (values | changes).items():
     *section, key = name.split("__")
@@ -59,13 +59,13 @@ def test_pictures_come_in_three_channels_from_minus_one_to_one():
 
 
 def test_every_epoch_shows_every_document_once_in_another_order():
-  config = build(train__batch_pictures=5)
+  config = build(train__batch_images=5)
   sources = (Few(((0.0,), (0.1,), (0.2,))), Few(((0.3,), (0.4,))))
   epochs, _ = batches(sources, config, count=6)
   orders = [tuple(np.round(epoch[:, 0, 0, 0], 1)) for epoch in epochs]
   assert all(sorted(order) == [0.0, 0.1, 0.2, 0.3, 0.4] for order in orders)
   assert len(set(orders)) > 1
-  other, _ = batches(sources, build(train__batch_pictures=5, seed=1), count=6)
+  other, _ = batches(sources, build(train__batch_images=5, seed=1), count=6)
   assert not np.array_equal(np.stack(epochs), np.stack(other))
 
 

@@ -196,7 +196,7 @@ def test_the_experiments_smoke_run_with_codes_from_the_command_line(tmp_path, ca
     "loss.adversary_levels": "1",
     "loss.adversary_start": "4",
     "train.steps": "4",
-    "train.batch_pictures": "2",
+    "train.batch_images": "2",
     "train.eval_every_steps": "4",
     "train.log_every_steps": "2",
   }

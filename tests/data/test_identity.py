@@ -536,7 +536,9 @@ def test_checkpoints_without_their_config_are_refused(run, photos):
   assert "has checkpoints, but no config.json" in said
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"sources": [{}], "files": {}}'])
+@pytest.mark.parametrize(
+  "text", ["{", "[]", '{"sources": [{}], "files": {}}', "[" * 9000]
+)
 def test_a_damaged_identity_is_named(run, photos, text):
   (run / "identity.json").write_text(text)
   assert "identity.json: damaged" in refusal(make(f"folder:{photos}"), run)

@@ -133,7 +133,7 @@ def test_another_seed_gives_another_order(tokenizer):
 
 @pytest.mark.parametrize("ratio, rows", [(1.0, 10_000), (2.5, 6_000)])
 def test_text_and_image_elements_keep_their_ratio(corpus, ratio, rows):
-  config = changed(data=dict(text_per_image=ratio))
+  config = changed(data=dict(text_per_patch=ratio))
   lanes = [Lane(corpus.train, corpus.tokenizer, config, lane=k) for k in range(2)]
   text = patches = 0
   for row in itertools.chain(*(itertools.islice(lane, rows // 2) for lane in lanes)):

@@ -384,7 +384,7 @@ def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, s
     tmp_path / "photos", {f"{i}": "many different words " * 3 for i in range(9)}
   )
   config = changed(
-    sources=(f"folder:{tmp_path / 'photos'}", "pydoc"), text_per_image=ratio, workers=0
+    sources=(f"folder:{tmp_path / 'photos'}", "pydoc"), text_per_patch=ratio, workers=0
   )
   corpus = open_corpus(config, tmp_path)
   data = HostBatches(corpus, config, host=0, hosts=1)

@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
   texts = [c.format(word) for c in CAPTIONS for word in DIGIT_WORDS]
   tokenizer = Tokenizer.train(texts, vocab_size=400, path=path)
   config = tiny.config(
-    eval__batch=BATCH, eval__images_per_class=EACH, sample__temperature=1.0
+    eval__batch=BATCH, eval__samples_per_class=EACH, sample__temperature=1.0
   )
   return Trained(config, 1, None, tokenizer, None)
 

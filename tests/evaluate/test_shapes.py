@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     model__image_shape=(32, 32, 3),
     model__patch=8,
     model__vocab_size=512,
-    eval__images_per_class=EACH,
+    eval__samples_per_class=EACH,
     eval__batch=4,
     sample__max_elements=400,
   )

@@ -71,8 +71,8 @@ class ImageBatches:
     host: int,
     hosts: int,
   ):
-    """Starts threads that work ahead; train.batch_pictures must divide by `hosts`."""
-    assert config.train.batch_pictures % hosts == 0
+    """Starts threads that work ahead; train.batch_images must divide by `hosts`."""
+    assert config.train.batch_images % hosts == 0
     shape, threads = config.data.image_shape, config.data.threads
     order = [
       grain.MapDataset.range(len(source)).map(_Indexed(number))
@@ -84,7 +84,7 @@ class ImageBatches:
       .shuffle()
       .repeat(None)
       .random_map(_Load(tuple(sources), shape))
-      .batch(config.train.batch_pictures // hosts)
+      .batch(config.train.batch_images // hosts)
     )
     options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads)
@@ -113,11 +113,11 @@ class ImageBatches:
 def heldout_images(
   sources: Sequence[sources_lib.Source], config: AutoencoderConfig
 ) -> np.ndarray:
-  """f32[n, h, w, 3] in [-1, 1]: train.eval_pictures held-out ones, always the same;
+  """f32[n, h, w, 3] in [-1, 1]: train.eval_images held-out ones, always the same;
   fewer if there are no more."""
   places = [(n, i) for n, source in enumerate(sources) for i in _some(source, config)]
   chosen = grain.MapDataset.source(places).shuffle(HELD_OUT_SEED)
-  chosen = chosen[: config.train.eval_pictures]
+  chosen = chosen[: config.train.eval_images]
   shape = config.data.image_shape
   return np.stack([_image(sources[n], shape, i) for n, i in chosen])
 
@@ -146,7 +146,7 @@ class _Load(grain.transforms.RandomMap):
 def _some(source: sources_lib.Source, config: AutoencoderConfig) -> Sequence[int]:
   """Indices of as many documents as may be needed, spread by a shuffle."""
   order = grain.MapDataset.range(len(source)).shuffle(HELD_OUT_SEED)
-  return [int(i) for i in order[: config.train.eval_pictures]]
+  return [int(i) for i in order[: config.train.eval_images]]
 
 
 def _image(

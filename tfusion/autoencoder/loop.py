@@ -247,9 +247,9 @@ def _rates(since: dict[str, float]) -> Values:
 
 def _check_batch(config: AutoencoderConfig) -> None:
   devices = jax.device_count()
-  if config.train.batch_pictures % devices:
+  if config.train.batch_images % devices:
     raise ValueError(
-      f"train.batch_pictures={config.train.batch_pictures}: must divide over the"
+      f"train.batch_images={config.train.batch_images}: must divide over the"
       f" {devices} devices"
     )
 

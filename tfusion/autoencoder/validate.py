@@ -29,7 +29,7 @@ def validate(
     and, with a codebook, the share of its codes that occur and their perplexity; and
     the reconstructions, f32[n, h, w, 3].
   """
-  size, n = config.train.batch_pictures, len(heldout_nhwc)
+  size, n = config.train.batch_images, len(heldout_nhwc)
   sums, made = None, []
   sums_of_batch = jax.jit(step_lib.sums, static_argnums=0)
   for start in range(0, n, size):

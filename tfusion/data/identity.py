@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfusion import files
+from tfusion import files, parsing
 from tfusion import workdir as workdir_lib
 from tfusion.data import sources as sources_lib
 from tfusion.data.contents import Contents, Hashed
@@ -111,7 +111,7 @@ def keep(identity: Identity, workdir: str | Path) -> None:
   for name, text in texts.items():
     path = workdir / name
     if not path.is_file() or path.read_text() != text:
-      files.write_whole(path, text.encode())
+      files.write_whole(path, text)
   for line in identity.said:
     print(line, flush=True)
 
@@ -199,7 +199,7 @@ def _load(workdir: Path) -> dict[str, Any] | None:
   if not path.is_file():
     return None
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     for own in values["sources"]:
       own["name"], own["path"]
       for split in SPLITS:
@@ -289,7 +289,7 @@ def _difference(
 
 def _old_documents(workdir: Path, own: dict[str, Any]) -> dict[str, list[Hashed]]:
   try:
-    documents = json.loads((workdir / DOCUMENTS).read_text())[own["name"]]
+    documents = parsing.parse_json((workdir / DOCUMENTS).read_text())[own["name"]]
     return {split: [Hashed(*d) for d in documents[split]] for split in SPLITS}
   except (OSError, ValueError, KeyError, TypeError):
     return {}  # it only helps to say what differs

@@ -40,7 +40,7 @@ class Mixture:
     """
     data = config.data
     self._lane, self._lanes = lane, data.lanes
-    self._text_per_image = data.text_per_image
+    self._text_per_patch = data.text_per_patch
     self._has_images = {source.name: source.has_images for source in sources}
     weights = dict(zip(data.sources, data.weights))
     epochs = dict(zip(data.sources, data.epochs))
@@ -59,7 +59,7 @@ class Mixture:
 
     With data.weights: the one with the fewest elements for its weight, so that shares
     of elements are off by a document at most. Else text-only sources and those with
-    images take turns by data.text_per_image, and those of one kind share it alike. The
+    images take turns by data.text_per_patch, and those of one kind share it alike. The
     paper mixes text and images 1:1 by tokens and patches (section 4.1); that captions,
     BOS, BOI and EOI count as text is ours.
 
@@ -70,7 +70,7 @@ class Mixture:
     left = [n for n, length in self._lengths.items() if drawn[n] < length]
     if self._weights:
       return min(left, key=lambda n: elements[n] / self._weights[n], default=None)
-    for_image = state["text"] >= self._text_per_image * state["patches"]
+    for_image = state["text"] >= self._text_per_patch * state["patches"]
     lacking = [n for n in left if self._has_images[n] == for_image]
     return min(lacking or left, key=elements.__getitem__, default=None)
 

@@ -89,7 +89,7 @@ def _report_skipped(sources: Sources, workdir: Path) -> None:
   if not skipped:
     path.unlink(missing_ok=True)
     return
-  files.write_whole(path, (json.dumps(skipped, indent=2) + "\n").encode())
+  files.write_whole(path, json.dumps(skipped, indent=2) + "\n")
   for name, reasons in skipped.items():
     kinds = collections.Counter(r.split(": ")[0] for r in reasons.values())
     logging.warning(
@@ -146,11 +146,11 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
           text += 2
           patches += len(span.ids) if codes else config.model.patches_per_image
       text += 1
-  if patches and text >= config.data.text_per_image * patches:
+  if patches and text >= config.data.text_per_patch * patches:
     logging.warning(
-      "data.text_per_image=%g cannot be reached: captions alone give %.2f text elements"
+      "data.text_per_patch=%g cannot be reached: captions alone give %.2f text elements"
       " per patch, so %s will hardly be drawn; raise it, or use smaller patches",
-      config.data.text_per_image,
+      config.data.text_per_patch,
       text / patches,
       ", ".join(text_only),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfusion import files, sequence
+from tfusion import files, parsing, sequence
 from tfusion.data import sources as sources_lib
 
 FILE = "numbers.json"
@@ -53,8 +53,7 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path) -> None:
   """Measures once in a run, and writes workdir/numbers.json."""
   path = workdir / FILE
   if not path.is_file() and (numbers := measure(sources)):
-    text = json.dumps(dataclasses.asdict(numbers)) + "\n"
-    files.write_whole(path, text.encode())
+    files.write_whole(path, json.dumps(dataclasses.asdict(numbers)) + "\n")
 
 
 def kept(workdir: str | Path) -> Numbers | None:
@@ -67,8 +66,8 @@ def kept(workdir: str | Path) -> Numbers | None:
   if not path.is_file():
     return None
   try:
-    return Numbers(**json.loads(path.read_text()))
-  except (ValueError, TypeError) as error:
+    return parsing.build(Numbers, parsing.parse_json(path.read_text()))
+  except ValueError as error:
     raise ValueError(
       f"{path}: damaged ({error}); delete it, and the next start of training writes it"
       " anew"

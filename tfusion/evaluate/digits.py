@@ -53,7 +53,7 @@ def evaluate_digits(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
   drawn_right = judge.predict(images.reshape(len(images), -1)) == labels
   if jax.process_index() == 0:
     write_png(
-      grid(list(images), columns=trained.config.eval.images_per_class),
+      grid(list(images), columns=trained.config.eval.samples_per_class),
       out / "digits.png",
       enlarge=False,
     )
@@ -83,7 +83,7 @@ def caption_scans(trained: Trained, scans_nhwc: np.ndarray) -> list[str]:
 
 
 def draw_digits(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
-  """Draws eval.images_per_class images of every digit from the training templates.
+  """Draws eval.samples_per_class images of every digit from the training templates.
 
   Returns:
     f32[n, h, w, c] in [-1, 1], and the digits asked for, i64[n].
@@ -119,7 +119,7 @@ def nearness(images_nhwc: np.ndarray) -> dict[str, float]:
 def _drawing_prompts(
   config: Config, tokenizer: Tokenizer
 ) -> tuple[list[Prompt], np.ndarray]:
-  labels = np.repeat(np.arange(len(DIGIT_WORDS)), config.eval.images_per_class)
+  labels = np.repeat(np.arange(len(DIGIT_WORDS)), config.eval.samples_per_class)
   captions = (
     CAPTIONS[i % len(CAPTIONS)].format(DIGIT_WORDS[y]) for i, y in enumerate(labels)
   )

@@ -82,8 +82,9 @@ def check_shapes(config: Config, corpus: Corpus) -> None:
 def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
   """Draws and captions test documents of each kind and part; judges both.
 
-  eval.images_per_class documents of each part. A drawing of a pair has to show what the
-  caption says, one of an edit or a story the next scene, which is known but for jitter.
+  eval.samples_per_class documents of each part. A drawing of a pair has to show what
+  the caption says, one of an edit or a story the next scene, which is known but for
+  jitter.
   Writes out/KIND.png: drawings, a part after the other.
   """
   results: dict[str, float] = {}
@@ -117,7 +118,7 @@ def _sources(corpus: Corpus) -> list[Shapes]:
 
 
 def _tasks(source: Shapes, config: Config, corpus: Corpus, part: str) -> list[Task]:
-  count = config.eval.images_per_class
+  count = config.eval.samples_per_class
   return find_tasks(source, corpus.tokenizer, part=part, count=count)
 
 
