@@ -37,8 +37,8 @@ FILES = {
   "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
   " numerals progress sequence sharding workdir",
   "attention": "chunked dense gradient intervals ring",
-  "attention/gpu": "kernels work",
-  "attention/tpu": "backward forward layout tiling work",
+  "attention/gpu": "kernels ranges",
+  "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "autoencoder": "adversary codec images loop network perceptual step",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
