@@ -18,9 +18,10 @@ PACKAGE = ROOT / "tfusion"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
+  "files",
   "config errors lock numerals",
   "autoencoder_config",
-  "workdir sharding checkpoint files report progress",
+  "workdir sharding checkpoint report progress",
   "config_file",
   "sequence attention diffusion",
   "data model",  # neither knows the other

@@ -5,13 +5,11 @@ Owns: config.json. Not: the knobs (config.py), other files (their writers).
 
 import dataclasses
 import json
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tfusion import autoencoder_config
+from tfusion import autoencoder_config, files
 from tfusion import config as config_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
@@ -69,11 +67,8 @@ ADDED = {
 
 def save_config(config: Config | AutoencoderConfig, workdir: str | Path) -> None:
   """Writes workdir/config.json, whole or not at all."""
-  path = Path(workdir) / "config.json"
   values = {"command": KINDS[type(config)].command} | dataclasses.asdict(config)
-  aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")  # several hosts write the same
-  aside.write_text(json.dumps(values, indent=2) + "\n")
-  os.replace(aside, path)
+  write_json(workdir, "config.json", values)
 
 
 def load_config(workdir: str | Path, *, kind: type[C] | None = Config) -> C:
@@ -187,10 +182,7 @@ def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
 
 def write_json(workdir: str | Path, name: str, values: dict[str, Any]) -> None:
   """Writes workdir/name, whole or not at all."""
-  path = Path(workdir) / name
-  aside = path.with_name(f"{name}.tmp")
-  aside.write_text(json.dumps(values, indent=2) + "\n")
-  os.replace(aside, path)
+  files.write_whole(Path(workdir) / name, json.dumps(values, indent=2) + "\n")
 
 
 def _with_added(values: dict[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def keep(identity: Identity, workdir: str | Path) -> None:
   for name, text in texts.items():
     path = workdir / name
     if not path.is_file() or path.read_text() != text:
-      files.write_whole(path, text.encode())
+      files.write_whole(path, text)
   for line in identity.said:
     print(line, flush=True)
 

@@ -89,7 +89,7 @@ def _report_skipped(sources: Sources, workdir: Path) -> None:
   if not skipped:
     path.unlink(missing_ok=True)
     return
-  files.write_whole(path, (json.dumps(skipped, indent=2) + "\n").encode())
+  files.write_whole(path, json.dumps(skipped, indent=2) + "\n")
   for name, reasons in skipped.items():
     kinds = collections.Counter(r.split(": ")[0] for r in reasons.values())
     logging.warning(

@@ -53,8 +53,7 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path) -> None:
   """Measures once in a run, and writes workdir/numbers.json."""
   path = workdir / FILE
   if not path.is_file() and (numbers := measure(sources)):
-    text = json.dumps(dataclasses.asdict(numbers)) + "\n"
-    files.write_whole(path, text.encode())
+    files.write_whole(path, json.dumps(dataclasses.asdict(numbers)) + "\n")
 
 
 def kept(workdir: str | Path) -> Numbers | None:

@@ -12,9 +12,7 @@ what the model makes, without the shards.
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,7 +123,7 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   if manifest.autoencoder_sha256:
     _copy(encoded[0].folder, workdir, manifest.autoencoder_sha256)
   if not there:  # looking at a run, which may be another's, changes nothing
-    files.write_whole(path, text.encode())
+    files.write_whole(path, text)
 
 
 def hashes(workdir: str | Path) -> dict[str, str]:
@@ -210,12 +208,5 @@ def _copy(folder: Path, workdir: Path, sha256: str) -> None:
   kept = workdir / manifest_lib.AUTOENCODER
   if kept.is_file() and manifest_lib.sha256(kept) == sha256:
     return
-  aside = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}.tmp")  # several hosts copy
-  try:
+  with files.whole(kept) as aside:
     shutil.copyfile(folder / manifest_lib.AUTOENCODER, aside)
-    with open(aside, "rb") as file:
-      os.fsync(file.fileno())
-    os.replace(aside, kept)
-  finally:
-    aside.unlink(missing_ok=True)
-  files.sync_folder(workdir)

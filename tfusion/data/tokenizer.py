@@ -12,9 +12,7 @@ added; loaded again, it has all it needs.
 import hashlib
 import heapq
 import io
-import os
 import struct
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import numpy as np
 import sentencepiece
 from absl import logging
 
-from tfusion import sequence
+from tfusion import files, sequence
 
 # Appended to a serialised model, this replaces add_dummy_prefix of its normalizer_spec:
 # messages in protocol buffers are joined by joining their bytes.
@@ -182,11 +180,7 @@ class Tokenizer:
 
   def save(self, path: str | Path) -> None:
     """Writes the model to a file, whole or not at all."""
-    path = Path(path)
-    # Several hosts may write the same model into one workdir.
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    aside.write_bytes(self._model)
-    os.replace(aside, path)
+    files.write_whole(Path(path), self._model)
 
   def encode(self, text: str) -> np.ndarray:
     """Returns i32[length]; never a special token, whatever the text spells.

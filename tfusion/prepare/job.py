@@ -219,7 +219,7 @@ def _locked(path: Path, out: str) -> Iterator[None]:
 def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
   """Writes the settings, or refuses to go on where there are others."""
   if not path.is_file():
-    files.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+    files.write_whole(path, json.dumps(settings, indent=1) + "\n")
     return
   try:
     before = dict(json.loads(path.read_text()))
@@ -231,7 +231,7 @@ def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
   )
   if differ <= {"listing_sha256", "parts"} and differ and not begun:
     # A source that had to be mended before any of it could be used is another one now.
-    files.write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+    files.write_whole(path, json.dumps(settings, indent=1) + "\n")
   elif differ:
     said = "; ".join(
       f"{key}: {before.get(key)} there, {settings.get(key)} now"
@@ -350,9 +350,7 @@ def _merge(
     rejected += account.rejected
     shards += account.shards
     sums.merge(account.sums)
-  files.write_whole(
-    out / manifest_lib.REJECTED, "".join(map(_rejected_line, rejected)).encode()
-  )
+  files.write_whole(out / manifest_lib.REJECTED, "".join(map(_rejected_line, rejected)))
   counts = _counts(splits)
   if not any(shard.split == "train" for shard in shards):
     raise ValueError(

@@ -179,7 +179,7 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
       some = itertools.chain([first], some)
       account.shards.append(shards_lib.write_shard(path, some, split=split))
   text = json.dumps(dataclasses.asdict(account)) + "\n"
-  files.write_whole(account_path(job.out, number), text.encode())
+  files.write_whole(account_path(job.out, number), text)
   counts.unlink(missing_ok=True)
 
 

@@ -123,7 +123,7 @@ def test_a_shard_of_nothing_or_of_two_with_one_name_is_not_written(tmp_path):
 FULL = """
 import resource, signal, sys
 import tiny_shards
-from tfusion.data import shards
+from tfusion.data.shards import source as shards
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))
 given = 0

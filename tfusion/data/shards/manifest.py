@@ -99,7 +99,7 @@ def save(manifest: Manifest, folder: str | Path) -> None:
   folder = Path(folder)
   _check(manifest, folder / MANIFEST)
   text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
-  files.write_whole(folder / MANIFEST, text.encode())
+  files.write_whole(folder / MANIFEST, text)
 
 
 def load(folder: str | Path) -> Manifest:

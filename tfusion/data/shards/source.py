@@ -13,9 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import resource
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -67,27 +65,23 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
     OSError: it cannot be written, as when the disk is full.
   """
   path = Path(path)
-  aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
   ids, tokens, images = set(), 0, 0
   try:
-    writer = array_record_module.ArrayRecordWriter(str(aside), WRITE_OPTIONS)
-    for record in records:
-      if record.id in ids:
-        raise ValueError(f"{path}: two records of the id {record.id!r}")
-      ids.add(record.id)
-      tokens += sum(map(len, record.texts))
-      images += record.spans.count(records_lib.IMAGE)
-      writer.write(records_lib.encode(record))
-    if not ids:
-      raise ValueError(f"{path}: no records to write")
-    writer.close()
-    size, digest = _sync(aside), manifest_lib.sha256(aside)
-    os.replace(aside, path)
-    files.sync_folder(path.parent)
+    with files.whole(path) as aside:
+      writer = array_record_module.ArrayRecordWriter(str(aside), WRITE_OPTIONS)
+      for record in records:
+        if record.id in ids:
+          raise ValueError(f"{path}: two records of the id {record.id!r}")
+        ids.add(record.id)
+        tokens += sum(map(len, record.texts))
+        images += record.spans.count(records_lib.IMAGE)
+        writer.write(records_lib.encode(record))
+      if not ids:
+        raise ValueError(f"{path}: no records to write")
+      writer.close()
+      size, digest = aside.stat().st_size, manifest_lib.sha256(aside)
   except RuntimeError as error:  # whatever array_record meets
     raise OSError(f"{path}: cannot be written: {error}") from error
-  finally:
-    aside.unlink(missing_ok=True)
   return Shard(path.name, split, len(ids), size, tokens, images, digest)
 
 
@@ -434,9 +428,3 @@ def _read(
     return records_lib.decode(data)
   except (RuntimeError, Damaged) as error:  # RuntimeError: the file's own hashes
     raise Damaged(f"{path}: record {index} is damaged: {error}") from error
-
-
-def _sync(path: Path) -> int:
-  with open(path, "rb") as file:
-    os.fsync(file.fileno())
-    return os.fstat(file.fileno()).st_size
