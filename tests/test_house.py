@@ -55,7 +55,7 @@ FILES = {
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "report": "facts samples",
+  "report": "curves evaluation facts page plot run samples summary",
   "training": "loop losses metrics optim run step stop trained validate",
 }
 # Libraries that only these may import: what moves when the library does.
@@ -71,6 +71,7 @@ ONLY = {
   "grain": "data autoencoder",
   "sentencepiece": "data",
   "einops": "model autoencoder",
+  "jinja2": "report",
 }
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
