@@ -38,9 +38,9 @@ FILES = {
   "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
   " numerals parsing progress sequence sharding workdir",
   "attention": "chunked dense gradient intervals ring",
-  "attention/gpu": "kernels work",
-  "attention/tpu": "backward forward layout tiling work",
   "autoencoder": "adversary codec images loop network perceptual step validate",
+  "attention/gpu": "kernels ranges",
+  "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
   "data": "balance census contents folder forms heldout identity images lanes mixture"
@@ -55,9 +55,9 @@ FILES = {
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "report": "facts samples",
   "training": "clock compiled data_report events feed flops hold log loop losses"
   " machine optim speed step stop trained validate",
+  "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
@@ -72,6 +72,7 @@ ONLY = {
   "grain": "data autoencoder",
   "sentencepiece": "data",
   "einops": "model autoencoder",
+  "jinja2": "report",
 }
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
