@@ -41,6 +41,7 @@ LIGHT = (
   "tfusion.config_file",
   "tfusion.numerals",
   "tfusion.progress",
+  "tfusion.startup",
   "tfusion.workdir",
 )
 

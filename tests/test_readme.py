@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tfusion import autoencoder_config, cli
+from tfusion import config as config_lib
 from tfusion.prepare import job, readers, runner
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,11 +48,11 @@ def test_the_readmes_commands_are_read_without_an_error(command, tmp_path, monke
     job.prepare(job.Request("folder:photos", args.config.partition("data=")[2]))
     cli.read_config(args.config, rest)
   elif getattr(args, "config", None):
-    kind = autoencoder_config if args.command == "autoencoder" else cli.config_lib
+    kind = autoencoder_config if args.command == "autoencoder" else config_lib
     cli.read_config(args.config, rest, kind=kind)
   else:
     digits = cli.read_config("experiments/digits.py", [])
-    known = cli.config_lib.flatten(digits)
+    known = config_lib.flatten(digits)
     for override in rest:
       key = re.fullmatch(r"--config\.([\w.]+)=.+", override).group(1)
       assert key in known

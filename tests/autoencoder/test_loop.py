@@ -16,7 +16,7 @@ from PIL import Image
 from tfusion import cli
 from tfusion.autoencoder import codec, loop, step
 from tfusion.autoencoder.images import ImageBatches
-from tfusion.evaluate.pictures import Reconstructions
+from tfusion.evaluate.reconstructions import Reconstructions
 
 VAE = tiny_autoencoder.config(optim__ema_decay=0.9)  # the adversary begins at step 2
 VALUES = ("metrics.jsonl", "validation.jsonl", "autoencoder.safetensors")
