@@ -137,7 +137,7 @@ def test_a_run_whose_tokenizer_is_gone_is_not_told_to_leave_a_key_empty(
 ):
   config = tiny.config(train__steps=1)
   workdir_lib.save_config(config, tmp_path)
-  from tfusion.training import trained
+  from tfusion.generate import trained
 
   with pytest.MonkeyPatch.context() as patch:
     there = lambda *_, **__: trained.Trained(config, 1, {}, None, None)  # noqa: E731

@@ -58,7 +58,7 @@ FILES = {
   "model": "layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
   "training": "clock compiled data_report events feed flops hold log loop losses"
-  " machine optim speed step stop trained validate",
+  " machine optim speed step stop validate",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.

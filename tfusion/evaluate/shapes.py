@@ -83,9 +83,9 @@ def check_shapes(config: Config, corpus: Corpus) -> None:
 def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
   """Has the model make and caption the images of test documents; marks both.
 
-  eval.samples_per_class documents of each kind and part. The image of a pair has to show
-  what the caption says, that of an edit or a story the next scene, which is known but
-  for jitter. Writes out/KIND.png: images, a part after the other.
+  eval.samples_per_class documents of each kind and part. The image of a pair has to
+  show what the caption says, that of an edit or a story the next scene, which is known
+  but for jitter. Writes out/KIND.png: images, a part after the other.
   """
   results: dict[str, float] = {}
   for source in _sources(corpus):
