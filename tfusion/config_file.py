@@ -105,7 +105,8 @@ def read_config(
   for old, new in workdir_lib.RENAMED.items():
     section, name = old.split(".")
     if new in known and name in values.get(section, {}):
-      raise ValueError(f"--config={path}: sets {old}, which is called {new} now")
+      file = path.partition(":")[0]
+      raise ValueError(f"--config={path}: {file} sets {old}, which is called {new} now")
   return _with_overrides(values, overrides, kind)
 
 
