@@ -19,6 +19,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["tfusion", "tfusion.*"]),
+  package_data={"": ["*.css", "*.j2", "py.typed"]},
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.8.1",
@@ -26,6 +27,7 @@ setup(
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "jinja2>=3.1",
     "matplotlib>=3.9",
     "ml-collections>=1.0",
     "ml-dtypes>=0.5",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tfusion import checkpoint, cli, report
 from tfusion import lock as lock_lib
-from tfusion.autoencoder.images import PictureBatches
+from tfusion.autoencoder.images import ImageBatches
 from tfusion.data.pipeline import HostBatches
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import suite
@@ -120,7 +120,7 @@ def written(folder: pathlib.Path) -> dict[str, str]:
 def before_batch(number: int, act):
   """Does something while a run waits for its batch of this number."""
   with pytest.MonkeyPatch.context() as patch:
-    for kind in (HostBatches, PictureBatches):
+    for kind in (HostBatches, ImageBatches):
       given, give = [], kind.__next__
 
       def acting(self, given=given, give=give):

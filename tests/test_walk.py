@@ -53,14 +53,18 @@ def test_train_leaves_the_files_that_the_readme_names(run):
 def test_eval_json_holds_accuracies_with_their_counts(run):
   values = json.loads((run / "eval.json").read_text())
   assert values["step"] == 4
-  assert values["captions"] == values["judge_scans"] == 297 and values["images"] == 10
+  assert (
+    values["captions"] == values["classifier_scans"] == 297 and values["images"] == 10
+  )
   for name, right, count in (
     ("caption_accuracy", "captions_right", "captions"),
     ("image_accuracy", "images_right", "images"),
-    ("judge_accuracy", "judge_right", "judge_scans"),
+    ("classifier_accuracy", "classifier_right", "classifier_scans"),
   ):
     assert values[name] == values[right] / values[count]
-  assert values["judge_accuracy"] > 0.98  # it knows real scans whatever the model does
+  assert (
+    values["classifier_accuracy"] > 0.98
+  )  # it knows real scans whatever the model does
   assert 1 < values["text_perplexity"] < 10_000 and values["text_tokens"] > 0
 
 

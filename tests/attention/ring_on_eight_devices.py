@@ -128,7 +128,7 @@ def test_a_ring_gives_the_numbers_of_one_device(shape):
 
 @pytest.mark.parametrize("implementation", ["dense", "chunked in tiles"])
 def test_a_ring_goes_around_any_implementation(implementation, monkeypatch):
-  if implementation == "chunked in tiles":  # which bring work for every distance
+  if implementation == "chunked in tiles":  # which have ranges for every distance
     for name in ("WHOLE", "BLOCK", "CHUNK", "BUDGET"):
       monkeypatch.setattr(chunked, name, 0 if name == "WHOLE" else 5)
   q, k, v, do, dlse = operands(1)
@@ -234,8 +234,8 @@ def test_the_live_distances_are_those_of_brute_force(shards):
     for lo, hi in masks:
       at = put(lo, None, "context"), put(hi, None, "context")
       options = dict(keys=S, heads=H, kv_heads=N, head_dim=D, dtype=np.float32)
-      work = prepare(*at, implementation="chunked", **options).tree
-      order, count = np.asarray(work.live_1c), np.asarray(work.count_1)
+      distances = prepare(*at, implementation="chunked", **options).live
+      order, count = np.asarray(distances.order_1c), np.asarray(distances.needed_1)
       assert order.shape == (shards, shards) and count.shape == (shards,)
       assert (order == order[:1]).all() and (count == count[0]).all()
       assert set(order[0, : count[0]].tolist()) == brute_live(lo, hi, shards)

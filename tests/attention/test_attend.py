@@ -19,7 +19,7 @@ KERNELS = ("gpu", "tpu")  # interpreted; they do not take every head dim
 
 @pytest.fixture(autouse=True)
 def no_silent_broadcast(request):
-  # work.py means its broadcasts, of bounds over blocks.
+  # ranges.py means its broadcasts, of bounds over blocks.
   allow = "gpu" in request.node.name
   with jax.numpy_rank_promotion("allow" if allow else "raise"):
     yield

@@ -20,8 +20,8 @@ from attention.rows import (
 )
 
 from tfusion.attention import intervals
-from tfusion.attention.gpu import kernels, work
-from tfusion.attention.gpu.work import Blocks, Tile
+from tfusion.attention.gpu import kernels, ranges
+from tfusion.attention.gpu.ranges import Blocks, Tile
 from tfusion.attention.intervals import Sizes
 
 # Sides that differ where they may, and masked tiles smaller than others.
@@ -34,13 +34,13 @@ def run(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None, blocks=SMALL):
   (b, queries, heads, d), keys = q.shape, k.shape[1]
   sizes = Sizes(b, queries, keys, heads, k.shape[2], d, q.dtype)
   options = dict(scale=scale, soft_cap=soft_cap, blocks=blocks, interpret=True)
-  work = kernels.prepare(lo, hi, sizes, blocks)
-  o, lse = kernels.forward(q, k, v, lo, hi, work, **options)
+  live = kernels.find_live(lo, hi, sizes, blocks)
+  o, lse = kernels.forward(q, k, v, lo, hi, live, **options)
   delta = jnp.sum(o.astype(jnp.float32) * do.astype(jnp.float32), -1)
   delta = delta.swapaxes(1, 2) - dlse
   flag = jnp.where(jnp.isfinite(delta), lse, jnp.nan)
   delta = jnp.where(jnp.isfinite(delta), delta, 0.0)
-  return o, lse, *kernels.backward(q, k, v, lo, hi, work, flag, delta, do, **options)
+  return o, lse, *kernels.backward(q, k, v, lo, hi, live, flag, delta, do, **options)
 
 
 CASES = [
@@ -89,7 +89,7 @@ def test_the_table_is_right_for_short_rows():
   for d in (16, 32, 64, 128, 256):
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
       for length in (1, 100, 8192):
-        work.plan_of(Sizes(1, length, length, 8, 8, d, dtype), None)
+        ranges.plan_of(Sizes(1, length, length, 8, 8, d, dtype), None)
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf))
@@ -111,7 +111,7 @@ def test_padding_that_is_not_finite_harms_nobody():
 
 def test_exactly_the_live_tiles_are_visited():
   count = jax.jit(
-    lambda lo, hi, sizes: work.visited(kernels.prepare(lo, hi, sizes, SMALL)),
+    lambda lo, hi, sizes: ranges.visited(kernels.find_live(lo, hi, sizes, SMALL)),
     static_argnums=2,
   )
   sizes = Sizes(2, 333, 333, 8, 8, 16, jnp.float32)
@@ -126,13 +126,13 @@ def test_exactly_the_live_tiles_are_visited():
 @pytest.mark.parametrize("intervals_of", (documents, anything))
 def test_tiles_without_a_mask_are_seen_whole_and_no_live_one_is_left_out(intervals_of):
   sizes = Sizes(2, 333, 333, 8, 8, 16, jnp.float32)
-  prepare = jax.jit(kernels.prepare, static_argnums=(2, 3))
+  find_live = jax.jit(kernels.find_live, static_argnums=(2, 3))
   whole = 0
   for seed in range(20):
     rng = np.random.default_rng(seed)
     lo, hi = intervals_of(rng, 2, 333, *[333] * (intervals_of is anything))
     sees = np.asarray(intervals.sees(jnp.asarray(lo), jnp.asarray(hi), keys=333))
-    for name, x_cw in zip(Blocks._fields, prepare(lo, hi, sizes, SMALL)):
+    for name, x_cw in zip(Blocks._fields, find_live(lo, hi, sizes, SMALL)):
       tile = getattr(SMALL, name)
       own, mask = tile.queries, sees
       if name == "dkv":
@@ -157,7 +157,7 @@ def test_what_cannot_work_is_a_clear_error():
 
   def refuses(message, blocks=SMALL, **changed):
     with pytest.raises(ValueError, match=message):
-      kernels.prepare(lo, lo, sizes._replace(**changed), blocks)
+      kernels.find_live(lo, lo, sizes._replace(**changed), blocks)
 
   refuses("head dim 80.*power of two", head_dim=80)
   refuses("head dim 512.*power of two", head_dim=512)

@@ -28,8 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tfusion.attention import attend, prepare
 from tfusion.attention.intervals import Sizes
-from tfusion.attention.tpu import layout, tiling
-from tfusion.attention.tpu import work as tpu_work
+from tfusion.attention.tpu import layout, lists, tiling
 from tfusion.attention.tpu.tiling import Blocks, Tiling
 
 # Sides that differ where they may; the queries of a row are two parts or more.
@@ -53,13 +52,13 @@ def run(
   (b, queries, heads, d), keys = q.shape, k.shape[1]
   sizes = Sizes(b, queries, keys, heads, k.shape[2], d, q.dtype)
   options = dict(scale=scale, soft_cap=soft_cap, blocks=blocks, interpret=interpret)
-  work = layout.prepare(lo, hi, sizes, blocks)
-  o, lse = layout.forward(q, k, v, lo, hi, work, **options)
+  live = layout.find_live(lo, hi, sizes, blocks)
+  o, lse = layout.forward(q, k, v, lo, hi, live, **options)
   delta = jnp.sum(o.astype(jnp.float32) * do.astype(jnp.float32), -1)
   delta = delta.swapaxes(1, 2) - dlse
   flag = jnp.where(jnp.isfinite(delta), lse, jnp.nan)
   delta = jnp.where(jnp.isfinite(delta), delta, 0.0)
-  return o, lse, *layout.backward(q, k, v, lo, hi, work, flag, delta, do, **options)
+  return o, lse, *layout.backward(q, k, v, lo, hi, live, flag, delta, do, **options)
 
 
 CASES = [
@@ -111,20 +110,20 @@ def test_exactly_the_live_tiles_are_visited():
   """Chunks are what is computed: of live blocks those from the first to the last."""
 
   @jax.jit
-  def lists(lo, hi):
-    return layout.prepare(lo, hi, Sizes(2, 1000, 1000, 1, 1, 64, jnp.float32), SMALL)
+  def find_live(lo, hi):
+    return layout.find_live(lo, hi, Sizes(2, 1000, 1000, 1, 1, 64, jnp.float32), SMALL)
 
   def chunks(items, count, start, stop, full):
     items = items[:count]
-    flag = lambda place: np.asarray(tpu_work.bit(items, place)).astype(int)  # noqa: E731
+    flag = lambda place: np.asarray(lists.bit(items, place)).astype(int)  # noqa: E731
     return int(np.where(flag(full), 2, flag(stop) - flag(start) + 1).sum())
 
   for seed in range(30):
     lo, hi = documents(np.random.default_rng(seed), 2, 1000, block=128)
-    work = jax.device_get(lists(lo, hi))
+    live = jax.device_get(find_live(lo, hi))
     want = live_tiles(lo, hi, 1000, 128, 128)
-    assert chunks(work.forward_t, work.forward_count_1[0], 3, 4, 2) == want
-    parts = zip(work.backward_pt, work.backward_count_p, strict=True)
+    assert chunks(live.forward_t, live.forward_count_1[0], 3, 4, 2) == want
+    parts = zip(live.backward_pt, live.backward_count_p, strict=True)
     assert sum(chunks(*part, 3, 4, 2) for part in parts) == want
 
 
@@ -241,7 +240,7 @@ def test_what_cannot_work_is_a_clear_error():
 
   def refuses(message, blocks=SMALL, **changed):
     with pytest.raises(ValueError, match=message):
-      layout.prepare(lo, lo, sizes._replace(**changed), blocks)
+      layout.find_live(lo, lo, sizes._replace(**changed), blocks)
 
   refuses("head_dim=80.*chunked", head_dim=80)
   t = SMALL.forward
@@ -254,4 +253,4 @@ def test_what_cannot_work_is_a_clear_error():
   refuses("part=200", SMALL._replace(part=200))
   huge = Tiling(2, 4096, 4096, 4096, 512, 512, ahead=1)
   refuses("forward=.*MiB of VMEM.*smaller", SMALL._replace(forward=huge))
-  refuses("work list.*shard", batch=1 << 15)
+  refuses("list of the forward pass.*shard", batch=1 << 15)

@@ -33,7 +33,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 
-from tfusion.attention.gpu import kernels, work  # noqa: E402
+from tfusion.attention.gpu import kernels, ranges  # noqa: E402
 from tfusion.attention.intervals import Sizes  # noqa: E402
 
 # What XLA asks of a device that is not there; from NVIDIA's H100 SXM data sheet and
@@ -77,11 +77,11 @@ def both(q, k, v, lo, hi, do, *, soft_cap, blocks):
   """Runs all three kernels."""
   batch, length, heads, d = q.shape
   sizes = Sizes(batch, length, length, heads, k.shape[2], d, q.dtype)
-  work = kernels.prepare(lo, hi, sizes, blocks)
+  live = kernels.find_live(lo, hi, sizes, blocks)
   options = dict(scale=SCALE, soft_cap=soft_cap, blocks=blocks)
-  o, lse = kernels.forward(q, k, v, lo, hi, work, **options)
+  o, lse = kernels.forward(q, k, v, lo, hi, live, **options)
   delta = jnp.sum(o.astype(jnp.float32) * do.astype(jnp.float32), -1).swapaxes(1, 2)
-  return o, kernels.backward(q, k, v, lo, hi, work, lse, delta, do, **options)
+  return o, kernels.backward(q, k, v, lo, hi, live, lse, delta, do, **options)
 
 
 def compile_kernels(device, length, kv_heads, d, dtype, soft_cap, blocks):
@@ -108,7 +108,7 @@ def compile_kernels(device, length, kv_heads, d, dtype, soft_cap, blocks):
     entry = re.search(r"\.entry (\w+)", text := path.read_text())
     if entry and entry[1] in shared:
       found[entry[1].removeprefix("interval_attention_")] = (text, shared[entry[1]])
-  if set(found) != set(work.Blocks._fields):
+  if set(found) != set(ranges.Blocks._fields):
     raise RuntimeError(f"XLA dumped the kernels {sorted(found)}: expected all three")
   return found
 
@@ -125,9 +125,9 @@ def assemble(ptxas: str, ptx: str) -> tuple[int, int]:
   return registers, sum(map(int, re.findall(numbers, report)))
 
 
-def tile(text: str) -> work.Tile:
+def tile(text: str) -> ranges.Tile:
   """Reads queries,keys,edge,warps,stages."""
-  return work.Tile(*map(int, text.split(",")))
+  return ranges.Tile(*map(int, text.split(",")))
 
 
 def main() -> None:
@@ -137,7 +137,7 @@ def main() -> None:
   parser.add_argument("--dtype", default="bfloat16")
   parser.add_argument("--variants", type=int, default=len(VARIANTS), help="how many")
   parser.add_argument("--ptxas", default=shutil.which("ptxas"), help="of CUDA")
-  for name in work.Blocks._fields:
+  for name in ranges.Blocks._fields:
     parser.add_argument(f"--{name}", type=tile, help="queries,keys,edge,warps,stages")
   flags = parser.parse_args()
   if flags.ptxas is None:
@@ -157,17 +157,17 @@ def main() -> None:
   for d in map(int, flags.head_dims.split(",")):
     dtype = jnp.dtype(flags.dtype)
     sizes = Sizes(BATCH, 4096, 4096, HEADS, HEADS, d, dtype)
-    given = {n: getattr(flags, n) for n in work.Blocks._fields if getattr(flags, n)}
-    blocks = work.plan_of(sizes, None).blocks._replace(**given)
+    given = {n: getattr(flags, n) for n in ranges.Blocks._fields if getattr(flags, n)}
+    blocks = ranges.plan_of(sizes, None).blocks._replace(**given)
     for variant, length, kv_heads, soft_cap in VARIANTS[: flags.variants]:
       compiled = compile_kernels(
         topology.devices[0], length, kv_heads, d, dtype, soft_cap, blocks
       )
-      for name in work.Blocks._fields:
+      for name in ranges.Blocks._fields:
         ptx, shared = compiled[name]
         registers, spilled = assemble(flags.ptxas, ptx)
         wgmma = ptx.count("wgmma.mma_async")
-        wrong = spilled or shared > work.SHARED or (not wgmma and dtype.itemsize == 2)
+        wrong = spilled or shared > ranges.SHARED or (not wgmma and dtype.itemsize == 2)
         bad |= bool(wrong)
         queries, keys, edge, warps, stages = getattr(blocks, name)
         print(

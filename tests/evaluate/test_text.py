@@ -11,8 +11,8 @@ from tfusion.data.pipeline import Corpus
 from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate.text import count_bytes, perplexity
+from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import bind
-from tfusion.training.trained import Trained
 
 HELD_OUT = ("one two", "a seven, three", "the digit of the number", "x", "no scan")
 PROSE = Prose("prose", HELD_OUT)

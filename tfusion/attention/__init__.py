@@ -30,7 +30,7 @@ HEAD_DIMS = {"tpu": (64, 128, 256), "gpu": (16, 32, 64, 128, 256)}  # of the ker
 class Work:
   """What `prepare` found in the intervals of a batch, for every layer to use."""
 
-  tree: Any  # arrays of the implementation; tile lists, ranges
+  live: Any  # what is live, as the implementation has it: arrays of lists or ranges
   sizes: intervals.Sizes = dataclasses.field(metadata={"static": True})
   implementation: str = dataclasses.field(metadata={"static": True})
   blocks: Any = dataclasses.field(metadata={"static": True})
@@ -75,8 +75,16 @@ def prepare(
     lo = _spec(lo_bq)
     specs = (PartitionSpec(*lo, None, None),) * 2 + (lo,)
     module = _around(module, lo)
-  call = gradient.Call(module, 1.0, None, blocks, False, specs)
-  return Work(gradient.prepare(call, lo_bq, hi_bq, sizes), sizes, name, blocks)
+  call = gradient.Call(
+    module=module,
+    scale=1.0,  # neither this nor the cap decides what is live
+    soft_cap=None,
+    blocks=blocks,
+    interpret=False,
+    specs=specs,
+  )
+  live = gradient.find_live(call, lo_bq, hi_bq, sizes)
+  return Work(live=live, sizes=sizes, implementation=name, blocks=blocks)
 
 
 def attend(
@@ -173,8 +181,9 @@ def attend_with_lse(
     interpret=interpret,
     specs=specs,
   )
-  tree = gradient.prepare(call, lo_bq, hi_bq, sizes) if work is None else work.tree
-  return gradient.attend(call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, tree)
+  live = gradient.find_live(call, lo_bq, hi_bq, sizes) if work is None else work.live
+  inputs = gradient.Inputs(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, live)
+  return gradient.attend(call, inputs)
 
 
 def _choose(implementation: str | None, head_dim: int) -> str:

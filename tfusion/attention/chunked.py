@@ -83,7 +83,9 @@ def _divisor(x: int, limit: int) -> int:
   return next((y for y in range(min(x, limit), 1, -1) if x % y == 0), 1)
 
 
-def prepare(lo_bq, hi_bq, sizes: intervals.Sizes, blocks: None = None):
+def find_live(
+  lo_bq, hi_bq, sizes: intervals.Sizes, blocks: None = None
+) -> intervals.KeyRange | None:
   """Returns the live keys of each block of queries, or None where all are one tile."""
   del blocks  # `cut` decides
   grid = _cut(sizes)

@@ -15,12 +15,12 @@ from tfusion.attention import intervals
 DEAD_LSE = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: exp and subtraction work
 
 
-def prepare(lo_bq, hi_bq, sizes: intervals.Sizes, blocks: None = None) -> None:
-  """The reference needs no preparation."""
+def find_live(lo_bq, hi_bq, sizes: intervals.Sizes, blocks: None = None) -> None:
+  """The reference computes everything."""
 
 
 def forward(
-  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work=None, *, scale, soft_cap, **_
+  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, live=None, *, scale, soft_cap, **_
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (o_bqhd in q's dtype, lse_bhq f32); see `tfusion.attention`."""
   b, queries, heads, d = q_bqhd.shape

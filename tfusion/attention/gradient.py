@@ -3,10 +3,10 @@
 Owns: the custom gradient, vmap as more rows of the batch, shard_map on a mesh.
 Not: the arithmetic, which each implementation brings as a module with
 
-  prepare(lo_bq, hi_bq, sizes, blocks) -> a tree of arrays, each with the batch, or
-    something for every shard of it, in front
-  forward(q, k, v, lo, hi, work, *, scale, soft_cap, blocks, interpret) -> (o, lse)
-  backward(q, k, v, lo, hi, work, lse, delta, do, *, ...) -> (dq, dk, dv)
+  find_live(lo_bq, hi_bq, sizes, blocks) -> live: a tree of arrays, each with the batch,
+    or something for every shard of it, in front
+  forward(q, k, v, lo, hi, live, *, scale, soft_cap, blocks, interpret) -> (o, lse)
+  backward(q, k, v, lo, hi, live, lse, delta, do, *, ...) -> (dq, dk, dv)
 
 A module without `backward` is differentiated by JAX: the reference.
 
@@ -16,7 +16,7 @@ b batch  q queries  k keys  h query heads  n key/value heads  d head dim
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,25 +47,36 @@ class Call:
     )
 
 
-def attend(call: Call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work):
+class Inputs(NamedTuple):
+  """The arrays of a call, or what there is one of for each of them."""
+
+  q_bqhd: Any
+  k_bknd: Any
+  v_bknd: Any
+  lo_bq: Any
+  hi_bq: Any
+  live: Any  # of `find_live`
+
+
+def attend(call: Call, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
   """Returns (o_bqhd, lse_bhq), differentiable in q, k and v."""
   if not hasattr(call.module, "backward"):
-    return _forward(call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work)
-  return _attend(call, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work)
+    return _forward(call, inputs)
+  return _attend(call, inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(call, *args):
-  return _by_rows(call, _forward)(*args)
+def _attend(call: Call, inputs: Inputs):
+  return _by_rows(call, _forward)(inputs)
 
 
-def _attend_forward(call, *args):
-  o_bqhd, lse_bhq = _by_rows(call, _forward)(*args)
-  return (o_bqhd, lse_bhq), (args, o_bqhd, lse_bhq)
+def _attend_forward(call: Call, inputs: Inputs):
+  o_bqhd, lse_bhq = _by_rows(call, _forward)(inputs)
+  return (o_bqhd, lse_bhq), (inputs, o_bqhd, lse_bhq)
 
 
-def _attend_backward(call, saved, cotangents):
-  args, o_bqhd, lse_bhq = saved
+def _attend_backward(call: Call, saved, cotangents):
+  inputs, o_bqhd, lse_bhq = saved
   do_bqhd, dlse_bhq = cotangents
   delta_bqh = jnp.sum(do_bqhd.astype(jnp.float32) * o_bqhd.astype(jnp.float32), -1)
   delta_bhq = delta_bqh.swapaxes(1, 2) - dlse_bhq
@@ -73,51 +84,58 @@ def _attend_backward(call, saved, cotangents):
   # before the select. Everything else is made finite, and so cannot spread.
   lse_bhq = jnp.where(jnp.isfinite(delta_bhq), lse_bhq, jnp.nan)
   delta_bhq = jnp.where(jnp.isfinite(delta_bhq), delta_bhq, 0.0)
-  grads = _by_rows(call, _backward)(*args, lse_bhq, delta_bhq, do_bqhd)
-  return *grads, None, None, None
+  grads = _by_rows(call, _backward)(inputs, lse_bhq, delta_bhq, do_bqhd)
+  return (Inputs(*grads, lo_bq=None, hi_bq=None, live=None),)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward(call: Call, *args):
-  run = functools.partial(call.module.forward, **call.options)
+def _forward(call: Call, inputs: Inputs):
+  def run(inputs):
+    return call.module.forward(*inputs, **call.options)
+
   if call.specs is None:
-    return run(*args)
-  q, kv, lo = call.specs
-  work = jax.tree.map(lambda _: _of_shards(lo), args[5])
+    return run(inputs)
+  q, *_ = call.specs
   return jax.shard_map(
     run,
-    in_specs=(q, kv, kv, lo, lo, work),
+    in_specs=(_input_specs(call.specs, inputs.live),),
     out_specs=(q, P(q[0], q[2], q[1])),
     check_vma=not hasattr(call.module, "backward"),
-  )(*args)
+  )(inputs)
 
 
-def _backward(call: Call, *args):
-  run = functools.partial(call.module.backward, **call.options)
+def _backward(call: Call, inputs: Inputs, lse_bhq, delta_bhq, do_bqhd):
+  def run(inputs, *of_queries):
+    return call.module.backward(*inputs, *of_queries, **call.options)
+
   if call.specs is None:
-    return run(*args)
-  q, kv, lo = call.specs
+    return run(inputs, lse_bhq, delta_bhq, do_bqhd)
+  q, kv, _ = call.specs
   lse = P(q[0], q[2], q[1])
-  work = jax.tree.map(lambda _: _of_shards(lo), args[5])
   return jax.shard_map(
     run,
-    in_specs=(q, kv, kv, lo, lo, work, lse, lse, q),
+    in_specs=(_input_specs(call.specs, inputs.live), lse, lse, q),
     out_specs=(q, kv, kv),
     check_vma=False,
-  )(*args)
+  )(inputs, lse_bhq, delta_bhq, do_bqhd)
+
+
+def _input_specs(specs: tuple[P, P, P], live) -> Inputs:
+  q, kv, lo = specs
+  return Inputs(q, kv, kv, lo, lo, jax.tree.map(lambda _: _of_shards(lo), live))
 
 
 def _by_rows(call: Call, function):
   """Under vmap, makes the mapped axis part of the batch."""
 
   @custom_vmap
-  def run(*args):
-    return function(call, *args)
+  def run(inputs, *of_queries):
+    return function(call, inputs, *of_queries)
 
   @run.def_vmap
-  def rule(size, mapped, *args):
+  def rule(size, mapped, inputs, *of_queries):
     def fold(x, is_mapped):
       if not is_mapped:
         x = jnp.broadcast_to(x[None], (size, *x.shape))
@@ -127,19 +145,22 @@ def _by_rows(call: Call, function):
     def unfold(x):
       return jnp.moveaxis(x.reshape(-1, size, *x.shape[1:]), 1, 0)
 
-    arrays = [x for i, x in enumerate(args) if i != 5]
-    flags = [x for i, x in enumerate(mapped) if i != 5]
-    arrays = [fold(*pair) for pair in zip(arrays, flags)]
-    work = prepare(call, *arrays[3:5], intervals.sizes_of(*arrays[:2]))
-    out = _by_rows(call, function)(*arrays[:5], work, *arrays[5:])
+    inputs_mapped, *of_queries_mapped = mapped
+    # What is live is found anew, for all the rows that there are now.
+    inputs, inputs_mapped = (x._replace(live=None) for x in (inputs, inputs_mapped))
+    inputs = jax.tree.map(fold, inputs, inputs_mapped)
+    of_queries = [fold(*pair) for pair in zip(of_queries, of_queries_mapped)]
+    sizes = intervals.sizes_of(inputs.q_bqhd, inputs.k_bknd)
+    live = find_live(call, inputs.lo_bq, inputs.hi_bq, sizes)
+    out = _by_rows(call, function)(inputs._replace(live=live), *of_queries)
     return jax.tree.map(unfold, out), jax.tree.map(lambda _: True, out)
 
   return run
 
 
-def prepare(call: Call, lo_bq, hi_bq, sizes: intervals.Sizes):
+def find_live(call: Call, lo_bq, hi_bq, sizes: intervals.Sizes) -> Any:
   """Returns what the implementation needs of the intervals, shard by shard."""
-  run = functools.partial(call.module.prepare, blocks=call.blocks)
+  run = functools.partial(call.module.find_live, blocks=call.blocks)
   if call.specs is None:
     return run(lo_bq, hi_bq, sizes=sizes)
   *_, lo = call.specs

@@ -2,7 +2,7 @@
 
 Owns: the meaning of the intervals, and which tiles of queries x keys are live at all.
 Not: how they come from documents (sequence.py), attention itself (dense.py,
-chunked.py, tpu.py, gpu.py).
+chunked.py, tpu/, gpu/).
 
 b batch  q queries  k keys  c blocks of queries  i blocks of queries  j blocks of keys
 

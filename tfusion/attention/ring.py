@@ -33,12 +33,12 @@ from tfusion.attention import intervals
 from tfusion.attention.dense import DEAD_LSE
 
 
-class Work(NamedTuple):
+class Distances(NamedTuple):
   """What a device knows of its shard of a row; the same executable for every mask."""
 
-  live_1c: jax.Array  # i32, the distances that anyone needs, then the others
-  count_1: jax.Array  # i32, how many are needed
-  inner: Any  # work of the implementation; two axes in front, 1 and the distances
+  order_1c: jax.Array  # i32, the distances that anyone needs, then the others
+  needed_1: jax.Array  # i32, how many are needed
+  live: Any  # of the implementation; two axes in front, 1 and the distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,34 +52,36 @@ class Ring:
   inner: ModuleType
   axis: str
 
-  def prepare(self, lo_bq, hi_bq, sizes: intervals.Sizes, blocks) -> Work:
-    """Returns the work of every distance; see `tfusion.attention.gradient`."""
+  def find_live(self, lo_bq, hi_bq, sizes: intervals.Sizes, blocks) -> Distances:
+    """Returns what is live at every distance; see `tfusion.attention.gradient`."""
     count = lax.axis_size(self.axis)
 
     def one(distance):
       origin = self._origin(distance, sizes.keys)
       seen = intervals.alive(lo_bq - origin, hi_bq - origin, keys=sizes.keys)
-      inner = self.inner.prepare(lo_bq - origin, hi_bq - origin, sizes, blocks)
-      return jnp.any(seen), inner
+      live = self.inner.find_live(lo_bq - origin, hi_bq - origin, sizes, blocks)
+      return jnp.any(seen), live
 
-    live_c, inner = lax.map(one, jnp.arange(count))
+    seen_c, live = lax.map(one, jnp.arange(count))
     # An exchange is one operation of all devices, those of other rows of the batch too:
     # all must agree on it. One that takes part alone waits for the others forever.
     everywhere = jax.sharding.get_abstract_mesh().manual_axes
-    live_c = lax.pmax(live_c.astype(jnp.int32), everywhere)
-    return Work(
-      jnp.argsort(-live_c, stable=True).astype(jnp.int32)[None],
-      jnp.sum(live_c, keepdims=True),
-      jax.tree.map(lambda x: x[None], inner),
+    seen_c = lax.pmax(seen_c.astype(jnp.int32), everywhere)
+    return Distances(
+      jnp.argsort(-seen_c, stable=True).astype(jnp.int32)[None],
+      jnp.sum(seen_c, keepdims=True),
+      jax.tree.map(lambda x: x[None], live),
     )
 
-  def forward(self, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work: Work, **options):
+  def forward(
+    self, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, distances: Distances, **options
+  ):
     """Returns (o_bqhd in q's dtype, lse_bhq f32) over the keys of all shards."""
 
     def visit(i, state):
-      distance = work.live_1c[0, i]
+      distance = distances.order_1c[0, i]
       kv_bknd = self._fetch((k_bknd, v_bknd), distance)
-      args = self._seen(lo_bq, hi_bq, k_bknd.shape[1], work, distance)
+      args = self._seen(lo_bq, hi_bq, k_bknd.shape[1], distances, distance)
       return _merge(*state, *self.inner.forward(q_bqhd, *kv_bknd, *args, **options))
 
     b, q, h, _ = q_bqhd.shape
@@ -87,27 +89,35 @@ class Ring:
       jnp.zeros(q_bqhd.shape, jnp.float32),
       jnp.full((b, h, q), DEAD_LSE, jnp.float32),
     )
-    o_bqhd, lse_bhq = lax.fori_loop(0, work.count_1[0], visit, nothing)
+    o_bqhd, lse_bhq = lax.fori_loop(0, distances.needed_1[0], visit, nothing)
     return o_bqhd.astype(q_bqhd.dtype), lse_bhq
 
   def backward(
-    self, q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work: Work, *statistics, **options
+    self,
+    q_bqhd,
+    k_bknd,
+    v_bknd,
+    lo_bq,
+    hi_bq,
+    distances: Distances,
+    *of_queries,
+    **options,
   ):
     """Returns (dq_bqhd, dk_bknd, dv_bknd) from lse, delta and do, all of whole rows."""
     backward = getattr(self.inner, "backward", functools.partial(_pull, self.inner))
 
     def visit(i, grads):
-      distance = work.live_1c[0, i]
+      distance = distances.order_1c[0, i]
       kv_bknd = self._fetch((k_bknd, v_bknd), distance)
-      args = self._seen(lo_bq, hi_bq, k_bknd.shape[1], work, distance)
-      dq_bqhd, *dkv_bknd = backward(q_bqhd, *kv_bknd, *args, *statistics, **options)
+      args = self._seen(lo_bq, hi_bq, k_bknd.shape[1], distances, distance)
+      dq_bqhd, *dkv_bknd = backward(q_bqhd, *kv_bknd, *args, *of_queries, **options)
       # The way back is the rest of the way around.
       dkv_bknd = self._fetch(dkv_bknd, -distance % lax.axis_size(self.axis))
       return [total + x for total, x in zip(grads, (dq_bqhd, *dkv_bknd))]
 
     operands = (q_bqhd, k_bknd, v_bknd)
     nothing = [jnp.zeros(x.shape, jnp.float32) for x in operands]
-    grads = lax.fori_loop(0, work.count_1[0], visit, nothing)
+    grads = lax.fori_loop(0, distances.needed_1[0], visit, nothing)
     return tuple(x.astype(of.dtype) for x, of in zip(grads, operands))
 
   def _origin(self, distance, keys: int):
@@ -115,11 +125,11 @@ class Ring:
     shard = (lax.axis_index(self.axis) - distance) % lax.axis_size(self.axis)
     return (shard * keys).astype(jnp.int32)
 
-  def _seen(self, lo_bq, hi_bq, keys: int, work: Work, distance):
-    """Returns lo, hi and work as the implementation takes them."""
+  def _seen(self, lo_bq, hi_bq, keys: int, distances: Distances, distance):
+    """Returns lo, hi and live as the implementation takes them."""
     origin = self._origin(distance, keys)
     pick = lambda x: lax.dynamic_index_in_dim(x[0], distance, keepdims=False)  # noqa: E731
-    return lo_bq - origin, hi_bq - origin, jax.tree.map(pick, work.inner)
+    return lo_bq - origin, hi_bq - origin, jax.tree.map(pick, distances.live)
 
   def _fetch(self, arrays, distance):
     """Returns the arrays of the device at this distance before this one."""
@@ -143,12 +153,12 @@ def _merge(o_bqhd, lse_bhq, new_bqhd, new_bhq):
   return o_bqhd * share(lse_bhq) + new_bqhd * share(new_bhq), both_bhq
 
 
-def _pull(inner, q, k, v, lo, hi, work, lse_bhq, delta_bhq, do_bqhd, **options):
+def _pull(inner, q, k, v, lo, hi, live, lse_bhq, delta_bhq, do_bqhd, **options):
   """The backward pass of an implementation that leaves its own to JAX.
 
   With shares w = exp(lse of these keys - lse of all), o is the sum of w o of the parts.
   """
-  run = lambda q, k, v: inner.forward(q, k, v, lo, hi, work, **options)  # noqa: E731
+  run = lambda q, k, v: inner.forward(q, k, v, lo, hi, live, **options)  # noqa: E731
   (part_bqhd, part_bhq), pull = jax.vjp(run, q, k, v)
   share_bhq = jnp.exp(part_bhq - lse_bhq)
   dot_bqh = jnp.sum(do_bqhd.astype(jnp.float32) * part_bqhd.astype(jnp.float32), -1)

@@ -5,11 +5,11 @@ names. Not: the counts (data/), which are written to data.json and skipped.json.
 """
 
 import collections
-from html import escape
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfusion.numerals import percent
+from tfusion.report.run import Run
 
 PATHS = ("folder", "shards")  # sources whose argument is a path
 SPLITS = {"train": "to train on", "test": "held out"}
@@ -17,57 +17,68 @@ KINDS = ("documents", "images", "texts")
 LISTED = 100  # skipped inputs of a source, at most
 
 
-def data(run: dict[str, Any]) -> str:
-  """The sources: what they hold, what is left out and why, what has been read.
+class Label(NamedTuple):
+  """What a source is called on the page."""
+
+  full: str
+  short: str
+
+
+class Card(NamedTuple):
+  """Names and values, one below the other."""
+
+  title: str
+  rows: list[tuple[str, str]]
+
+
+def data(run: Run) -> dict[str, Any] | None:
+  """Returns what the sources hold, what is left out and why, what has been read.
 
   Args:
-    run: "data" as in data.json, "skipped" as in skipped.json; either may be empty.
+    run: its `data` and `skipped`; either may be empty.
 
   Returns:
-    HTML; nothing without data.
+    The values of the macro `data`; None without data.
   """
-  values, skipped = run["data"], run["skipped"]
+  values, skipped = run.data, run.skipped
   sources = values.get("sources", {})
   names = dict.fromkeys([*sources, *values.get("contents", {}), *skipped])
   if not names:
-    return ""
+    return None
   short = short_names(list(names))
-  label = {
-    name: f'<span title="{escape(name)}">{escape(s)}</span>' if s != name else escape(s)
-    for name, s in short.items()
+  labels = {name: Label(name, short[name]) for name in names}
+  return {
+    "held": [_held(label, values, skipped) for label in labels.values()],
+    "read": [
+      _read(labels[name], counts)
+      for name, counts in sources.items()
+      if isinstance(counts, dict)
+    ],
+    "row_fill": percent(values["row_fill"]) if "row_fill" in values else "",
+    "skipped": [_listed(labels[name], skipped[name]) for name in skipped],
   }
-  page = _held(values, skipped, label) + _read(sources, label)
-  if "row_fill" in values:
-    page += (
-      f"<p>{_percent(values['row_fill'])} of the positions in rows are filled.</p>"
-    )
-  return page + "".join(_listed(label[name], skipped[name]) for name in skipped)
 
 
-def machine(run: dict[str, Any]) -> str:
-  """Machine at a glance; config folded."""
-  groups = {key: x for key, x in run["config"].items() if isinstance(x, dict)}
-  groups |= {"run": {k: x for k, x in run["config"].items() if k not in groups}}
-  config = "".join(card(key, group) for key, group in groups.items())
-  return (
-    f'<div class="grid">{card("Machine", run["run"])}</div>'
-    f'<details><summary>Config</summary><div class="grid">{config}</div></details>'
-  )
+def machine(run: Run) -> dict[str, Any]:
+  """Returns the values of the macro `machine`: the machine, the config by groups."""
+  groups = {key: x for key, x in run.config.items() if isinstance(x, dict)}
+  groups["run"] = {key: x for key, x in run.config.items() if key not in groups}
+  return {
+    "machine": card("Machine", run.machine),
+    "config": [card(key, group) for key, group in groups.items()],
+  }
 
 
-def card(title: str, values: dict) -> str:
-  """The leaves of nested dicts, each under its path."""
-  rows, stack = "", list(reversed(values.items()))
+def card(title: str, values: dict[str, Any]) -> Card:
+  """Returns the leaves of nested dicts, each under its path."""
+  rows, stack = [], list(reversed(values.items()))
   while stack:
     key, value = stack.pop()
     if isinstance(value, dict):
       stack += [(f"{key} / {k}", x) for k, x in reversed(value.items())]
-      continue
-    value = format(value, {int: ",", float: ".6g"}.get(type(value), ""))
-    rows += f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
-  return (
-    f'<div class="card"><h3>{escape(title)}</h3><dl>{rows or "none yet"}</dl></div>'
-  )
+    else:
+      rows.append((key, format(value, {int: ",", float: ".6g"}.get(type(value), ""))))
+  return Card(title, rows)
 
 
 def short_names(names: list[str]) -> dict[str, str]:
@@ -75,7 +86,7 @@ def short_names(names: list[str]) -> dict[str, str]:
 
   `photos` for `folder:/data/photos`; `a/photos` and `b/photos` where there are two.
   """
-  parts = {}
+  parts: dict[str, tuple[str, ...]] = {}
   for name in names:
     kind, _, path = name.partition(":")
     parts[name] = PurePosixPath(path).parts if kind in PATHS else ()
@@ -91,56 +102,45 @@ def short_names(names: list[str]) -> dict[str, str]:
   return {name: shortest(name) for name in names}
 
 
-def _held(values: dict, skipped: dict, label: dict[str, str]) -> str:
-  """A row for each source and split, and how many inputs of a source were skipped."""
-  rows = "<tr><th>Source</th><th></th>" + "".join(f"<th>{kind}</th>" for kind in KINDS)
-  rows += '<th>skipped</th><th class="why">and why</th>'
-  for name in label:
-    contents = values.get("contents", {}).get(name, {})
-    found = {k: x for k, x in values.get("found", {}).get(name, {}).items() if x}
-    # Of shards there is no list here: preparing them has kept one.
-    reasons = _reasons(skipped.get(name, {})) or _reasons_found(found)
-    for number, (split, words) in enumerate(SPLITS.items()):
-      held = found.get(split, {}).get("used") or contents.get(split, {})
-      about = "" if split in found or contents.get(split, {}).get("exact") else "about "
-      cells = ""
-      for kind in KINDS:
-        count = held.get(kind)
-        sign = about if kind != "documents" and count else ""
-        cells += f"<td>{'-' if count is None else f'{sign}{count:,}'}</td>"
-      rows += f"<tr><td>{label[name] if not number else ''}</td><td>{words}</td>{cells}"
-      if not number:
-        why = "; ".join(f"{n:,} {escape(reason)}" for reason, n in reasons)
-        total = sum(n for _, n in reasons)
-        rows += f'<td>{total:,}</td><td class="why"><small>{why}</small></td>'
-  return f'<div class="wide"><table>{rows}</table></div>'
+def _held(label: Label, values: dict, skipped: dict) -> dict[str, Any]:
+  """What a source holds, by split, and how many of its inputs were skipped."""
+  contents = values.get("contents", {}).get(label.full, {})
+  found = {k: x for k, x in values.get("found", {}).get(label.full, {}).items() if x}
+  # Of shards there is no list here: preparing them has kept one.
+  reasons = _reasons(skipped.get(label.full, {})) or _reasons_found(found)
+  splits = []
+  for split, words in SPLITS.items():
+    held = found.get(split, {}).get("used") or contents.get(split, {})
+    exact = split in found or contents.get(split, {}).get("exact")
+    counts = [_count(held.get(kind), exact or kind == "documents") for kind in KINDS]
+    splits.append({"words": words, "counts": counts})
+  return {
+    "label": label,
+    "splits": splits,
+    "skipped": f"{sum(amount for _, amount in reasons):,}",
+    "why": "; ".join(f"{amount:,} {reason}" for reason, amount in reasons),
+  }
 
 
-def _read(sources: dict, label: dict[str, str]) -> str:
-  """What the rows have taken so far."""
-  if not sources:
-    return ""
-  titles = "read so far;epochs;share of the rows;too long for a row;damaged"
-  rows = "<tr><th>Source</th>" + "".join(f"<th>{t}</th>" for t in titles.split(";"))
-  for name, x in sources.items():
-    if not isinstance(x, dict):
-      continue
-    lost = f"{x.get('rejected', 0):,}"
-    if x.get("rejected"):
-      lost += f"<small>{_percent(x.get('lost_share', 0))} of its elements</small>"
-    cells = (
-      f"{x.get('documents', 0):,}<small>{x.get('elements', 0):,} elements</small>",
-      f"{x.get('epochs', 0):,.2f}",
-      _percent(x.get("share", 0)),
-      lost,
-      f"{x.get('damaged', 0):,}",
-    )
-    rows += f"<tr><td>{label[name]}</td>" + "".join(f"<td>{c}</td>" for c in cells)
-  return f'<div class="wide"><table>{rows}</table></div>'
+def _count(count: int | None, exact: bool) -> str:
+  if count is None:
+    return "-"
+  return f"{count:,}" if exact or not count else f"about {count:,}"
 
 
-def _percent(share: float) -> str:
-  return escape(percent(share))
+def _read(label: Label, counts: dict[str, Any]) -> dict[str, Any]:
+  """What the rows have taken of a source so far."""
+  rejected = counts.get("rejected", 0)
+  return {
+    "label": label,
+    "documents": f"{counts.get('documents', 0):,}",
+    "elements": f"{counts.get('elements', 0):,}",
+    "epochs": f"{counts.get('epochs', 0):,.2f}",
+    "share": percent(counts.get("share", 0)),
+    "rejected": f"{rejected:,}",
+    "lost_share": percent(counts.get("lost_share", 0)) if rejected else "",
+    "damaged": f"{counts.get('damaged', 0):,}",
+  }
 
 
 def _reasons(skipped: dict[str, str]) -> list[tuple[str, int]]:
@@ -150,19 +150,21 @@ def _reasons(skipped: dict[str, str]) -> list[tuple[str, int]]:
 
 def _reasons_found(found: dict[str, dict]) -> list[tuple[str, int]]:
   """The same of data.json, over both splits; reasons that cost whole documents."""
-  counts = collections.Counter()
+  counts: collections.Counter[str] = collections.Counter()
   for split in found.values():
     for reason, amount in split.get("skipped", {}).items():
       counts[reason] += amount["documents"]
   return (+counts).most_common()
 
 
-def _listed(label: str, skipped: dict[str, str]) -> str:
+def _listed(label: Label, skipped: dict[str, str]) -> dict[str, Any]:
   """What was skipped of a source, behind the same numbers as in the table."""
-  reasons = ", ".join(f"{n:,} {escape(reason)}" for reason, n in _reasons(skipped))
   few = dict(list(skipped.items())[:LISTED])
   first = f"The first {LISTED}" if len(skipped) > LISTED else "All of them"
-  return (
-    f"<details><summary>Skipped of {label}: {len(skipped):,} ({reasons})</summary>"
-    f"{card(first, few)}</details>"
-  )
+  reasons = (f"{amount:,} {reason}" for reason, amount in _reasons(skipped))
+  return {
+    "label": label,
+    "count": f"{len(skipped):,}",
+    "reasons": ", ".join(reasons),
+    "card": card(first, few),
+  }

@@ -1,10 +1,10 @@
 """Interval attention for NVIDIA GPUs: Pallas kernels on its Triton backend.
 
 Owns: the three kernels (forward, dq, dk and dv) and their arithmetic. Not: which tiles
-they visit (work.py), the contract and its gradient rule (tfusion.attention).
+they visit (ranges.py), the contract and its gradient rule (tfusion.attention).
 
 b batch  q queries  k keys  h query heads  n key/value heads  d head dim
-c blocks  w the five numbers of a block: see `work.Work`  s splits of the keys
+c blocks  w the five numbers of a block: see `Ranges`  s splits of the keys
 
 A block of queries visits the keys that it sees, a block of keys the queries that see
 it (FlashAttention-2, arXiv 2307.08691, section 3). The tiles that are seen in part come
@@ -26,18 +26,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from tfusion.attention.dense import DEAD_LSE
-from tfusion.attention.gpu.work import (
+from tfusion.attention.gpu.ranges import (
   Blocks,
+  Ranges,
   Tile,
-  Work,
+  find_live,
   plan_of,
-  prepare,
   stack,
   unstack,
 )
 from tfusion.attention.intervals import sizes_of
 
-__all__ = ["Blocks", "Tile", "Work", "backward", "forward", "prepare"]
+__all__ = ["Blocks", "Ranges", "Tile", "backward", "find_live", "forward"]
 
 LOG2E = math.log2(math.e)
 
@@ -48,7 +48,7 @@ def forward(
   v_bknd: jax.Array,
   lo_bq: jax.Array,
   hi_bq: jax.Array,
-  work: Work,
+  ranges: Ranges,
   *,
   scale: float,
   soft_cap: float | None,
@@ -59,14 +59,14 @@ def forward(
 
   Args:
     q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap: see `tfusion.attention`.
-    work: from `prepare`, with these lo, hi, sizes and blocks.
+    ranges: from `find_live`, with these lo, hi, sizes and blocks.
     blocks: block sizes to use instead of those of the table.
     interpret: runs the kernels without a GPU, slowly.
   """
   plan = plan_of(sizes_of(q_bqhd, k_bknd), blocks)
-  # The work list knows how the keys were split: a shard has fewer heads than `prepare`.
+  # The ranges know how the keys were split: a shard has fewer heads than `find_live`.
   rows = plan.sizes.batch * pl.cdiv(plan.sizes.queries, plan.blocks.forward.queries)
-  splits = len(work.forward_cw) // rows
+  splits = len(ranges.forward_cw) // rows
   plan = plan._replace(splits=splits)
   q = stack(q_bqhd, plan)
   lo_bq, hi_bq = (jnp.repeat(x, plan.stack, axis=1) for x in (lo_bq, hi_bq))
@@ -84,7 +84,7 @@ def forward(
     plan=plan,
     scores=_Scores(scale, soft_cap),
     interpret=interpret,
-  )(work.forward_cw, q, k_bknd, v_bknd, lo_bq, hi_bq)
+  )(ranges.forward_cw, q, k_bknd, v_bknd, lo_bq, hi_bq)
   if splits > 1:
     lse_bshq = lse.reshape(b, splits, heads, queries)
     lse = jax.nn.logsumexp(lse_bshq, axis=1)
@@ -101,7 +101,7 @@ def backward(
   v_bknd: jax.Array,
   lo_bq: jax.Array,
   hi_bq: jax.Array,
-  work: Work,
+  ranges: Ranges,
   lse_bhq: jax.Array,
   delta_bhq: jax.Array,
   do_bqhd: jax.Array,
@@ -117,7 +117,7 @@ def backward(
     lse_bhq: from `forward`; nan where q, o or do of a query is not finite.
     delta_bhq: f32, finite: the sum of o * do over d, minus the gradient of lse.
     do_bqhd: the gradient of o.
-    q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, scale, soft_cap, blocks, interpret:
+    q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, ranges, scale, soft_cap, blocks, interpret:
       as of `forward`.
   """
   plan = plan_of(sizes_of(q_bqhd, k_bknd), blocks)
@@ -132,8 +132,8 @@ def backward(
   like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k_bknd, v_bknd)]
   run_dq = call(_dq_kernel, "dq", plan.sizes.heads, like[0])
   run_dkv = call(_dkv_kernel, "dkv", plan.sizes.kv_heads, like[1:])
-  dq = run_dq(work.dq_cw, *operands)
-  dk, dv = run_dkv(work.dkv_cw, *operands)
+  dq = run_dq(ranges.dq_cw, *operands)
+  dk, dv = run_dkv(ranges.dkv_cw, *operands)
   return unstack(dq, plan), dk, dv
 
 
@@ -212,11 +212,11 @@ def _finite(x):
   return jnp.where(jnp.abs(x) < jnp.inf, x, jnp.zeros_like(x))
 
 
-def _program(work_ref, heads: int, per_row: int):
+def _program(ranges_ref, heads: int, per_row: int):
   """Returns (row, block, head, bounds) of this program."""
   program = pl.program_id(0)
   rank, head = lax.div(program, heads), lax.rem(program, heads)
-  index, *bounds = (work_ref[rank, i] for i in range(5))
+  index, *bounds = (ranges_ref[rank, i] for i in range(5))
   return lax.div(index, per_row), lax.rem(index, per_row), head, bounds
 
 
@@ -224,7 +224,7 @@ def _visit(bounds, size: int, edge: int, length: int, tile, state, *, repeat: in
   """Folds state = tile(state, span, start, repetition, masked) over a program's tiles.
 
   Args:
-    bounds: of `Work`, in units of `edge`.
+    bounds: of `Ranges`, in units of `edge`.
     size: of tiles that need no mask.
     edge: of tiles under a mask.
     length: of the row that is cut into them.
@@ -251,11 +251,11 @@ def _visit(bounds, size: int, edge: int, length: int, tile, state, *, repeat: in
 
 
 def _forward_kernel(
-  work_ref, q_ref, k_ref, v_ref, lo_ref, hi_ref, o_ref, lse_ref, *, plan, tile, scores
+  ranges_ref, q_ref, k_ref, v_ref, lo_ref, hi_ref, o_ref, lse_ref, *, plan, tile, scores
 ):
   sizes = plan.sizes
   per_row = pl.cdiv(sizes.queries, tile.queries)
-  split_row, block, h, bounds = _program(work_ref, sizes.heads, per_row)
+  split_row, block, h, bounds = _program(ranges_ref, sizes.heads, per_row)
   row, n = lax.div(split_row, plan.splits), lax.div(h, plan.group)
   at_q, _, inside_q = _span(block * tile.queries, tile.queries, sizes.queries)
   split = lax.rem(split_row, plan.splits) * plan.width
@@ -303,7 +303,7 @@ def _forward_kernel(
 
 
 def _dq_kernel(
-  work_ref,
+  ranges_ref,
   q_ref,
   k_ref,
   v_ref,
@@ -320,7 +320,7 @@ def _dq_kernel(
 ):
   sizes = plan.sizes
   per_row = pl.cdiv(sizes.queries, tile.queries)
-  row, block, h, bounds = _program(work_ref, sizes.heads, per_row)
+  row, block, h, bounds = _program(ranges_ref, sizes.heads, per_row)
   n = lax.div(h, plan.group)
   at_q, _, inside_q = _span(block * tile.queries, tile.queries, sizes.queries)
   lo_q = _load(lo_ref, row, at_q, inside=inside_q)
@@ -354,7 +354,7 @@ def _dq_kernel(
 
 
 def _dkv_kernel(
-  work_ref,
+  ranges_ref,
   q_ref,
   k_ref,
   v_ref,
@@ -373,7 +373,7 @@ def _dkv_kernel(
   """Holds the scores as keys x queries: a product with p needs no transposition."""
   sizes = plan.sizes
   per_row = pl.cdiv(sizes.keys, tile.keys)
-  row, block, n, bounds = _program(work_ref, sizes.kv_heads, per_row)
+  row, block, n, bounds = _program(ranges_ref, sizes.kv_heads, per_row)
   at_k, index_k, inside_k = _span(block * tile.keys, tile.keys, sizes.keys)
   k_kd = _load(k_ref, row, at_k, n, slice(None), inside=inside_k)
   v_kd = _load(v_ref, row, at_k, n, slice(None), inside=inside_k)
@@ -413,17 +413,17 @@ def _dkv_kernel(
 
 
 def _call(kernel, name: str, heads: int, out_shape, *, plan, scores, interpret):
-  """Returns the kernel as a function of (list of work, operands)."""
+  """Returns the kernel as a function of (ranges, operands)."""
   tile = getattr(plan.blocks, name)
 
-  def run(work_cw, *operands):
+  def run(ranges_cw, *operands):
     return pl.pallas_call(
       functools.partial(kernel, plan=plan, tile=tile, scores=scores),
-      grid=(len(work_cw) * heads,),
+      grid=(len(ranges_cw) * heads,),
       out_shape=out_shape,
       compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
       interpret=interpret,
       name=f"interval_attention_{name}",
-    )(work_cw, *operands)
+    )(ranges_cw, *operands)
 
   return run

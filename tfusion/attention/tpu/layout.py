@@ -1,12 +1,13 @@
 """Interval attention as Pallas kernels for TPU, forward and backward.
 
-Owns: how arrays are laid out for the kernels. Not: the kernels (forward.py,
-backward.py), their tiles (tiling.py, work.py), the contract (tfusion.attention).
+Owns: how arrays are laid out for the kernels. Not: the kernels
+(forward_kernel.py, backward_kernel.py), their tiles (tiling.py, lists.py), the
+contract (tfusion.attention).
 
 b batch  n key/value heads  g query heads per key/value head  q queries  k keys
-d head dim  t items of a work list  i blocks of queries  j blocks of keys
+d head dim  t items of a list  i blocks of queries  j blocks of keys
 
-The grid has one step for each live tile and no other. A work list, one int32 per tile,
+The grid has one step for each live tile and no other. A list of tiles, one int32 each,
 sits in scalar memory and tells each step which blocks to fetch; its length is a number
 computed with it, so one executable serves every mask. The forward pass walks the tiles
 of a block of queries, keeping softmax sums and output in VMEM (FlashAttention, arXiv
@@ -21,14 +22,12 @@ import jax
 import jax.numpy as jnp
 
 from tfusion.attention.intervals import Sizes, sizes_of
-from tfusion.attention.tpu import backward as backward_pass
-from tfusion.attention.tpu import forward as forward_pass
-from tfusion.attention.tpu import work as lists
+from tfusion.attention.tpu import backward_kernel, forward_kernel, lists
 from tfusion.attention.tpu.tiling import LANES, Blocks, check, choose_blocks
 
 
-class Work(NamedTuple):
-  """The work lists of a shard of the batch; see work.py."""
+class TileLists(NamedTuple):
+  """What the kernels visit of a shard of the batch; see lists.py."""
 
   forward_t: jax.Array
   forward_count_1: jax.Array
@@ -36,8 +35,8 @@ class Work(NamedTuple):
   backward_count_p: jax.Array
 
 
-def prepare(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> Work:
-  """Makes the work lists; see `tfusion.attention.prepare`."""
+def find_live(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> TileLists:
+  """Makes the lists of tiles; see `tfusion.attention.gradient`."""
   if sizes.head_dim not in (64, 128, 256):
     raise ValueError(
       f"head_dim={sizes.head_dim}: the TPU kernels take 64, 128 and 256; use"
@@ -62,11 +61,11 @@ def prepare(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> Work:
     chunk=b.chunk,
     part=blocks.part,
   )
-  return Work(*forward, *backward)
+  return TileLists(*forward, *backward)
 
 
 def forward(
-  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work: Work, *, blocks=None, **options
+  q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, live: TileLists, *, blocks=None, **options
 ):
   """Returns (o_bqhd, lse_bhq); see `tfusion.attention.gradient`."""
   sizes = sizes_of(q_bqhd, k_bknd)
@@ -75,15 +74,15 @@ def forward(
     lo_bq, hi_bq = (jnp.repeat(x, each, axis=1) for x in (lo_bq, hi_bq))
     q_bqhd = _to_queries(q_bqhd, each)
     o_bqhd, lse_bhq = forward(
-      q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, blocks=blocks, **options
+      q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, live, blocks=blocks, **options
     )
     lse_bqh = _to_heads(lse_bhq.swapaxes(1, 2), each)
     return _to_heads(o_bqhd, each), lse_bqh.swapaxes(1, 2)
   tiling = _blocks(blocks, sizes).forward
   lo_b1q, hi_b1q = _intervals(lo_bq, hi_bq, sizes.keys, tiling.query)
-  o_bngqd, lse_bngq = forward_pass.run(
-    work.forward_t,
-    work.forward_count_1[0],
+  o_bngqd, lse_bngq = forward_kernel.run(
+    live.forward_t,
+    live.forward_count_1[0],
     _queries_first(q_bqhd, sizes, tiling.query),
     _keys_first(k_bknd, tiling.key),
     _keys_first(v_bknd, tiling.key),
@@ -102,7 +101,7 @@ def backward(
   v_bknd,
   lo_bq,
   hi_bq,
-  work: Work,
+  live: TileLists,
   lse_bhq,
   delta_bhq,
   do_bqhd,
@@ -119,22 +118,22 @@ def backward(
     lse_bhq, delta_bhq = (
       _to_queries(x.swapaxes(1, 2), each).swapaxes(1, 2) for x in (lse_bhq, delta_bhq)
     )
-    args = q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, work, lse_bhq, delta_bhq, do_bqhd
+    args = q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, live, lse_bhq, delta_bhq, do_bqhd
     dq_bqhd, *dkv = backward(*args, blocks=blocks, **options)
     return _to_heads(dq_bqhd, each), *dkv
   tiling = _blocks(blocks, sizes).backward
   # As the lists have it: on a mesh they were made for the heads of all devices.
-  part = _round_up(sizes.queries, tiling.query) // len(work.backward_count_p)
+  part = _round_up(sizes.queries, tiling.query) // len(live.backward_count_p)
   lo_b1q, hi_b1q = _intervals(lo_bq, hi_bq, sizes.keys, part)
   statistic = (sizes.batch, sizes.kv_heads, sizes.group, -1)
-  dq_bngqd, *dkv_bnkd = backward_pass.run(
-    work.backward_pt,
-    work.backward_count_p,
+  dq_bngqd, *dkv_bnkd = backward_kernel.run(
+    live.backward_pt,
+    live.backward_count_p,
     _queries_first(q_bqhd, sizes, part),
     _keys_first(k_bknd, tiling.key),
     _keys_first(v_bknd, tiling.key),
     _queries_first(do_bqhd, sizes, part),
-    _pad(lse_bhq * forward_pass.LOG2E, 2, part).reshape(statistic),
+    _pad(lse_bhq * forward_kernel.LOG2E, 2, part).reshape(statistic),
     _pad(delta_bhq, 2, part).reshape(statistic),
     lo_b1q,
     hi_b1q,

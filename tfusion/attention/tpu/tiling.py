@@ -1,7 +1,7 @@
 """How big the tiles of the TPU kernels are, and whether they fit the chip.
 
 Owns: the sizes, by chip and shapes; what a kernel asks of the compiler. Not: which
-tiles are visited (work.py), what happens in one (forward.py, backward.py).
+tiles are visited (lists.py), what happens in one (the two kernels).
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tfusion.attention.intervals import Sizes
-from tfusion.attention.tpu import work
+from tfusion.attention.tpu import lists
 
 LANES = 128
 
@@ -184,16 +184,16 @@ def _check_lists(name: str, tiling: Tiling, sizes: Sizes) -> None:
   rows = sizes.batch * (queries if name == "forward" else keys)
   tiles = sizes.batch * queries * keys
   limits = (
-    (rows, work.ROWS, "rows of tiles"),
-    (keys, work.KEY_BLOCKS, "blocks of keys"),
-    (queries, work.QUERY_BLOCKS, "blocks of queries"),
+    (rows, lists.ROWS, "rows of tiles"),
+    (keys, lists.KEY_BLOCKS, "blocks of keys"),
+    (queries, lists.QUERY_BLOCKS, "blocks of queries"),
     (tiles, chip().smem_capacity_bytes // 8, "tiles"),
   )
   for count, limit, what in limits:
     if count > limit:
       raise ValueError(
         f"{sizes} in tiles of {tiling.query} x {tiling.key} are {count} {what}, and the"
-        f" work list of the {name} pass takes {limit}: shard the batch or the sequence"
+        f" list of the {name} pass takes {limit}: shard the batch or the sequence"
         " over more devices"
       )
 

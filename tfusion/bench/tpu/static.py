@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from tfusion import attention
 from tfusion.attention import intervals
-from tfusion.attention.tpu import tiling as tpu_tiling
+from tfusion.attention.tpu.tiling import choose_blocks
 from tfusion.bench.tpu import aot, bundles, rivals
 
 MATMULS = {"forward": 2, "backward": 5}  # of queries x keys x head dim in a tile
@@ -58,7 +58,7 @@ def ours(*, sizes: list[int], backward: bool) -> tuple:
     return o_1qhd[0].swapaxes(0, 1)
 
   def tiles():
-    blocks, told = tpu_tiling.choose_blocks(whole), {}
+    blocks, told = choose_blocks(whole), {}
     for direction in MATMULS:
       tiling = getattr(blocks, direction)
       rows = tiling.heads * whole.group * tiling.query

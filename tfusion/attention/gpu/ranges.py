@@ -1,10 +1,10 @@
 """Which tiles the GPU kernels visit, in which order, and how large the tiles are.
 
-Owns: block sizes and their checks, the work lists. Not: the kernels (gpu.py), the
-meaning of lo and hi (intervals.py).
+Owns: block sizes and their checks, the ranges of each block. Not: the kernels
+(kernels.py), the meaning of lo and hi (intervals.py).
 
 b batch  q queries  k keys  c blocks of a row, or of all rows  s splits of the keys
-w the five numbers of a block: see `Work`
+w the five numbers of a block: see `Ranges`
 """
 
 import functools
@@ -41,7 +41,7 @@ class Blocks(NamedTuple):
   dkv: Tile
 
 
-class Work(NamedTuple):
+class Ranges(NamedTuple):
   """What the kernels visit: index, first, full, full_end and end of each block.
 
   The index counts over batch and blocks. The others count along the row, in units of
@@ -169,9 +169,9 @@ def unstack(x_bqhd: jax.Array, plan: Plan) -> jax.Array:
   return x_bqgnd.swapaxes(2, 3).reshape(b, -1, n * plan.stack, d)
 
 
-def prepare(
+def find_live(
   lo_bq: jax.Array, hi_bq: jax.Array, sizes: Sizes, blocks: Blocks | None = None
-) -> Work:
+) -> Ranges:
   """Finds what each block visits, once for all layers that share lo and hi.
 
   Takes time and memory in proportion to the queries and keys. Where lo and hi never
@@ -188,16 +188,16 @@ def prepare(
   shape = (-1, plan.sizes.queries)
   split_lo = jnp.maximum(lo_bq[:, None], start_s1).reshape(shape)
   split_hi = jnp.minimum(hi_bq[:, None], start_s1 + plan.width - 1).reshape(shape)
-  return Work(
+  return Ranges(
     _longest_first(_key_spans(split_lo, split_hi, keys, forward)),
     _longest_first(_key_spans(lo_bq, hi_bq, keys, dq)),
     _longest_first(_query_spans(lo_bq, hi_bq, keys, dkv)),
   )
 
 
-def visited(work: Work) -> tuple[jax.Array, jax.Array, jax.Array]:
+def visited(ranges: Ranges) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns how many tiles of one head the forward, dq, and dkv kernels visit."""
-  return tuple(jnp.sum(x_cw[:, 4] - x_cw[:, 1]) for x_cw in work)
+  return tuple(jnp.sum(x_cw[:, 4] - x_cw[:, 1]) for x_cw in ranges)
 
 
 class _Extent(NamedTuple):

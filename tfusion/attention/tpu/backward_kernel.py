@@ -1,6 +1,6 @@
 """One step of the backward pass on a TPU core: a block of queries meets its keys.
 
-Owns: the arithmetic of a tile; the call. Not: which tiles (work.py), how big they
+Owns: the arithmetic of a tile; the call. Not: which tiles (lists.py), how big they
 are (tiling.py).
 
 n key/value heads of a step  g query heads of each  q queries  k keys  r queries of a
@@ -22,10 +22,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from tfusion.attention.tpu import tiling as tpu_tiling
-from tfusion.attention.tpu import work
-from tfusion.attention.tpu.forward import LOG2E, NN, NT
-from tfusion.attention.tpu.tiling import LANES
+from tfusion.attention.tpu import lists
+from tfusion.attention.tpu.forward_kernel import LOG2E, NN, NT
+from tfusion.attention.tpu.tiling import LANES, Tiling, compiler_params, cost, precision
 
 TN = (((0,), (0,)), ((), ()))
 
@@ -42,7 +41,7 @@ def run(
   lo_b1q,
   hi_b1q,
   *,
-  tiling: tpu_tiling.Tiling,
+  tiling: Tiling,
   part: int,
   **options,
 ):
@@ -58,8 +57,8 @@ def run(
   call = functools.partial(_run_part, tiling=tiling, part=part, **options)
 
   def one(p, so_far):
-    lists = jnp.full(1, p, jnp.int32), items_pt[p], broken_xi.astype(jnp.int32)
-    return tuple(call(count_p[p], *lists, *given, so_far=so_far))
+    scalars = jnp.full(1, p, jnp.int32), items_pt[p], broken_xi.astype(jnp.int32)
+    return tuple(call(count_p[p], *scalars, *given, so_far=so_far))
 
   if queries == part:
     return one(0, ())
@@ -69,17 +68,15 @@ def run(
   return dq_bngqd, *(x_bnkd.astype(k_bnkd.dtype) for x_bnkd in dkv)
 
 
-def _run_part(
-  count, *args, so_far, tiling: tpu_tiling.Tiling, part, scale, soft_cap, interpret
-):
+def _run_part(count, *args, so_far, tiling: Tiling, part, scale, soft_cap, interpret):
   """Runs the kernel for one part, on top of (dq, dk, dv) so far or of nothing."""
   q_bngqd, k_bnkd = args[3:5]
   _, heads, group, _, head_dim = q_bngqd.shape
   columns, inner = k_bnkd.shape[2] // tiling.key, part // tiling.query
 
   def place(t, p, items):
-    row = work.backward_row(items[t])
-    i = p[0] * inner + work.backward_column(items[t])
+    row = lists.backward_row(items[t])
+    i = p[0] * inner + lists.backward_column(items[t])
     return row // columns, i, row % columns
 
   def of_queries(n, t, p, items, _):
@@ -119,7 +116,7 @@ def _run_part(
       columns=columns,
       scale=scale,
       soft_cap=soft_cap,
-      precision=tpu_tiling.precision(q_bngqd.dtype),
+      precision=precision(q_bngqd.dtype),
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=3,
@@ -136,8 +133,8 @@ def _run_part(
     ),
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
     input_output_aliases={len(args) + i: i for i in range(len(so_far))},
-    compiler_params=tpu_tiling.compiler_params(),
-    cost_estimate=tpu_tiling.cost(q_bngqd, k_bnkd, matmuls=5),
+    compiler_params=compiler_params(),
+    cost_estimate=cost(q_bngqd, k_bnkd, matmuls=5),
     interpret=interpret,
     name="attend_backward",
   )(*args, *so_far)
@@ -148,8 +145,8 @@ def kernel(part, items, broken, *refs, columns, **static):
   inputs, (*before, dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s) = refs[:8], refs[8:]
   step = _Step(*inputs, before[1:], dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s, **static)
   item = items[pl.program_id(1)]
-  first, last, full, start, stop = (work.bit(item, i) for i in range(5))
-  row, block = work.backward_row(item), work.backward_column(item)
+  first, last, full, start, stop = (lists.bit(item, i) for i in range(5))
+  row, block = lists.backward_row(item), lists.backward_column(item)
   column, queries = row % columns, step.q_ref.shape[3]
   blocks = dq_s.shape[2] // queries  # of a part
   at = row // columns * pl.num_programs(0) + pl.program_id(0)
@@ -193,7 +190,7 @@ class _Step(NamedTuple):
   dv_s: Any
   k_s: Any  # finite, and times `unit`
   v_s: Any  # finite
-  tiling: tpu_tiling.Tiling
+  tiling: Tiling
   scale: float
   soft_cap: float | None
   precision: lax.Precision | None

@@ -1,7 +1,7 @@
 """One step of the forward pass on a TPU core: a block of keys meets its queries.
 
 Owns: the arithmetic of a tile, and how it keeps the matrix units busy; the call. Not:
-which tiles (work.py), how big they are (tiling.py).
+which tiles (lists.py), how big they are (tiling.py).
 
 n key/value heads of a step  g query heads of each  q queries  k keys  r rows of a
 fragment  c keys of a chunk  d head dim  w d and the lanes beside it
@@ -27,9 +27,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tfusion.attention.dense import DEAD_LSE
-from tfusion.attention.tpu import tiling as tpu_tiling
-from tfusion.attention.tpu import work
-from tfusion.attention.tpu.tiling import LANES
+from tfusion.attention.tpu import lists
+from tfusion.attention.tpu.tiling import (
+  LANES,
+  Tiling,
+  chip,
+  compiler_params,
+  cost,
+  precision,
+)
 
 LOG2E = math.log2(math.e)
 NT = (((1,), (1,)), ((), ()))  # contracts the last axis of both
@@ -45,7 +51,7 @@ def run(
   lo_b1q,
   hi_b1q,
   *,
-  tiling: tpu_tiling.Tiling,
+  tiling: Tiling,
   scale,
   soft_cap,
   interpret,
@@ -55,7 +61,7 @@ def run(
   blocks, dtype = queries // tiling.query, q_bngqd.dtype
 
   def place(t, items):
-    row = work.forward_row(items[t])
+    row = lists.forward_row(items[t])
     return row // blocks, row % blocks
 
   def of_queries(n, t, items):
@@ -63,7 +69,7 @@ def run(
     return b, n, 0, i, 0
 
   def of_keys(n, t, items):
-    return place(t, items)[0], n, work.forward_column(items[t]), 0
+    return place(t, items)[0], n, lists.forward_column(items[t]), 0
 
   def of_interval(n, t, items):
     b, i = place(t, items)
@@ -79,7 +85,7 @@ def run(
   block_lse = pl.BlockSpec((1, tiling.heads, group, tiling.query), of_lse)
   rows = tiling.heads * group * tiling.query
   f32 = functools.partial(pltpu.VMEM, dtype=jnp.float32)
-  mxu = tpu_tiling.chip().mxu_column_size
+  mxu = chip().mxu_column_size
   spare = -head_dim % mxu if head_dim < mxu else 0
   return pl.pallas_call(
     functools.partial(
@@ -87,7 +93,7 @@ def run(
       tiling=tiling,
       scale=scale,
       soft_cap=soft_cap,
-      precision=tpu_tiling.precision(dtype),
+      precision=precision(dtype),
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
@@ -108,8 +114,8 @@ def run(
       jax.ShapeDtypeStruct(q_bngqd.shape, dtype),
       jax.ShapeDtypeStruct(q_bngqd.shape[:4], jnp.float32),
     ],
-    compiler_params=tpu_tiling.compiler_params(),
-    cost_estimate=tpu_tiling.cost(q_bngqd, k_bnkd, matmuls=2),
+    compiler_params=compiler_params(),
+    cost_estimate=cost(q_bngqd, k_bnkd, matmuls=2),
     interpret=interpret,
     name="attend_forward",
   )(items, q_bngqd, k_bnkd, v_bnkd, lo_b1q, hi_b1q)
@@ -119,8 +125,8 @@ def kernel(items, *refs, **static):
   """Folds one block of keys into the running softmax of one block of queries."""
   step = _Step(*refs, **static)
   item = items[pl.program_id(1)]
-  first, last, full, start, stop, fresh = (work.bit(item, i) for i in range(6))
-  column = work.forward_column(item)
+  first, last, full, start, stop, fresh = (lists.bit(item, i) for i in range(6))
+  column = lists.forward_column(item)
   pl.when(first)(step.begin)
   # Once for every block of keys, not once for every tile: it stalls the core.
   pl.when(fresh)(lambda: step.look_for_broken(column))
@@ -167,7 +173,7 @@ class _Step(NamedTuple):
   lo_s: Any  # as columns: one number for each row, in all lanes
   hi_s: Any
   broken_s: Any  # of each block of keys: is a value not finite?
-  tiling: tpu_tiling.Tiling
+  tiling: Tiling
   scale: float
   soft_cap: float | None
   precision: lax.Precision | None

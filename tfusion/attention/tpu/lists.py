@@ -1,7 +1,7 @@
-"""Which tiles the TPU kernels visit, and in what order: their work lists.
+"""Which tiles the TPU kernels visit, and in what order: their lists of tiles.
 
 Owns: the lists, one int32 per tile, and how it is packed. Not: which tiles are live
-(intervals.py), what is done in one (forward.py, backward.py).
+(intervals.py), what is done in one (forward_kernel.py, backward_kernel.py).
 
 b batch  i blocks of queries  j blocks of keys  c chunks of a block of keys
 p resident parts of the queries  t items

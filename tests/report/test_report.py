@@ -1,10 +1,11 @@
-"""Promises of tfusion/report.py, on small workdirs written here."""
+"""Promises of tfusion/report/, on small workdirs written here."""
 
 import base64
 import html.parser
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -27,9 +28,9 @@ EVAL = {
   "image_accuracy": 0.992,
   "images_right": 496,
   "images": 500,
-  "judge_accuracy": 0.9663,
-  "judge_right": 287,
-  "judge_scans": 297,
+  "classifier_accuracy": 0.9663,
+  "classifier_right": 287,
+  "classifier_scans": 297,
   "text_perplexity": 3.25,
   "text_perplexity_per_byte": 1.75,
   "text_tokens": 30_000,
@@ -42,12 +43,12 @@ FILES = (
 
 
 class Page(html.parser.HTMLParser):
-  """The tags of a page, its text, and the pictures in it."""
+  """The tags of a page, its text, and the images in it."""
 
   def __init__(self, path: Path):
     super().__init__()
     self.source = path.read_text()
-    self.tags, self.text, self.pictures = [], "", {}
+    self.tags, self.text, self.images = [], "", {}
     self.feed(self.source)
 
   def handle_starttag(self, tag, attrs):
@@ -55,13 +56,14 @@ class Page(html.parser.HTMLParser):
     self.tags.append((tag, attrs))
     if tag == "img":
       kind, _, data = attrs["src"].partition(";base64,")
-      self.pictures[attrs["alt"]] = kind, base64.b64decode(data)
+      self.images[attrs["alt"]] = kind, base64.b64decode(data)
 
   def handle_data(self, data):
-    self.text += data + "\n"
+    if data.strip():  # not the indentation of the tags
+      self.text += data.strip() + "\n"
 
   def plots(self) -> list[str]:
-    return [d.decode() for kind, d in self.pictures.values() if kind.endswith("+xml")]
+    return [d.decode() for kind, d in self.images.values() if kind.endswith("+xml")]
 
 
 def write_run(workdir: Path, *, lines: int = 48, loss: float = 1.0) -> Path:
@@ -114,12 +116,12 @@ def write_run(workdir: Path, *, lines: int = 48, loss: float = 1.0) -> Path:
   for name, value in zip(FILES[5:], (metrics, speed, validation)):
     (workdir / name).write_text("".join(json.dumps(x) + "\n" for x in value))
   for folder, stem in (("samples", "step_00000240"), ("samples", "step_00000480")):
-    write_picture(workdir / folder / f"{stem}.png", np.zeros((19, 91, 3), np.uint8))
-  write_picture(workdir / "eval" / "digits.png", np.zeros((91, 451, 3), np.uint8))
+    write_image(workdir / folder / f"{stem}.png", np.zeros((19, 91, 3), np.uint8))
+  write_image(workdir / "eval" / "digits.png", np.zeros((91, 451, 3), np.uint8))
   return workdir
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_image(path: Path, pixels: np.ndarray) -> None:
   path.parent.mkdir(exist_ok=True)
   Image.fromarray(pixels).save(path)
 
@@ -129,7 +131,7 @@ def test_page_shows_all_there_is_of_a_run(tmp_path):
   assert "Finished: update 480 of 480, 2.0 minutes" in page.text
   assert "2 updates skipped" in page.text
   assert "Nothing yet" not in page.text and "Cannot be shown" not in page.text
-  assert len(page.plots()) == 12 and len(page.pictures) == 12 + 3
+  assert len(page.plots()) == 12 and len(page.images) == 12 + 3
   for text in ("98.0%", "291 of 297", "496 of 500", "3.25", "30,000 tokens"):
     assert text in page.text
   for text in ("Some CPU", "12,345,678", "width", "broken.png"):
@@ -153,11 +155,13 @@ def test_page_needs_nothing_from_outside(tmp_path):
 def test_plots_take_the_colours_of_the_readers_theme(tmp_path):
   page = Page(report.write_report(write_run(tmp_path / "run")))
   names = ("Text loss, nats per token", "Image loss, squared error")
-  text, image = (page.pictures[f"Training loss: {x}"][1].decode() for x in names)
+  text, image = (page.images[f"Training loss: {x}"][1].decode() for x in names)
   assert "stroke: var(--text)" in text and "stroke: var(--image)" in image
   assert "var(--image)" not in text and "var(--text)" not in image
   for plot in page.plots():
-    assert "prefers-color-scheme:dark" in plot and "#0000" not in plot
+    assert "prefers-color-scheme: dark" in plot and "#0000" not in plot
+    used = set(re.findall(r"var\((--\w+)\)", plot))
+    assert used and used <= set(re.findall(r"(--\w+):", plot))
 
 
 def test_an_empty_workdir_gives_a_page_that_says_so(tmp_path):
@@ -166,7 +170,7 @@ def test_an_empty_workdir_gives_a_page_that_says_so(tmp_path):
   empty.mkdir()
   for reference in (None, tmp_path / "missing.json", tmp_path / "known.json"):
     page = Page(report.write_report(empty, reference=reference))
-    assert page.text.count("Nothing yet") == 6 and not page.pictures
+    assert page.text.count("Nothing yet") == 6 and not page.images
     assert "Cannot be shown" not in page.text
 
 
@@ -190,7 +194,7 @@ def test_a_half_written_file_costs_no_more_than_itself(tmp_path, name):
   assert "Cannot be shown" not in page.text and len(page.plots()) == 12
 
 
-def test_half_written_pictures_are_named(tmp_path):
+def test_half_written_images_are_named(tmp_path):
   workdir = write_run(tmp_path / "run", lines=4)
   for name in ("samples/step_00000240.png", "samples/step_00000480.png"):
     data = (workdir / name).read_bytes()
@@ -198,7 +202,7 @@ def test_half_written_pictures_are_named(tmp_path):
   page = Page(report.write_report(workdir))
   assert "step_00000240.png cannot be read yet" in page.text
   assert "step_00000480.png cannot be read yet" in page.text
-  assert len(page.pictures) == 12 + 1
+  assert len(page.images) == 12 + 1
 
 
 def test_odd_content_costs_one_section(tmp_path):
@@ -238,7 +242,7 @@ def write_prompts(workdir: Path, *asked: tuple[str, str, list]) -> None:
 def test_prompts_stand_beside_the_samples_that_they_gave(tmp_path):
   workdir = write_run(tmp_path / "run", lines=4)
   pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
-  write_picture(workdir / "samples" / "step_00000480.png", pixels)
+  write_image(workdir / "samples" / "step_00000480.png", pixels)
   boxes = [[0, 0, 30, 40], [30, 0, 60, 40], [60, 0, 90, 40]]
   write_prompts(
     workdir,
@@ -250,14 +254,14 @@ def test_prompts_stand_beside_the_samples_that_they_gave(tmp_path):
   for prompt in ("a <b> & seven <image>", "two", "what is this"):
     assert page.text.count(f"{prompt}\n") == 1
   assert "a seven\n" in page.text and "<image>and<image>" in page.text
-  kind, data = page.pictures["a <b> & seven <image>"]
+  kind, data = page.images["a <b> & seven <image>"]
   shown = np.asarray(Image.open(io.BytesIO(data)))
   np.testing.assert_array_equal(shown, pixels[:, :30])
   alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
   assert alts.count("two") == 2 and "step 480" not in alts and "step 240" in alts
 
 
-def test_texts_are_samples_too_where_nothing_was_drawn(tmp_path):
+def test_texts_are_samples_too_where_no_image_was_sampled(tmp_path):
   workdir = write_run(tmp_path / "run", lines=4)
   shutil.rmtree(workdir / "samples")
   write_prompts(workdir, ("once upon", "a time", []))
@@ -272,7 +276,7 @@ def test_without_whole_prompts_the_samples_are_shown_all_the_same(tmp_path, cont
   workdir = write_run(tmp_path / "run", lines=4)
   (workdir / "samples" / "step_00000480.json").write_text(content)
   page = Page(report.write_report(workdir))
-  assert "step 480" in page.pictures and "Cannot be shown" not in page.text
+  assert "step 480" in page.images and "Cannot be shown" not in page.text
 
 
 PHOTOS = "folder:/very/long/path/photos"
@@ -361,7 +365,7 @@ def test_undecodable_file_names_do_not_stop_the_page(tmp_path):
   assert "caf?.png" in Page(report.write_report(workdir)).text
 
 
-def test_reference_is_drawn_behind_and_listed_beside(tmp_path):
+def test_reference_is_plotted_behind_and_listed_beside(tmp_path):
   known, path = write_run(tmp_path / "known", loss=2.0), tmp_path / "results.json"
   (known / "eval.json").write_text(json.dumps(EVAL | {"captions_right": 280}))
   report.save_reference(known, path)
@@ -369,9 +373,9 @@ def test_reference_is_drawn_behind_and_listed_beside(tmp_path):
   alone = Page(report.write_report(workdir))
   page = Page(report.write_report(workdir, reference=path))
   assert not any("stroke: var(--known)" in plot for plot in alone.plots())
-  drawn = [plot for plot in page.plots() if "stroke: var(--known)" in plot]
-  assert len(drawn) == 6  # three training losses, two held-out ones, the noise bins
-  for plot in drawn:
+  plotted = [plot for plot in page.plots() if "stroke: var(--known)" in plot]
+  assert len(plotted) == 6  # three training losses, two held-out ones, the noise bins
+  for plot in plotted:
     own = re.search(r"stroke: var\(--(text|image|ink)\)", plot)
     assert plot.index("stroke: var(--known)") < own.start()
   assert "In grey: the reference run known, 1 x cpu, 2 cores of Some CPU" in page.text
@@ -379,7 +383,7 @@ def test_reference_is_drawn_behind_and_listed_beside(tmp_path):
   assert "ref 2.10" in page.text and "1.10" in page.text  # held-out text
 
 
-def test_a_reference_in_the_workdir_is_drawn_unless_it_is_of_another_model(tmp_path):
+def test_a_reference_in_the_workdir_is_plotted_unless_it_is_of_another_model(tmp_path):
   workdir, path = write_run(tmp_path / "run"), tmp_path / "run" / "reference.json"
   report.save_reference(write_run(tmp_path / "known", loss=2.0), path)
   page = Page(report.write_report(workdir))
@@ -443,10 +447,10 @@ def test_values_that_are_not_numbers_leave_gaps(tmp_path):
   assert len(page.plots()) == 11  # all but the held-out image loss
 
 
-def test_page_stays_small_beside_large_pictures_and_long_runs(tmp_path):
+def test_page_stays_small_beside_large_images_and_long_runs(tmp_path):
   workdir = write_run(tmp_path / "run")
   noise = np.random.default_rng(0).integers(0, 256, (800, 1200, 3), np.uint8)
-  write_picture(workdir / "samples" / "step_00000001.png", noise)
+  write_image(workdir / "samples" / "step_00000001.png", noise)
   data = (workdir / "samples" / "step_00000001.png").read_bytes()
   for i in range(2, 9):
     (workdir / "samples" / f"step_0000100{i}.png").write_bytes(data)
@@ -456,23 +460,83 @@ def test_page_stays_small_beside_large_pictures_and_long_runs(tmp_path):
   path = report.write_report(workdir)
   page = Page(path)
   assert "Cannot be shown" not in page.text and "cannot be read" not in page.text
-  assert [kind for kind, _ in page.pictures.values()].count("data:image/jpeg") > 8
+  assert [kind for kind, _ in page.images.values()].count("data:image/jpeg") > 8
   assert path.stat().st_size < 3_000_000
 
 
 def test_a_failed_write_leaves_the_last_page(tmp_path, monkeypatch):
   workdir = write_run(tmp_path / "run", lines=4)
   path = report.write_report(workdir)
-  before, write = path.read_text(), Path.write_text
+  before, write = path.read_text(), Path.write_bytes
 
-  def write_half(self, text, **options):
-    write(self, text[: len(text) // 2], **options)
+  def write_half(self, data):
+    write(self, data[: len(data) // 2])
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(Path, "write_text", write_half)
+  monkeypatch.setattr(Path, "write_bytes", write_half)
   with pytest.raises(OSError, match="No space left"):
     report.write_report(workdir)
   assert path.read_text() == before
+
+
+def test_keys_of_older_workdirs_are_read_under_the_names_of_today(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  older = EVAL | {"judge_accuracy": 0.875, "judge_right": 7, "judge_scans": 8}
+  older = {k: x for k, x in older.items() if not k.startswith("classifier_")}
+  (workdir / "eval.json").write_text(json.dumps(older))
+  save_speed = lambda key: (workdir / "speed.jsonl").write_text(  # noqa: E731
+    "".join(json.dumps({"step": i, key: 33.0}) + "\n" for i in (1, 2))
+  )
+  save_speed("pictures_per_s")
+  page = Page(report.write_report(workdir))
+  assert "The classifier itself\n" in page.text and "87.5%\n7 of 8\n" in page.text
+  assert "judge" not in page.text
+  assert "Optimiser and speed: Speed, images per second" in page.images
+  save_speed("images_per_s")
+  assert Page(report.write_report(workdir)).source == page.source
+  # So is a reference of then.
+  report.save_reference(workdir, tmp_path / "known.json")
+  known = json.loads((tmp_path / "known.json").read_text())
+  (tmp_path / "known.json").write_text(json.dumps(known | {"eval": older}))
+  page = Page(report.write_report(workdir, reference=tmp_path / "known.json"))
+  assert page.text.count("87.5%\n7 of 8\n") == 2
+
+
+# From the sources of a release, as from a wheel: this much of an installation is ours.
+INSTALLED = """
+import sys
+from tfusion import report
+assert report.__file__.startswith(sys.argv[1]), report.__file__
+page = report.write_report(sys.argv[2]).read_text()
+assert "<h2>Training loss</h2>" in page and "prefers-color-scheme" in page
+assert "Cannot be shown" not in page
+"""
+
+
+def test_an_installed_package_has_the_templates_and_the_style(tmp_path):
+  root = Path(report.__file__).parents[2]
+  tree, out = tmp_path / "tree", tmp_path / "out"
+  copied = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+  tree.mkdir()
+  for name in copied:
+    shutil.copy(root / name, tree)
+  shutil.copytree(
+    root / "tfusion", tree / "tfusion", ignore=shutil.ignore_patterns("__pycache__")
+  )
+  setup = [sys.executable, "setup.py", "--quiet"]
+  subprocess.run([*setup, "sdist", "--dist-dir", out], cwd=tree, check=True)
+  (archive,) = out.glob("*.tar.gz")
+  shutil.unpack_archive(archive, tmp_path / "release", filter="data")
+  (release,) = (tmp_path / "release").iterdir()
+  built = tmp_path / "built"
+  subprocess.run([*setup, "build", "--build-lib", built], cwd=release, check=True)
+  workdir = write_run(tmp_path / "run", lines=4)
+  subprocess.run(
+    [sys.executable, "-c", INSTALLED, built, workdir],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(built)},
+    check=True,
+  )
 
 
 def test_import_is_light_and_global_plot_state_is_left_alone(tmp_path):
@@ -481,7 +545,8 @@ def test_import_is_light_and_global_plot_state_is_left_alone(tmp_path):
 import sys
 from tfusion import report
 from tfusion.report import facts
-assert not {{"matplotlib", "PIL", "jax"}} & set(sys.modules), "imported too early"
+early = {{"matplotlib", "PIL", "jax", "jinja2"}} & set(sys.modules)
+assert not early, early
 import matplotlib
 names = [x for x in matplotlib.rcParams if x != "backend"]
 before = [matplotlib.rcParams[x] for x in names]  # "backend" would import pyplot
@@ -489,5 +554,5 @@ report.write_report({str(workdir)!r})
 assert "matplotlib.pyplot" not in sys.modules
 assert [matplotlib.rcParams[x] for x in names] == before
 """
-  root = Path(report.__file__).parents[1]
+  root = Path(report.__file__).parents[2]
   subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
