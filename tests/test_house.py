@@ -44,9 +44,9 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance census contents digits folder forms heldout identity images lanes"
-  " mixture notices numbers packing pairs pieces pipeline prepared prose source sources"
-  " tally text tokenizer",
+  "data": "balance census contents digits folder forms heldout identity images"
+  " lane_state lanes mixture notices numbers packing pairs pieces pipeline prepared"
+  " prose source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "manifest records source",
   "diffusion": "process samplers",
