@@ -321,7 +321,9 @@ def _skipped(source: str, rejected: Sequence[raw.Rejected]) -> str:
   lost = [one for one in rejected if one.amount.documents]
   if not lost:
     return ""
-  counts = collections.Counter(one.reason for one in lost)
+  counts: collections.Counter[str] = collections.Counter()
+  for one in lost:
+    counts[one.reason] += one.amount.documents
   first = {one.reason: one for one in reversed(lost)}
   reasons = "; ".join(
     f"{count:,} {reason}, such as {first[reason].id}"
@@ -329,9 +331,8 @@ def _skipped(source: str, rejected: Sequence[raw.Rejected]) -> str:
     for reason, count in counts.most_common(5)
   )
   known = readers.KNOWN.get(source.partition(":")[0])
-  return (
-    f"; {len(lost):,} skipped: {reasons}{f'. What is read: {known}' if known else ''}"
-  )
+  read = f". What is read: {known}" if known else ""
+  return f"; {counts.total():,} skipped: {reasons}{read}"
 
 
 def _merge(
