@@ -3,7 +3,7 @@
 import ml_collections
 
 from tfusion import config as config_lib
-from tfusion.data.sources import DIGIT_WORDS
+from tfusion.data.digits import DIGIT_WORDS
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -44,9 +44,9 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance census contents folder forms heldout identity images lanes mixture"
-  " notices numbers packing pairs pieces pipeline prepared sources tally text"
-  " tokenizer",
+  "data": "balance census contents digits folder forms heldout identity images lanes"
+  " mixture notices numbers packing pairs pieces pipeline prepared prose source sources"
+  " tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "manifest records source",
   "diffusion": "process samplers",
@@ -233,7 +233,8 @@ PROMISED = {
   method.name
   for tree in TREES.values()
   for node in ast.walk(tree)
-  if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+  if isinstance(node, ast.ClassDef)
+  if {"Protocol", "abc.ABC"} & set(map(ast.unparse, node.bases))
   for method in node.body
   if isinstance(method, FUNCTIONS) and ast.get_docstring(method)
 }
@@ -242,7 +243,7 @@ PROMISED = {
 def public(tree: ast.Module) -> list[ast.AST]:
   """Public functions and classes, and the public methods of the latter.
 
-  Not properties, which are nouns, what a Protocol has documented already, nor the
+  Not properties, which are nouns, what a contract has documented already, nor the
   types alone of a method that has several.
   """
   shown = [

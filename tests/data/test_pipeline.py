@@ -22,6 +22,7 @@ from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.data import notices, pipeline, sources
 from tfusion.data.pipeline import HostBatches, heldout_rows, open_corpus
+from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
 
 
@@ -214,7 +215,7 @@ def test_held_out_rows_give_each_test_document_once_with_its_caption(corpus):
 
 
 def test_held_out_rows_of_nothing_are_refused(corpus):
-  empty = sources.Prose("empty", ())
+  empty = Prose("empty", ())
   with pytest.raises(ValueError, match="empty.*no row"):
     heldout_rows([empty], corpus.tokenizer, CONFIG, rows=8)
 

@@ -7,14 +7,14 @@ import pytest
 import tiny
 from PIL import Image as Picture
 
-from tfusion.data.pipeline import Corpus
-from tfusion.data.sources import (
+from tfusion.data.digits import (
   CAPTIONS,
   DIGIT_WORDS,
   Digits,
   caption_label,
   load_digits,
 )
+from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import answers, digits
 from tfusion.evaluate.digits import fit_classifier, nearness
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
 
 
 def test_captions_that_leave_no_room_for_an_image_are_refused_before_training(trained):
-  corpus = Corpus((), (Digits(*load_digits("test")),), trained.tokenizer)
+  corpus = Corpus((), (Digits("digits", *load_digits("test")),), trained.tokenizer)
   long = max(len(trained.tokenizer.encode(c.format("three"))) for c in CAPTIONS)
   patches = trained.config.model.patches_per_image
   room = 1 + long + 1 + patches + 1 + 1  # BOS, caption, BOI, image, EOI, EOS

@@ -14,7 +14,7 @@ import grain
 
 from tfusion.config import Config
 from tfusion.data import forms
-from tfusion.data import sources as sources_lib
+from tfusion.data.source import Source
 
 ENDLESS = 1 << 31  # epochs; of a source that is repeated without end
 
@@ -24,7 +24,7 @@ class Mixture:
 
   def __init__(
     self,
-    sources: Sequence[sources_lib.Source],
+    sources: Sequence[Source],
     config: Config,
     *,
     lane: int,
@@ -44,7 +44,7 @@ class Mixture:
     self._has_images = {source.name: source.has_images for source in sources}
     weights = dict(zip(data.sources, data.weights))
     epochs = dict(zip(data.sources, data.epochs))
-    specs = {source.name: sources_lib.spec_of(source) for source in sources}
+    specs = {source.name: source.spec for source in sources}
     self._weights = {n: weights[spec] for n, spec in specs.items() if weights}
     self._orders, self._lengths = {}, {}
     for source in sources:

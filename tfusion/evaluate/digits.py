@@ -11,8 +11,8 @@ import numpy as np
 from sklearn.svm import SVC
 
 from tfusion.config import Config
+from tfusion.data.digits import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
 from tfusion.data.pipeline import Corpus
-from tfusion.data.sources import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import answers
 from tfusion.generate import png
