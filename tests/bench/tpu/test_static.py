@@ -23,7 +23,7 @@ def doubled(rows):
 
 @pytest.mark.libtpu
 def test_a_process_compiles_what_it_can_and_says_what_it_cannot():
-  here = "bench.test_static"  # as found from tests/, which is on the path
+  here = "bench.tpu.test_static"  # as found from tests/, which is on the path
   cases = [aot.Case(f"{here}:refused"), aot.Case(f"{here}:doubled", {"rows": 8})]
   bad, good = aot.profile("v5e", cases)
   assert "RESOURCE_EXHAUSTED" in bad.error or "memory" in bad.error.lower()
