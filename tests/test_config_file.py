@@ -117,6 +117,9 @@ def test_an_override_by_an_old_name_is_told_the_new_one(kind, path):
       config_file.read_config(path, [f"--config.{old}=3"], kind=kind)
     assert str(error.value) == f"--config.{old}=3: is called {new} now"
     config_file.read_config(path, [f"--config.{new}=3"], kind=kind)
+    for name in (old, old.rpartition(".")[2]):
+      with pytest.raises(ValueError, match=f"^{name}: is called {new} now"):
+        tfusion.experiment(path, **{name: 3})
 
 
 def test_a_name_that_only_the_other_command_had_is_simply_unknown():
