@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   250,000 updates of 512 x 4,096 elements are 0.52T, for which the paper used 128 to
   256 GPUs. The data is not here: the paper trains on licensed images as latents
   [32, 32, 8] of its own autoencoder and on Llama 2's text. From your own images and
-  text, with one tokenizer for both (README, "Your own data at scale"):
+  text, with one tokenizer for both (docs/shards.md):
     tfusion prepare --source tar:IMAGES --autoencoder FILE --tokenizer t.model \\
       --out shards/images
     tfusion prepare --source text:TEXT --tokenizer t.model --out shards/text

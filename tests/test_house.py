@@ -150,7 +150,7 @@ def test_every_file_stands_on_a_floor_and_is_known():
   for directory, names in FILES.items():
     prefix = f"{directory}/" if directory else ""
     known |= {f"{prefix}{file}.py" for file in ["__init__", *names.split()]}
-  assert set(SOURCES) == known, "tell test_house.py and the map of the README"
+  assert set(SOURCES) == known, "tell test_house.py, and the map in docs/house.md"
   places = {place(name) for name in SOURCES} - {"__init__"}
   assert places == set(FLOOR_OF)
 

@@ -20,8 +20,8 @@ def test_what_a_newcomer_types_first_is_run_for_every_change():
 
 def test_what_has_not_been_run_is_said_before_the_first_command():
   before = README.partition("pip install")[0]
-  (line,) = re.findall(r"\*\*Not run yet:\*\*[^-]+", before)
-  assert "TPU" in line and "GPU" in line and "host" in line
+  (not_run,) = re.findall(r"\*\*Not run yet:\*\*([^.]+)\.", before)
+  assert "TPU" in not_run and "GPU" in not_run and "host" in not_run
   assert "U-Net" in before.partition("**Not built yet:**")[2]
 
 

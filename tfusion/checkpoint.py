@@ -26,7 +26,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax
 import jax
@@ -39,7 +39,7 @@ from orbax.checkpoint import v1 as ocp
 import tfusion
 from tfusion.lock import Lost
 
-Path = ocp.path.Path
+Path: TypeAlias = ocp.path.Path
 _SAVES = itertools.count()  # a barrier's name may be used only once per program
 # What the system or orbax says, and what then helps.
 _REMEDIES = {
@@ -362,9 +362,10 @@ class Checkpoints:
         for (name, want), got in zip(mine.items(), found):
           if want != got:
             raise ValueError(f"{name} has size and CRC-32 {got}, not {want}")
+    except FileNotFoundError as error:
+      fault = f"{error.filename} is missing"
     except (OSError, ValueError) as error:
-      missing = isinstance(error, FileNotFoundError)
-      fault = f"{error.filename} is missing" if missing else str(error)
+      fault = str(error)
     if jax.process_count() > 1:
       sound = bool(multihost_utils.process_allgather(np.array(not fault)).all())
       fault = "" if sound else fault or "another process cannot read its share"

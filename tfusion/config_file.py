@@ -200,6 +200,9 @@ def _full_name(name: str, known: list[str], section: str) -> str:
       f"{name}: there are {' and '.join(found)}; name one of them, as in"
       f' **{{"{found[0]}": ...}}'
     )
+  for old, new in workdir_lib.RENAMED.items():
+    if new in known and name in (old, old.rpartition(".")[2]):
+      raise ValueError(f"{name}: is called {new} now")
   if not found:
     raise ValueError(f"{name}: no such knob; did you mean {_nearest(name, known)}?")
   return found[0]

@@ -61,7 +61,7 @@ def _of_system(error: OSError, said: str, place: str) -> str:
     return f"{where}: the disk is full ({error.strerror}); make room, then start again"
   if error.errno == errno.ENOMEM:
     return f"the memory of this machine is full ({said}); {LESS}"
-  known = OF_SYSTEM.get(error.errno)
+  known = OF_SYSTEM.get(error.errno or 0)
   if not known or not (file or place):
     return f"{file}: {error.strerror}" if file and error.strerror else said
   return f"{file or place}: {known} ({error.strerror})"

@@ -99,10 +99,11 @@ def batches(config: Config, workdir: str | Path | None = None) -> Batches:
       None: a folder that is deleted with the batches.
 
   Raises:
-    ValueError: a source or tokenizer that cannot serve, or a config that does not fit
-      the devices.
+    ValueError: a source or tokenizer that cannot serve, a config that does not fit the
+      devices, or a script that asks for data workers outside of
+      `if __name__ == "__main__":`.
   """
-  startup.refuse_in_data_workers()
+  startup.check_script(config.data.workers)
   config_lib.validate_devices(
     config, devices=jax.device_count(), hosts=jax.process_count()
   )

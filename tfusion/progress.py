@@ -33,6 +33,8 @@ def say(text: str) -> bool:
 
 def close_output() -> None:
   """Sends all that is and will be printed nowhere."""
+  if sys.__stdout__ is None:  # as under pythonw: nothing goes anywhere
+    return
   nowhere = os.open(os.devnull, os.O_WRONLY)
   os.dup2(nowhere, sys.__stdout__.fileno())
   os.close(nowhere)

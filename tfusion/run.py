@@ -204,7 +204,6 @@ def load(path: str | Path, *, step: int | None = None, **knobs: Any) -> Run | An
     ValueError: there is no run or no such checkpoint, a knob is unknown or makes
       another model, or the mesh does not fit the devices.
   """
-  startup.refuse_in_data_workers()
   workdir, step = _place(Path(path).expanduser(), step)
   config = workdir_lib.load_config(workdir, kind=None)
   config = with_knobs(config, knobs, section="sample")
@@ -243,12 +242,14 @@ def train(
     What `load(workdir)` returns.
 
   Raises:
-    ValueError: the config does not fit the machines, the data or the workdir.
+    ValueError: the config does not fit the machines, the data or the workdir, or a
+      script trains outside of `if __name__ == "__main__":` with data workers.
     FloatingPointError: train.max_skipped_updates non-finite updates in a row.
     KeyboardInterrupt: after Ctrl-C, when the run is saved.
     SystemExit: after SIGTERM, when the run is saved, with status 143.
   """
-  startup.refuse_in_data_workers()
+  if isinstance(config, Config):
+    startup.check_script(config.data.workers)
   workdir = workdir_lib.check_writable(workdir)
   workdir_lib.check_same_run(config, workdir)
   stop = StopSignals()

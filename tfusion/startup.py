@@ -1,13 +1,15 @@
-"""How a process of ours begins: its memory, its noise, and who may begin at all.
+"""How a program of ours begins: its memory, its noise, its data workers.
 
-Owns: huge pages, what libraries print, scripts that data workers import. Not: arguments
-(cli.py).
+Owns: huge pages, what libraries print, scripts that data workers would run again. Not:
+arguments (cli.py), the workers (data/pipeline.py).
 """
 
+import ast
 import importlib.util
-import multiprocessing
+import inspect
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from absl import logging
@@ -43,19 +45,37 @@ def quiet(*, verbose: bool) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def refuse_in_data_workers() -> None:
-  """Stops a script that a data worker runs again from its first line.
+def check_script(workers: int) -> None:
+  """Refuses a script that its own data workers would run again.
 
-  Data workers are processes that import the script they were started by. If it trains
-  as soon as it is imported, each of them would start to train as well.
+  Data workers are processes that import the script they are started by. One that trains
+  as soon as it is imported would do so in each of them, and wait for ever.
+
+  Args:
+    workers: data.workers, how many are to be started.
 
   Raises:
-    RuntimeError: this process is such a worker, in the middle of that import.
+    ValueError: the script that runs now calls this outside of
+      `if __name__ == "__main__":`. Notebooks have no such script.
   """
-  script = sys.modules.get("__mp_main__")  # it replaces __main__ once it is imported
-  importing = script is not None and script is not sys.modules["__main__"]
-  if importing and multiprocessing.parent_process() is not None:
-    raise RuntimeError(
-      "a data worker runs this script again when it imports it: put what the script"
-      ' does below `if __name__ == "__main__":`, or set data.workers=0'
-    )
+  stack = traceback.walk_stack(inspect.currentframe()) if workers else ()
+  for frame, line in stack:
+    code, name = frame.f_code, frame.f_globals.get("__name__")
+    script = Path(code.co_filename)
+    if (code.co_name, name) == ("<module>", "__main__") and script.is_file():
+      if not _is_guarded(script.read_bytes(), line):
+        raise ValueError(
+          f"{script}, line {line}: each of the data.workers={workers} imports this"
+          " script, and would do the same again; put what it does below `if __name__"
+          ' == "__main__":`, or set data.workers=0'
+        )
+
+
+def _is_guarded(source: bytes, line: int) -> bool:
+  """Whether a line of a script is skipped by who imports the script."""
+  return any(
+    isinstance(node, ast.If)
+    and "__name__" in ast.unparse(node.test)
+    and node.lineno <= line <= node.end_lineno
+    for node in ast.parse(source).body
+  )

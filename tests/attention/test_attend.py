@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention.rows import jit
 
 from tfusion.attention import attend, attend_with_lse, chunked, intervals
 
@@ -104,7 +105,7 @@ def compiled(tile, scale, soft_cap, implementation):
   """One jitted function per setting, so that tests share what they compile."""
   del tile  # part of the key: what the fixture sets is read while tracing
 
-  @jax.jit
+  @jit
   def both(q, k, v, lo, hi, do, dlse):
     def forward(q, k, v):
       options = how(implementation, scale=scale, soft_cap=soft_cap)
@@ -260,7 +261,7 @@ def test_text_takes_no_gradient_from_later_patches(implementation):
     out = attend(q, k, v, jnp.asarray(lo), jnp.asarray(hi), **how(implementation))
     return jnp.sum(jnp.square(out[:, :12]))
 
-  dk, dv = jax.jit(jax.grad(text, argnums=(0, 1)))(k, v)
+  dk, dv = jit(jax.grad(text, argnums=(0, 1)))(k, v)
   assert not np.asarray(dk)[:, 12:].any() and not np.asarray(dv)[:, 12:].any()
   assert np.asarray(dv)[:, :12].all()
 
@@ -274,7 +275,7 @@ def test_patches_of_one_image_see_each_other(implementation):
   def patch(v, i):
     return jnp.sum(attend(q, k, v, lo, hi, **how(implementation))[:, i])
 
-  gradient = jax.jit(jax.grad(patch))
+  gradient = jit(jax.grad(patch))
   for i in (12, 20, 27):
     dv = np.asarray(gradient(v, i))
     assert dv[:, :28].all() and not dv[:, 28:].any()
@@ -299,7 +300,7 @@ def test_results_over_two_halves_of_the_keys_merge_by_lse(implementation):
     share_bqh1 = jnp.swapaxes(share_bhq, 1, 2)[..., None]
     return one * share_bqh1 + two * (1.0 - share_bqh1)
 
-  @jax.jit
+  @jit
   def both(q, k, v, do):
     pairs = (jax.vjp(f, q, k, v) for f in (merged, whole))
     return [(o, *pull(do)) for o, pull in pairs]
@@ -328,8 +329,8 @@ def test_scan_over_layers_and_remat_change_nothing(implementation):
     body = jax.checkpoint(lambda x, w: (layer(x, w), None))
     return jnp.sum(jnp.square(jax.lax.scan(body, x, w)[0]))
 
-  want = jax.jit(jax.grad(unrolled, argnums=(0, 1)))(x, w)
-  got = jax.jit(jax.grad(scanned, argnums=(0, 1)))(x, w)
+  want = jit(jax.grad(unrolled, argnums=(0, 1)))(x, w)
+  got = jit(jax.grad(scanned, argnums=(0, 1)))(x, w)
   for a, b in zip(got, want):
     assert far(a, b) < 1e-5  # another order of fp32 sums
 
@@ -479,12 +480,13 @@ for implementation in ("dense", "chunked", "tpu"):
       rows = ("data", "fsdp")
       y = [put(a, P(rows, None, "tensor", None)) for a in x]
       at = [put(a, P(rows, None)) for a in (lo, hi)]
-      got = run(*y[:3], *at, y[3], implementation)
+      compiled = run.lower(*y[:3], *at, y[3], implementation).compile()
+      got = compiled(*y[:3], *at, y[3])
       for a, g, w in zip(y[:3] + y[:1], (*got[1:], got[0]), (*want[1:], want[0])):
         assert g.sharding.spec == a.sharding.spec, (g.sharding, a.sharding)
         error = np.linalg.norm(np.asarray(g) - np.asarray(w)) / np.linalg.norm(w)
         assert error < 1e-6, (implementation, shape, error)
-      text = run.lower(*y[:3], *at, y[3], implementation).compile().as_text()
+      text = compiled.as_text()
       assert "all-reduce" not in text and "all-gather" not in text, shape
 
 mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"),

@@ -66,8 +66,8 @@ def prepare(
   """
   _check_intervals(lo_bq, hi_bq, lo_bq.shape[:2])
   dtype = jnp.dtype(dtype)
-  shape = (*lo_bq.shape, keys, heads, kv_heads, head_dim)
-  sizes = intervals.Sizes(*shape, dtype)
+  batch, queries = lo_bq.shape
+  sizes = intervals.Sizes(batch, queries, keys, heads, kv_heads, head_dim, dtype)
   name = _choose(implementation, head_dim)
   module = _module(name)
   specs = None

@@ -357,8 +357,8 @@ def _collect(grid: Grid, state, grads, place: _Place, key):
   if grid.whole_rows:
     for n, (_, *new_rnkd) in zip(place.heads, grads):
       new_rknd = [x.swapaxes(1, 2).astype(t.dtype) for x, t in zip(new_rnkd, dkv)]
-      at = (place.row, 0, n, 0)
-      dkv = [lax.dynamic_update_slice(t, x, at) for t, x in zip(dkv, new_rknd)]
+      first = (place.row, 0, n, 0)
+      dkv = [lax.dynamic_update_slice(t, x, first) for t, x in zip(dkv, new_rknd)]
     return dq_rndx, tuple(dkv)
   at = (place.row, place.heads[0], key, 0)  # heads[0] counts within the lane
 

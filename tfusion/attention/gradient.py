@@ -84,8 +84,10 @@ def _attend_backward(call: Call, saved, cotangents):
   # before the select. Everything else is made finite, and so cannot spread.
   lse_bhq = jnp.where(jnp.isfinite(delta_bhq), lse_bhq, jnp.nan)
   delta_bhq = jnp.where(jnp.isfinite(delta_bhq), delta_bhq, 0.0)
-  grads = _by_rows(call, _backward)(inputs, lse_bhq, delta_bhq, do_bqhd)
-  return (Inputs(*grads, lo_bq=None, hi_bq=None, live=None),)
+  dq_bqhd, dk_bknd, dv_bknd = _by_rows(call, _backward)(
+    inputs, lse_bhq, delta_bhq, do_bqhd
+  )
+  return (Inputs(dq_bqhd, dk_bknd, dv_bknd, lo_bq=None, hi_bq=None, live=None),)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -149,7 +151,7 @@ def _by_rows(call: Call, function):
     # What is live is found anew, for all the rows that there are now.
     inputs, inputs_mapped = (x._replace(live=None) for x in (inputs, inputs_mapped))
     inputs = jax.tree.map(fold, inputs, inputs_mapped)
-    of_queries = [fold(*pair) for pair in zip(of_queries, of_queries_mapped)]
+    of_queries = tuple(fold(*pair) for pair in zip(of_queries, of_queries_mapped))
     sizes = intervals.sizes_of(inputs.q_bqhd, inputs.k_bknd)
     live = find_live(call, inputs.lo_bq, inputs.hi_bq, sizes)
     out = _by_rows(call, function)(inputs._replace(live=live), *of_queries)

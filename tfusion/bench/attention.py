@@ -104,7 +104,8 @@ def _rival(q, k, v, lo, hi):
 
 def _time(programs: dict[str, Callable], args: tuple, seconds: float, length: int):
   """Returns milliseconds of every run, and planned temporary bytes, by name."""
-  compiled, times, temps = {}, {}, {}
+  compiled, temps = {}, {}
+  times: dict[str, list[float]] = {}
   for name, program in programs.items():
 
     def step(q, k, v, lo, hi, do, program=program):
@@ -112,7 +113,9 @@ def _time(programs: dict[str, Callable], args: tuple, seconds: float, length: in
       return o, pull(do)
 
     compiled[name] = jax.jit(step).lower(*args).compile()
-    temps[name] = compiled[name].memory_analysis().temp_size_in_bytes
+    memory = compiled[name].memory_analysis()
+    assert memory is not None  # every compiler of XLA tells it
+    temps[name] = memory.temp_size_in_bytes
     jax.block_until_ready(compiled[name](*args))
     times[name] = []
   progress = Progress(f"length {length}: seconds", int(np.ceil(seconds)))

@@ -253,10 +253,12 @@ class Block(nnx.Module):
   """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    norm = dict(stack=(config.layers,), eps=config.norm_eps, rngs=rngs)
-    self.attention_norm = RMSNorm(config.width, **norm)
+    norm = functools.partial(
+      RMSNorm, config.width, stack=(config.layers,), eps=config.norm_eps, rngs=rngs
+    )
+    self.attention_norm = norm()
     self.attention = Attention(config, rngs=rngs)
-    self.mlp_norm = RMSNorm(config.width, **norm)
+    self.mlp_norm = norm()
     self.mlp = SwiGLU(config, rngs=rngs)
 
   def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):

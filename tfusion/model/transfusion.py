@@ -97,7 +97,9 @@ class Transfusion(nnx.Module):
     Returns:
       Outputs [b, l, d] and the cache.
     """
-    return self.transformer(x_bld, view, cache)
+    x_bld, extended = self.transformer(x_bld, view, cache)
+    assert extended is not None  # as one was given
+    return x_bld, extended
 
   def logits(self, x_bld: jax.Array) -> jax.Array:
     """f32[b, l, v]."""
@@ -110,7 +112,7 @@ class Transfusion(nnx.Module):
 
   def _view(self, positions_bl, lo_bl, hi_bl, *, keys=None, write_at_b=None) -> View:
     config = self.config
-    angles = rope_angles(
+    cos_blk, sin_blk = rope_angles(
       positions_bl, head_dim=config.head_dim, theta=config.rope_theta
     )
     work = prepare(
@@ -123,7 +125,7 @@ class Transfusion(nnx.Module):
       dtype=dtype_of(config),
       implementation=None if config.attention == "auto" else config.attention,
     )
-    return View(*angles, lo_bl, hi_bl, write_at_b, work)
+    return View(cos_blk, sin_blk, lo_bl, hi_bl, write_at_b, work)
 
 
 def dtype_of(config: ModelConfig) -> jnp.dtype:

@@ -74,7 +74,7 @@ def _by_prompt(path: Path, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
   limit = max(2 * LARGE_BYTES // max(count, 1), 4000)
   found = []
   try:
-    sheet = Image.open(path).convert("RGB") if count else None
+    sheet = Image.open(path).convert("RGB") if count else Image.new("RGB", (1, 1))
     for one in asked:
       prompt, text = one["prompt"] or "(nothing)", one["text"]
       images = []

@@ -197,7 +197,8 @@ def find_live(
 
 def visited(ranges: Ranges) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns how many tiles of one head the forward, dq, and dkv kernels visit."""
-  return tuple(jnp.sum(x_cw[:, 4] - x_cw[:, 1]) for x_cw in ranges)
+  forward, dq, dkv = (jnp.sum(x_cw[:, 4] - x_cw[:, 1]) for x_cw in ranges)
+  return forward, dq, dkv
 
 
 class _Extent(NamedTuple):

@@ -29,6 +29,19 @@ from tfusion.attention.tpu.tiling import LANES, Tiling, compiler_params, cost, p
 TN = (((0,), (0,)), ((), ()))
 
 
+class _Operands(NamedTuple):
+  """What the kernel reads block by block."""
+
+  q_bngqd: Any
+  k_bnkd: Any
+  v_bnkd: Any
+  do_bngqd: Any
+  lse_bngq: Any
+  delta_bngq: Any
+  lo_b1q: Any
+  hi_b1q: Any
+
+
 def run(
   items_pt,
   count_p,
@@ -53,12 +66,16 @@ def run(
   batch, heads, _, queries, _ = q_bngqd.shape
   broken_xq = jnp.isnan(lse_bngq).reshape(batch * heads // tiling.heads, -1, queries)
   broken_xi = broken_xq.any(1).reshape(len(broken_xq), -1, tiling.query).any(-1)
-  given = q_bngqd, k_bnkd, v_bnkd, do_bngqd, lse_bngq, delta_bngq, lo_b1q, hi_b1q
-  call = functools.partial(_run_part, tiling=tiling, part=part, **options)
+  operands = _Operands(
+    q_bngqd, k_bnkd, v_bnkd, do_bngqd, lse_bngq, delta_bngq, lo_b1q, hi_b1q
+  )
 
   def one(p, so_far):
     scalars = jnp.full(1, p, jnp.int32), items_pt[p], broken_xi.astype(jnp.int32)
-    return tuple(call(count_p[p], *scalars, *given, so_far=so_far))
+    grads = _run_part(
+      count_p[p], scalars, operands, so_far, tiling=tiling, part=part, **options
+    )
+    return tuple(grads)
 
   if queries == part:
     return one(0, ())
@@ -68,9 +85,20 @@ def run(
   return dq_bngqd, *(x_bnkd.astype(k_bnkd.dtype) for x_bnkd in dkv)
 
 
-def _run_part(count, *args, so_far, tiling: Tiling, part, scale, soft_cap, interpret):
+def _run_part(
+  count,
+  scalars: tuple,
+  operands: _Operands,
+  so_far: tuple,
+  *,
+  tiling: Tiling,
+  part: int,
+  scale: float,
+  soft_cap: float | None,
+  interpret: Any,
+):
   """Runs the kernel for one part, on top of (dq, dk, dv) so far or of nothing."""
-  q_bngqd, k_bnkd = args[3:5]
+  q_bngqd, k_bnkd = operands.q_bngqd, operands.k_bnkd
   _, heads, group, _, head_dim = q_bngqd.shape
   columns, inner = k_bnkd.shape[2] // tiling.key, part // tiling.query
 
@@ -109,6 +137,7 @@ def _run_part(count, *args, so_far, tiling: Tiling, part, scale, soft_cap, inter
   keys_f32 = pltpu.VMEM((tiling.heads, tiling.key, head_dim), jnp.float32)
   keys_own = pltpu.VMEM((tiling.heads, tiling.key, head_dim), k_bnkd.dtype)
   results = so_far or (q_bngqd, k_bnkd, k_bnkd)
+  first = len(scalars) + len(operands)  # of the results so far, among all that is given
   return pl.pallas_call(
     functools.partial(
       kernel,
@@ -119,7 +148,7 @@ def _run_part(count, *args, so_far, tiling: Tiling, part, scale, soft_cap, inter
       precision=precision(q_bngqd.dtype),
     ),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=3,
+      num_scalar_prefetch=len(scalars),
       grid=(heads // tiling.heads, count),
       in_specs=blocks_in,
       out_specs=[pl.BlockSpec((1, *resident), of_part), block_k, block_k],
@@ -132,18 +161,19 @@ def _run_part(count, *args, so_far, tiling: Tiling, part, scale, soft_cap, inter
       ],
     ),
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
-    input_output_aliases={len(args) + i: i for i in range(len(so_far))},
+    input_output_aliases={first + i: i for i in range(len(so_far))},
     compiler_params=compiler_params(),
     cost_estimate=cost(q_bngqd, k_bnkd, matmuls=5),
     interpret=interpret,
     name="attend_backward",
-  )(*args, *so_far)
+  )(*scalars, *operands, *so_far)
 
 
 def kernel(part, items, broken, *refs, columns, **static):
   """Adds what one tile gives to dq, dk and dv."""
-  inputs, (*before, dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s) = refs[:8], refs[8:]
-  step = _Step(*inputs, before[1:], dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s, **static)
+  operands = _Operands(*refs[: len(_Operands._fields)])
+  *before, dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s = refs[len(operands) :]
+  step = _Step(*operands, before[1:], dq, dk, dv, dq_s, dk_s, dv_s, k_s, v_s, **static)
   item = items[pl.program_id(1)]
   first, last, full, start, stop = (lists.bit(item, i) for i in range(5))
   row, block = lists.backward_row(item), lists.backward_column(item)

@@ -152,8 +152,8 @@ class _Fragment(NamedTuple):
 
   head: int
   group: int
-  queries: pl.Slice  # among the queries of the block
-  rows: pl.Slice  # among all rows of the step
+  queries: Any  # `pl.ds` among the queries of the block
+  rows: Any  # among all rows of the step
 
 
 class _Step(NamedTuple):

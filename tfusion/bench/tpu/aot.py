@@ -147,6 +147,7 @@ def _compile(case: Case, mesh: Mesh) -> Profile:
     said = f"{type(error).__name__}: {error}"[:600]
     return Profile(said, time.perf_counter() - start, 0, 0, 0, None, {})
   memory = compiled.memory_analysis()
+  assert memory is not None  # the compilers for TPUs tell it
   return Profile(
     error=None,
     seconds=time.perf_counter() - start,

@@ -96,7 +96,9 @@ def read_pieces(text: str) -> list[list[Block]]:
   Raises:
     ValueError: the text holds no bundles, as after a change of its format.
   """
-  pieces, loop_regions, starts = [], set(), "piece"
+  pieces: list[list[Block]] = []
+  loop_regions: set[str] = set()
+  starts = "piece"  # what the next bundle starts; "" if nothing
   for line in text.splitlines():
     found = _BUNDLE.match(line)
     if not found:
@@ -118,7 +120,9 @@ def read_pieces(text: str) -> list[list[Block]]:
     loops = max(block.loops, found["loops"].count(">"))  # empty bundles show none
     pieces[-1][-1] = block._replace(loops=loops, bundles=block.bundles + 1)
     branch = _BRANCH.search(code)
-    starts = branch and ("block" if branch[1] in loop_regions else "piece")
+    starts = ""
+    if branch:
+      starts = "block" if branch[1] in loop_regions else "piece"
   if not pieces:
     raise ValueError("no bundles in the text: has libtpu changed its format?")
   return pieces
@@ -207,7 +211,7 @@ def _body(piece: list[Block], needed: float, core: Generation) -> Body | None:
   trips = 1 + (round((needed - once) / again) if again else 0)
   if trips < 1 or abs(once + (trips - 1) * again - needed) > 1e-6 * needed:
     return None
-  ops = {}
+  ops: dict[str, int] = {}
   for block in piece:
     times = trips if block.loops > outside else 1
     for op, n in block.ops.items():

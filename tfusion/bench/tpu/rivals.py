@@ -8,6 +8,9 @@ they can take the intervals.
 h query heads  n key/value heads  q queries  k keys  d head dim
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -20,7 +23,7 @@ from tfusion.attention import intervals
 # Queries, keys, and keys at a time: of 512 and 1024, what takes the fewest cycles a
 # score forward on v5e and v6e, and within one in a hundred of that backward.
 QUERIES, KEYS, COMPUTE = 1024, 1024, 512
-BLOCKS = dict(
+BLOCKS: dict[str, Any] = dict(
   block_q=QUERIES,
   block_kv=KEYS,
   block_kv_compute=COMPUTE,
@@ -68,19 +71,22 @@ def splash(*, sizes: list[int], dynamic: bool, backward: bool) -> tuple:
   """
   length, heads, kv_heads, head_dim = sizes
   blocks = splash_attention_kernel.BlockSizes(**BLOCKS, use_fused_bwd_kernel=True)
-  shared = dict(block_sizes=blocks, head_shards=1, q_seq_shards=1)
+  make = functools.partial(
+    splash_attention_kernel.make_splash_mha,
+    block_sizes=blocks,
+    head_shards=1,
+    q_seq_shards=1,
+  )
 
   def attention(q_hqd, k_nkd, v_nkd, lo_q, hi_q):
     q_hqd = q_hqd * jnp.asarray(head_dim**-0.5, q_hqd.dtype)
     if not dynamic:
       causal = splash_attention_mask.CausalMask((length, length))
       mask = splash_attention_mask.MultiHeadMask([causal] * heads)
-      return splash_attention_kernel.make_splash_mha(mask, **shared)(
-        q_hqd, k_nkd, v_nkd
-      )
+      return make(mask)(q_hqd, k_nkd, v_nkd)
     # A mask of one head under vmap takes half the memory of one for all heads.
     mask_1qk = intervals.sees(lo_q[None], hi_q[None], keys=length)
-    kernel = splash_attention_kernel.make_splash_mha(mask_1qk, **shared)
+    kernel = make(mask_1qk)
     # jax 0.10.2 makes an array of this bool, and then branches on it under jit.
     info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
     kernel.fwd_mask_info = info

@@ -125,8 +125,8 @@ def count(
   told = dict(found.told[direction])
   rare = told.pop("rare", 0)
   tiles = {
-    kind: find_tile(direction, *tile, head_dim, core.side)
-    for kind, tile in told.items()
+    kind: find_tile(direction, rows, keys, head_dim, core.side)
+    for kind, (rows, keys) in told.items()
   }
   try:
     if len(kernels) != 1:
@@ -177,9 +177,11 @@ def _shares(found: Pass) -> str:
     return "?"
   words = []
   for kind in ("full", "masked"):
-    body = found.bodies.get(kind)
-    bound = body and body.mxu_cycles >= body.bundles
-    words.append(f"{100 * found.peak[kind]:.0f}{' MXU' * bound}" if body else "-")
+    if kind not in found.bodies:
+      words.append("-")
+      continue
+    body, share = found.bodies[kind], f"{100 * found.peak[kind]:.0f}"
+    words.append(f"{share} MXU" if body.mxu_cycles >= body.bundles else share)
   return " / ".join(words)
 
 
