@@ -145,7 +145,7 @@ def image(rng: np.random.Generator, *, weight: float = 1.0, noise_cap: float = 1
   return sequence.Image(latent, weight, noise_cap)
 
 
-def pack(documents: list[Document], c: Config) -> sequence.Batch:
+def pack(documents: list[Document], c: Config) -> sequence.Row:
   """One row that holds these documents."""
   patches = c.model.patches_per_image
   elements = [

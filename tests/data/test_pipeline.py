@@ -73,7 +73,7 @@ def test_rows_of_a_lane_lie_together(corpus, expected):
   lane = pipeline.lanes.Lane(corpus.train, corpus.tokenizer, CONFIG, lane=1)
   batch = expected[0][0]
   for n in range(4, 8):
-    assert_same(next(lane), sequence.Batch(*(field[n] for field in batch)))
+    assert_same(next(lane), sequence.Row(*(field[n] for field in batch)))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5])
