@@ -50,7 +50,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.optim.b2 = 0.99
   c.optim.ema_decay = 0.99
   c.train.steps = 2400
-  c.train.batch_pictures = 8
+  c.train.batch_images = 8
   c.train.eval_every_steps = 400
   c.train.save_every_steps = 400
   c.loss.adversary_width = 16
@@ -71,6 +71,6 @@ def _smoke(c: ml_collections.ConfigDict) -> None:
   c.optim.warmup_steps = 5
   c.train.steps = 40
   c.train.eval_every_steps = 20
-  c.train.eval_pictures = 16
+  c.train.eval_images = 16
   c.train.save_every_steps = 20
   c.train.log_every_steps = 5

@@ -3,7 +3,7 @@
 import ml_collections
 
 from tfusion import config as config_lib
-from tfusion.data.sources import DIGIT_WORDS
+from tfusion.data.digits import DIGIT_WORDS
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.optim.warmup_steps = 10
     c.data.workers = 0
     c.sample.steps = 10
-    c.eval.images_per_class = 2
+    c.eval.samples_per_class = 2
     c.eval.batch = 20
     c.eval.text_rows = 32
   return c

@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   250,000 updates of 512 x 4,096 elements are 0.52T, for which the paper used 128 to
   256 GPUs. The data is not here: the paper trains on licensed images as latents
   [32, 32, 8] of its own autoencoder and on Llama 2's text. From your own images and
-  text, with one tokenizer for both (README, "Your own data at scale"):
+  text, with one tokenizer for both (docs/shards.md):
     tfusion prepare --source tar:IMAGES --autoencoder FILE --tokenizer t.model \\
       --out shards/images
     tfusion prepare --source text:TEXT --tokenizer t.model --out shards/text
@@ -94,6 +94,6 @@ def _shrink(c: ml_collections.ConfigDict) -> None:
   c.train.keep_every_steps = 0
   c.sample.steps = 10
   c.sample.max_elements = 128
-  c.eval.images_per_class = 2
+  c.eval.samples_per_class = 2
   c.eval.batch = 20
   c.eval.text_rows = 32

@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.optim.warmup_steps = 10
     c.data.workers = 0
     c.sample.steps = 10
-    c.eval.images_per_class = 4
+    c.eval.samples_per_class = 4
     c.eval.batch = 8
     c.eval.text_rows = 16
   return c

@@ -36,9 +36,12 @@ LIGHT = (
   "tfusion.autoencoder_config",
   "tfusion.config",
   "tfusion.errors",
+  "tfusion.files",
+  "tfusion.parsing",
   "tfusion.config_file",
   "tfusion.numerals",
   "tfusion.progress",
+  "tfusion.startup",
   "tfusion.workdir",
 )
 
@@ -427,7 +430,7 @@ def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
   late = ["--config.train.steps=20", "--config.train.save_every_steps=20"]
   late += ["--config.train.eval_every_steps=20"]
   with monkeypatch.context() as killing:
-    killing.setattr(loop._ModelRun, "progress", kill_workers)
+    killing.setattr(loop, "_progress_line", kill_workers)
     assert cli.main([*tiny_run, *late, "--config.data.workers=1"]) == 2
   out, err = capsys.readouterr()
   (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]

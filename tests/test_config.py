@@ -24,7 +24,7 @@ def test_the_defaults_are_valid_and_every_default_says_so_itself():
 def test_defaults_that_the_paper_states_are_the_papers():
   flat = config_lib.flatten(Config())
   stated = {  # arXiv 2408.11039, sections 3 and 4.1
-    "data.text_per_image": 1.0,  # elements of text for one of an image
+    "data.text_per_patch": 1.0,  # elements of text for one of an image
     "data.caption_first": 0.8,
     "diffusion.timesteps": 1000,
     "diffusion.image_weight": 5.0,  # lambda

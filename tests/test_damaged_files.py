@@ -12,7 +12,7 @@ from tfusion import workdir as workdir_lib
 from tfusion.autoencoder import codec
 from tfusion.data import images, prepared, tokenizer
 from tfusion.interop import diffusers
-from tfusion.training import metrics
+from tfusion.training.log import JsonLines
 
 NO_JSON = (b"", b"{", b"[]", b"3", b"null", b'"a"', b"\0\0\0", b"\xff\xfe{", b"{}")
 SHAPE = (8, 8, 1)
@@ -46,12 +46,12 @@ def test_a_damaged_line_of_a_log_is_named_with_its_number(tmp_path, file, line):
   whole = b'{"step": 1}\n'
   (tmp_path / file).write_bytes(whole + line + b"\n" + whole)
   with pytest.raises(ValueError) as error:
-    metrics.JsonLines(tmp_path / file, last_step=9, writes=True)
+    JsonLines(tmp_path / file, last_step=9, writes=True)
   said = str(error.value)
   assert f"{tmp_path / file}: line 2 is damaged" in said and "delete that line" in said
   assert (tmp_path / file).read_bytes() == whole + line + b"\n" + whole
   (tmp_path / file).write_bytes(whole + line)  # a killed run left it unfinished
-  metrics.JsonLines(tmp_path / file, last_step=9, writes=True)
+  JsonLines(tmp_path / file, last_step=9, writes=True)
   assert (tmp_path / file).read_bytes() == whole.replace(b"\n", b"") + b"\n"
 
 
@@ -137,7 +137,7 @@ def test_a_run_whose_tokenizer_is_gone_is_not_told_to_leave_a_key_empty(
 ):
   config = tiny.config(train__steps=1)
   workdir_lib.save_config(config, tmp_path)
-  from tfusion.training import trained
+  from tfusion.generate import trained
 
   with pytest.MonkeyPatch.context() as patch:
     there = lambda *_, **__: trained.Trained(config, 1, {}, None, None)  # noqa: E731

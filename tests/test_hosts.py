@@ -33,7 +33,7 @@ SMALLEST = [
   "--config.train.log_every_steps=1",
   "--config.sample.sampler=ddim",
   "--config.sample.steps=2",
-  "--config.eval.images_per_class=1",
+  "--config.eval.samples_per_class=1",
   "--config.eval.text_rows=8",
 ]
 CONFIG = str(ROOT / "experiments" / "digits.py:smoke")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tfusion import checkpoint, cli, report
 from tfusion import lock as lock_lib
-from tfusion.autoencoder.images import PictureBatches
+from tfusion.autoencoder.images import ImageBatches
 from tfusion.data.pipeline import HostBatches
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import suite
@@ -45,7 +45,7 @@ def get_config(arg="photos"):
   c.model.update(widths=(4,), groups=2, blocks=1)
   c.loss.update(features="none", adversary_start=9)
   c.data.update(sources=(f"folder:{arg}",), image_shape=(8, 8, 3), threads=1)
-  c.train.update(steps=4, batch_pictures=2, eval_pictures=1, log_every_steps=1)
+  c.train.update(steps=4, batch_images=2, eval_images=1, log_every_steps=1)
   c.train.update(save_every_steps=2, eval_every_steps=4)
   return c
 """,
@@ -122,7 +122,7 @@ def written(folder: pathlib.Path) -> dict[str, str]:
 def before_batch(number: int, act):
   """Does something while a run waits for its batch of this number."""
   with pytest.MonkeyPatch.context() as patch:
-    for kind in (HostBatches, PictureBatches):
+    for kind in (HostBatches, ImageBatches):
       given, give = [], kind.__next__
 
       def acting(self, given=given, give=give):

@@ -21,7 +21,7 @@ SMALLER = [  # than smoke: what is left is compiling
   "--config.train.log_every_steps=2",
   "--config.train.eval_rows=16",
   "--config.sample.steps=2",
-  "--config.eval.images_per_class=1",
+  "--config.eval.samples_per_class=1",
   "--config.eval.batch=10",
   "--config.eval.text_rows=16",
 ]
@@ -55,14 +55,18 @@ def test_train_leaves_the_files_that_the_readme_names(run):
 def test_eval_json_holds_accuracies_with_their_counts(run):
   values = json.loads((run / "eval.json").read_text())
   assert values["step"] == 4
-  assert values["captions"] == values["judge_scans"] == 297 and values["images"] == 10
+  assert (
+    values["captions"] == values["classifier_scans"] == 297 and values["images"] == 10
+  )
   for name, right, count in (
     ("caption_accuracy", "captions_right", "captions"),
     ("image_accuracy", "images_right", "images"),
-    ("judge_accuracy", "judge_right", "judge_scans"),
+    ("classifier_accuracy", "classifier_right", "classifier_scans"),
   ):
     assert values[name] == values[right] / values[count]
-  assert values["judge_accuracy"] > 0.98  # it knows real scans whatever the model does
+  assert (
+    values["classifier_accuracy"] > 0.98
+  )  # it knows real scans whatever the model does
   assert 1 < values["text_perplexity"] < 10_000 and values["text_tokens"] > 0
 
 

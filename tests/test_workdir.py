@@ -125,6 +125,33 @@ def test_a_config_from_before_it_named_its_command_is_read(tmp_path):
   assert workdir_lib.load_config(tmp_path) == Config()
 
 
+@pytest.mark.parametrize("config", [Config(), AutoencoderConfig()])
+def test_a_config_from_before_knobs_were_renamed_opens_with_their_values(
+  tmp_path, config
+):
+  workdir_lib.save_config(config, tmp_path)
+  path = tmp_path / "config.json"
+  values, known = json.loads(path.read_text()), config_lib.flatten(config)
+  renamed = {old: new for old, new in workdir_lib.RENAMED.items() if new in known}
+  assert len(renamed) == 2 and not known.keys() & workdir_lib.RENAMED.keys()
+  for number, (old, new) in enumerate(renamed.items()):
+    section, name = new.split(".")
+    del values[section][name]
+    values[section][old.partition(".")[2]] = type(known[new])(3 + number)
+  path.write_text(json.dumps(values))
+  read = config_lib.flatten(workdir_lib.load_config(tmp_path, kind=type(config)))
+  expected = {new: 3 + number for number, new in enumerate(renamed.values())}
+  assert read == known | expected
+  # With the same values, the run may go on.
+  same = workdir_lib.load_config(tmp_path, kind=type(config))
+  assert workdir_lib.check_same_run(same, tmp_path) == []
+
+
+def test_every_renamed_knob_is_there_under_its_new_name():
+  known = config_lib.flatten(Config()) | config_lib.flatten(AutoencoderConfig())
+  assert workdir_lib.RENAMED and set(workdir_lib.RENAMED.values()) <= known.keys()
+
+
 def test_a_config_from_before_a_key_was_there_is_what_the_run_did_then(tmp_path):
   values = dataclasses.asdict(Config()) | {"command": "train"}
   for key in workdir_lib.ADDED:

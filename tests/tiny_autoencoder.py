@@ -24,10 +24,10 @@ VALUES = {
   "optim__peak_lr": 1e-2,
   "optim__warmup_steps": 2,
   "train__steps": 4,
-  "train__batch_pictures": 2,
+  "train__batch_images": 2,
   "train__log_every_steps": 1,
   "train__eval_every_steps": 2,
-  "train__eval_pictures": 3,
+  "train__eval_images": 3,
   "train__save_every_steps": 2,
 }
 

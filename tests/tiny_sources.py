@@ -14,6 +14,7 @@ import numpy as np
 from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.data.shards.records import Damaged
+from tfusion.data.source import Source
 from tfusion.data.tokenizer import Tokenizer
 
 CONFIG = config_lib.Config()
@@ -40,14 +41,11 @@ def tokenizer() -> Tokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class Given(Source):
   """Documents made by a function of their number; picklable if that is."""
 
-  name: str
   count: int
   make: Callable[[int], tuple]
-  has_images: bool = True
-  skipped: dict = dataclasses.field(default_factory=dict)
 
   def __len__(self):
     return self.count
@@ -57,9 +55,6 @@ class Given:
 
   def texts(self):
     return [s for i in range(self.count) for s in self[i] if isinstance(s, str)]
-
-  def fit(self, count, *, room):
-    return self
 
 
 def latent(number: int, shape=(8, 8, 1)) -> np.ndarray:

@@ -68,7 +68,7 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PicturesConfig:
+class ImagesConfig:
   """Which pictures."""
 
   sources: tuple[str, ...] = ("shapes",)  # as data.sources of `tfusion train`
@@ -81,10 +81,10 @@ class TrainConfig:
   """The loop. Steps are updates of the parameters."""
 
   steps: int = 1_000_000
-  batch_pictures: int = 32  # per update, over all hosts; ours
+  batch_images: int = 32  # per update, over all hosts; ours
   log_every_steps: int = 20
   eval_every_steps: int = 500
-  eval_pictures: int = 64  # held out
+  eval_images: int = 64  # held out
   save_every_steps: int = 500
   keep_last: int = 2  # newest checkpoints to keep
   keep_every_steps: int = 0  # also keep every multiple of this; 0: none
@@ -98,7 +98,7 @@ class AutoencoderConfig:
   seed: int = 0
   model: AutoencoderModelConfig = AutoencoderModelConfig()
   loss: LossConfig = LossConfig()
-  data: PicturesConfig = PicturesConfig()
+  data: ImagesConfig = ImagesConfig()
   # Of the autoencoder and of the discriminator, each from its first update on.
   optim: OptimConfig = OptimConfig(
     peak_lr=1e-4, end_lr=1e-5, warmup_steps=1000, b1=0.5, b2=0.9, weight_decay=0.0
@@ -110,8 +110,8 @@ RANGES = {
   "above 0": (
     lambda x: x > 0,
     "loss.adversary_width loss.adversary_levels data.threads train.steps"
-    " train.batch_pictures train.log_every_steps train.eval_every_steps"
-    " train.eval_pictures train.save_every_steps train.keep_last"
+    " train.batch_images train.log_every_steps train.eval_every_steps"
+    " train.eval_images train.save_every_steps train.keep_last"
     " train.max_skipped_updates optim.peak_lr optim.eps optim.clip_norm",
   ),
   "at least 0": (

@@ -178,30 +178,39 @@ class Checkpoints:
     finally:
       self._thread.shutdown()
 
-  def restore(self, abstract_state: Any, *, partial: bool = False) -> Restored | None:
+  def restore(
+    self, abstract_state: Any, *, partial: bool = False, step: int | None = None
+  ) -> Restored | None:
     """Loads the newest good checkpoint, or returns None if there is none at all.
 
     `abstract_state` is a tree of jax.ShapeDtypeStruct with sharding; the mesh and the
     number of processes may differ from those of the save. With `partial` it may leave
     out leaves of the checkpoint, say the optimizer's. Checkpoints with a missing,
     truncated or altered file are skipped with a warning and renamed `<step>.corrupt`.
+    With `step` that checkpoint is loaded and no other.
 
-    Raises ValueError if checkpoints exist and none is good, and if names, shapes or
-    dtypes differ from those saved (orbax alone would cast dtypes in silence).
+    Raises ValueError if there is no such `step`, if checkpoints exist and none is good,
+    and if names, shapes or dtypes differ from those saved (orbax alone would cast
+    dtypes in silence).
     """
     self.wait()
     self._clear_partial()
     before = self.steps()
     try:
-      return self._restore(abstract_state, partial)
+      return self._restore(abstract_state, partial, step)
     except (OSError, ValueError):
       if not self._read_only or self.steps() == before:
         raise
     # The run has saved a newer one meanwhile, and deleted what was being read.
-    return self.restore(abstract_state, partial=partial)
+    return self.restore(abstract_state, partial=partial, step=step)
 
-  def _restore(self, abstract_state: Any, partial: bool) -> Restored | None:
+  def _restore(
+    self, abstract_state: Any, partial: bool, wanted: int | None
+  ) -> Restored | None:
     skipped, candidates = {}, self.steps()
+    if wanted is not None:
+      self._check_step(wanted)
+      candidates = [wanted]
     while (step := _from_first_process(candidates.pop() if candidates else -1)) >= 0:
       records, fault = self._check(step)
       if not fault:
@@ -239,8 +248,7 @@ class Checkpoints:
     lanes (of all processes) and leaves: path -> {dtype, shape, bytes}. Raises
     ValueError if there is no such step; that or OSError if a record is not sound.
     """
-    if step not in self.steps():
-      raise ValueError(f"no step {step} in {self.directory}: it has {self.steps()}")
+    self._check_step(step)
     records = self._records(step)
     kept = ("step", "unix_seconds", "processes", "versions", "leaves")
     return {key: records[0][key] for key in kept} | {
@@ -248,6 +256,10 @@ class Checkpoints:
       "bytes": sum(leaf["bytes"] for leaf in records[0]["leaves"].values()),
       "lanes": _lanes(records),
     }
+
+  def _check_step(self, step: int) -> None:
+    if step not in self.steps():
+      raise ValueError(f"no step {step} in {self.directory}: it has {self.steps()}")
 
   def _at(self, step: int, suffix: str = "") -> Path:
     return self.directory / f"{step}{suffix}"

@@ -5,19 +5,16 @@ Owns: arguments. Not: work. `--help` answers without importing jax.
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from absl import logging
-
-from tfusion import __version__, autoencoder_config, errors, progress
-from tfusion import config as config_lib
+from tfusion import __version__, autoencoder_config, errors, progress, startup
 from tfusion import workdir as workdir_lib
-from tfusion.config_file import read_config, read_saved_config
+from tfusion.config_file import known_good, read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
 
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
@@ -69,14 +66,14 @@ def _run(argv: list[str] | None) -> int:
   parser = _parser()
   args, rest = parser.parse_known_args(argv)
   if argv is None:
-    _use_huge_pages()
+    startup.use_huge_pages()
     if sys.stdout is not None:
       sys.stdout.reconfigure(errors="replace")  # file names may be any bytes
   if getattr(args, "workdir", None):
     args.workdir = os.path.expanduser(args.workdir)  # bash leaves --workdir=~/x alone
   if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
-  _quiet(verbose=args.verbose)
+  startup.quiet(verbose=args.verbose)
   try:
     if getattr(args, "distributed", None):
       from tfusion.sharding import join_hosts
@@ -90,110 +87,66 @@ def _run(argv: list[str] | None) -> int:
       raise
     print(f"tfusion {args.command}: {said}", file=sys.stderr)
     return 2
-  except KeyboardInterrupt:
-    print(f"tfusion {args.command}: interrupted", file=sys.stderr)
+  except KeyboardInterrupt as error:
+    if not error.args:  # else the run was saved, and has said so
+      print(f"tfusion {args.command}: interrupted", file=sys.stderr)
     return 130
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> int:
-  """Trains, evaluates on the way, and writes report.html."""
+  """Trains a model; evaluates it on the way and writes report.html."""
   config = read_config(args.config, rest)
-  workdir = workdir_lib.check_writable(args.workdir)
-  workdir_lib.check_same_run(config, workdir)
-  from tfusion.evaluate import pictures, suite
-  from tfusion.training import loop
-  from tfusion.training.stop import StopSignals
-
-  known_good = Path(args.config.partition(":")[0])
-  known_good = known_good.parent / "results" / f"{known_good.stem}.json"
-  draw = pictures.SampleGrids(config, workdir)
-  judge = suite.FinalEvaluation(config, workdir)
-  loop.train(
-    config,
-    workdir,
-    evaluations=[draw, judge],
-    reference=known_good if known_good.is_file() else None,
-    stop=(stop := StopSignals()),
-  )
-  return stop.status
+  return _train(config, args.workdir, reference=known_good(args.config))
 
 
 def autoencoder(args: argparse.Namespace, rest: list[str]) -> int:
-  """Trains an autoencoder of pictures; writes autoencoder.safetensors, report.html."""
+  """Trains an autoencoder of images; writes autoencoder.safetensors, report.html."""
   config = read_config(args.config, rest, kind=autoencoder_config)
-  workdir = workdir_lib.check_writable(args.workdir)
-  workdir_lib.check_same_run(config, workdir)
-  from tfusion.autoencoder import loop as run
-  from tfusion.evaluate import pictures
-  from tfusion.training.stop import StopSignals
-
-  draw = pictures.Reconstructions(workdir / "samples")
-  run.train(config, workdir, evaluations=[draw], stop=(stop := StopSignals()))
-  return stop.status
+  return _train(config, args.workdir)
 
 
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
-  """Continues prompts; writes PNGs and text files."""
+  """Continues prompts with text and images; writes PNG and text files."""
   config = read_saved_config(args.workdir, rest)
-  from tfusion.evaluate import pictures
-  from tfusion.training import trained
-
   out = Path(args.out or Path(args.workdir) / "sampled")
-  model = trained.open_trained(config, args.workdir)
-  how = dict(workdir=args.workdir, out=out, count=args.count, seed=args.seed)
-  paths = pictures.sample(model, args.prompt, **how)
-  for path in paths:
+  workdir_lib.check_writable(out, option="--out")  # to know before the work
+  from tfusion import run
+
+  opened = run.open_run(config, args.workdir)
+  made = opened.sample(args.prompt, count=args.count, seed=args.seed)
+  for path in made.save(out):
     print(path)
     if path.suffix == ".txt":
       print("  " + path.read_text().strip())
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
-  """Judges the newest checkpoint; prints a table, writes eval.json and report.html."""
+  """Evaluates the newest checkpoint; prints a table, writes eval.json, report.html."""
   config = read_saved_config(args.workdir, rest)
+  from tfusion import run
   from tfusion.evaluate import suite
-  from tfusion.training import trained
 
-  suite.evaluate_and_report(trained.open_trained(config, args.workdir), args.workdir)
+  results = run.open_run(config, args.workdir).evaluate()
+  suite.show(results, f"{Path(args.workdir) / 'report.html'}")
 
 
 def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
-  """Shows what a workdir holds: config, checkpoints, one checkpoint's leaves."""
-  config = workdir_lib.load_config(args.workdir, kind=None)
-  from tfusion.checkpoint import Checkpoints
+  """Shows what a workdir holds: config, checkpoints, the arrays of one checkpoint."""
+  from tfusion.inspect import runs
 
-  for key, value in config_lib.flatten(config).items():
-    print(f"{key} = {value!r}")
-  with Checkpoints(Path(args.workdir) / "checkpoints", read_only=True) as checkpoints:
-    print(f"checkpoints: {checkpoints.steps()}")
-    step = checkpoints.latest if args.step is None else args.step
-    if step is not None:
-      print(f"checkpoint {step}:")
-      print(_indented(checkpoints.describe(step)))
+  _print(runs.lines(args.workdir, step=args.step))
 
 
 def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
-  """Shows a folder of shards, a shard, or one of their records."""
+  """Shows a folder of shards, one shard, or one of their records."""
   from tfusion.inspect import shards
 
-  def decode(autoencoder, latents):
-    from tfusion.autoencoder import codec
-
-    return codec.load(autoencoder).decode(latents)
-
-  if args.record is not None:
-    where = dict(split=args.split, out=args.out, decode=decode)
-    lines = shards.record_lines(args.path, args.record, **where)
-  elif Path(args.path).is_dir():
-    lines = shards.manifest_lines(args.path)
-  else:
-    lines = shards.shard_lines(args.path)
-  for line in lines:
-    print(line)
+  where = dict(split=args.split, out=args.out)
+  _print(shards.lines(args.path, record=args.record, **where))
 
 
 def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
-  """Draws the rows of one step: texts, pictures, what sees what; a page for each."""
+  """Shows the rows of one step, a page each: texts, images and what sees what."""
   with tempfile.TemporaryDirectory() as empty:
     if args.workdir:
       config, workdir = read_saved_config(args.workdir, rest), args.workdir
@@ -202,8 +155,7 @@ def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
     from tfusion.inspect import rows
 
     out = args.out or Path(args.workdir or ".") / "rows"
-    for path in rows.draw_rows(config, workdir, args.step, out=out):
-      print(path)
+    _print(rows.write_pages(config, workdir, args.step, out=out))
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> None:
@@ -215,8 +167,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> None:
   request = job.Request(**{name: getattr(args, name) for name in fields})
   manifest = job.prepare(request, rest)
   print(f"{args.out}: {job.summary(manifest.counts)}")
-  for line in balance.lines(manifest.counts.splits or {}):
-    print(line)
+  _print(balance.lines(manifest.counts.splits or {}))
 
 
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
@@ -237,15 +188,13 @@ def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
     from tfusion.bench.tpu import static
 
     for length in args.lengths:
-      for line in static.table(args.static, [length, *numbers.values()]):
-        print(line, flush=True)
+      _print(static.table(args.static, [length, *numbers.values()]))
     return
   from tfusion.bench import attention
 
   numbers |= dict(batch=args.batch, documents=args.documents)
   results = attention.race(args.lengths, seconds=args.seconds, **numbers)
-  for line in attention.table(results, **numbers):
-    print(line, flush=True)
+  _print(attention.table(results, **numbers))
 
 
 def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
@@ -253,12 +202,22 @@ def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
   from tfusion.bench import data
 
   sizes = dict(documents=args.documents, workers=args.workers, seconds=args.seconds)
-  for line in data.table(**sizes):
+  _print(data.table(**sizes))
+
+
+def _train(config: Any, workdir: str, **more: Any) -> int:
+  from tfusion import run
+
+  try:
+    run.train(config, workdir, **more)
+  except SystemExit as stopped:  # by SIGTERM, and saved
+    return stopped.code
+  return 0
+
+
+def _print(lines: Iterable[object]) -> None:
+  for line in lines:
     print(line, flush=True)
-
-
-def _indented(values: dict) -> str:
-  return "\n".join(f"  {key}: {value}" for key, value in values.items())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -409,34 +368,6 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
   c.add_argument(
     "--batch", type=whole(1), default=32, help="images encoded at once (32)"
   )
-
-
-def _use_huge_pages() -> None:
-  """Starts this process anew with memory in huge pages, which glibc reads at start.
-
-  XLA's CPU backend takes its temporaries from malloc anew in every step; in pages of
-  4 KiB, looking addresses up costs a quarter of a training step on the digits.
-  """
-  if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _quiet(*, verbose: bool) -> None:
-  """Our own lines go to the console; libraries speak from warnings on."""
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  # Of processes that this one starts: what a killed one leaves in shared memory is
-  # taken away, and one need not be told.
-  os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-  # Where libtpu is installed, to compile for TPUs elsewhere, JAX looks for one here,
-  # and libtpu reports at length that there is none.
-  devices = ("accel*", "vfio/*", "nvidia*", "kfd", "dxg")
-  if importlib.util.find_spec("libtpu") and not any(
-    any(Path("/dev").glob(name)) for name in devices
-  ):
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ values of an experiment (experiments/), the config that a workdir keeps (workdir
 
 import dataclasses
 import math
-import typing
 from typing import Any
 
 import ml_collections
+
+from tfusion import parsing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DataConfig:
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images a row can hold
   isolate_documents: bool = True  # those of one row do not see each other; ours
-  text_per_image: float = 1.0  # text elements per patch, if the sources allow it
+  text_per_patch: float = 1.0  # text elements per patch, if the sources allow it
   weights: tuple[float, ...] = ()  # shares of elements by source; empty: the line above
   epochs: tuple[int, ...] = ()  # by source, until it is dropped; 0 or empty: no end
   caption_first: float = 0.8  # share of pairs with the caption before the image
@@ -139,12 +140,13 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """What is drawn while training and measured by `tfusion eval`."""
+  """What is sampled while training, and measured by `tfusion eval`."""
 
-  images_per_class: int = 50  # generated images of every digit, of every part of shapes
+  # Of each digit so many images; of each part of the source shapes so many documents.
+  samples_per_class: int = 50
   batch: int = 100  # sequences generated at a time
   text_rows: int = 256  # held-out rows for text perplexity, at most
-  prompts: tuple[str, ...] = ()  # drawn at every evaluation; <image> is where
+  prompts: tuple[str, ...] = ()  # sampled at every evaluation; <image> is where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +184,12 @@ RANGES = {
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps data.row_length"
-    " data.image_slots data.text_per_image data.lanes data.packing_rows optim.peak_lr"
+    " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
     " optim.eps optim.clip_norm mesh.fsdp mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
     " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"
-    " sample.steps sample.max_elements eval.images_per_class eval.batch eval.text_rows",
+    " sample.steps sample.max_elements eval.samples_per_class eval.batch"
+    " eval.text_rows",
   ),
   "at least 0": (
     lambda x: x >= 0,
@@ -402,52 +405,24 @@ def _parse_bool(text: str) -> bool:
   return text.lower() in ("true", "1")
 
 
-def build(kind: type, values: Any, *, prefix: str = "") -> Any:
-  """Builds a dataclass from a ConfigDict or nested dict.
+def build(kind: type, values: Any) -> Any:
+  """Builds a dataclass of knobs from a ConfigDict or nested dict.
 
   Args:
     kind: of nested dataclasses.
     values: every key must be there and be right.
-    prefix: of the keys in messages, with the dot.
 
   Raises:
-    ValueError: an unknown or missing key, or a wrong type.
+    ValueError: an unknown or missing key, a wrong type, or a number that is too large
+      or not finite.
   """
   if isinstance(values, ml_collections.ConfigDict):
     values = values.to_dict()
-  if not isinstance(values, dict):
-    raise ValueError(
-      f"config section {prefix or 'config'!r}: expected keys, got {values!r}"
-    )
-  types_by_name = typing.get_type_hints(kind)
-  unknown = sorted(set(values) - set(types_by_name))
-  missing = sorted(set(types_by_name) - set(values))
-  if unknown or missing:
-    raise ValueError(
-      f"config {prefix or 'keys'}: unknown {unknown}, missing {missing};"
-      f" known: {sorted(types_by_name)}"
-    )
-  built = {}
-  for name, hint in types_by_name.items():
-    key = f"{prefix}{name}"
-    if dataclasses.is_dataclass(hint):
-      built[name] = build(hint, values[name], prefix=f"{key}.")
-    else:
-      built[name] = _check_type(key, values[name], hint)
-  return kind(**built)
-
-
-def _check_type(key: str, value: Any, hint: Any) -> Any:
-  if typing.get_origin(hint) is tuple:
-    item = typing.get_args(hint)[0]
-    if not isinstance(value, list | tuple):
-      raise ValueError(f"{key}={value!r}: expected a tuple of {item.__name__}")
-    return tuple(_check_type(f"{key}[{i}]", v, item) for i, v in enumerate(value))
-  if isinstance(value, int) and abs(value) >= 2**32:  # programs count with 32 bits
-    raise ValueError(f"{key}={value}: too large; at most {2**32 - 1}")
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  wrong = not isinstance(value, hint) or (hint is int and isinstance(value, bool))
-  if wrong or (hint is float and not math.isfinite(value)):
-    raise ValueError(f"{key}={value!r}: expected {hint.__name__}")
-  return value
+  config = parsing.build(kind, values, whole="config")
+  for key, value in flatten(config).items():
+    for one in value if isinstance(value, tuple) else (value,):
+      if isinstance(one, int) and abs(one) >= 2**32:  # programs count with 32 bits
+        raise ValueError(f"{key}={value}: too large; at most {2**32 - 1}")
+      if isinstance(one, float) and not math.isfinite(one):
+        raise ValueError(f"{key}={value}: expected a finite float")
+  return config

@@ -1,7 +1,7 @@
 """The lock of a workdir: one run at a time writes there.
 
 Owns: lock.json, its heartbeat, whether its owner still lives. Not: what a run writes,
-how the hosts of one run hear of it (training/run.py).
+how the hosts of one run hear of it (training/hold.py).
 
   {"owner": "...", "command": "tfusion train ...", "host": "lab1", "process": 4711,
    "since": "2026-11-28 10:02:11", "here": "...", "started": "...",

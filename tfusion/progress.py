@@ -1,7 +1,7 @@
 """Lines on standard output: how far a long piece of work is; whether anybody reads.
 
 Owns: the line of done, rate and time left; output whose reader has gone. Not: the
-training loop's own lines (train/metrics.py).
+training loop's own lines (training/log.py).
 """
 
 import os

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tfusion import autoencoder_config, files
+from tfusion import autoencoder_config, files, parsing
 from tfusion import config as config_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
@@ -64,6 +64,14 @@ ADDED = {
   "sample.start": 1.0,
 }
 
+# What knobs were called before: the config.json of a run may have these names.
+RENAMED = {
+  "data.text_per_image": "data.text_per_patch",
+  "eval.images_per_class": "eval.samples_per_class",
+  "train.batch_pictures": "train.batch_images",
+  "train.eval_pictures": "train.eval_images",
+}
+
 
 def save_config(config: Config | AutoencoderConfig, workdir: str | Path) -> None:
   """Writes workdir/config.json, whole or not at all."""
@@ -88,12 +96,13 @@ def load_config(workdir: str | Path, *, kind: type[C] | None = Config) -> C:
       f" `tfusion {wanted.command} --config FILE --workdir DIR`"
     )
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     # Runs of `train` from before there were others do not say whose they are.
     command = values.pop("command", "train") if isinstance(values, dict) else "train"
     if kind is None:
       wanted = next((k for k in KINDS.values() if k.command == command), wanted)
     if command == wanted.command:
+      values = _with_new_names(values)
       return wanted.from_dict(_with_added(values) if command == "train" else values)
   except ValueError as error:  # not JSON is one too
     raise ValueError(
@@ -183,6 +192,16 @@ def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
 def write_json(workdir: str | Path, name: str, values: dict[str, Any]) -> None:
   """Writes workdir/name, whole or not at all."""
   files.write_whole(Path(workdir) / name, json.dumps(values, indent=2) + "\n")
+
+
+def _with_new_names(values: Any) -> Any:
+  """The config of a run with the names that its knobs have today."""
+  for old, new in RENAMED.items():
+    (section, before), now = old.split("."), new.partition(".")[2]
+    own = values.get(section) if isinstance(values, dict) else None
+    if isinstance(own, dict) and before in own:
+      values[section] = {now if key == before else key: v for key, v in own.items()}
+  return values
 
 
 def _with_added(values: dict[str, Any]) -> dict[str, Any]:

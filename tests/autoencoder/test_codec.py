@@ -33,7 +33,7 @@ def vq() -> Codec:
   return make(VQ)
 
 
-def pictures(count: int = 2, *, height: int = 8, width: int = 8) -> np.ndarray:
+def images(count: int = 2, *, height: int = 8, width: int = 8) -> np.ndarray:
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
@@ -45,7 +45,7 @@ def model_of(opened: Codec):
 
 
 def test_latents_are_the_models_moments_of_pixels_from_minus_one_to_one(vae):
-  pixels = pictures()
+  pixels = images()
   got = vae.encode(pixels)
   want = jax.jit(model_of(vae).encode)(pixels.astype(np.float32) / 127.5 - 1)
   # Two programs of the same float32 sums.
@@ -58,7 +58,7 @@ def test_latents_are_the_models_moments_of_pixels_from_minus_one_to_one(vae):
 
 
 def test_codes_are_the_models_in_raster_order_and_decode_as_their_vectors(vq):
-  pixels = pictures()
+  pixels = images()
   got = vq.encode(pixels)
   model = model_of(vq)
 
@@ -77,14 +77,14 @@ def test_codes_are_the_models_in_raster_order_and_decode_as_their_vectors(vq):
   assert np.abs(decoded - want).max() <= 1 and decoded.std() > 1
 
 
-def test_a_picture_need_not_be_square_for_latents(vae):
-  got = vae.encode(pictures(height=4, width=10))
+def test_a_image_need_not_be_square_for_latents(vae):
+  got = vae.encode(images(height=4, width=10))
   assert got["mean"].shape == (2, 2, 5, 3)
   assert vae.decode(got["mean"]).shape == (2, 4, 10, 3)
 
 
 def test_the_same_batch_gives_the_same_bits_from_the_file_too(vae, tmp_path):
-  pixels = pictures(3)
+  pixels = images(3)
   first = vae.encode(pixels)
   vae.save(tmp_path / "a")
   for other in (vae, codec.load(tmp_path / "a")):
@@ -171,18 +171,16 @@ def test_parameters_that_are_missing_are_named():
 
 
 def test_what_cannot_be_encoded_or_decoded_is_refused(vae, vq):
-  with pytest.raises(ValueError, match="pictures of 8x7 pixels: the sides must be"):
-    vae.encode(pictures(height=8, width=7))
-  with pytest.raises(ValueError, match="pictures of 9x9 pixels.*downsampling=2"):
+  with pytest.raises(ValueError, match="images of 8x7 pixels: the sides must be"):
+    vae.encode(images(height=8, width=7))
+  with pytest.raises(ValueError, match="images of 9x9 pixels.*downsampling=2"):
     vae.latent_shape(9)
   with pytest.raises(ValueError, match=r"float32\[2, 8, 8, 3\]: expected uint8\[b"):
-    vae.encode(pictures().astype(np.float32))
+    vae.encode(images().astype(np.float32))
   with pytest.raises(ValueError, match=r"uint8\[8, 8, 3\]: expected uint8\[b"):
-    vae.encode(pictures()[0])
-  with pytest.raises(
-    ValueError, match=r"pictures of 4x8 pixels: codes are of a square"
-  ):
-    vq.encode(pictures(height=4))
+    vae.encode(images()[0])
+  with pytest.raises(ValueError, match=r"images of 4x8 pixels: codes are of a square"):
+    vq.encode(images(height=4))
   with pytest.raises(ValueError, match=r"latents .*\[1, 4, 4, 2\]: expected float32"):
     vae.decode(np.zeros((1, 4, 4, 2), np.float32))
   with pytest.raises(ValueError, match=r"codes int64\[1, 5\]: expected integers"):

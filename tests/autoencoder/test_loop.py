@@ -15,8 +15,8 @@ from PIL import Image
 
 from tfusion import cli
 from tfusion.autoencoder import codec, loop, step
-from tfusion.autoencoder.images import PictureBatches
-from tfusion.evaluate.pictures import Reconstructions
+from tfusion.autoencoder.images import ImageBatches
+from tfusion.evaluate.reconstructions import Reconstructions
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_inspect_shows_its_config_and_checkpoints(straight, capsys):
 def test_a_run_that_is_told_to_stop_and_started_again_is_the_same_run(
   tmp_path, monkeypatch, straight, capfd
 ):
-  give, given = PictureBatches.__next__, []
+  give, given = ImageBatches.__next__, []
 
   def stopping(self):
     given.append(0)
@@ -80,7 +80,7 @@ def test_a_run_that_is_told_to_stop_and_started_again_is_the_same_run(
       os.kill(os.getpid(), signal.SIGTERM)
     return give(self)
 
-  monkeypatch.setattr(PictureBatches, "__next__", stopping)
+  monkeypatch.setattr(ImageBatches, "__next__", stopping)
   stopped = loop.train(VAE, tmp_path)
   assert int(stopped.step) == 2
   assert "stopped by SIGTERM after step 2, saved" in capfd.readouterr().out
@@ -115,9 +115,9 @@ def test_the_values_of_every_step_are_logged_and_the_adversary_begins_when_told(
   assert all(line["skipped_total"] == 0 for line in found)
   judged = lines(straight[0], "validation.jsonl")
   assert [line["step"] for line in judged] == [2, 4]
-  assert judged[-1]["pictures"] == 3  # of two batches, the second padded
+  assert judged[-1]["images"] == 3  # of two batches, the second padded
   last = lines(straight[0], "speed.jsonl")[-1]
-  assert last["eta_seconds"] == 0 and last["pictures_per_s"] > 0
+  assert last["eta_seconds"] == 0 and last["images_per_s"] > 0
 
 
 def test_the_adversary_learns_from_its_start_on_with_a_schedule_of_its_own(straight):
@@ -150,7 +150,7 @@ def test_the_page_shows_curves_and_reconstructions(straight):
     assert words in page, words
   assert "Text loss" not in page and "Cannot be shown" not in page
   with Image.open(workdir / "samples" / "step_00000004.png") as sheet:
-    # Three pictures above three reconstructions, a line around each, drawn larger.
+    # Three images above three reconstructions, a line around each, drawn larger.
     assert sheet.size[0] * (2 * 9 + 1) == sheet.size[1] * (3 * 9 + 1)
 
 
@@ -176,8 +176,8 @@ def test_what_may_change_is_said_and_a_finished_run_is_left_as_it_is(
   [
     (dict(model__groups=3), r"model.widths=\(4,\)"),
     (dict(loss__features="vgg"), "choose none, random, or vgg16:PATH"),
-    (dict(loss__adversary_levels=3), "needs pictures of at least 24 pixels"),
-    (dict(data__sources=("pydoc",)), "has no pictures"),
+    (dict(loss__adversary_levels=3), "needs images of at least 24 pixels"),
+    (dict(data__sources=("pydoc",)), "has no images"),
   ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, changes, words):
@@ -198,7 +198,7 @@ def test_the_experiments_smoke_run_with_codes_from_the_command_line(tmp_path, ca
     "loss.adversary_levels": "1",
     "loss.adversary_start": "4",
     "train.steps": "4",
-    "train.batch_pictures": "2",
+    "train.batch_images": "2",
     "train.eval_every_steps": "4",
     "train.log_every_steps": "2",
   }

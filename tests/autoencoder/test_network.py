@@ -57,10 +57,10 @@ def test_the_full_size_maps_256_pixels_to_32_cells_of_8_numbers_and_back():
     return posterior, model.decode(posterior.mean_bhwc)
 
   x = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
-  posterior, picture = jax.eval_shape(both, network.abstract(FULL), x)
+  posterior, image = jax.eval_shape(both, network.abstract(FULL), x)
   assert posterior.mean_bhwc.shape == posterior.logvar_bhwc.shape == (2, 32, 32, 8)
-  assert picture.shape == (2, 256, 256, 3)
-  assert posterior.mean_bhwc.dtype == picture.dtype == jnp.float32
+  assert image.shape == (2, 256, 256, 3)
+  assert posterior.mean_bhwc.dtype == image.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("config", [SMALL, WITH_CODES], ids=["vae", "vq"])
@@ -88,7 +88,7 @@ def test_a_strided_convolution_sees_one_pixel_more_to_the_right_and_below():
 
 
 @pytest.mark.parametrize("channels, groups", [(8, 4), (8, 32), (6, 6)])
-def test_group_norm_is_over_the_picture_and_the_channels_of_a_group(channels, groups):
+def test_group_norm_is_over_the_image_and_the_channels_of_a_group(channels, groups):
   norm = tiny.fill(lambda rngs: GroupNorm(channels, groups=groups, rngs=rngs))
   x = normal(2, 3, 5, channels) * 3 + 1
   grouped = x.astype(np.float64).reshape(2, 15, min(groups, channels), -1)
@@ -150,7 +150,7 @@ def test_the_book_learns_from_its_own_term_and_the_encoder_from_beta_times_the_o
   beta = 0.25
   dz, dbook, z, book, codes = gradients_of(lambda q: jnp.sum(q.loss(beta)))
   error = z.reshape(2, 4, 3) - np.asarray(book)[codes]
-  share = 2 / 12  # of a mean of squares over a picture's 4 cells of 3 numbers
+  share = 2 / 12  # of a mean of squares over a image's 4 cells of 3 numbers
   # Gradients of sums of squares, in float32.
   np.testing.assert_allclose(dz.reshape(2, 4, 3), beta * share * error, rtol=1e-5)
   want = np.zeros_like(book)
@@ -207,8 +207,8 @@ def test_the_decoder_lays_its_patches_out_as_pixels():
   params["decoder.conv_out.kernel"] *= 0
   tile = jnp.asarray(normal(2, 2, 3))
   params["decoder.conv_out.bias"] = tile.reshape(-1)
-  picture = network.bind(config, params).decode(jnp.zeros((1, 1, 2, 3)))
-  np.testing.assert_array_equal(picture, jnp.tile(tile, (2, 4, 1))[None])
+  image = network.bind(config, params).decode(jnp.zeros((1, 1, 2, 3)))
+  np.testing.assert_array_equal(image, jnp.tile(tile, (2, 4, 1))[None])
 
 
 def test_convolutions_run_in_the_dtype_asked_for_and_moments_stay_float32():

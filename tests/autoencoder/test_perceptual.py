@@ -19,7 +19,7 @@ def mesh():
     yield mesh
 
 
-def pictures(*shape: int, seed: int = 0) -> np.ndarray:
+def images(*shape: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
@@ -60,7 +60,7 @@ def test_the_distance_is_that_of_the_paper_odd_sides_and_linear_weights_included
     kernel = rng.normal(size=(3, 3, inputs, outputs), scale=0.3)
     weights[f"{name}.kernel"] = kernel.astype(np.float32)
     weights[f"{name}.bias"] = np.full(outputs, 0.2, np.float32)
-  x, y = pictures(2, 7, 6, 3), pictures(2, 7, 6, 3, seed=1)
+  x, y = images(2, 7, 6, 3), images(2, 7, 6, 3, seed=1)
 
   def distance(x, y):
     return perceptual.distance(features, weights, x, y, dtype=jnp.float32)
@@ -70,7 +70,7 @@ def test_the_distance_is_that_of_the_paper_odd_sides_and_linear_weights_included
   np.testing.assert_allclose(got, plain_distance(features, weights, x, y), rtol=1e-5)
 
 
-def test_equal_pictures_are_at_zero_and_others_are_not_with_finite_gradients():
+def test_equal_images_are_at_zero_and_others_are_not_with_finite_gradients():
   features, weights = perceptual.open_features("random", image_shape=SHAPE)
 
   def total(x, y):
@@ -79,7 +79,7 @@ def test_equal_pictures_are_at_zero_and_others_are_not_with_finite_gradients():
 
   x = np.zeros((2, 8, 8, 3), np.float32)  # black: every feature is 0 everywhere
   y = x.copy()
-  y[1] = pictures(8, 8, 3)
+  y[1] = images(8, 8, 3)
   gradient, d_b = jax.jit(jax.grad(total, has_aux=True))(y, x)
   assert d_b[0] == 0 and d_b[1] > 0.1 and np.all(np.isfinite(gradient))
   assert np.any(gradient[1])
@@ -94,7 +94,7 @@ def test_random_features_are_always_the_same():
 
 def test_no_features_are_no_distance():
   features, weights = perceptual.open_features("none", image_shape=SHAPE)
-  x = pictures(1, 8, 8, 3)
+  x = images(1, 8, 8, 3)
   assert perceptual.distance(features, weights, x, -x, dtype=jnp.float32) == 0
 
 

@@ -23,9 +23,9 @@ from scipy import linalg
 from tfusion import workdir as workdir_lib
 from tfusion.data.pipeline import open_corpus
 from tfusion.generate.interleaved import generate
-from tfusion.generate.prompt import Draw
+from tfusion.generate.prompt import Blank
+from tfusion.generate.trained import Trained, open_trained
 from tfusion.sequence import Image, Text
-from tfusion.training.trained import Trained, open_trained
 
 TRUE = 256  # images that drawings are compared with
 
@@ -72,11 +72,11 @@ def draw(trained: Trained, captions: list[Text]) -> np.ndarray:
     made = generate(
       trained.config,
       trained.params,
-      [(caption, Draw()) for caption in captions],
+      [(caption, Blank()) for caption in captions],
       special=trained.tokenizer.special,
       key=jax.random.key(0),
     )
-  return np.stack([one.drawings[0] for one in made])
+  return np.stack([one.made_images[0] for one in made])
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 from tfusion import sequence
 from tfusion.bench import data
 from tfusion.data.pipeline import open_corpus
-from tfusion.training import metrics
+from tfusion.training.machine import PEAK_FLOPS
 
 DOCUMENTS = 120
 
@@ -52,7 +52,7 @@ def test_what_a_host_needs_is_half_its_peak_over_the_work_of_an_element(drawn):
   heads = 6 * width * (text * 32_128 + (1 - text) * 2 * 2 * 2 * 8)
   flops = matmuls + heads + 12 * layers * width * seen
   assert needs["7B", "v5p"] == pytest.approx(4 * 459e12 / 2 / flops)
-  ratio = metrics.PEAK_FLOPS["TPU v6e"] / metrics.PEAK_FLOPS["TPU v5e"]
+  ratio = PEAK_FLOPS["TPU v6e"] / PEAK_FLOPS["TPU v5e"]
   for size in data.SIZES:
     assert needs[size, "v6e"] == pytest.approx(ratio * needs[size, "v5e"])
 

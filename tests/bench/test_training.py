@@ -8,7 +8,8 @@ import tiny
 from tfusion.bench import training
 from tfusion.data.pipeline import HostBatches, open_corpus
 from tfusion.sequence import live_elements
-from tfusion.training import metrics
+from tfusion.training import machine
+from tfusion.training.flops import batch_flops
 
 STEPS = 3
 
@@ -22,7 +23,7 @@ def test_the_figures_fit_together_and_count_the_rows_of_the_loop(tmp_path, monke
     data__workers=0,
   )
   rates = iter([3e9, 2e9])  # before and after
-  monkeypatch.setattr(metrics, "measure_matmul", lambda seconds: next(rates))
+  monkeypatch.setattr(machine, "measure_matmul", lambda seconds: next(rates))
   step = 0, lambda state, batch: (state + 1, {"loss": 0.0})
   monkeypatch.setattr(training, "compile_step", lambda config, batch: step)
   found = training.bench_step(config, steps=STEPS)
@@ -30,7 +31,7 @@ def test_the_figures_fit_together_and_count_the_rows_of_the_loop(tmp_path, monke
   with contextlib.closing(HostBatches(corpus, config, host=0, hosts=1)) as data:
     _, *rows = [next(data) for _ in range(1 + STEPS)]  # the first is the step's alone
   seconds = STEPS * found["loop_ms"] / 1e3
-  flops = sum(metrics.batch_flops(config.model, batch) for batch in rows)
+  flops = sum(batch_flops(config.model, batch) for batch in rows)
   assert found["gflops"] * 1e9 * seconds == pytest.approx(flops)
   elements = sum(map(live_elements, rows))
   assert found["elements_per_s"] * seconds == pytest.approx(elements)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from tfusion import parsing
 from tfusion.data import balance
 from tfusion.data.balance import Amount, Balance, Rejected
 
@@ -37,7 +38,7 @@ def test_shares_of_a_split_merge():
 
 def test_a_balance_comes_back_from_json():
   text = json.dumps(dataclasses.asdict(make()))
-  assert balance.from_json(json.loads(text)) == make()
+  assert parsing.build(balance.Balance, json.loads(text)) == make()
 
 
 def test_lines_say_all_numbers_for_each_split():

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
-from tfusion.data import identity, images, pipeline, prepared, sources
+from tfusion.data import digits as digits_lib
+from tfusion.data import identity, images, pipeline, prepared, prose
 from tfusion.data.scenes import source as shapes
 from tfusion.data.tokenizer import Tokenizer
 
@@ -368,7 +369,7 @@ def test_texts_of_another_python_are_refused_and_both_versions_are_named(
   assert was["sources"][0]["train"]["made_with"].startswith("Python 3.")
   some = dict(topics.topics, **{"while": topics.topics["while"] + "!"})
   monkeypatch.setattr(topics, "topics", some)
-  monkeypatch.setattr(sources.platform, "python_version", lambda: "3.99.0")
+  monkeypatch.setattr(prose.platform, "python_version", lambda: "3.99.0")
   said = refusal(config, tmp_path / "run")
   assert "pydoc: 1 text differs (" in said
   assert (
@@ -383,7 +384,7 @@ def test_other_scans_and_other_drawings_are_refused(tmp_path, monkeypatch):
   begin(digits, tmp_path / "digits")
   begin(drawn, tmp_path / "drawn")
   begin(dataclasses.replace(drawn, data=drawn.data), tmp_path / "drawn")
-  load, draw = sources._digits, shapes.draw
+  load, draw = digits_lib._digits, shapes.draw
 
   def other_scans(split):
     scans, labels = load(split)
@@ -391,7 +392,7 @@ def test_other_scans_and_other_drawings_are_refused(tmp_path, monkeypatch):
       scans[3, 0, 0] ^= 1
     return scans, labels
 
-  monkeypatch.setattr(sources, "_digits", other_scans)
+  monkeypatch.setattr(digits_lib, "_digits", other_scans)
   monkeypatch.setattr(shapes, "draw", lambda scene, px: draw(scene, px) // 2 * 2)
   assert "digits: 1 image differs (3)" in refusal(digits, tmp_path / "digits")
   said = refusal(drawn, tmp_path / "drawn")
@@ -536,7 +537,9 @@ def test_checkpoints_without_their_config_are_refused(run, photos):
   assert "has checkpoints, but no config.json" in said
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"sources": [{}], "files": {}}'])
+@pytest.mark.parametrize(
+  "text", ["{", "[]", '{"sources": [{}], "files": {}}', "[" * 9000]
+)
 def test_a_damaged_identity_is_named(run, photos, text):
   (run / "identity.json").write_text(text)
   assert "identity.json: damaged" in refusal(make(f"folder:{photos}"), run)

@@ -12,6 +12,7 @@ from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.data import pipeline
 from tfusion.data.lanes import Lane, fresh_state
+from tfusion.data.source import Source
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.numerals import percent
@@ -29,14 +30,11 @@ def changed(config=CONFIG, **sections):
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbered:
+class Numbered(Source):
   """Documents that say their own number; images show it."""
 
-  name: str
   count: int
-  has_images: bool
   letters: int = 8
-  skipped: dict = dataclasses.field(default_factory=dict)
 
   def __len__(self):
     return self.count
@@ -49,9 +47,6 @@ class Numbered:
 
   def texts(self):
     return [self[i][0] for i in range(self.count)]
-
-  def fit(self, count, *, room):
-    return self
 
 
 PAIRS = Numbered("pairs", 40, has_images=True)
@@ -134,7 +129,7 @@ def test_another_seed_gives_another_order(tokenizer):
 @pytest.mark.slow
 @pytest.mark.parametrize("ratio, rows", [(1.0, 10_000), (2.5, 6_000)])
 def test_text_and_image_elements_keep_their_ratio(corpus, ratio, rows):
-  config = changed(data=dict(text_per_image=ratio))
+  config = changed(data=dict(text_per_patch=ratio))
   lanes = [Lane(corpus.train, corpus.tokenizer, config, lane=k) for k in range(2)]
   text = patches = 0
   for row in itertools.chain(*(itertools.islice(lane, rows // 2) for lane in lanes)):
@@ -335,19 +330,19 @@ def test_a_row_holds_no_more_images_than_slots(tokenizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class Given(Source):
   """Documents as they were handed in."""
 
-  name: str
   documents: tuple
-  has_images: bool = True
-  skipped: dict = dataclasses.field(default_factory=dict)
 
   def __len__(self):
     return len(self.documents)
 
   def __getitem__(self, index):
     return self.documents[index]
+
+  def texts(self):
+    return []
 
 
 MEAN = np.arange(64, dtype=np.float32).reshape(8, 8, 1)

@@ -159,7 +159,7 @@ def test_dropped_sources_leave_the_shares_of_the_others_as_they_were():
   assert abs(state["elements"]["long"] / state["elements"]["words"] - 2) < 0.02
 
 
-def test_epochs_work_with_text_per_image_too():
+def test_epochs_work_with_text_per_patch_too():
   sources = (PAIRS, WORDS)
   config = mixed(sources, (), (1, 0))
   lane = Lane(sources, tokenizer(), config, lane=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tfusion import parsing
 from tfusion.data import folder, pairs, text
 from tfusion.data.balance import Amount
 from tfusion.data.pairs import find_pairs
@@ -168,6 +169,18 @@ def test_a_line_that_is_not_used_says_why(photos, line, says):
   (one,) = (o for o in find_pairs(str(photos)).rejected if o.id == "all.jsonl:2")
   assert says in one.detail
   assert listed(photos)["a.png"][0] == pairs.NO_CAPTION
+
+
+@pytest.mark.parametrize("levels", [200, 420, 700, 960, 990, 200_000])
+def test_a_line_nested_without_end_is_listed_by_file_and_line(photos, levels):
+  add(photos, "a.png", None)
+  deep, other = ("[" * levels + number + "]" * levels for number in "12")
+  line = f'{{"file": {deep}, "file_name": {other}, "caption": "x"}}'
+  (photos / "all.jsonl").write_text(f'{{"file": "good0.png", "caption": "x"}}\n{line}')
+  (one,) = (o for o in find_pairs(str(photos)).rejected if o.id == "all.jsonl:2")
+  deepest = parsing.DEEPEST
+  says = "they differ" if levels < deepest else f"deeper than {deepest} levels"
+  assert one.reason == pairs.BAD_LINE and says in one.detail
 
 
 def test_a_listing_that_is_no_lines_is_one_entry_with_its_reason(photos):

@@ -22,6 +22,7 @@ from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.data import notices, pipeline, sources
 from tfusion.data.pipeline import HostBatches, heldout_rows, open_corpus
+from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
 
 
@@ -216,7 +217,7 @@ def test_held_out_rows_give_each_test_document_once_with_its_caption(corpus):
 
 
 def test_held_out_rows_of_nothing_are_refused(corpus):
-  empty = sources.Prose("empty", ())
+  empty = Prose("empty", ())
   with pytest.raises(ValueError, match="empty.*no row"):
     heldout_rows([empty], corpus.tokenizer, CONFIG, rows=8)
 
@@ -386,7 +387,7 @@ def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, s
     tmp_path / "photos", {f"{i}": "many different words " * 3 for i in range(9)}
   )
   config = changed(
-    sources=(f"folder:{tmp_path / 'photos'}", "pydoc"), text_per_image=ratio, workers=0
+    sources=(f"folder:{tmp_path / 'photos'}", "pydoc"), text_per_patch=ratio, workers=0
   )
   corpus = open_corpus(config, tmp_path)
   data = HostBatches(corpus, config, host=0, hosts=1)

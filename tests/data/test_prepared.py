@@ -140,7 +140,7 @@ def test_latents_pixels_and_codes_do_not_mix(tmp_path):
       begin(run(names, image_shape=(8, 8, 1)), tmp_path / "run")
   for name in ("latents", "codes"):
     names = ["digits", f"shards:{tmp_path / name}"]
-    with pytest.raises(ValueError, match="digits gives pictures"):
+    with pytest.raises(ValueError, match="digits gives images as they are"):
       begin(run(names, image_shape=(8, 8, 1)), tmp_path / "run")
 
 

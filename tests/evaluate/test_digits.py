@@ -2,27 +2,27 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 import tiny
 from PIL import Image as Picture
 
-from tfusion.data.pipeline import Corpus
-from tfusion.data.sources import (
+from tfusion.data.digits import (
   CAPTIONS,
   DIGIT_WORDS,
   Digits,
   caption_label,
   load_digits,
 )
+from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.evaluate import digits, pictures
-from tfusion.evaluate.digits import fit_judge, nearness
+from tfusion.evaluate import answers, digits
+from tfusion.evaluate.digits import fit_classifier, nearness
 from tfusion.evaluate.suite import FinalEvaluation
-from tfusion.generate.interleaved import Draw, Generated
+from tfusion.generate import png
+from tfusion.generate.interleaved import Blank, Generated
+from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
-from tfusion.training.trained import Trained
 
 EACH = 9  # drawings of a digit: one more than there are captions
 BATCH = 80  # divides neither 297 nor 90
@@ -35,13 +35,13 @@ def trained(tmp_path_factory):
   texts = [c.format(word) for c in CAPTIONS for word in DIGIT_WORDS]
   tokenizer = Tokenizer.train(texts, vocab_size=400, path=path)
   config = tiny.config(
-    eval__batch=BATCH, eval__images_per_class=EACH, sample__temperature=1.0
+    eval__batch=BATCH, eval__samples_per_class=EACH, sample__temperature=1.0
   )
   return Trained(config, 1, None, tokenizer, None)
 
 
 def test_captions_that_leave_no_room_for_an_image_are_refused_before_training(trained):
-  corpus = Corpus((), (Digits(*load_digits("test")),), trained.tokenizer)
+  corpus = Corpus((), (Digits("digits", *load_digits("test")),), trained.tokenizer)
   long = max(len(trained.tokenizer.encode(c.format("three"))) for c in CAPTIONS)
   patches = trained.config.model.patches_per_image
   room = 1 + long + 1 + patches + 1 + 1  # BOS, caption, BOI, image, EOI, EOS
@@ -58,7 +58,7 @@ def test_captions_that_leave_no_room_for_an_image_are_refused_before_training(tr
 
 class Oracle:
   """Stands for `generate`: names the digit of a test scan, and draws test scans of the
-  asked digit, those that the judge reads right. `name` and `show` may make it err."""
+  asked digit, which the classifier reads right. `name` and `show` may make it err."""
 
   def __init__(self, trained, *, name=DIGIT_WORDS, show=range(10), times=1.0):
     self.tokenizer, self.name, self.show, self.times = (
@@ -68,15 +68,13 @@ class Oracle:
       times,
     )
     scans, labels = load_digits("test")
-    read = fit_judge().predict(scans.reshape(len(scans), -1))
+    read = fit_classifier().predict(scans.reshape(len(scans), -1))
     self.labels = {x.tobytes(): y for x, y in zip(scans, labels)}
     self.of_digit = [scans[(labels == y) & (read == y)] for y in range(10)]
     self.asked, self.drawn = [], []  # captions, images
-    self.calls = []  # config, key and number of prompts of each
 
   def __call__(self, config, params, prompts, *, special, key):
     assert params is None and special == self.tokenizer.special
-    self.calls.append((config, jax.random.key_data(key).tobytes(), len(prompts)))
     return [self.answer(prompt) for prompt in prompts]
 
   def answer(self, prompt):
@@ -86,7 +84,7 @@ class Oracle:
       made = Text(self.tokenizer.encode(text))
     else:
       given, place = prompt
-      assert place == Draw()
+      assert place == Blank()
       self.asked.append(self.tokenizer.decode(given.ids))
       scans = self.of_digit[self.show[caption_label(self.asked[-1])]]
       self.drawn.append(self.times * scans[len(self.drawn) % len(scans)])
@@ -96,21 +94,23 @@ class Oracle:
 
 def test_a_model_that_knows_all_gets_full_marks(trained, monkeypatch, tmp_path):
   oracle = Oracle(trained)
-  monkeypatch.setattr(digits, "generate", oracle)
+  monkeypatch.setattr(answers, "generate", oracle)
   found = digits.evaluate_digits(trained, Corpus((), (), trained.tokenizer), tmp_path)
   assert found["caption_accuracy"] == found["image_accuracy"] == 1.0
   assert (found["captions_right"], found["captions"]) == (297, 297)
   assert (found["images_right"], found["images"]) == (10 * EACH, 10 * EACH)
-  sheet = pictures.grid(oracle.drawn[: 10 * EACH], columns=EACH)  # a row for each digit
+  # A row for each digit.
+  images = [png.to_pixels(x) for x in oracle.drawn[: 10 * EACH]]
+  sheet = png.to_rgb(png.sheet(images, columns=EACH))
   with Picture.open(tmp_path / "digits.png") as picture:
-    np.testing.assert_array_equal(np.asarray(picture), pictures.to_pixels(sheet))
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(sheet))
 
 
 def test_what_is_named_or_drawn_wrong_does_not_count(trained, monkeypatch, tmp_path):
   name, show = list(DIGIT_WORDS), list(range(10))
   name[3], name[4], name[5] = "eight", "four or five", "?"
   show[7], show[8] = 1, 3
-  monkeypatch.setattr(digits, "generate", Oracle(trained, name=name, show=show))
+  monkeypatch.setattr(answers, "generate", Oracle(trained, name=name, show=show))
   found = digits.evaluate_digits(trained, Corpus((), (), trained.tokenizer), tmp_path)
   right = sum(label not in (3, 4, 5) for label in load_digits("test")[1])
   assert (found["captions_right"], found["captions"]) == (right, 297)
@@ -121,8 +121,8 @@ def test_what_is_named_or_drawn_wrong_does_not_count(trained, monkeypatch, tmp_p
 
 def test_every_digit_is_asked_for_equally_often_and_in_all_words(trained, monkeypatch):
   oracle = Oracle(trained)
-  monkeypatch.setattr(digits, "generate", oracle)
-  _, labels = digits.draw_digits(trained)
+  monkeypatch.setattr(answers, "generate", oracle)
+  _, labels = digits.sample_digits(trained)
   assert [caption_label(x) for x in oracle.asked[: 10 * EACH]] == labels.tolist()
   np.testing.assert_array_equal(np.bincount(labels), [EACH] * 10)
   assert set(oracle.asked) == {c.format(w) for c in CAPTIONS for w in DIGIT_WORDS}
@@ -130,40 +130,24 @@ def test_every_digit_is_asked_for_equally_often_and_in_all_words(trained, monkey
 
 def test_drawn_images_are_clipped_to_the_range_of_scans(trained, monkeypatch):
   oracle = Oracle(trained, times=1.5)
-  monkeypatch.setattr(digits, "generate", oracle)
-  images, _ = digits.draw_digits(trained)
+  monkeypatch.setattr(answers, "generate", oracle)
+  images, _ = digits.sample_digits(trained)
   np.testing.assert_array_equal(images, np.clip(oracle.drawn[: 10 * EACH], -1, 1))
 
 
-def test_captions_are_greedy_at_any_temperature_of_sampling(trained, monkeypatch):
-  oracle = Oracle(trained)
-  monkeypatch.setattr(digits, "generate", oracle)
-  digits.caption_scans(trained, load_digits("test")[0][:2])
-  ((config, *_),) = oracle.calls
-  assert (config.sample.temperature, trained.config.sample.temperature) == (0.0, 1.0)
-
-
-def test_batches_have_one_shape_and_each_its_own_noise(trained, monkeypatch):
-  oracle = Oracle(trained)
-  monkeypatch.setattr(digits, "generate", oracle)
-  digits.draw_digits(trained)
-  assert [size for *_, size in oracle.calls] == [BATCH, BATCH]
-  assert oracle.calls[0][1] != oracle.calls[1][1]
-
-
-def test_judge_reads_unseen_scans_and_none_of_them_is_a_training_scan():
+def test_the_classifier_reads_unseen_scans_and_none_of_them_is_a_training_scan():
   (train, _), (unseen, labels) = load_digits("train"), load_digits("test")
   seen = {scan.tobytes() for scan in train}
   assert not any(scan.tobytes() in seen for scan in unseen)
-  right = fit_judge().predict(unseen.reshape(len(unseen), -1)) == labels
+  right = fit_classifier().predict(unseen.reshape(len(unseen), -1)) == labels
   assert (np.sum(right), len(right)) == (295, 297)
 
 
-def test_judge_is_fitted_to_the_training_scans_alone():
-  judge, (train, _) = fit_judge(), load_digits("train")
-  assert judge.shape_fit_ == (1500, 64)
+def test_the_classifier_is_fitted_to_the_training_scans_alone():
+  classifier, (train, _) = fit_classifier(), load_digits("train")
+  assert classifier.shape_fit_ == (1500, 64)
   seen = {scan.astype(np.float64).tobytes() for scan in train}
-  assert all(vector.tobytes() in seen for vector in judge.support_vectors_)
+  assert all(vector.tobytes() in seen for vector in classifier.support_vectors_)
 
 
 def test_copied_training_scans_are_counted_as_copies():

@@ -3,9 +3,7 @@
 import dataclasses
 import itertools
 
-import numpy as np
 import pytest
-from PIL import Image as Picture
 
 from tfusion.data.scenes import captions
 from tfusion.data.scenes.scene import COLOURS, SIZES, Draws, Thing, draw_scene
@@ -106,17 +104,3 @@ def test_means_are_over_what_was_asked():
     "shape": 2 / 3,
     "colour": 0.0,
   }
-
-
-def test_the_judge_is_plotted_against_noise_and_blur(tmp_path, monkeypatch):
-  monkeypatch.setattr(marks, "NOISES", (0.0, 1.0))
-  monkeypatch.setattr(marks, "BLURS", (0.0, 0.1))
-  trials = marks.plot_judge(tmp_path / "judge.png", pictures=4)
-  assert [(t.px, t.noise, t.blur) for t in trials] == [
-    *((32, 0.0, 0.0), (32, 1.0, 0.0), (64, 0.0, 0.0), (64, 1.0, 0.0)),
-    *((32, 0.0, 0.0), (32, 0.0, 0.1), (64, 0.0, 0.0), (64, 0.0, 0.1)),
-  ]
-  assert all(trial.marks["right"] == 1 for trial in trials[::2])
-  assert all(trial.marks["shape"] < 1 for trial in trials[1::2])
-  with Picture.open(tmp_path / "judge.png") as picture:
-    assert len(np.unique(np.asarray(picture.convert("L")))) > 20  # lines and words

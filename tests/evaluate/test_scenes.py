@@ -1,4 +1,4 @@
-"""The judge reads drawn scenes right, and says what it sees of anything else."""
+"""The classifier reads drawn scenes right, and says what it sees of anything else."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def reads(thing, seen):
 
 @pytest.mark.parametrize("px", [32, 64])
 def test_every_unseen_scene_is_read_exactly(px):
-  """All of these, as of 5000 others: `marks.try_judge(px, pictures=5000)`."""
+  """All of these, as of 5000 others: `trials.try_classifier(px, images=5000)`."""
   for index in range(4800 // px):
     scene = draw_scene(Draws("test", px, index), held_out=index % 2 == 1)
     marks = mark_scene(scene.things, read(picture_of(scene, px)))
@@ -111,7 +111,7 @@ def test_things_that_blur_into_each_other_are_told_apart():
 
 
 def test_a_blurred_ring_is_no_paler_larger_disc():
-  """No thing has so pale a colour; a judge that forgets this takes three wrong."""
+  """No thing has so pale a colour; a classifier that forgets this takes three wrong."""
   rng, right = np.random.default_rng(0), 0
   for colour, rgb in COLOURS.items():
     ring = Thing("ring", colour, "small", 0.4, 0.55, SIZES["small"], rgb)

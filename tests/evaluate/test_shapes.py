@@ -13,11 +13,11 @@ from tfusion.data.scenes import captions
 from tfusion.data.scenes.scene import HELD_OUT, pair_of
 from tfusion.data.scenes.source import open_shapes
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.evaluate import digits, shapes, suite
+from tfusion.evaluate import answers, shapes, suite
 from tfusion.generate.interleaved import Generated
-from tfusion.generate.prompt import Draw
+from tfusion.generate.prompt import Blank
+from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
-from tfusion.training.trained import Trained
 
 EACH = 6  # documents of a part
 KINDS = ["pairs", "stories", "edits"]
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     model__image_shape=(32, 32, 3),
     model__patch=8,
     model__vocab_size=512,
-    eval__images_per_class=EACH,
+    eval__samples_per_class=EACH,
     eval__batch=4,
     sample__max_elements=400,
   )
@@ -63,14 +63,14 @@ class Oracle:
         for task in shapes.find_tasks(
           source_of(kind), trained.tokenizer, part=part, count=EACH
         ):
-          self.picture[self.key(task.prompt)] = task.picture_hwc
-          self.caption[task.picture_hwc.tobytes()] = task.drawn.texts[0]
+          self.picture[self.key(task.prompt)] = task.image_hwc
+          self.caption[task.image_hwc.tobytes()] = task.drawn.texts[0]
 
   def key(self, prompt):
     return tuple(
       s.ids.tobytes() if isinstance(s, Text) else s.latent.tobytes()
       for s in prompt
-      if s != Draw()
+      if s != Blank()
     )
 
   def __call__(self, config, params, prompts, *, special, key):
@@ -78,7 +78,7 @@ class Oracle:
 
   def answer(self, prompt):
     self.asked.append(prompt)
-    if prompt[-1] == Draw():
+    if prompt[-1] == Blank():
       made = self.spoil(Image(self.picture[self.key(prompt)]))
       given = prompt[:-1]
     else:
@@ -91,11 +91,11 @@ class Oracle:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_knows_all_gets_full_marks(trained, monkeypatch, tmp_path, kind):
   oracle = Oracle(trained, kind)
-  monkeypatch.setattr(digits, "generate", oracle)
+  monkeypatch.setattr(answers, "generate", oracle)
   found = shapes.evaluate_shapes(trained, corpus_of(trained, kind), tmp_path)
   for part in shapes.PARTS:
-    assert found.pop(f"{kind}_{part}_pictures") == EACH
-    assert f"{kind}_{part}_judge_right" in found
+    assert found.pop(f"{kind}_{part}_images") == EACH
+    assert f"{kind}_{part}_classifier_right" in found
   assert (f"{kind}_seen_captions_right" in found) == (kind == "pairs")
   assert set(found.values()) == {1.0}
   with Picture.open(tmp_path / f"{kind}.png") as sheet:
@@ -107,11 +107,11 @@ def test_a_picture_without_things_is_wrong(trained, monkeypatch, tmp_path, kind)
   def empty(made):
     return Image(0 * made.latent) if isinstance(made, Image) else made
 
-  monkeypatch.setattr(digits, "generate", Oracle(trained, kind, spoil=empty))
+  monkeypatch.setattr(answers, "generate", Oracle(trained, kind, spoil=empty))
   found = shapes.evaluate_shapes(trained, corpus_of(trained, kind), tmp_path)
   for part in shapes.PARTS:
     assert found[f"{kind}_{part}_right"] == found[f"{kind}_{part}_colour"] == 0
-    assert found[f"{kind}_{part}_judge_right"] == 1
+    assert found[f"{kind}_{part}_classifier_right"] == 1
 
 
 def test_an_edit_that_changes_nothing_is_wrong(trained, monkeypatch, tmp_path):
@@ -120,7 +120,7 @@ def test_an_edit_that_changes_nothing_is_wrong(trained, monkeypatch, tmp_path):
       spans = (*prompt[:-1], Image(prompt[0].latent))
       return Generated(spans, (False, False, True), finished=True)
 
-  monkeypatch.setattr(digits, "generate", Lazy(trained, "edits"))
+  monkeypatch.setattr(answers, "generate", Lazy(trained, "edits"))
   found = shapes.evaluate_shapes(trained, corpus_of(trained, "edits"), tmp_path)
   assert found["edits_seen_right"] == found["edits_held_out_right"] == 0
   assert found["edits_seen_colour"] > 0.3  # most is as it should be
@@ -137,7 +137,7 @@ def test_a_caption_is_right_if_it_is_true(trained, monkeypatch, tmp_path, wrong,
     text = re.sub("|".join(captions.SHAPES), wrong or "", text, count=1)
     return Text(trained.tokenizer.encode(text))
 
-  monkeypatch.setattr(digits, "generate", Oracle(trained, "pairs", spoil=spoil))
+  monkeypatch.setattr(answers, "generate", Oracle(trained, "pairs", spoil=spoil))
   found = shapes.evaluate_shapes(trained, corpus_of(trained, "pairs"), tmp_path)
   assert found["pairs_seen_right"] == 1
   assert found["pairs_seen_captions_right"] <= most
@@ -153,7 +153,7 @@ def test_tasks_are_test_documents_without_their_last_picture(trained, kind):
         trained.tokenizer.decode(s.ids) for s in task.prompt if isinstance(s, Text)
       ]
       assert tuple(texts) == task.drawn.texts
-      assert task.prompt[-1] == Draw() and task.prompt.count(Draw()) == 1
+      assert task.prompt[-1] == Blank() and task.prompt.count(Blank()) == 1
       pairs = {pair_of(thing) for thing in task.drawn.scenes[-1].things}
       assert bool(pairs & set(HELD_OUT)) == (part == "held_out")
       if kind == "pairs":  # and the words ask for it

@@ -6,16 +6,17 @@ import pytest
 import tiny
 
 from tfusion import sequence
+from tfusion.data.digits import Digits
 from tfusion.data.pipeline import Corpus
-from tfusion.data.sources import Digits, Prose
+from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate.text import count_bytes, perplexity
+from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import bind
-from tfusion.training.trained import Trained
 
 HELD_OUT = ("one two", "a seven, three", "the digit of the number", "x", "no scan")
 PROSE = Prose("prose", HELD_OUT)
-DIGITS = Digits(np.zeros((2, 8, 8, 1), np.uint8), np.asarray([3, 7]))
+DIGITS = Digits("digits", np.zeros((2, 8, 8, 1), np.uint8), np.asarray([3, 7]))
 
 
 @pytest.fixture(scope="module")

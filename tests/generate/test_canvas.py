@@ -13,9 +13,10 @@ from PIL import Image as Picture
 from tfusion.data import pipeline
 from tfusion.data.images import decode
 from tfusion.data.shards import manifest as manifest_lib
-from tfusion.generate.canvas import open_canvas
+from tfusion.data.shards.manifest import ImageFormat
+from tfusion.generate.canvas import Canvas, false_colours, open_canvas
 
-SHAPE = (4, 4, 3)  # of latents; of pictures 8 x 8
+SHAPE = (4, 4, 3)  # of latents; of pixels 8 x 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,10 +63,11 @@ def test_a_run_on_pixels_reads_and_shows_them_as_they_are(tmp_path, photo):
   np.testing.assert_array_equal(
     read, decode(photo, (4, 4, 1)).astype(np.float32) / 127.5 - 1
   )
-  assert canvas.show([read])[0] is read
+  (shown,) = canvas.show([read])
+  np.testing.assert_array_equal(shown, decode(photo, (4, 4, 1)))
 
 
-def test_a_picture_is_given_to_the_model_as_the_shards_give_theirs(run, codec, photo):
+def test_an_image_is_given_to_the_model_as_the_shards_give_theirs(run, codec, photo):
   canvas = open_canvas(*run)
   read = canvas.read(photo)
   mean = codec.encode(decode(photo, (8, 8, 3))[None])["mean"][0]
@@ -75,16 +77,16 @@ def test_a_picture_is_given_to_the_model_as_the_shards_give_theirs(run, codec, p
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 11])
-def test_what_the_model_draws_is_shown_by_the_autoencoder(run, codec, count):
+def test_what_the_model_makes_is_shown_by_the_autoencoder(run, codec, count):
   images = np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float32)
   shown = open_canvas(*run).show(list(images))
   assert len(shown) == count
   latents = images * np.float32([2, 3, 4]) + np.float32([1, 0, -1])
   want = codec.decode(latents) if count else np.zeros((0, 8, 8, 3))
-  for picture, pixels in zip(shown, want, strict=True):
+  for image, pixels in zip(shown, want, strict=True):
     # Another batch size may round to the byte beside.
-    assert np.abs((picture + 1) * 127.5 - pixels).max() < 1.01
-    assert picture.shape == (8, 8, 3) and picture.std() > 0.1
+    assert np.abs(image.astype(int) - pixels).max() <= 1
+    assert image.shape == (8, 8, 3) and image.std() > 10
 
 
 def test_latents_without_their_autoencoder_are_refused(run, tmp_path):
@@ -110,7 +112,44 @@ def test_latents_without_their_autoencoder_are_refused(run, tmp_path):
   latents.write_text(json.dumps(values | {"kind": "codes", "shape": [16]}))
   assert "the images of this run are codes" in refused()
   latents.write_text(json.dumps(values | {"autoencoder_sha256": None}))
-  assert "without their autoencoder none can be drawn" in refused()
+  assert "without their autoencoder none can be sampled" in refused()
   for text in ("{", "[]", json.dumps({"kind": "mean"})):
     latents.write_text(text)
     assert f"{latents}: damaged" in refused()
+
+
+@pytest.mark.parametrize("kind", ["mean", "codes"])
+def test_what_shards_store_is_shown_as_what_the_model_is_given(kind):
+  codes = kind == "codes"
+  codec = tiny_codec.make(tiny_codec.VQ if codes else tiny_codec.VAE)
+  shape = (16,) if codes else SHAPE
+  stored = tiny_shards.record(2, kind=kind, shape=shape).images[kind]
+  stored = stored % codec.config.codes if codes else stored.astype(np.float32)
+  numbers = {} if codes else dict(scale=(2.0, 3.0, 4.0), shift=(1.0, 0.0, -1.0))
+  images = ImageFormat(kind, shape, codebook=11 if codes else 0, **numbers)
+  canvas = Canvas(shape, images, codec)
+  given = stored if codes else (stored - [1, 0, -1]) / [2, 3, 4]
+  ways = canvas.show_stored(stored), canvas.show(given.astype(stored.dtype))
+  for one, other, pixels in zip(*ways, codec.decode(stored), strict=True):
+    # Another batch size, or another order of sums, may round to the byte beside.
+    assert np.abs(one.astype(int) - pixels).max() <= 1
+    assert np.abs(other.astype(int) - pixels).max() <= 1
+
+
+def test_images_without_their_autoencoder_can_be_looked_at_all_the_same(run):
+  config, workdir = run
+  (workdir / "autoencoder.safetensors").unlink()
+  canvas = open_canvas(config, workdir, look_only=True)
+  x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+  (seen,) = canvas.show([x])
+  assert seen.shape == (32, 32, 3) and seen.dtype == np.uint8
+  shades = np.clip(np.round(127.5 + 63.75 * x), 0, 255)
+  np.testing.assert_array_equal(seen[::8, ::8], shades)
+  (stored,) = canvas.show_stored((x * [2, 3, 4] + [1, 0, -1])[None])
+  assert np.abs(stored.astype(int) - seen).max() <= 1  # float32 there and back
+  two = false_colours(x[..., :2])
+  np.testing.assert_array_equal(two[..., 2], two[..., 0])  # of fewer channels again
+  codes = Canvas(SHAPE, ImageFormat("codes", (3,), codebook=9))
+  (pattern,) = codes.show([np.array([1, 2, 1])])
+  assert pattern.shape == (2, 2, 1)
+  assert pattern[0, 0] == pattern[1, 0] != pattern[0, 1]

@@ -21,7 +21,7 @@ from tfusion import sequence
 from tfusion.diffusion.process import cosine_abar
 from tfusion.generate import interleaved, phases
 from tfusion.generate.interleaved import generate
-from tfusion.generate.prompt import Draw
+from tfusion.generate.prompt import Blank
 from tfusion.model import transfusion
 from tfusion.model.transfusion import Transfusion, bind
 from tfusion.sequence import Image, Text
@@ -53,18 +53,18 @@ def sampling(**changes):
 
 
 def make_prompts(seed=0):
-  """Every order of given text, given images and places to draw; 8 rows."""
+  """Every order of given text, given images and blanks; 8 rows."""
   rng = np.random.default_rng(seed)
   text, image = (lambda n: tiny.text(rng, n)), (lambda: tiny.image(rng))
   return [
-    (text(3), Draw()),
+    (text(3), Blank()),
     (),
-    (Draw(),),
+    (Blank(),),
     (image(), text(4)),
     (text(2),),
-    (Draw(), text(5), Draw()),
+    (Blank(), text(5), Blank()),
     (image(), image(), text(1)),
-    (text(1), image(), text(6), Draw(), text(2)),
+    (text(1), image(), text(6), Blank(), text(2)),
   ]
 
 
@@ -182,7 +182,7 @@ def generate_slowly(forward, c, prompt, *, key):
   spans, made, ends, images = [], [], [], 0
   todo = list(prompt)
   while True:
-    if todo and not isinstance(todo[0], Draw):
+    if todo and not isinstance(todo[0], Blank):
       spans.append(todo.pop(0))
       made.append(False)
       continue
@@ -250,7 +250,7 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
   sampled_boi = 0
 
   def check():
-    boi = [(BOI,) if row.drawing else () for row in walk.rows]
+    boi = [(BOI,) if row.at_image else () for row in walk.rows]
     laid = [lay_out(BOS, *r.spans, *end) for r, end in zip(walk.rows, boi, strict=True)]
     block = phases.make_block(c.model, laid, at=[0] * len(laid), length=64)
     cache = phases.empty_cache(c.model, batch=len(laid), length=64)
@@ -272,11 +272,11 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
         assert row.at == len(laid[number].tokens_l)
         logits_v, _ = forward(laid[number])
         np.testing.assert_allclose(walk.logits_bv[number], logits_v, atol=1e-4)
-    before = [row.drawing for row in walk.rows]
-    walk.write()
-    sampled_boi += sum(row.drawing for row in walk.rows) - sum(before)
+    before = [row.at_image for row in walk.rows]
+    walk.sample_text()
+    sampled_boi += sum(row.at_image for row in walk.rows) - sum(before)
     check()
-    walk.draw()
+    walk.sample_image()
     check()
   assert sampled_boi > 0
 
@@ -286,7 +286,7 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   params, monkeypatch, guidance
 ):
   c = sampling(sampler="ddim", guidance=guidance, steps=5)  # compiled nowhere else
-  prompt = (tiny.text(np.random.default_rng(0), 3), Draw())
+  prompt = (tiny.text(np.random.default_rng(0), 3), Blank())
   walk = interleaved._Walk(c, params, [prompt], special=SPECIAL, key=KEY)
   walk.feed()
   lengths, extend = [], Transfusion.extend
@@ -296,7 +296,7 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
     return extend(self, x_bld, *args)
 
   monkeypatch.setattr(Transfusion, "extend", counted)
-  walk.draw()
+  walk.sample_image()
   jax.effects_barrier()
   unconditional = walk.unconditional.tokens_bl.shape[1]
   assert unconditional > PATCHES
@@ -309,7 +309,7 @@ def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
   params, monkeypatch
 ):
   c = sampling(sampler="ddim", guidance=1.0, steps=6)  # compiled nowhere else
-  walk = interleaved._Walk(c, params, [(Draw(),)], special=SPECIAL, key=KEY)
+  walk = interleaved._Walk(c, params, [(Blank(),)], special=SPECIAL, key=KEY)
   walk.feed()
   found, prepare = [], transfusion.prepare
 
@@ -318,7 +318,7 @@ def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
     return prepare(*args, **options)
 
   monkeypatch.setattr(transfusion, "prepare", counted)
-  walk.draw()
+  walk.sample_image()
   jax.effects_barrier()
   assert len(found) == 2  # for the loop, and for the clean image
 
@@ -335,7 +335,7 @@ def test_decoding_works_where_the_cache_lies(unroll):
   block = phases.make_block(model, [lay_out(BOS)] * 2, at=[0, 0], length=4)
   keys_b = jax.sharding.reshard(jax.random.split(KEY, 2), spec("batch"))
   common = dict(cache=cache, at_b=rows, keys_b=keys_b)
-  write = phases.write.lower(
+  write = phases.sample_text.lower(
     model,
     params,
     special=SPECIAL,
@@ -345,7 +345,7 @@ def test_decoding_works_where_the_cache_lies(unroll):
     writing_b=rows > 0,
     **common,
   )
-  draw = phases.draw.lower(
+  draw = phases.sample_image.lower(
     model,
     params,
     diffusion=c.diffusion,
@@ -382,7 +382,7 @@ def test_a_row_does_not_depend_on_the_others_or_their_number(params):
 @pytest.mark.slow
 def test_rows_with_the_same_prompt_differ_by_their_place(params):
   c = sampling(sampler="ddpm", guidance=3.0)
-  made = run(c, params, [(Draw(),)] * 3)
+  made = run(c, params, [(Blank(),)] * 3)
   for a, b in ((0, 1), (1, 2)):
     assert np.abs(made[a].spans[0].latent - made[b].spans[0].latent).max() > 0.1
 
@@ -392,7 +392,7 @@ def test_given_spans_come_back_as_they_were_and_are_marked_as_given(params):
   for got, prompt in zip(run(CONFIG, params, prompts), prompts, strict=True):
     assert len(got.spans) == len(got.made)
     for span, made, asked in zip(got.spans, got.made, prompt, strict=False):
-      assert made == isinstance(asked, Draw)
+      assert made == isinstance(asked, Blank)
       assert isinstance(span, Image) if made else span is asked
     assert all(got.made[len(prompt) :])
 
@@ -487,11 +487,13 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(monkeypatch):
   monkeypatch.setattr(interleaved, "_Walk", None)
   fits = 1 + (PATCHES + 2) * 7  # 43 of 44
   with pytest.raises(ValueError, match="prompt 1: 49 elements.*sample.max_elements=44"):
-    run(CONFIG, None, [(), (Draw(),) * 4 + (tiny.image(np.random.default_rng(0)),) * 4])
+    run(
+      CONFIG, None, [(), (Blank(),) * 4 + (tiny.image(np.random.default_rng(0)),) * 4]
+    )
   with pytest.raises(ValueError, match=f"{fits + 2} elements"):
-    run(CONFIG, None, [(Draw(),) * 7 + (Text(np.asarray([9, 9])),)])
+    run(CONFIG, None, [(Blank(),) * 7 + (Text(np.asarray([9, 9])),)])
   with pytest.raises(TypeError):  # it fits, and goes on to work
-    run(CONFIG, None, [(Draw(),) * 7 + (Text(np.asarray([9])),)])
+    run(CONFIG, None, [(Blank(),) * 7 + (Text(np.asarray([9])),)])
 
 
 def test_an_image_of_another_shape_is_refused_with_both_shapes():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfusion.generate.prompt import Draw, escape, parse_prompt, split_at_draws
+from tfusion.generate.prompt import Blank, escape, parse_prompt, split_at_blanks
 from tfusion.sequence import Image, Text
 
 LATENT = np.zeros((4, 4, 1), np.float32)
@@ -26,7 +26,7 @@ def parse(prompt):
     assert not isinstance(span, Image) or span.latent is LATENT
   return [
     "".join(map(chr, s.ids)) if isinstance(s, Text)
-    else s if isinstance(s, Draw)
+    else s if isinstance(s, Blank)
     else [files.pop(0)]
     for s in spans
   ]  # fmt: skip
@@ -34,19 +34,19 @@ def parse(prompt):
 
 def test_marks_and_text_come_in_the_order_of_the_prompt():
   prompt = "a cat <image> and <image:my photos/dog 1.png> a dog<image>"
-  expected = ["a cat", Draw(), "and", ["my photos/dog 1.png"], "a dog", Draw()]
+  expected = ["a cat", Blank(), "and", ["my photos/dog 1.png"], "a dog", Blank()]
   assert parse(prompt) == expected
 
 
 def test_a_prompt_may_be_empty_or_a_mark_alone():
   assert parse("") == []
-  assert parse("<image>") == [Draw()]
+  assert parse("<image>") == [Blank()]
   assert parse("<image:a.png>") == [["a.png"]]
-  assert parse(" <image>\n<image> ") == [Draw(), Draw()]
+  assert parse(" <image>\n<image> ") == [Blank(), Blank()]
 
 
 def test_white_space_is_dropped_around_marks_and_kept_elsewhere():
-  assert parse(" a  b \n<image>  c ") == [" a  b", Draw(), "c "]
+  assert parse(" a  b \n<image>  c ") == [" a  b", Blank(), "c "]
   assert parse("  a ") == ["  a "]
 
 
@@ -66,7 +66,12 @@ def test_what_is_nearly_a_mark_is_named_with_how_to_write_it_and_a_literal_sign(
   for prompt in (mark, f"draw {mark} here", f"<image> {mark}", f"{mark} <image:a.png>"):
     with pytest.raises(ValueError) as error:
       parse(prompt)
-    for part in (f"prompt {prompt!r}: ", "<image> to draw", "<image:FILE>", r"\<"):
+    for part in (
+      f"prompt {prompt!r}: ",
+      "<image> where the model",
+      "<image:FILE>",
+      r"\<",
+    ):
       assert part in str(error.value)
 
 
@@ -95,9 +100,9 @@ def test_other_angle_brackets_are_text(text):
 
 def test_a_backslash_makes_a_sign_text_and_is_itself_written_twice_before_one():
   assert parse(r"the word \<image\>") == ["the word <image>"]
-  assert parse(r"\<image> <image>") == ["<image>", Draw()]
+  assert parse(r"\<image> <image>") == ["<image>", Blank()]
   assert parse(r"\<b\>bold\</b\>") == ["<b>bold</b>"]
-  assert parse(r"a\\<image>") == ["a\\", Draw()]
+  assert parse(r"a\\<image>") == ["a\\", Blank()]
   assert parse(r"a\\\<image>") == ["a\\<image>"]
   assert parse(r"c:\pictures <image:c:\a.png>") == ["c:\\pictures", ["c:\\a.png"]]
   assert parse(r"<image:a\<b.png>") == [["a<b.png"]]
@@ -109,7 +114,7 @@ def test_any_text_can_be_written_and_a_place_to_draw_behind_it():
   for _ in range(2000):
     text = "".join(rng.choice(pieces, rng.integers(1, 8)))
     assert parse(escape(text)) == [text]
-    shown = [text.rstrip(), Draw()] if text.strip() else [Draw()]
+    shown = [text.rstrip(), Blank()] if text.strip() else [Blank()]
     assert parse(f"{escape(text)} <image>") == shown
 
 
@@ -119,6 +124,6 @@ def test_white_space_around_the_name_of_a_file_is_not_of_it():
 
 def test_a_prompt_falls_into_what_stands_around_its_places_to_draw():
   a, b, image = Text(np.zeros(1)), Text(np.zeros(2)), Image(LATENT)
-  assert split_at_draws(()) == [[]]
-  assert split_at_draws((Draw(),)) == [[], []]
-  assert split_at_draws((a, image, Draw(), Draw(), b)) == [[a, image], [], [b]]
+  assert split_at_blanks(()) == [[]]
+  assert split_at_blanks((Blank(),)) == [[], []]
+  assert split_at_blanks((a, image, Blank(), Blank(), b)) == [[a, image], [], [b]]

@@ -30,7 +30,7 @@ def test_the_rows_of_a_step_are_those_that_training_took(taken, step, done):
   )
   for n, row in enumerate(rows):
     assert row.lane == n // 2
-    for name, x, batch in zip(row.batch._fields, row.batch, batches[step], strict=True):
+    for name, x, batch in zip(row.row._fields, row.row, batches[step], strict=True):
       np.testing.assert_array_equal(x, batch[n], err_msg=name)
   assert len(rows) == ALL.train.batch_rows
   # Rows that were only passed over, of all that are read.
@@ -43,10 +43,10 @@ def test_documents_are_named_by_source_index_and_piece(taken):
   names = [name for row in rows for name in row.documents]
   assert any(", piece 2" in name for name in names)
   for row in rows:
-    starts = np.unique(row.batch.lo_bl[row.batch.hi_bl >= row.batch.lo_bl])
+    starts = np.unique(row.row.lo_bl[row.row.hi_bl >= row.row.lo_bl])
     for name, start in zip(row.documents, starts, strict=True):
       if name.startswith("prose[") and "piece" not in name:
-        text = tokenizer().decode(row.batch.tokens_bl[row.batch.lo_bl == start])
+        text = tokenizer().decode(row.row.tokens_bl[row.row.lo_bl == start])
         assert text == SOURCES[3].make(int(name[6:-1]))[0]
 
 

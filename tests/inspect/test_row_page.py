@@ -1,4 +1,4 @@
-"""A row's page shows its texts, special tokens, pictures and intervals."""
+"""A row's page shows its texts, special tokens, images and intervals."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from tiny_sources import ALL, FIRST_CODE, changed, latent, tokenizer
 from tfusion import sequence
 from tfusion.data import lanes
 from tfusion.inspect import row_page
-from tfusion.inspect.replay import Row
+from tfusion.inspect.replay import TakenRow
 
 PATCHES = ALL.model.patches_per_image
 blank = lambda images: np.zeros((len(images), 4, 4, 3), np.uint8)  # noqa: E731
@@ -25,12 +25,12 @@ def packed(*documents, config=ALL):
   return lanes.pack(made, config, tokenizer())
 
 
-def drawn(batch, names, pictures):
-  ends = np.flatnonzero(batch.tokens_bl == tokenizer().special.bos)[1:]
-  ends = [0, *ends, np.sum(batch.hi_bl >= batch.lo_bl)]
-  row = Row(batch, 5, names, tuple(np.diff(ends)))
+def page_of(row, names, show):
+  ends = np.flatnonzero(row.tokens_bl == tokenizer().special.bos)[1:]
+  ends = [0, *ends, np.sum(row.hi_bl >= row.lo_bl)]
+  taken = TakenRow(row, 5, names, tuple(np.diff(ends)))
   return row_page.page(
-    row, tokenizer(), title="Step 3", pictures=pictures, patches_per_image=PATCHES
+    taken, tokenizer(), title="Step 3", show=show, patches_per_image=PATCHES
   )
 
 
@@ -44,8 +44,8 @@ def text(words, weight=1.0):
 
 
 def test_a_page_shows_names_texts_special_tokens_and_what_is_only_read():
-  batch = packed((text("1 < 2"), text("quiet", 0.0), text("9")), (text("7"),))
-  page = drawn(batch, ("numbers[3]", "<b>[4], piece 2"), None)
+  row = packed((text("1 < 2"), text("quiet", 0.0), text("9")), (text("7"),))
+  page = page_of(row, ("numbers[3]", "<b>[4], piece 2"), None)
   read = "<span class=read>{}</span>".format
   assert f"{read('<b>BOS</b>')}1 &lt; 2{read('quiet')}9<b>EOS</b>" in page
   assert f"{read('<b>BOS</b>')}7<b>EOS</b>" in page
@@ -53,18 +53,18 @@ def test_a_page_shows_names_texts_special_tokens_and_what_is_only_read():
   assert "14 of 64 positions filled, 0 of 3 image slots" in page and "Lane 5" in page
 
 
-def test_pictures_stand_where_they_are_with_their_weight_and_noise():
+def test_images_stand_where_they_are_with_their_weight_and_noise():
   first, second = latent(0) / 64, latent(1) / 64
   shown = sequence.Image(second, weight=0.0, noise_cap=0.0)
   codes = sequence.Codes(np.arange(FIRST_CODE, FIRST_CODE + 9))
-  batch = packed((sequence.Image(first), text("3"), shown), (text("4"), codes))
+  row = packed((sequence.Image(first), text("3"), shown), (text("4"), codes))
   asked = []
 
-  def pictures(x):
+  def show(x):
     asked.append(x)
     return np.full((len(x), 4, 4, 3), 10 * len(asked), np.uint8)
 
-  page = drawn(batch, ("a[0]", "b[0]"), pictures)
+  page = page_of(row, ("a[0]", "b[0]"), show)
   np.testing.assert_array_equal(asked[0], [first, second])
   np.testing.assert_array_equal(
     asked[1], [np.arange(9) + FIRST_CODE - tokenizer().vocab_size]
@@ -81,7 +81,7 @@ def test_pictures_stand_where_they_are_with_their_weight_and_noise():
 def test_a_page_says_how_noisy_an_image_to_be_read_may_be_and_what_is_not_learned():
   capped = sequence.Image(latent(0) / 64, noise_cap=0.5)
   dropped = sequence.drop_text((text("5"), capped))
-  page = drawn(packed((capped, text("3")), dropped), ("a[0]", "b[0]"), blank)
+  page = page_of(packed((capped, text("3")), dropped), ("a[0]", "b[0]"), blank)
   plain = re.sub(r"<img[^>]*>", "IMG", re.sub(r"</?small[^>]*>", "", page))
   noise = "IMG16 patches, t up to 0.5 T: to be read, weight 1"
   read = "<span class=read>{}</span>".format
@@ -93,22 +93,22 @@ def test_a_page_says_how_noisy_an_image_to_be_read_may_be_and_what_is_not_learne
 
 def test_documents_that_see_each_other_are_told_apart_all_the_same():
   together = changed(ALL, data=dict(isolate_documents=False))
-  batch = packed((text("12"),), (text("345"),), config=together)
-  assert set(batch.lo_bl[:7]) == {0}
-  page = drawn(batch, ("a[0]", "b[0]"), None)
+  row = packed((text("12"),), (text("345"),), config=together)
+  assert set(row.lo_bl[:7]) == {0}
+  page = page_of(row, ("a[0]", "b[0]"), None)
   assert "a[0]: positions 0 to 2" in page and "b[0]: positions 3 to 6" in page
 
 
 def test_the_band_is_the_mask():
-  batch = packed((text("12"), sequence.Image(latent(1))), (text("345"),))
-  picture = row_page.band(batch)
-  scale = picture.shape[0] // 64
-  small = picture[::scale, ::scale]
+  row = packed((text("12"), sequence.Image(latent(1))), (text("345"),))
+  plot = row_page.band(row)
+  scale = plot.shape[0] // 64
+  small = plot[::scale, ::scale]
   keys = np.arange(64)
-  mask = (batch.lo_bl[:, None] <= keys) & (keys <= batch.hi_bl[:, None])
+  mask = (row.lo_bl[:, None] <= keys) & (keys <= row.hi_bl[:, None])
   np.testing.assert_array_equal((small < 255).any(-1), mask)
   orange = (small == row_page.PATCH).all(-1).any(1)
-  np.testing.assert_array_equal(orange, batch.patch_bl >= 0)
+  np.testing.assert_array_equal(orange, row.patch_bl >= 0)
 
 
 def test_the_band_of_a_long_row_stays_small():

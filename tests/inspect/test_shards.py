@@ -87,7 +87,7 @@ def test_a_record_of_a_shard_is_counted_from_its_own_start(folders, tmp_path, ca
   assert list(tmp_path.iterdir()) == []  # it has no image
 
 
-def test_latents_without_an_autoencoder_are_drawn_in_false_colours(tmp_path, capsys):
+def test_latents_without_an_autoencoder_come_in_false_colours(tmp_path, capsys):
   tiny_shards.make(tmp_path / "a", autoencoder=None)
   text = shown(capsys, tmp_path / "a", "--record", "0", "--out", tmp_path)
   assert "mean of 4 x 4 x 2, in false colours (channels 0, 1, 2): " in text
@@ -105,7 +105,7 @@ def test_codes_without_an_autoencoder_are_shown_as_numbers(tmp_path, capsys):
   tiny_shards.make(tmp_path / "a", kind="codes", shape=(16,), autoencoder=None)
   text = shown(capsys, tmp_path / "a", "--record", "0", "--out", tmp_path)
   codes = tiny_shards.record(0, kind="codes", shape=(16,)).images["codes"][0]
-  assert "codes of 16, not drawn, without an autoencoder: " in text
+  assert "codes of 16, not shown, without an autoencoder: " in text
   assert f"{codes[:8].tolist()}..." in text
 
 
@@ -134,10 +134,11 @@ def test_latents_and_codes_are_decoded_by_the_autoencoder_beside(
   text = shown(capsys, tmp_path / "a", "--record", "2", "--out", tmp_path)
   assert text.count(", decoded: ") == 2
   stored = tiny_shards.record(2, kind=kind, shape=shape).images[kind]
-  pictures = coder.decode(stored if codes else stored.astype(np.float32))
+  decoded = coder.decode(stored if codes else stored.astype(np.float32))
   for n in range(2):
     with Image.open(tmp_path / f"train-0000-2-{n}.png") as image:
-      np.testing.assert_array_equal(np.asarray(image), pictures[n])
+      # Another batch size may round to the byte beside.
+      np.testing.assert_allclose(np.asarray(image, int), decoded[n], atol=1)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +159,5 @@ def test_what_cannot_be_shown_is_said_in_one_line(folders, args, message):
 
 
 def list_all(path, rest):
-  if rest:
-    where = dict(split="train", out=path, decode=None)
-    return list(shards.record_lines(path, int(rest[1]), **where))
-  return list(
-    shards.manifest_lines(path) if path.is_dir() else shards.shard_lines(path)
-  )
+  record = int(rest[1]) if rest else None
+  return list(shards.lines(path, record=record, split="train", out=path))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfusion import parsing
 from tfusion.data import folder, sources
 from tfusion.prepare import datasets, raw, readers
 from tfusion.prepare.raw import Raw, Rejected
@@ -54,6 +55,40 @@ def test_a_folder_gives_caption_and_file_and_says_what_it_skipped(tmp_path):
   held_out = folder.choose_held_out({f"{n}.png" for n in "abcd"}, named=False)
   tests = {d.id for d in found.values() if isinstance(d, Raw) and d.test}
   assert tests == held_out
+
+
+@pytest.mark.parametrize("levels", [200, 420, 700, 940, 960, 975, 990, 200_000])
+@pytest.mark.parametrize("kind", ["jsonl", "edits", "tar"])
+def test_a_row_nested_without_end_is_rejected_by_its_place(tmp_path, kind, levels):
+  deep, other = ("[" * levels + number + "]" * levels for number in "12")
+  row = f'{{"text": {deep}, "caption": {other}, "more": {deep}}}'
+  good = {"text": "a", "image": "a.png"}
+  if kind == "edits":
+    row = f'{{"input": {deep}, "instruction": {other}, "output": "a.png"}}'
+    good = {"input": "a.png", "instruction": "a", "output": "a.png"}
+  (tmp_path / "a.png").write_bytes(png())
+  if kind == "tar":
+    with tarfile.open(tmp_path / "rows", "w") as archive:
+      for name, data in {"0.png": png(), "0.json": row.encode()}.items():
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    (tmp_path / "rows").rename(tmp_path / "rows.tar")
+    place = "rows.tar/0"
+  else:
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(good)}\n{row}\n")
+    place = f"rows.jsonl@{len(json.dumps(good)) + 1}"
+  lost = read(f"{kind}:{tmp_path}")[place]
+  deep = levels > parsing.DEEPEST
+  no_text = raw.NO_CAPTION if kind == "tar" else raw.BAD_LAYOUT  # a list is none
+  assert lost.reason == (raw.BAD_LAYOUT if deep else no_text)
+  assert (f"deeper than {parsing.DEEPEST} levels" in lost.detail) == deep
+
+
+def test_a_table_of_nothing_but_deep_rows_is_refused_by_its_file(tmp_path):
+  (tmp_path / "rows.jsonl").write_text("[" * 9000)
+  with pytest.raises(ValueError, match=r"rows\.jsonl: none .* deeper than 400 levels"):
+    read(f"jsonl:{tmp_path}")
 
 
 def test_text_files_are_documents(tmp_path):

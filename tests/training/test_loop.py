@@ -25,7 +25,7 @@ from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
-from tfusion.training import loop, metrics
+from tfusion.training import log, loop
 from tfusion.training.optim import make_schedule
 
 pytestmark = pytest.mark.slow
@@ -332,7 +332,7 @@ def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(
   with running(RUN, PLAIN, workdir, **moment) as process:
     said = process.stdout.read()
     assert process.wait() == -signal.SIGKILL, said
-  written = metrics.read_lines(workdir / "metrics.jsonl")
+  written = log.read_lines(workdir / "metrics.jsonl")
   assert len(written) < STEPS
   loop.train(PLAIN, workdir)
   assert re.search(r"goes on after step [1-9]", capfd.readouterr().out), moment
@@ -644,7 +644,7 @@ def test_an_evaluation_that_cannot_be_done_is_refused_before_any_work(tmp_path):
 def test_a_line_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-  file = metrics.JsonLines(path, last_step=2, writes=True)
+  file = log.JsonLines(path, last_step=2, writes=True)
   assert file.last_step == 2
   file.append({"step": 3, "loss": math.nan, "bins": [1.0, math.inf]})
   assert path.read_text() == (
@@ -655,5 +655,5 @@ def test_a_line_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
 def test_a_host_that_does_not_write_leaves_the_file_alone(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1}\n{"step": 2}\n')
-  metrics.JsonLines(path, last_step=1, writes=False).append({"step": 2})
+  log.JsonLines(path, last_step=1, writes=False).append({"step": 2})
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -1,4 +1,4 @@
-"""Promises of tfusion/training/stop.py, and of the lock of several hosts in run.py."""
+"""Promises of tfusion/training/stop.py, and of the lock of several hosts in hold.py."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfusion import lock
-from tfusion.training import run
+from tfusion.training import hold as hold_lib
 from tfusion.training import stop as stop_lib
 from tfusion.training.stop import StopSignals
 
@@ -48,25 +48,25 @@ def test_all_hosts_stop_by_one_signal_with_one_status(monkeypatch, told, name, s
 
 def test_hosts_get_the_workdir_together_or_not_at_all(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(run, "TELL_SECONDS", 0.01)
+  monkeypatch.setattr(hold_lib, "TELL_SECONDS", 0.01)
   monkeypatch.setattr(lock, "SILENT_SECONDS", 0.2)
   monkeypatch.setattr(lock, "LOOK_SECONDS", 0.02)
   said = []
-  monkeypatch.setattr(run, "gather_json", lambda own: said.append(own) or [own])
+  monkeypatch.setattr(hold_lib, "gather_json", lambda own: said.append(own) or [own])
   (tmp_path / "lock.json").write_text('{"owner": "dead", "here": "elsewhere"}')
-  with run.hold(tmp_path) as held:
+  with hold_lib.hold(tmp_path) as held:
     held.check()
     held.check_together()
     assert said[0] is None  # the others heard that it takes time
-    with pytest.raises(ValueError, match="is in use by"), run.hold(tmp_path):
+    with pytest.raises(ValueError, match="is in use by"), hold_lib.hold(tmp_path):
       pass
     fault = said[-1]
     monkeypatch.setattr(jax, "process_index", lambda: 1)  # the others hold nothing
-    monkeypatch.setattr(run, "gather_json", lambda own: [fault])
-    with pytest.raises(ValueError, match="is in use by"), run.hold(tmp_path):
+    monkeypatch.setattr(hold_lib, "gather_json", lambda own: [fault])
+    with pytest.raises(ValueError, match="is in use by"), hold_lib.hold(tmp_path):
       pass
     with pytest.raises(lock.Lost, match="is in use by"):
-      run.Hold(None).check_together()
+      hold_lib.Hold(None).check_together()
   assert not (tmp_path / "lock.json").exists()
 
 

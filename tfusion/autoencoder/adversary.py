@@ -6,9 +6,9 @@ Owns: its parameters and scores, the two losses. Not: when it begins and what it
 b batch  h w c height, width, channels
 
 PatchGAN (arXiv 1611.07004, section 3.2) as in arXiv 2012.09841: 4x4 convolutions, of
-which `levels` halve the picture, leaky rectifiers, a score for each overlapping patch.
+which `levels` halve the image, leaky rectifiers, a score for each overlapping patch.
 arXiv 2408.11039 leaves the discriminator open. Group norm in the place of batch norm is
-ours: a score then depends on its own picture alone, on any number of devices.
+ours: a score then depends on its own image alone, on any number of devices.
 """
 
 import math
@@ -42,7 +42,7 @@ def init(config: LossConfig, key: jax.Array) -> Params:
 def score(
   config: LossConfig, params: Params, x_bhwc: jax.Array, *, dtype: jnp.dtype
 ) -> jax.Array:
-  """How real the patches of pictures look.
+  """How real the patches of images look.
 
   Args:
     config: gives width and levels.
@@ -83,7 +83,7 @@ def generator_loss(made_bhw: jax.Array) -> jax.Array:
 
 
 def least_side(config: LossConfig) -> int:
-  """Pixels that a picture's side needs for one score to be left."""
+  """Pixels that a image's side needs for one score to be left."""
   return 3 * 2**config.adversary_levels
 
 

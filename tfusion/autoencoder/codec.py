@@ -1,4 +1,4 @@
-"""An autoencoder as a thing that turns pictures into latents or codes, and back.
+"""An autoencoder as a thing that turns images into latents or codes, and back.
 
 Owns: bytes of pixels to numbers and back, the file autoencoder.safetensors. Not: the
 layers (network.py), other programs' files (interop/), the scale of latents in
@@ -37,7 +37,7 @@ WORST = 5  # names that an error lists
 
 
 class Codec:
-  """Frozen weights on the devices of this process, called with batches of pictures.
+  """Frozen weights on the devices of this process, called with batches of images.
 
   A batch that divides over the devices is shared out, any other is computed on each.
   The same batch on the same machine gives the same bits; every batch size is compiled
@@ -73,7 +73,7 @@ class Codec:
     self.params = jax.device_put(params, NamedSharding(self._mesh, jax.P()))
 
   def latent_shape(self, image_px: int) -> tuple[int, ...]:
-    """(h, w, c) of the latent of a square picture, or (codes,).
+    """(h, w, c) of the latent of a square image, or (codes,).
 
     Raises:
       ValueError: the side does not divide into cells.
@@ -85,7 +85,7 @@ class Codec:
     )
 
   def encode(self, pixels_bhwc: np.ndarray) -> dict[str, np.ndarray]:
-    """Encodes pictures.
+    """Encodes images.
 
     Args:
       pixels_bhwc: u8[b, h, w, 3]; codes are for squares.
@@ -101,13 +101,13 @@ class Codec:
     channels = network.PIXEL_CHANNELS
     if pixels_bhwc.dtype != np.uint8 or pixels_bhwc.shape[3:] != (channels,):
       raise ValueError(
-        f"pictures {pixels_bhwc.dtype}{list(pixels_bhwc.shape)}: expected uint8[b, h,"
+        f"images {pixels_bhwc.dtype}{list(pixels_bhwc.shape)}: expected uint8[b, h,"
         f" w, {channels}]"
       )
     height, width = pixels_bhwc.shape[1:3]
     self._check_sides(height, width)
     if self.config.codes and height != width:
-      raise ValueError(f"pictures of {height}x{width} pixels: codes are of a square")
+      raise ValueError(f"images of {height}x{width} pixels: codes are of a square")
     return jax.tree.map(np.asarray, self._run(_encode, pixels_bhwc))
 
   def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ class Codec:
   def _check_sides(self, *sides: int) -> None:
     if any(side < 1 or side % self.downsampling for side in sides):
       raise ValueError(
-        f"pictures of {'x'.join(map(str, sides))} pixels: the sides must be multiples"
+        f"images of {'x'.join(map(str, sides))} pixels: the sides must be multiples"
         f" of the autoencoder's downsampling={self.downsampling}"
       )
 

@@ -1,6 +1,6 @@
-"""The pictures of a run that learns from nothing else: an autoencoder's.
+"""The images of a run that learns from nothing else: an autoencoder's.
 
-Owns: one picture of each document, their order, batches made ahead, held-out ones. Not:
+Owns: one image of each document, their order, batches made ahead, held-out ones. Not:
 where documents come from (sources.py).
 
 The order depends on the seed alone: batch n of a run is the same on any number of hosts
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from tfusion import sequence
@@ -20,10 +21,10 @@ from tfusion.data import sources as sources_lib
 
 CHANNELS = 3  # that an autoencoder sees
 PREFETCHED_BATCHES = 4
-HELD_OUT_SEED = 0  # the same held-out pictures for every config.seed
+HELD_OUT_SEED = 0  # the same held-out images for every config.seed
 
 
-def open_pictures(
+def open_images(
   config: AutoencoderConfig, workdir: str | Path, *, split: str
 ) -> tuple[sources_lib.Source, ...]:
   """Opens data.sources.
@@ -34,7 +35,7 @@ def open_pictures(
     split: "train" or "test".
 
   Raises:
-    ValueError: a source that cannot serve, has no pictures, or others than
+    ValueError: a source that cannot serve, has no images, or others than
       data.image_shape.
   """
   data = config.data
@@ -48,18 +49,18 @@ def open_pictures(
   for source in opened:
     if not source.has_images or not len(source):
       raise ValueError(
-        f"data.sources={source.name!r}: has no pictures in its {split} split; an"
-        " autoencoder learns from pictures alone"
+        f"data.sources={source.name!r}: has no images in its {split} split; an"
+        " autoencoder learns from images alone"
       )
-    _picture(source, data.image_shape, 0)
+    _image(source, data.image_shape, 0)
   return opened
 
 
-class PictureBatches:
+class ImageBatches:
   """A host's share of every batch, without end: f32[b, h, w, 3] in [-1, 1].
 
   All documents of all sources in a shuffled order, shuffled anew in every epoch; of a
-  document with several pictures one by lot.
+  document with several images one by lot.
   """
 
   def __init__(
@@ -70,31 +71,35 @@ class PictureBatches:
     host: int,
     hosts: int,
   ):
-    """Starts threads that work ahead; train.batch_pictures must divide by `hosts`."""
-    assert config.train.batch_pictures % hosts == 0
+    """Starts threads that work ahead; train.batch_images must divide by `hosts`."""
+    assert config.train.batch_images % hosts == 0
     shape, threads = config.data.image_shape, config.data.threads
     order = [
       grain.MapDataset.range(len(source)).map(_Indexed(number))
       for number, source in enumerate(sources)
     ]
-    pictures = (
+    images = (
       grain.MapDataset.concatenate(order)
       .seed(config.seed)
       .shuffle()
       .repeat(None)
       .random_map(_Load(tuple(sources), shape))
-      .batch(config.train.batch_pictures // hosts)
+      .batch(config.train.batch_images // hosts)
     )
     options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads)
     )
-    self._batches = iter(pictures[host::hosts].to_iter_dataset(options))
+    self._batches = iter(images[host::hosts].to_iter_dataset(options))
 
-  def __iter__(self) -> "PictureBatches":
+  def __iter__(self) -> "ImageBatches":
     return self
 
   def __next__(self) -> np.ndarray:
     return next(self._batches)
+
+  def lane_states(self) -> dict[int, Any]:
+    """What a checkpoint keeps: this host's index and `state`."""
+    return {jax.process_index(): self.state()}
 
   def state(self) -> dict[str, Any]:
     """JSON-able; after the last batch given. The same on every host."""
@@ -105,16 +110,16 @@ class PictureBatches:
     self._batches.set_state(state)
 
 
-def heldout_pictures(
+def heldout_images(
   sources: Sequence[sources_lib.Source], config: AutoencoderConfig
 ) -> np.ndarray:
-  """f32[n, h, w, 3] in [-1, 1]: train.eval_pictures held-out ones, always the same;
+  """f32[n, h, w, 3] in [-1, 1]: train.eval_images held-out ones, always the same;
   fewer if there are no more."""
   places = [(n, i) for n, source in enumerate(sources) for i in _some(source, config)]
   chosen = grain.MapDataset.source(places).shuffle(HELD_OUT_SEED)
-  chosen = chosen[: config.train.eval_pictures]
+  chosen = chosen[: config.train.eval_images]
   shape = config.data.image_shape
-  return np.stack([_picture(sources[n], shape, i) for n, i in chosen])
+  return np.stack([_image(sources[n], shape, i) for n, i in chosen])
 
 
 class _Indexed:
@@ -128,40 +133,40 @@ class _Indexed:
 
 
 class _Load(grain.transforms.RandomMap):
-  """(source, index) -> picture."""
+  """(source, index) -> image."""
 
   def __init__(self, sources, shape):
     self._sources, self._shape = sources, shape
 
   def random_map(self, place: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     number, index = place
-    return _picture(self._sources[number], self._shape, index, rng)
+    return _image(self._sources[number], self._shape, index, rng)
 
 
 def _some(source: sources_lib.Source, config: AutoencoderConfig) -> Sequence[int]:
   """Indices of as many documents as may be needed, spread by a shuffle."""
   order = grain.MapDataset.range(len(source)).shuffle(HELD_OUT_SEED)
-  return [int(i) for i in order[: config.train.eval_pictures]]
+  return [int(i) for i in order[: config.train.eval_images]]
 
 
-def _picture(
+def _image(
   source: sources_lib.Source,
   shape: Sequence[int],
   index: int,
   rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-  """A picture of a document, the first without `rng`; grey ones three times."""
+  """A image of a document, the first without `rng`; grey ones three times."""
   spans = [sequence.Image(s) if isinstance(s, np.ndarray) else s for s in source[index]]
   images = [span for span in spans if isinstance(span, sequence.Image)]
   if not images:
     raise ValueError(
-      f"data.sources={source.name!r}: document {index} has no picture; an autoencoder's"
+      f"data.sources={source.name!r}: document {index} has no image; an autoencoder's"
       " sources need one in every document"
     )
   image = images[int(rng.integers(len(images))) if rng else 0]
   if image.latent.shape != tuple(shape) or image.std is not None:
     raise ValueError(
-      f"data.sources={source.name!r}: document {index} has a picture or latent of"
+      f"data.sources={source.name!r}: document {index} has a image or latent of"
       f" {image.latent.shape}, not pixels of data.image_shape={tuple(shape)}"
     )
   return np.repeat(image.latent, CHANNELS // shape[2], axis=-1)

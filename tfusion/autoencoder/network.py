@@ -1,13 +1,13 @@
 """The image autoencoders: a VAE with a KL term, and its twin with a codebook (VQ-VAE).
 
 Owns: their parameters, encode, decode, the posterior, the nearest code, the codebook
-loss. Not: training (step.py), pictures as bytes and files of weights (codec.py).
+loss. Not: training (step.py), images as bytes and files of weights (codec.py).
 
 b batch  h w c height, width, channels  n cells of the latent grid  v codes  d numbers
 of a code
 
 The layout of arXiv 2012.09841: residual blocks of GroupNorm, swish and 3x3
-convolutions, one attention layer in the middle of each half. Pictures are NHWC, kernels
+convolutions, one attention layer in the middle of each half. Images are NHWC, kernels
 HWIO. Parameters are a flat dict from dotted paths to float32 arrays, as in a file.
 Everything here runs under a mesh (`jax.set_mesh`); a batch may be sharded, parameters
 are not.
@@ -95,7 +95,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-  """Normalises groups of channels over the whole picture, in float32."""
+  """Normalises groups of channels over the whole image, in float32."""
 
   def __init__(self, channels: int, *, groups: int, rngs: nnx.Rngs):
     self.scale = param(rngs, (None,), (channels,), std=0.0)
@@ -128,7 +128,7 @@ class ResBlock(nnx.Module):
     return x + (self.shortcut(x_bhwc) if self.widens else x_bhwc)
 
 
-class PictureAttention(nnx.Module):
+class ImageAttention(nnx.Module):
   """Every cell attends to every other, with one head as wide as the channels."""
 
   def __init__(self, channels: int, *, groups: int, rngs: nnx.Rngs):
@@ -153,7 +153,7 @@ class Middle(nnx.Module):
 
   def __init__(self, channels: int, *, groups: int, rngs: nnx.Rngs):
     self.first = ResBlock(channels, channels, groups=groups, rngs=rngs)
-    self.attention = PictureAttention(channels, groups=groups, rngs=rngs)
+    self.attention = ImageAttention(channels, groups=groups, rngs=rngs)
     self.second = ResBlock(channels, channels, groups=groups, rngs=rngs)
 
   def __call__(self, x_bhwc: jax.Array) -> jax.Array:
@@ -194,7 +194,7 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-  """Pictures [b, h, w, 3] to [b, h / f, w / f, encoder_out]."""
+  """Images [b, h, w, 3] to [b, h / f, w / f, encoder_out]."""
 
   def __init__(self, config: AutoencoderModelConfig, *, rngs: nnx.Rngs):
     widths, kept = config.widths, dict(groups=config.groups, rngs=rngs)
@@ -220,7 +220,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """[b, h, w, decoder_in] to pictures [b, h * f, w * f, 3]; level 0 is the lowest."""
+  """[b, h, w, decoder_in] to images [b, h * f, w * f, 3]; level 0 is the lowest."""
 
   def __init__(self, config: AutoencoderModelConfig, *, rngs: nnx.Rngs):
     widths, kept = config.widths[::-1], dict(groups=config.groups, rngs=rngs)
@@ -264,13 +264,13 @@ class Autoencoder(nnx.Module):
     self.config = config
 
   def encode(self, x_bhwc: jax.Array) -> Posterior:
-    """Pictures in [-1, 1] to the posterior of their latents; without a codebook."""
+    """Images in [-1, 1] to the posterior of their latents; without a codebook."""
     assert not self.config.codes, "a codebook has no posterior: encode_vectors"
     mean, logvar = jnp.split(self._to_latents(x_bhwc), 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
   def encode_vectors(self, x_bhwc: jax.Array) -> jax.Array:
-    """Pictures in [-1, 1] to what `quantise` takes, f32; with a codebook."""
+    """Images in [-1, 1] to what `quantise` takes, f32; with a codebook."""
     assert self.config.codes, "without a codebook: encode"
     return self._to_latents(x_bhwc)
 
@@ -291,7 +291,7 @@ class Autoencoder(nnx.Module):
     return self._look_up(codes_bn).reshape(codes_bn.shape[0], *shape, -1)
 
   def decode(self, z_bhwc: jax.Array) -> jax.Array:
-    """Latents to pictures, f32, about [-1, 1] and not clipped."""
+    """Latents to images, f32, about [-1, 1] and not clipped."""
     z = z_bhwc.astype(dtype_of(self.config))
     if self.config.quant_conv:
       z = self.post_quant_conv(z)
@@ -353,8 +353,8 @@ def add_bias(x_bhwc: jax.Array, bias_c: jax.Array) -> jax.Array:
 def normalised(x_bhwc: jax.Array, *, groups: int) -> jax.Array:
   """f32 of the same shape: each group of channels with mean 0 and variance 1.
 
-  Means over the picture come first and over a group's channels second: a CPU then
-  passes over pictures in their own layout, and takes a fifth of the time.
+  Means over the image come first and over a group's channels second: a CPU then
+  passes over images in their own layout, and takes a fifth of the time.
   """
 
   def by_group(x_bhwc):

@@ -1,4 +1,4 @@
-"""The perceptual term: how far apart two pictures are for a frozen network.
+"""The perceptual term: how far apart two images are for a frozen network.
 
 Owns: the networks by name, their files, the distance. Not: its weight in the loss
 (step.py).
@@ -53,14 +53,14 @@ def open_features(name: str, *, image_shape: Sequence[int]) -> tuple[Features, W
       for small runs where there is no trained network; or `vgg16:PATH`, a safetensors
       file with torchvision's keys (`features.0.weight`, ...) and, if wanted, the linear
       weights of LPIPS (`lin0.model.1.weight`, ...).
-    image_shape: h, w, ... of the pictures.
+    image_shape: h, w, ... of the images.
 
   Returns:
     The network and its weights.
 
   Raises:
     ValueError: an unknown name, a file that cannot be read, lacks a key or has one of
-      another shape, or pictures too small to be halved so often.
+      another shape, or images too small to be halved so often.
   """
   kind, _, path = name.partition(":")
   if kind not in NETWORKS or bool(path) != (kind == "vgg16"):
@@ -73,7 +73,7 @@ def open_features(name: str, *, image_shape: Sequence[int]) -> tuple[Features, W
   if min(image_shape[:2]) < least:
     raise ValueError(
       f"data.image_shape={tuple(image_shape)}: loss.features={name!r} needs sides of at"
-      f" least {least} pixels; choose other features or larger pictures"
+      f" least {least} pixels; choose other features or larger images"
     )
   return features, weights
 
@@ -86,12 +86,12 @@ def distance(
   *,
   dtype: jnp.dtype,
 ) -> jax.Array:
-  """f32[b]: how different pictures in [-1, 1] look; 0 for equal ones.
+  """f32[b]: how different images in [-1, 1] look; 0 for equal ones.
 
   Convolutions are done in `dtype`, the rest in float32. Without stages f32[], 0.
   """
   total_b = jnp.float32(0)
-  maps = (_maps(features, weights, picture, dtype) for picture in (x_bhwc, y_bhwc))
+  maps = (_maps(features, weights, image, dtype) for image in (x_bhwc, y_bhwc))
   for stage, (x, y) in enumerate(zip(*maps)):
     error_bhwc = jnp.square(_unit(x) - _unit(y))
     if (lin := weights.get(f"{stage}.lin")) is not None:

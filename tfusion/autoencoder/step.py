@@ -1,6 +1,6 @@
-"""The state of an autoencoder's training and the functions that change and judge it.
+"""The state of an autoencoder's training and the functions that change it.
 
-Owns: State, init, the loss, train_step, judge. Not: the layers (network.py),
+Owns: State, init, the loss, train_step, sums for validation. Not: layers (network.py),
 the discriminator (adversary.py), features (perceptual.py), the loop (loop.py).
 
 b batch  h w c height, width, channels  n cells of the latent grid  v codes
@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tfusion.autoencoder import adversary, perceptual
-from tfusion.autoencoder import network as autoencoder
+from tfusion.autoencoder import adversary, network, perceptual
 from tfusion.autoencoder.network import Params
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.training.optim import make_optimizer, make_schedule, update_ema
@@ -38,14 +37,14 @@ class State(NamedTuple):
 
   @property
   def best_params(self) -> Params:
-    """The weights to judge and to keep: the average if there is one."""
+    """The weights to validate and to keep: the average if there is one."""
     return self.ema or self.params
 
 
 class Reconstruction(NamedTuple):
-  """Pictures that went through the latent, and what that cost."""
+  """Images that went through the latent, and what that cost."""
 
-  picture_bhwc: jax.Array  # f32, about [-1, 1]
+  image_bhwc: jax.Array  # f32, about [-1, 1]
   price_b: jax.Array  # f32: KL in nats, or the codebook's loss
   bits_b: jax.Array  # f32, of a latent: KL, or log2 of the codes there are
   codes_bn: jax.Array | None  # i32, with a codebook
@@ -62,19 +61,19 @@ class Losses(NamedTuple):
   discriminator: jax.Array  # the discriminator's only loss
 
 
-class Judged(NamedTuple):
-  """Sums over pictures."""
+class Sums(NamedTuple):
+  """Sums over images."""
 
   count: jax.Array  # f32[]
   psnr: jax.Array  # dB
   pixel: jax.Array  # L1
-  bits: jax.Array  # per picture
+  bits: jax.Array  # per image
   codes_v: jax.Array  # f32: how often each was used; [0] without a codebook
 
 
 def init_state(config: AutoencoderConfig, root: jax.Array) -> State:
   """Makes the state of step 0; trace it under jit."""
-  params = autoencoder.init(config.model, jax.random.fold_in(root, INIT))
+  params = network.init(config.model, jax.random.fold_in(root, INIT))
   other = adversary.init(config.loss, jax.random.fold_in(root, DISCRIMINATOR))
   return State(
     step=jnp.int32(0),
@@ -95,13 +94,13 @@ def reconstruct(
   *,
   key: jax.Array | None,
 ) -> Reconstruction:
-  """Encodes and decodes pictures in [-1, 1].
+  """Encodes and decodes images in [-1, 1].
 
   The latent of a VAE is drawn with `key`, as in training, or without one the mean, as
   a codec takes it. Of codes a bit rate is the most that they can carry, as they come
   without a model of how often each is used.
   """
-  model = autoencoder.bind(config.model, params)
+  model = network.bind(config.model, params)
   if not config.model.codes:
     posterior = model.encode(x_bhwc)
     latent = posterior.mean_bhwc if key is None else posterior.sample(key)
@@ -116,7 +115,7 @@ def reconstruct(
 
 def losses(
   config: AutoencoderConfig,
-  network: perceptual.Features,
+  features: perceptual.Features,
   weights: perceptual.Weights,
   params: Params,
   other: adversary.Params,
@@ -129,22 +128,22 @@ def losses(
 
   Args:
     config: static.
-    network: of the perceptual term, static.
-    weights: of the network.
+    features: the network of the perceptual term, static.
+    weights: of that network.
     params: of the autoencoder; the discriminator's loss does not move them.
     other: of the discriminator; the autoencoder's loss does not move them.
-    x_bhwc: pictures in [-1, 1].
+    x_bhwc: images in [-1, 1].
     key: for the draw from the posterior.
     adversarial: False leaves the adversary out of the program.
   """
-  loss, dtype = config.loss, autoencoder.dtype_of(config.model)
+  loss, dtype = config.loss, network.dtype_of(config.model)
   made = reconstruct(config, params, x_bhwc, key=key)
-  picture = made.picture_bhwc
+  image = made.image_bhwc
   zero = jnp.float32(0)
-  pixel = jnp.mean(jnp.abs(picture - x_bhwc))
+  pixel = jnp.mean(jnp.abs(image - x_bhwc))
   seen = generator = discriminator = zero
-  if network.stages and loss.perceptual_weight:
-    far_b = perceptual.distance(network, weights, picture, x_bhwc, dtype=dtype)
+  if features.stages and loss.perceptual_weight:
+    far_b = perceptual.distance(features, weights, image, x_bhwc, dtype=dtype)
     seen = jnp.mean(far_b)
   price = jnp.mean(made.price_b)
   if adversarial:
@@ -152,9 +151,9 @@ def losses(
     def score(params, x):
       return adversary.score(loss, params, x, dtype=dtype)
 
-    generator = adversary.generator_loss(score(jax.lax.stop_gradient(other), picture))
+    generator = adversary.generator_loss(score(jax.lax.stop_gradient(other), image))
     discriminator = adversary.discriminator_loss(
-      score(other, x_bhwc), score(other, jax.lax.stop_gradient(picture))
+      score(other, x_bhwc), score(other, jax.lax.stop_gradient(image))
     )
   total = pixel + loss.perceptual_weight * seen + loss.adversary_weight * generator
   total += (1.0 if config.model.codes else loss.kl_weight) * price
@@ -163,7 +162,7 @@ def losses(
 
 def train_step(
   config: AutoencoderConfig,
-  network: perceptual.Features,
+  features: perceptual.Features,
   adversarial: bool,
   state: State,
   x_bhwc: jax.Array,
@@ -172,18 +171,18 @@ def train_step(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One update of the autoencoder and, if `adversarial`, of the discriminator.
 
-  Both are judged on the same reconstruction; the reference updates the second after
+  Both are computed from the same reconstruction; the reference updates the second after
   the first. One program with the adversary and one without, instead of a branch: XLA
   computes convolutions in a branch on one core of a CPU.
 
   Args:
     config: static.
-    network: of the perceptual term, static.
+    features: the network of the perceptual term, static.
     adversarial: static; True from loss.adversary_start on.
     state: donated by the caller.
-    x_bhwc: pictures in [-1, 1], sharded by rows.
+    x_bhwc: images in [-1, 1], sharded by rows.
     root: the run's key.
-    weights: of the network.
+    weights: of that network.
 
   Returns:
     The next state and metrics, f32[] each. A non-finite loss or gradient leaves
@@ -193,7 +192,7 @@ def train_step(
 
   def objective(params, other):
     terms, made = losses(
-      config, network, weights, params, other, x_bhwc, key, adversarial=adversarial
+      config, features, weights, params, other, x_bhwc, key, adversarial=adversarial
     )
     return terms.total + terms.discriminator, (terms, made)
 
@@ -232,7 +231,7 @@ def train_step(
     "loss_codebook" if config.model.codes else "kl_nats": terms.price,
     "loss_generator": terms.generator,
     "loss_discriminator": terms.discriminator,
-    "psnr": jnp.mean(psnr(made.picture_bhwc, x_bhwc)),
+    "psnr": jnp.mean(psnr(made.image_bhwc, x_bhwc)),
     "grad_norm": norm,
     "adversary_grad_norm": other_norm,
     "lr": make_schedule(config)(state.step - state.skipped_total),
@@ -245,27 +244,27 @@ def train_step(
   return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
 
 
-def judge(
+def sums(
   config: AutoencoderConfig, params: Params, x_bhwc: jax.Array, weights_b: jax.Array
-) -> tuple[Judged, jax.Array]:
-  """Sums over pictures with weight 1 and the reconstructions, as a codec makes them."""
+) -> tuple[Sums, jax.Array]:
+  """Sums over images with weight 1 and the reconstructions, as a codec makes them."""
   made = reconstruct(config, params, x_bhwc, key=None)
-  pixel_b = jnp.mean(jnp.abs(made.picture_bhwc - x_bhwc), axis=(1, 2, 3))
+  pixel_b = jnp.mean(jnp.abs(made.image_bhwc - x_bhwc), axis=(1, 2, 3))
   codes_v = jnp.zeros(0)
   if config.model.codes:
     codes_v = count_codes(made.codes_bn, config.model.codes, weights_b=weights_b)
-  judged = Judged(
+  total = Sums(
     count=jnp.sum(weights_b),
-    psnr=jnp.sum(psnr(made.picture_bhwc, x_bhwc) * weights_b),
+    psnr=jnp.sum(psnr(made.image_bhwc, x_bhwc) * weights_b),
     pixel=jnp.sum(pixel_b * weights_b),
     bits=jnp.sum(made.bits_b * weights_b),
     codes_v=codes_v,
   )
-  return judged, made.picture_bhwc
+  return total, made.image_bhwc
 
 
 def psnr(made_bhwc: jax.Array, x_bhwc: jax.Array) -> jax.Array:
-  """f32[b], dB: peak signal to noise of each picture; what is made is clipped.
+  """f32[b], dB: peak signal to noise of each image; what is made is clipped.
 
   At most 100, which an exact copy gets.
   """

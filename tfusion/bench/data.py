@@ -22,7 +22,8 @@ from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
 from tfusion.data.shards import manifest, records
 from tfusion.data.shards import source as shards
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.training import metrics
+from tfusion.training import flops as flops_lib
+from tfusion.training import machine
 
 LATENT = (32, 32, 8)  # of 256 x 256 pixels (arXiv 2408.11039, section 4.1)
 CAPTION = 20.0  # tokens, the mean; lognormal, ours
@@ -123,9 +124,9 @@ def needs(batch: sequence.Batch) -> Iterator[Need]:
       mlp=mlp,
       vocab_size=32_128,
     )
-    flops = metrics.batch_flops(model, batch) / sequence.live_elements(batch)
+    flops = flops_lib.batch_flops(model, batch) / sequence.live_elements(batch)
     for host, kind in HOSTS.items():
-      yield Need(size, host, CHIPS * metrics.PEAK_FLOPS[kind] * MFU / flops)
+      yield Need(size, host, CHIPS * machine.PEAK_FLOPS[kind] * MFU / flops)
 
 
 def shares(corpus: Corpus, config: Config, *, seconds: float) -> dict[str, float]:

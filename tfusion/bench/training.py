@@ -16,7 +16,9 @@ from tfusion.config import Config, validate_devices
 from tfusion.data.pipeline import HostBatches, open_corpus
 from tfusion.sequence import live_elements
 from tfusion.sharding import global_batch, make_mesh
-from tfusion.training import metrics
+from tfusion.training import machine
+from tfusion.training.clock import Clock
+from tfusion.training.flops import batch_flops
 from tfusion.training.step import init_state, shardings, train_step
 
 WARMUP = 3
@@ -64,7 +66,7 @@ def bench_step(config: Config, *, steps: int) -> dict[str, Any]:
       can make it slightly negative.
   """
   validate_devices(config, devices=jax.device_count(), hosts=jax.process_count())
-  matmul = metrics.measure_matmul(seconds=1.0)
+  matmul = machine.measure_matmul(seconds=1.0)
   with (
     tempfile.TemporaryDirectory() as folder,
     jax.set_mesh(make_mesh(config.mesh)),
@@ -74,7 +76,7 @@ def bench_step(config: Config, *, steps: int) -> dict[str, Any]:
     batch = global_batch(next(data), mesh=mesh)
     state, step = compile_step(config, batch)
     alone, state = time_steps(step, state, batch, steps=steps)
-    clock, elements, flops, late = metrics.Clock(), 0, 0.0, None
+    clock, elements, flops, late = Clock(), 0, 0.0, None
     for _ in range(steps):
       rows = clock.wait_for(data, device=late)
       state, values = step(state, global_batch(rows, mesh=mesh))
@@ -82,12 +84,12 @@ def bench_step(config: Config, *, steps: int) -> dict[str, Any]:
         jax.device_get(late)
       late = values
       elements += live_elements(rows)
-      flops += metrics.batch_flops(config.model, rows)
+      flops += batch_flops(config.model, rows)
     jax.block_until_ready(state)
     loop = clock.elapsed
-  matmul = max(matmul, metrics.measure_matmul(seconds=1.0))
+  matmul = max(matmul, machine.measure_matmul(seconds=1.0))
   step_ms = 1e3 * statistics.median(alone)
-  return metrics.environment() | {
+  return machine.environment() | {
     "step_ms": step_ms,
     "loop_ms": 1e3 * loop / steps,
     "elements_per_s": elements / loop,

@@ -11,7 +11,6 @@ in both. Blank text is no text.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 KINDS = ("documents", "images", "texts")
 SPLITS = {"train": "train", "test": "held out"}  # what each is called for people
@@ -97,12 +96,6 @@ def settle(used: Amount, rejected: Iterable[Rejected]) -> Balance:
     balance.skip(one)
   balance.found = used + balance.all_skipped
   return balance
-
-
-def from_json(values: Mapping[str, Any]) -> Balance:
-  """A balance from what `dataclasses.asdict` made of it."""
-  skipped = {reason: Amount(**amount) for reason, amount in values["skipped"].items()}
-  return Balance(Amount(**values["found"]), Amount(**values["used"]), skipped)
 
 
 def lines(splits: Mapping[str, Balance]) -> Iterator[str]:

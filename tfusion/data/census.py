@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from tfusion import sequence
-from tfusion.data import sources as sources_lib
 from tfusion.data.shards.records import Damaged
+from tfusion.data.source import TEST, TRAIN, Source
 
 LOOKED_AT = 64  # documents of a source
 
 
-def of(
-  train: Sequence[sources_lib.Source], test: Sequence[sources_lib.Source]
-) -> dict[str, dict[str, Any]]:
+def of(train: Sequence[Source], test: Sequence[Source]) -> dict[str, dict[str, Any]]:
   """Counts what is trained on and what is held out.
 
   Args:
@@ -29,14 +27,14 @@ def of(
     Source -> "train" and "test" -> documents, images, texts, and whether the last two
     are exact: they are where all documents that were looked at have equally many.
   """
-  splits = (sources_lib.TRAIN, sources_lib.TEST)
+  splits = (TRAIN, TEST)
   return {
     pair[0].name: {split: _count(own) for split, own in zip(splits, pair, strict=True)}
     for pair in zip(train, test, strict=True)
   }
 
 
-def _count(source: sources_lib.Source) -> dict[str, Any]:
+def _count(source: Source) -> dict[str, Any]:
   size, seen = len(source), []
   for index in range(0, size, max(-(-size // LOOKED_AT), 1)):
     try:

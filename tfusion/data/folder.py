@@ -11,6 +11,7 @@ or all do, about 5 % by a hash of the path.
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from tfusion.data import heldout
 from tfusion.data import images as images_lib
 from tfusion.data.balance import Amount, Balance, Rejected, free_id, settle
 from tfusion.data.pairs import Pair, find_pairs
+from tfusion.data.source import Source
 
 TOO_LONG = "caption too long"
 SURVEYED = 2000  # images whose headers a survey reads, at most
@@ -30,20 +32,20 @@ EXAMPLES = 8  # captions that a survey quotes, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Folder(Source):
   """Documents (caption, image) of one split, images read from the shared cache."""
 
-  name: str
+  leaves_out = True
+
   pairs: tuple[Pair, ...]  # of both splits
   row_of: dict[str, int]  # file -> row of the cache
   cache: Path  # .npy, u8[images, h, w, c]
   test: bool
   rejected: tuple[Rejected, ...]  # of both splits
   named: bool  # names say which are held out, else a hash does
-  has_images: bool = True
-  spec: str = ""  # in data.sources, where the run calls it by another name
 
   def __post_init__(self):
+    super().__post_init__()
     held_out = choose_held_out({p.file for p in self.pairs}, named=self.named)
     own = tuple(p for p in self.pairs if (p.file in held_out) == self.test)
     object.__setattr__(self, "_own", own)
@@ -51,7 +53,8 @@ class Folder:
     object.__setattr__(self, "_images", np.load(self.cache, mmap_mode="r"))
 
   def __reduce__(self):
-    return Folder, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return functools.partial(Folder, **fields), ()
 
   def __len__(self) -> int:
     return len(self._own)

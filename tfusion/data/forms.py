@@ -16,11 +16,11 @@ import numpy as np
 
 from tfusion import sequence
 from tfusion.config import Config
-from tfusion.data import sources as sources_lib
+from tfusion.data.source import Span
 
 
 def form(
-  spans: Sequence[sources_lib.Span],
+  spans: Sequence[Span],
   encode: Callable[[str], np.ndarray],
   config: Config,
   *,
@@ -55,7 +55,7 @@ def uniform(seed: int, stream: str, index: int) -> float:
 
 
 def _as_span(
-  span: sources_lib.Span, encode: Callable[[str], np.ndarray]
+  span: Span, encode: Callable[[str], np.ndarray]
 ) -> sequence.Text | sequence.Image | sequence.Codes | sequence.Break:
   if isinstance(span, str):
     return sequence.Text(encode(span))

@@ -21,19 +21,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfusion import files
+from tfusion import files, parsing
 from tfusion import workdir as workdir_lib
-from tfusion.data import sources as sources_lib
 from tfusion.data.contents import Contents, Hashed
 from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.source import TEST, TRAIN, Source
+from tfusion.data.sources import OF_PATHS
 from tfusion.data.tokenizer import OF_RUN, Tokenizer
 
 FILE, DOCUMENTS = "identity.json", "documents.json"
 TOKENIZER = manifest_lib.TOKENIZER
-SPLITS = (sources_lib.TRAIN, sources_lib.TEST)
+SPLITS = (TRAIN, TEST)
 QUOTED = 3  # documents that a message names, of each kind
 
-Opened = Mapping[str, Sequence[sources_lib.Source]]  # by split
+Opened = Mapping[str, Sequence[Source]]  # by split
 
 
 class Identity(NamedTuple):
@@ -47,7 +48,7 @@ class Identity(NamedTuple):
 
 def recognise(
   opened: Opened, specs: Sequence[str], workdir: str | Path
-) -> tuple[dict[str, tuple[sources_lib.Source, ...]], Identity]:
+) -> tuple[dict[str, tuple[Source, ...]], Identity]:
   """Names sources as the run does that has begun in a workdir, if they are the same.
 
   Args:
@@ -64,7 +65,7 @@ def recognise(
   workdir = Path(workdir)
   begun = workdir_lib.has_begun(workdir)
   before = _load(workdir) if begun else None
-  found = {split: [_contents(source) for source in opened[split]] for split in SPLITS}
+  found = {split: [source.contents() for source in opened[split]] for split in SPLITS}
   said: list[str] = []
   if before:
     names = [own["name"] for own in before["sources"]]
@@ -80,7 +81,7 @@ def recognise(
     names = list(specs)
   named = {
     split: tuple(
-      source if source.name == name else sources_lib.rename(source, name)
+      source if source.name == name else source.renamed(name)
       for source, name in zip(opened[split], names, strict=True)
     )
     for split in SPLITS
@@ -182,11 +183,7 @@ def place(spec: str) -> str:
   """Where a source is read from, however its path is spelled; empty for those that are
   not of a path."""
   kind, _, path = spec.partition(":")
-  return os.path.abspath(path) if kind in sources_lib.OF_PATHS else ""
-
-
-def _contents(source: sources_lib.Source) -> Contents | None:
-  return source.contents() if hasattr(source, "contents") else None
+  return os.path.abspath(path) if kind in OF_PATHS else ""
 
 
 def _summary(contents: Contents | None) -> dict[str, Any] | None:
@@ -199,7 +196,7 @@ def _load(workdir: Path) -> dict[str, Any] | None:
   if not path.is_file():
     return None
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     for own in values["sources"]:
       own["name"], own["path"]
       for split in SPLITS:
@@ -276,7 +273,7 @@ def _difference(
     with_ = f"; they were made with {old}, now with {new}: go on with the former"
   said = _by_document(_old_documents(workdir, own), now)
   if not said:
-    names = {sources_lib.TRAIN: "training", sources_lib.TEST: "held-out"}
+    names = {TRAIN: "training", TEST: "held-out"}
     said = [
       f"the {names[split]} documents differ ({own[split].documents:,}, hash"
       f" {own[split].sha256[:16]}...; now {now[split].documents:,},"
@@ -289,7 +286,7 @@ def _difference(
 
 def _old_documents(workdir: Path, own: dict[str, Any]) -> dict[str, list[Hashed]]:
   try:
-    documents = json.loads((workdir / DOCUMENTS).read_text())[own["name"]]
+    documents = parsing.parse_json((workdir / DOCUMENTS).read_text())[own["name"]]
     return {split: [Hashed(*d) for d in documents[split]] for split in SPLITS}
   except (OSError, ValueError, KeyError, TypeError):
     return {}  # it only helps to say what differs
@@ -307,7 +304,7 @@ def _by_document(
 
   def compare(id: str, was: tuple[str, Hashed], split: str) -> None:
     if was[0] != split:
-      held = split == sources_lib.TRAIN
+      held = split == TRAIN
       found[_TRAINED if held else _HELD_OUT].append(id)
 
   for id in old.keys() & new.keys():

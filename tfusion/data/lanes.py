@@ -19,9 +19,9 @@ from absl import logging
 from tfusion import sequence
 from tfusion.config import Config
 from tfusion.data import forms, packing, pieces
-from tfusion.data import sources as sources_lib
 from tfusion.data.mixture import Mixture
 from tfusion.data.shards.records import Damaged
+from tfusion.data.source import Source, Span
 from tfusion.data.tokenizer import Tokenizer
 
 READ_AHEAD = 8  # documents of a source, at most: they are read faster together
@@ -44,7 +44,7 @@ class Lane(Iterator[sequence.Batch]):
 
   def __init__(
     self,
-    sources: Sequence[sources_lib.Source],
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     config: Config,
     *,
@@ -215,7 +215,7 @@ class Lane(Iterator[sequence.Batch]):
     ]
 
   def _lay_out(
-    self, spans: Sequence[sources_lib.Span], name: str, position: int
+    self, spans: Sequence[Span], name: str, position: int
   ) -> list[sequence.Elements] | TooLong:
     config, special = self._config, self._tokenizer.special
     document = forms.form(
@@ -321,15 +321,12 @@ class Lane(Iterator[sequence.Batch]):
     )
 
 
-def _read(
-  source: sources_lib.Source, indices: list[int]
-) -> list[Sequence[sources_lib.Span] | Damaged]:
-  """Reads documents, together if the source can; those damaged come as their error."""
-  if hasattr(source, "several"):
-    try:
-      return source.several(indices)
-    except Damaged:
-      pass  # which of them
+def _read(source: Source, indices: list[int]) -> list[Sequence[Span] | Damaged]:
+  """Reads documents; those that are damaged come as their error."""
+  try:
+    return source.several(indices)
+  except Damaged:
+    pass  # one by one, to see which
   found = []
   for index in indices:
     try:
@@ -339,7 +336,7 @@ def _read(
   return found
 
 
-def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
+def fresh_state(sources: Sequence[Source]) -> dict[str, Any]:
   """The state of a lane that has given nothing yet."""
   zeros = dict.fromkeys((source.name for source in sources), 0)
   return {
@@ -363,9 +360,9 @@ def fresh_state(sources: Sequence[sources_lib.Source]) -> dict[str, Any]:
   }
 
 
-def _digests(sources: Sequence[sources_lib.Source]) -> dict[str, str]:
+def _digests(sources: Sequence[Source]) -> dict[str, str]:
   """Hashes of the documents, of sources that know one: those made of shards."""
-  return {s.name: s.digest for s in sources if hasattr(s, "digest")}
+  return {s.name: s.digest for s in sources if s.digest is not None}
 
 
 def pack(

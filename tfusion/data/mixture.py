@@ -14,7 +14,7 @@ import grain
 
 from tfusion.config import Config
 from tfusion.data import forms
-from tfusion.data import sources as sources_lib
+from tfusion.data.source import Source
 
 ENDLESS = 1 << 31  # epochs; of a source that is repeated without end
 
@@ -24,7 +24,7 @@ class Mixture:
 
   def __init__(
     self,
-    sources: Sequence[sources_lib.Source],
+    sources: Sequence[Source],
     config: Config,
     *,
     lane: int,
@@ -40,11 +40,11 @@ class Mixture:
     """
     data = config.data
     self._lane, self._lanes = lane, data.lanes
-    self._text_per_image = data.text_per_image
+    self._text_per_patch = data.text_per_patch
     self._has_images = {source.name: source.has_images for source in sources}
     weights = dict(zip(data.sources, data.weights))
     epochs = dict(zip(data.sources, data.epochs))
-    specs = {source.name: sources_lib.spec_of(source) for source in sources}
+    specs = {source.name: source.spec for source in sources}
     self._weights = {n: weights[spec] for n, spec in specs.items() if weights}
     self._orders, self._lengths = {}, {}
     for source in sources:
@@ -59,7 +59,7 @@ class Mixture:
 
     With data.weights: the one with the fewest elements for its weight, so that shares
     of elements are off by a document at most. Else text-only sources and those with
-    images take turns by data.text_per_image, and those of one kind share it alike. The
+    images take turns by data.text_per_patch, and those of one kind share it alike. The
     paper mixes text and images 1:1 by tokens and patches (section 4.1); that captions,
     BOS, BOI and EOI count as text is ours.
 
@@ -70,7 +70,7 @@ class Mixture:
     left = [n for n, length in self._lengths.items() if drawn[n] < length]
     if self._weights:
       return min(left, key=lambda n: elements[n] / self._weights[n], default=None)
-    for_image = state["text"] >= self._text_per_image * state["patches"]
+    for_image = state["text"] >= self._text_per_patch * state["patches"]
     lacking = [n for n in left if self._has_images[n] == for_image]
     return min(lacking or left, key=elements.__getitem__, default=None)
 

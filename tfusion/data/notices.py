@@ -19,14 +19,14 @@ from tfusion import files, sequence
 from tfusion.config import Config
 from tfusion.data import balance as balance_lib
 from tfusion.data import forms
-from tfusion.data import sources as sources_lib
 from tfusion.data.balance import Balance
+from tfusion.data.source import Source, some_documents
 from tfusion.data.tokenizer import Tokenizer
 
 SAMPLED = 200  # documents of a source that a warning looks at
 ENCODED = 1 << 16  # encodings that are remembered
 
-Sources = Sequence[sources_lib.Source]
+Sources = Sequence[Source]
 Encode = Callable[[str], np.ndarray]
 
 
@@ -79,7 +79,7 @@ def found_lines(train: Sources, test: Sources) -> Iterator[str]:
 
 
 def _balances(train: Sources, test: Sources) -> dict[str, dict[str, Balance | None]]:
-  pairs = [(s, t) for s, t in zip(train, test) if hasattr(s, "balance")]
+  pairs = [(s, t) for s, t in zip(train, test) if s.leaves_out]
   return {s.name: {"train": s.balance, "test": t.balance} for s, t in pairs}
 
 
@@ -108,7 +108,7 @@ def _report_never_drawn(sources: Sources, encode: Encode, config: Config) -> Non
     return
   for source in sources:
     images = 0
-    for index, spans in sources_lib.some_documents(source, SAMPLED):
+    for index, spans in some_documents(source, SAMPLED):
       how = dict(name=source.name, showing=index)
       document = forms.form(spans, encode, config, **how)
       own = [s for s in document if isinstance(s, sequence.Image) and s.weight]
@@ -135,7 +135,7 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
     return
   text = patches = 0
   for source in captioned:
-    for _, spans in sources_lib.some_documents(source, SAMPLED):
+    for _, spans in some_documents(source, SAMPLED):
       for span in spans:
         if isinstance(span, str):
           text += len(encode(span))
@@ -146,11 +146,11 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
           text += 2
           patches += len(span.ids) if codes else config.model.patches_per_image
       text += 1
-  if patches and text >= config.data.text_per_image * patches:
+  if patches and text >= config.data.text_per_patch * patches:
     logging.warning(
-      "data.text_per_image=%g cannot be reached: captions alone give %.2f text elements"
+      "data.text_per_patch=%g cannot be reached: captions alone give %.2f text elements"
       " per patch, so %s will hardly be drawn; raise it, or use smaller patches",
-      config.data.text_per_image,
+      config.data.text_per_patch,
       text / patches,
       ", ".join(text_only),
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfusion import files, sequence
-from tfusion.data import sources as sources_lib
+from tfusion import files, parsing, sequence
+from tfusion.data.source import Source, some_documents
 
 FILE = "numbers.json"
 MEASURED = 256  # documents of each source, at most
@@ -30,13 +30,13 @@ class Numbers:
   images: int  # measured
 
 
-def measure(sources: Sequence[sources_lib.Source]) -> Numbers | None:
+def measure(sources: Sequence[Source]) -> Numbers | None:
   """Reads documents from all over the sources; None where they have no image."""
   found = []
   for source in sources:
     if not source.has_images:
       continue
-    for _, spans in sources_lib.some_documents(source, MEASURED):
+    for _, spans in some_documents(source, MEASURED):
       for span in spans:
         image = span.latent if isinstance(span, sequence.Image) else span
         if isinstance(image, np.ndarray):
@@ -49,7 +49,7 @@ def measure(sources: Sequence[sources_lib.Source]) -> Numbers | None:
   )
 
 
-def keep(sources: Sequence[sources_lib.Source], workdir: Path) -> None:
+def keep(sources: Sequence[Source], workdir: Path) -> None:
   """Measures once in a run, and writes workdir/numbers.json."""
   path = workdir / FILE
   if not path.is_file() and (numbers := measure(sources)):
@@ -66,8 +66,8 @@ def kept(workdir: str | Path) -> Numbers | None:
   if not path.is_file():
     return None
   try:
-    return Numbers(**json.loads(path.read_text()))
-  except (ValueError, TypeError) as error:
+    return parsing.build(Numbers, parsing.parse_json(path.read_text()))
+  except ValueError as error:
     raise ValueError(
       f"{path}: damaged ({error}); delete it, and the next start of training writes it"
       " anew"

@@ -11,7 +11,6 @@ Several lines may name one image, and go before its .txt. docs/data.md tells it 
 import collections
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from tfusion import parsing
 from tfusion.data import heldout
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount, Rejected, free_id
@@ -284,8 +284,8 @@ def _read_line(line: bytes) -> tuple[str, str]:
   """
   expected = 'expected {"file": ..., "caption": ...}'
   try:
-    entry: Any = json.loads(line.decode("utf-8-sig"))
-  except (ValueError, RecursionError) as error:
+    entry = parsing.parse_json(line.decode("utf-8-sig"))
+  except ValueError as error:
     raise ValueError(f"no JSON ({error}); {expected}") from error
   if not isinstance(entry, dict):
     raise ValueError(f"a {type(entry).__name__}; {expected}")

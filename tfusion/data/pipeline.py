@@ -31,8 +31,9 @@ from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data import identity as identity_lib
 from tfusion.data import lanes, notices, prepared
-from tfusion.data import sources as sources_lib
 from tfusion.data.shards.manifest import TOKENIZER
+from tfusion.data.source import TEST, TRAIN, Source
+from tfusion.data.sources import open_sources
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 
@@ -45,8 +46,8 @@ SAMPLED = 200  # documents per source for the estimate of the reachable mixture
 class Corpus:
   """What a run trains on and is judged on."""
 
-  train: tuple[sources_lib.Source, ...]
-  test: tuple[sources_lib.Source, ...]
+  train: tuple[Source, ...]
+  test: tuple[Source, ...]
   tokenizer: Tokenizer
   identity: identity_lib.Identity | None = None  # to be kept by who trains on it
 
@@ -65,20 +66,20 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   """
   workdir = Path(workdir)
   opened = {
-    split: sources_lib.open_sources(
+    split: open_sources(
       config.data.sources,
       split=split,
       image_shape=config.model.image_shape,
       workdir=workdir,
     )
-    for split in (sources_lib.TRAIN, sources_lib.TEST)
+    for split in (TRAIN, TEST)
   }
   opened, identity = identity_lib.recognise(opened, config.data.sources, workdir)
   opened = {split: prepared.agree(sources) for split, sources in opened.items()}
   # Without config.json its files are what a start that was refused has left.
   begun = workdir_lib.has_begun(workdir)
-  tokenizer = _open_tokenizer(config, workdir, opened[sources_lib.TRAIN], begun=begun)
-  prepared.keep(opened[sources_lib.TRAIN], workdir, begun=begun)
+  tokenizer = _open_tokenizer(config, workdir, opened[TRAIN], begun=begun)
+  prepared.keep(opened[TRAIN], workdir, begun=begun)
   identity.files.update(prepared.hashes(workdir), **{TOKENIZER: tokenizer.sha256})
 
   @functools.cache
@@ -205,7 +206,7 @@ class HostBatches(Iterator[sequence.Batch]):
 
 
 def heldout_rows(
-  sources: Sequence[sources_lib.Source],
+  sources: Sequence[Source],
   tokenizer: Tokenizer,
   config: Config,
   *,
@@ -309,7 +310,7 @@ def _init_worker(index: int, count: int) -> None:
 def _open_tokenizer(
   config: Config,
   workdir: Path,
-  sources: Sequence[sources_lib.Source],
+  sources: Sequence[Source],
   *,
   begun: bool,
 ) -> Tokenizer:
@@ -349,7 +350,7 @@ def _refuse_another(other: Tokenizer, given: str, own: Tokenizer, path: Path) ->
     )
 
 
-def _fit(source: sources_lib.Source, count, config: Config) -> sources_lib.Source:
+def _fit(source: Source, count, config: Config) -> Source:
   if source.has_images and config.data.too_long == "split":
     return source  # lanes cut what no row holds
   image = config.model.patches_per_image + 2  # BOI, EOI

@@ -13,22 +13,21 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import logging
 
-from tfusion import files
+from tfusion import files, parsing
 from tfusion.data import identity
-from tfusion.data import sources as sources_lib
 from tfusion.data.shards import manifest as manifest_lib
-from tfusion.data.shards.source import Shards
+from tfusion.data.source import Source
 from tfusion.data.tokenizer import Tokenizer
 
 LATENTS = "latents.json"
 
 
-def agree(sources: Sequence[sources_lib.Source]) -> tuple[sources_lib.Source, ...]:
+def agree(sources: Sequence[Source]) -> tuple[Source, ...]:
   """Refuses sources that cannot be trained on together; unites the others.
 
   Latents of all shards are scaled and shifted by the numbers of the first: they are of
@@ -39,34 +38,34 @@ def agree(sources: Sequence[sources_lib.Source]) -> tuple[sources_lib.Source, ..
     ValueError: shards with different tokenizers, autoencoders or kinds of images, or
       images that are not encoded beside some that are.
   """
-  shards = [source for source in sources if isinstance(source, Shards)]
-  _require_same(shards, "tokenizers", lambda s: s.manifest.tokenizer_sha256)
-  pictured = [source for source in shards if source.manifest.images]
+  shards = [source for source in sources if source.prepared]
+  _require_same(shards, "tokenizers", lambda own: own.tokenizer_sha256)
+  pictured = [source for source in shards if source.prepared.manifest.images]
   _require_same(pictured, "kinds of images", _model_kind)
-  _require_same(pictured, "autoencoders", lambda s: s.manifest.autoencoder_sha256)
-  encoded = [s for s in pictured if s.manifest.images.kind != "pixels"]
+  _require_same(pictured, "autoencoders", lambda own: own.autoencoder_sha256)
+  encoded = _encoded(sources)
   if not encoded:
     return tuple(sources)
   for source in sources:
     if source.has_images and source not in pictured:
       raise ValueError(
-        f"data.sources: {source.name} gives pictures, {encoded[0].name}"
-        f" {encoded[0].manifest.images.kind} of an autoencoder; prepare both with"
-        " `tfusion prepare`, or choose one"
+        f"data.sources: {source.name} gives images as they are, {encoded[0].name} gives"
+        f" {encoded[0].prepared.manifest.images.kind} of an autoencoder; prepare both"
+        " with `tfusion prepare`, or choose one"
       )
-  first = encoded[0].manifest.images
-  return tuple(_normalised(s, first) if s in encoded else s for s in sources)
+  first = encoded[0].prepared.manifest.images
+  return tuple(s.normalised(first) if s in encoded else s for s in sources)
 
 
-def tokenizer_of(sources: Sequence[sources_lib.Source]) -> Path | None:
+def tokenizer_of(sources: Sequence[Source]) -> Path | None:
   """The tokenizer file that the shards among sources, in agreement, bring."""
-  folders = (source.folder for source in sources if isinstance(source, Shards))
+  folders = (source.prepared.folder for source in sources if source.prepared)
   return next((folder / manifest_lib.TOKENIZER for folder in folders), None)
 
 
-def codebook(sources: Sequence[sources_lib.Source]) -> int:
+def codebook(sources: Sequence[Source]) -> int:
   """Codes above the text's ids, of sources in agreement; 0 without images in codes."""
-  formats = (s.manifest.images for s in sources if isinstance(s, Shards))
+  formats = (s.prepared.manifest.images for s in sources if s.prepared)
   return max((images.codebook for images in formats if images), default=0)
 
 
@@ -94,7 +93,7 @@ def check_tokenizer(
   )
 
 
-def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -> None:
+def keep(sources: Sequence[Source], workdir: Path, *, begun: bool) -> None:
   """Puts latents.json and the autoencoder into the workdir, each whole or not at all.
 
   Args:
@@ -105,11 +104,10 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   Raises:
     ValueError: a run has begun with other latents.
   """
-  encoded = [s for s in sources if isinstance(s, Shards) and s.manifest.images]
-  encoded = [s for s in encoded if s.manifest.images.kind != "pixels"]
+  encoded = _encoded(sources)
   if not encoded:
     return
-  manifest = encoded[0].manifest
+  folder, manifest = encoded[0].prepared
   values = dataclasses.asdict(manifest.images)
   values["autoencoder_sha256"] = manifest.autoencoder_sha256
   path = workdir / LATENTS
@@ -119,9 +117,9 @@ def keep(sources: Sequence[sources_lib.Source], workdir: Path, *, begun: bool) -
   # With the hash of what it began with, a file that was altered is just written anew.
   same = begun_with == hashlib.sha256(text.encode()).hexdigest()
   if begun and not there and not same:
-    _check_begun(manifest, encoded[0].folder, workdir)
+    _check_begun(manifest, folder, workdir)
   if manifest.autoencoder_sha256:
-    _copy(encoded[0].folder, workdir, manifest.autoencoder_sha256)
+    _copy(folder, workdir, manifest.autoencoder_sha256)
   if not there:  # looking at a run, which may be another's, changes nothing
     files.write_whole(path, text)
 
@@ -153,10 +151,9 @@ def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | N
   if not path.is_file():
     return None
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     sha256 = values.pop("autoencoder_sha256")
-    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return manifest_lib.ImageFormat(**(values | lists)), sha256
+    return parsing.build(manifest_lib.ImageFormat, values), sha256
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path}: damaged ({type(error).__name__}: {error}); `tfusion train` writes it"
@@ -179,29 +176,30 @@ def _check_begun(manifest: manifest_lib.Manifest, folder: Path, workdir: Path) -
     )
 
 
-def _model_kind(source: Shards) -> str:
+def _encoded(sources: Sequence[Source]) -> list[Source]:
+  """The sources whose images are latents or codes."""
+  formats = [(s, s.prepared and s.prepared.manifest.images) for s in sources]
+  return [source for source, own in formats if own and own.kind != "pixels"]
+
+
+def _model_kind(manifest: manifest_lib.Manifest) -> str:
   """What a model is given: a mean alone or with its deviation are both latents."""
-  images = source.manifest.images
+  images = manifest.images
   if images.kind == "codes":
     return f"{images.codebook} codes, {images.shape[0]} an image"
   return "latents" if images.latents else images.kind
 
 
-def _require_same(shards: Sequence[Shards], what: str, of) -> None:
+def _require_same(
+  shards: Sequence[Source], what: str, of: Callable[[manifest_lib.Manifest], str | None]
+) -> None:
   for other in shards[1:]:
-    if of(other) != of(shards[0]):
+    one, another = of(shards[0].prepared.manifest), of(other.prepared.manifest)
+    if one != another:
       raise ValueError(
-        f"data.sources: {shards[0].name} and {other.name} have different {what}:"
-        f" {of(shards[0])} and {of(other)}; prepare both with the same, or choose one"
+        f"data.sources: {shards[0].name} and {other.name} have different {what}: {one}"
+        f" and {another}; prepare both with the same, or choose one"
       )
-
-
-def _normalised(source: Shards, first: manifest_lib.ImageFormat) -> Shards:
-  images = dataclasses.replace(
-    source.manifest.images, scale=first.scale, shift=first.shift
-  )
-  manifest = dataclasses.replace(source.manifest, images=images)
-  return dataclasses.replace(source, manifest=manifest)
 
 
 def _copy(folder: Path, workdir: Path, sha256: str) -> None:

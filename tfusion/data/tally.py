@@ -9,7 +9,7 @@ from typing import Any
 
 from tfusion.config import Config
 from tfusion.data import lanes
-from tfusion.data import sources as sources_lib
+from tfusion.data.source import Source
 from tfusion.numerals import percent
 
 MUCH = 0.05  # of a source's elements, to be left out of the rows
@@ -20,7 +20,7 @@ class Tally:
 
   def __init__(
     self,
-    sources: Sequence[sources_lib.Source],
+    sources: Sequence[Source],
     config: Config,
     states: Collection[dict[str, Any]],
   ):

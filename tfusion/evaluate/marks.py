@@ -1,39 +1,25 @@
-"""How right is a picture of drawn things? Marks against a scene or a caption.
+"""How right is an image of a scene? Marks against the scene itself or a caption.
 
-Owns: marks, how the judge fares on noisy and blurred pictures, the plot of that. Not:
-reading pictures (scenes.py), what captions claim (data/scenes/captions.py).
+Owns: marks. Not: reading images (scenes.py), how well that goes (trials.py), what
+captions claim (data/scenes/captions.py).
 """
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from tfusion.data.scenes.captions import Claim, claims_of
-from tfusion.data.scenes.render import draw
-from tfusion.data.scenes.scene import (
-  Draws,
-  Thing,
-  draw_scene,
-  in_place,
-  related,
-  relation_of,
-)
-from tfusion.evaluate.scenes import read
+from tfusion.data.scenes.scene import Thing, in_place, related, relation_of
 
 SLACK = 1 / 32  # of the side, by which a place or a relation may be missed
-MOST_SEEN = 8  # things of a picture that are matched: the largest
-NOISES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6)  # of pixels in [-1, 1], deviations
-BLURS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06)  # of the side, deviations
+MOST_SEEN = 8  # things of an image that are matched: the largest
 
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-  """What is right in one picture; None where nothing was asked.
+  """What is right in one image; None where nothing was asked.
 
   `right` is all or nothing. The others are the share of the things, or of the
   relations, that were asked for and are shown, if things are matched to do best.
@@ -49,7 +35,7 @@ class Marks:
 
 
 def mark_scene(wanted: Sequence[Thing], seen: Sequence[Thing]) -> Marks:
-  """Marks a picture that should show a scene.
+  """Marks an image that should show a scene.
 
   Args:
     wanted: the scene's things; places are to be met within SLACK on each axis.
@@ -72,7 +58,7 @@ def mark_scene(wanted: Sequence[Thing], seen: Sequence[Thing]) -> Marks:
 
 
 def mark_caption(text: str, seen: Sequence[Thing]) -> Marks:
-  """Marks a picture that should show what a caption says.
+  """Marks an image that should show what a caption says.
 
   Args:
     text: a caption of data/scenes/captions.py.
@@ -134,77 +120,7 @@ def _share(right: list[bool]) -> float | None:
 
 
 def mean_marks(marks: Sequence[Marks]) -> dict[str, float]:
-  """The mean of each mark over the pictures that were asked for it."""
+  """The mean of each mark over the images that were asked for it."""
   rows = [dataclasses.asdict(m) for m in marks]
   asked = {n: [r[n] for r in rows if r[n] is not None] for n in rows[0]}
   return {name: float(np.mean(values)) for name, values in asked.items() if values}
-
-
-class Trial(NamedTuple):
-  """How the judge fared at one level of noise or blur."""
-
-  px: int
-  noise: float
-  blur: float
-  marks: dict[str, float]  # mean_marks against the scenes that were drawn
-
-
-def try_judge(
-  px: int,
-  *,
-  pictures: int,
-  noise: float = 0.0,
-  blur: float = 0.0,
-  seed: int = 0,
-) -> Trial:
-  """Has the judge read drawn scenes, half of them with held-out pairs.
-
-  Args:
-    px: pixels along a side.
-    pictures: how many.
-    noise: standard deviation of the Gaussian noise on pixels in [-1, 1].
-    blur: standard deviation of a Gaussian blur before the noise, a share of the side.
-    seed: of the scenes and the noise; they are no documents of the source `shapes`.
-  """
-  rng, marks = np.random.default_rng(seed), []
-  for index in range(pictures):
-    scene = draw_scene(Draws("judge", seed, px, index), held_out=index % 2 == 1)
-    picture = draw(scene, px).astype(np.float32) / 127.5 - 1
-    if blur:
-      picture = ndimage.gaussian_filter(picture, (blur * px, blur * px, 0))
-    picture = picture + noise * rng.normal(size=picture.shape)
-    marks.append(mark_scene(scene.things, read(picture)))
-  return Trial(px, noise, blur, mean_marks(marks))
-
-
-def plot_judge(path: str | Path, *, pictures: int = 200) -> list[Trial]:
-  """Plots how the judge fares against noise and blur, at 32 and 64 pixels.
-
-  Args:
-    path: the .png to write.
-    pictures: scenes at each of 28 points; 200 take two minutes on one core.
-
-  Returns:
-    What is plotted.
-  """
-  # Here: importing it takes longer than reading a picture, and draws nothing else.
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  trials = []
-  for axes, (name, levels) in zip(
-    figure.subplots(1, 2, sharey=True), (("noise", NOISES), ("blur", BLURS))
-  ):
-    for colour, px in (("tab:orange", 32), ("tab:blue", 64)):
-      made = [try_judge(px, pictures=pictures, **{name: level}) for level in levels]
-      trials += made
-      for mark, style in (("right", "-"), ("count", "--"), ("shape", ":")):
-        values = [100 * trial.marks[mark] for trial in made]
-        axes.plot(levels, values, style, color=colour, label=f"{px} px, {mark}")
-    unit = "pixels in [-1, 1]" if name == "noise" else "side"
-    axes.set(xlabel=f"{name}: standard deviation, {unit}", ylim=(0, 102))
-    axes.grid(alpha=0.3)
-  figure.axes[0].set_ylabel("% of pictures read right; of things, their shape")
-  figure.axes[0].legend(loc="lower left")
-  figure.savefig(path)
-  return trials

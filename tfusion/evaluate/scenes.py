@@ -1,13 +1,13 @@
-"""What does a picture of drawn things show? A judge that reads it back.
+"""What does an image of a scene show? A classifier that reads it back.
 
-Owns: picture -> things. Not: the drawing (data/scenes/render.py), marks and their plots
-(evaluate/marks.py).
+Owns: image -> things. Not: rendering (data/scenes/render.py), marks (marks.py), how
+well reading goes (trials.py).
 
 h w pixels  n hypotheses
 
-No classifier and no training: a program that knows how things are drawn. Backgrounds
-are nearly gray, so what has colour is a thing. Each one is compared with every shape,
-drawn where it lies, sharp and blurred, and takes the shape that differs least.
+It is a program that knows how scenes are rendered; nothing is trained. Backgrounds are
+nearly gray, so what has colour is a thing. Each one is compared with every shape,
+rendered where it lies, sharp and blurred, and takes the shape that differs least.
 """
 
 import math
@@ -35,30 +35,33 @@ _LEVELS = (45.0, 60.0, 80.0, 100.0)
 _PARTED = 0.6  # of the error of one thing: two that leave less are two
 _BLURS = (0.015, 0.04)  # of the side: sigmas that shapes are first compared with
 _MOST_BLUR = 0.08  # of the side
-_SHARP = 3.0  # levels by which the pixels of a sharp picture differ from a drawn one
+_SHARP = 3.0  # levels by which the pixels of a sharp image differ from a rendered one
 _TONE = 15.0  # levels by which a thing's colour may differ from its name's
 _KEPT = 8  # hypotheses fitted further, after the first step
 _DAMPING = 1e-3  # of Levenberg and Marquardt
 _STEPS = 6  # of Gauss-Newton
 
 
-def read(picture_hwc: np.ndarray) -> tuple[Thing, ...]:
-  """Reads a picture of drawn things; says what it saw, whatever the picture is.
+def read(image_hwc: np.ndarray) -> tuple[Thing, ...]:
+  """Reads an image of a scene; says what it saw, whatever the image is.
 
   Args:
-    picture_hwc: f32[h, h, 3] in [-1, 1]; what lies outside is clipped, NaN is gray.
+    image_hwc: f32[h, h, 3] in [-1, 1]; what lies outside is clipped, NaN is gray.
 
   Returns:
     Things from left to right; `x`, `y`, `radius` and `rgb` as measured, the words as
-    nearest to these. None for a picture without colour.
+    nearest to these. None for an image without colour.
 
   Raises:
-    ValueError: not a square RGB picture of at least 16 pixels.
+    ValueError: not a square RGB image of at least 16 pixels.
   """
-  shape = np.shape(picture_hwc)
+  shape = np.shape(image_hwc)
   if len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3 or shape[0] < 16:
-    raise ValueError(f"picture of shape {shape}: a judge of scenes reads (h, h, 3)")
-  rgb_hwc = np.nan_to_num(np.asarray(picture_hwc, np.float64), nan=0.0)
+    raise ValueError(
+      f"image of shape {shape}: the classifier of scenes reads (h, h, 3) with h of at"
+      " least 16"
+    )
+  rgb_hwc = np.nan_to_num(np.asarray(image_hwc, np.float64), nan=0.0)
   rgb_hwc = (np.clip(rgb_hwc, -1, 1) + 1) * 127.5
   chroma_hwc = rgb_hwc @ _CHROMA
   chroma_hwc -= np.median(chroma_hwc, axis=(0, 1))
@@ -77,7 +80,7 @@ def _spots(chroma_hwc: np.ndarray) -> list[tuple[np.ndarray, list[np.ndarray]]]:
   Returns:
     For each the pixels nearer to it than to others, bool[h, w]; and, if it is more
     intense in several places, the same for each of them: neighbours touch in a blurred
-    picture.
+    image.
   """
   side = len(chroma_hwc)
   sigma = min(max(_SMOOTH * side, _noise(chroma_hwc) / _QUIET), 3 * _SMOOTH * side)
@@ -113,7 +116,7 @@ def _nearest(masks: list[np.ndarray], most: float) -> list[np.ndarray]:
 
 
 def _noise(chroma_hwc: np.ndarray) -> float:
-  """Standard deviation of the noise of a pixel; of a clean picture nearly 0.
+  """Standard deviation of the noise of a pixel; of a clean image nearly 0.
 
   From second differences, whose median things and patterns hardly move.
   """
@@ -139,7 +142,7 @@ def _fit(
   rgb_hwc: np.ndarray, chroma_hwc: np.ndarray, weight_hw: np.ndarray
 ) -> tuple[Thing, float]:
   """Measures the thing of one spot; returns it and the squared error it leaves, with
-  what a sharp picture of it would leave on top."""
+  what a sharp image of it would leave on top."""
   side = len(rgb_hwc)
   rows, columns = (np.flatnonzero(weight_hw.any(axis)) for axis in (1, 0))
   size = max(np.ptp(rows), np.ptp(columns)) + 1

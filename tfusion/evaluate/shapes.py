@@ -1,7 +1,8 @@
-"""Does a model draw what scenes' words ask for? Metrics of runs on the source `shapes`.
+"""Does a model make the scenes that words ask for? Metrics of runs on source `shapes`.
 
-Owns: what is asked, marks of drawings, edits and captions, seen and held-out apart.
-Not: reading a picture (scenes.py), a mark (marks.py), generation.
+Owns: what is asked, the marks of images, edits and captions, those of seen pairs of
+colour and shape and of held-out ones apart. Not: reading an image (scenes.py), a mark
+(marks.py), sampling (answers.py).
 """
 
 from pathlib import Path
@@ -15,25 +16,25 @@ from tfusion.data.pipeline import Corpus
 from tfusion.data.scenes.captions import claims_hold, claims_of
 from tfusion.data.scenes.source import Drawn, Shapes
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.evaluate.digits import caption_scans, generate_all
+from tfusion.evaluate import answers
 from tfusion.evaluate.marks import Marks, mark_caption, mark_scene, mean_marks
-from tfusion.evaluate.pictures import grid, write_png
 from tfusion.evaluate.scenes import read
+from tfusion.generate import png
 from tfusion.generate.interleaved import check_prompts
-from tfusion.generate.prompt import Draw, Prompt
+from tfusion.generate.prompt import Blank, Prompt
+from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
-from tfusion.training.trained import Trained
 
 PARTS = ("seen", "held_out")
-COLUMNS = 10  # of the sheet of drawings
+COLUMNS = 10  # of the sheet of images
 
 
 class Task(NamedTuple):
-  """A test document without its last picture, which is to be drawn."""
+  """A test document without its last image, which the model is to make."""
 
   prompt: Prompt
-  drawn: Drawn
-  picture_hwc: np.ndarray  # the true last picture
+  drawn: Drawn  # the document's scenes and texts
+  image_hwc: np.ndarray  # the true last image
 
 
 def find_tasks(
@@ -57,7 +58,7 @@ def find_tasks(
     vague = claims and not all(c.colour and c.shape for c in claims.things)
     if source.part(index) != part or vague:
       continue
-    *given, picture = source[index]
+    *given, image = source[index]
     spans = (
       Text(tokenizer.encode(span))
       if isinstance(span, str)
@@ -66,7 +67,7 @@ def find_tasks(
       else Image(span)
       for span in given
     )
-    tasks.append(Task((*spans, Draw()), drawn, picture))
+    tasks.append(Task((*spans, Blank()), drawn, image))
   return tasks
 
 
@@ -80,33 +81,34 @@ def check_shapes(config: Config, corpus: Corpus) -> None:
 
 
 def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
-  """Draws and captions test documents of each kind and part; judges both.
+  """Has the model make and caption the images of test documents; marks both.
 
-  eval.images_per_class documents of each part. A drawing of a pair has to show what the
-  caption says, one of an edit or a story the next scene, which is known but for jitter.
-  Writes out/KIND.png: drawings, a part after the other.
+  eval.samples_per_class documents of each kind and part. The image of a pair has to
+  show what the caption says, that of an edit or a story the next scene, which is known
+  but for jitter. Writes out/KIND.png: images, a part after the other.
   """
   results: dict[str, float] = {}
   for source in _sources(corpus):
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for part in PARTS:
       tasks = _tasks(source, trained.config, corpus, part)
-      made = generate_all(trained, [t.prompt for t in tasks], f"{source.kind} {part}")
-      # The last image: stories and edits begin with images that are given.
-      last = [[s.latent for s in g.spans if isinstance(s, Image)] for g in made]
-      drawn = [np.clip(images[len(_given(t))], -1, 1) for t, images in zip(tasks, last)]
-      pictures += drawn
-      marks = [_mark(source.kind, t, picture) for t, picture in zip(tasks, drawn)]
+      prompts = [task.prompt for task in tasks]
+      made = answers.answer(trained, prompts, f"{source.kind} {part}")
+      # The first behind those that stories and edits begin with.
+      all_of = [[s.latent for s in one.spans if isinstance(s, Image)] for one in made]
+      own = [np.clip(all_[len(_given(t))], -1, 1) for t, all_ in zip(tasks, all_of)]
+      images += own
+      marks = [_mark(source.kind, t, image) for t, image in zip(tasks, own)]
       name = f"{source.kind}_{part}"
       results |= {f"{name}_{mark}": x for mark, x in mean_marks(marks).items()}
-      results[f"{name}_pictures"] = len(tasks)
-      truth = [_mark(source.kind, t, t.picture_hwc) for t in tasks]
-      results[f"{name}_judge_right"] = mean_marks(truth)["right"]
+      results[f"{name}_images"] = len(tasks)
+      truth = [_mark(source.kind, t, t.image_hwc) for t in tasks]
+      results[f"{name}_classifier_right"] = mean_marks(truth)["right"]
       if source.kind == "pairs":
         results[f"{name}_captions_right"] = _captions_right(trained, tasks)
     if jax.process_index() == 0:
-      sheet = grid(pictures, columns=COLUMNS)
-      write_png(sheet, out / f"{source.kind}.png", enlarge=False)
+      sheet = png.sheet([png.to_pixels(x) for x in images], columns=COLUMNS)
+      png.write(sheet, out / f"{source.kind}.png", enlarge=False)
   return results
 
 
@@ -117,7 +119,7 @@ def _sources(corpus: Corpus) -> list[Shapes]:
 
 
 def _tasks(source: Shapes, config: Config, corpus: Corpus, part: str) -> list[Task]:
-  count = config.eval.images_per_class
+  count = config.eval.samples_per_class
   return find_tasks(source, corpus.tokenizer, part=part, count=count)
 
 
@@ -125,16 +127,16 @@ def _given(task: Task) -> list[Image]:
   return [span for span in task.prompt if isinstance(span, Image)]
 
 
-def _mark(kind: str, task: Task, picture_hwc: np.ndarray) -> Marks:
-  seen = read(picture_hwc)
+def _mark(kind: str, task: Task, image_hwc: np.ndarray) -> Marks:
+  seen = read(image_hwc)
   if kind == "pairs":
     return mark_caption(task.drawn.texts[0], seen)
   return mark_scene(task.drawn.scenes[-1].things, seen)
 
 
 def _captions_right(trained: Trained, tasks: list[Task]) -> float:
-  """The share of true pictures whose caption, written greedily, is true."""
-  texts = caption_scans(trained, np.stack([t.picture_hwc for t in tasks]))
+  """The share of true images whose caption, written greedily, is true."""
+  texts = answers.caption(trained, np.stack([t.image_hwc for t in tasks]))
   claims = [claims_of(text) for text in texts]
   right = [
     c is not None and claims_hold(c, t.drawn.scenes[0].things)

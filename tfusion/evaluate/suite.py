@@ -1,10 +1,8 @@
-"""Runs the evaluations that fit a run and writes one table.
+"""The evaluations that fit a run, and one table of what they found.
 
-Owns: eval.json and the printed table. Not: any metric.
+Owns: which ones fit, eval.json, the table. Not: any metric.
 """
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,18 @@ from typing import Any
 import jax
 from absl import logging
 
-from tfusion import report
+from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data import numbers
-from tfusion.data.pipeline import Corpus, open_corpus
+from tfusion.data.pipeline import Corpus
 from tfusion.evaluate.digits import check_digits, evaluate_digits
 from tfusion.evaluate.shapes import check_shapes, evaluate_shapes
 from tfusion.evaluate.text import perplexity
+from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import Params
-from tfusion.training.metrics import environment
-from tfusion.training.trained import Trained
+from tfusion.training.machine import environment
 
-# name -> (source it needs, function of the model, the corpus and a folder for pictures)
+# name -> (source it needs, function of the model, the corpus and a folder for images)
 EVALUATIONS = {
   "text": (None, perplexity),
   "digits": ("digits", evaluate_digits),
@@ -32,9 +30,10 @@ EVALUATIONS = {
 
 
 class FinalEvaluation:
-  """Runs everything after the last update."""
+  """Runs every evaluation that fits, after the last update."""
 
   def __init__(self, config: Config, workdir: Path):
+    """Keeps both; the data are checked by `check`."""
     self.config, self.workdir = config, workdir
 
   def check(self, corpus: Corpus) -> None:
@@ -48,19 +47,28 @@ class FinalEvaluation:
     if step == self.config.train.steps:
       mesh = jax.sharding.get_mesh()
       known = numbers.kept(self.workdir)
-      model = Trained(self.config, step, params, corpus.tokenizer, mesh, known)
-      _show(evaluate(model, corpus, self.workdir))
-
-
-def evaluate_and_report(trained: Trained, workdir: str | Path) -> None:
-  """What `tfusion eval` does: prints the table, writes eval.json and report.html."""
-  _show(evaluate(trained, open_corpus(trained.config, workdir), workdir))
-  if jax.process_index() == 0:
-    print(report.write_report(workdir))
+      model = Trained(
+        config=self.config,
+        step=step,
+        params=params,
+        tokenizer=corpus.tokenizer,
+        mesh=mesh,
+        numbers=known,
+      )
+      show(evaluate(model, corpus, self.workdir))
 
 
 def evaluate(trained: Trained, corpus: Corpus, workdir: str | Path) -> dict[str, Any]:
-  """Runs what fits the run's sources; writes workdir/eval.json, returns its content."""
+  """Runs what fits the run's sources; all hosts must call it.
+
+  Args:
+    trained: the model.
+    corpus: of the run; its test split is evaluated on.
+    workdir: gets eval.json and, in eval/, sheets of images.
+
+  Returns:
+    What eval.json holds.
+  """
   workdir = Path(workdir)
   names = {source.name.partition(":")[0] for source in corpus.test}
   results: dict[str, Any] = {"step": trained.step}
@@ -74,15 +82,14 @@ def evaluate(trained: Trained, corpus: Corpus, workdir: str | Path) -> dict[str,
   results["sampler"] = f"{s.sampler} {s.steps} steps, guidance {s.guidance:g}"
   results["hardware"] = environment()
   if jax.process_index() == 0:
-    aside = workdir / "eval.json.tmp"
-    aside.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(aside, workdir / "eval.json")
+    workdir_lib.write_json(workdir, "eval.json", results)
   return results
 
 
-def _show(results: dict[str, Any]) -> None:
+def show(results: dict[str, Any], *more: str) -> None:
+  """Prints the table, and more lines below it, on the first host."""
   if jax.process_index() == 0:
-    print(table(results), flush=True)
+    print(table(results), *more, sep="\n", flush=True)
 
 
 def table(results: dict[str, Any]) -> str:

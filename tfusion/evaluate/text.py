@@ -12,9 +12,9 @@ import numpy as np
 
 from tfusion.data.pipeline import Corpus, heldout_rows
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.generate.trained import Trained
 from tfusion.sequence import Batch
 from tfusion.sharding import gather_json, global_batch
-from tfusion.training.trained import Trained
 from tfusion.training.validate import validate
 
 

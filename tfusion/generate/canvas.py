@@ -1,11 +1,10 @@
-"""What a model's images are to the eye: files in, pictures out.
+"""From files to the numbers that a model takes as an image, and from those to pixels.
 
-Owns: pixels to the model's numbers and back, for runs on pixels and on latents. Not:
-the autoencoder (autoencoder/codec.py), which numbers normalise latents
-(data/shards/manifest.py),
-PNG files (evaluate/pictures.py).
+Owns: that way and back, for images that are pixels, latents or codes, as training gives
+them to a model and as shards store them. Not: the autoencoder (autoencoder/codec.py),
+which numbers normalise latents (data/shards/manifest.py), files of pixels (png.py).
 
-h w c height, width, channels of an image of the model; H W of a picture
+h w c height, width, channels of an image of the model; H W of what people see
 """
 
 import dataclasses
@@ -20,69 +19,95 @@ from tfusion.config import Config
 from tfusion.data import prepared
 from tfusion.data.images import decode
 from tfusion.data.shards import manifest as manifest_lib
+from tfusion.data.shards.manifest import ImageFormat
+from tfusion.generate import png
 
 BATCH = 8  # images decoded at a time; the last are filled up, so that one is compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Latents:
-  """The autoencoder of a run, and what its latents were normalised by."""
-
-  codec: Codec
-  scale_c: np.ndarray  # f32; the model has (z - shift) / scale
-  shift_c: np.ndarray
+FALSE_COLOUR_PX = 8  # side of a latent's cell in false colours
+FALSE_COLOUR_DEVIATIONS = 2.0  # from black to white, on either side of the mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-  """Pictures of a run; without `latents` the model's images are pixels."""
+  """What images of one kind are made from and seen as."""
 
   shape: tuple[int, ...]  # h, w, c
-  latents: Latents | None = None
+  images: ImageFormat | None = None  # of latents or codes; None: pixels in [-1, 1]
+  codec: Codec | None = None  # of latents or codes; None: it is missing
 
   def read(self, path: str | Path) -> np.ndarray:
-    """Reads a picture as the model is given it: f32[h, w, c].
+    """Reads an image file as the model is given it: f32[h, w, c].
 
     Raises:
       Exception: whatever Pillow's decoder raises on broken data.
     """
-    if self.latents is None:
+    if self.images is None:
       return decode(Path(path), self.shape).astype(np.float32) / 127.5 - 1
-    codec, (h, w, _) = self.latents.codec, self.shape
-    picture = decode(Path(path), (h * codec.downsampling, w * codec.downsampling, 3))
-    mean_hwc = codec.encode(picture[None])["mean"][0]
-    scale, shift = self.latents.scale_c[None, None], self.latents.shift_c[None, None]
-    return (mean_hwc - shift) / scale
+    codec, (h, w, _) = self.codec, self.shape
+    pixels = decode(Path(path), (h * codec.downsampling, w * codec.downsampling, 3))
+    return self._normal(codec.encode(pixels[None])["mean"])[0]
 
   def show(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Images f32[h, w, c] of the model as pictures f32[H, W, 1 or 3] in [-1, 1].
+    """Images as the model has them, in pixels u8[H, W, 1 or 3].
 
-    Pixels stay as they are, also beyond [-1, 1].
+    Args:
+      images: f32[h, w, c] each, normalised if they are latents, or codes i32[n].
+
+    Latents without an autoencoder come in false colours, codes as patterns of grey.
     """
-    if self.latents is None:
-      return list(images)
-    scale, shift = (
-      x[None, None, None] for x in (self.latents.scale_c, self.latents.shift_c)
-    )
+    if self.images is None:
+      return [png.to_pixels(image) for image in images]
+    if not self.images.latents:
+      return self._decode(images) if self.codec else [_pattern(x) for x in images]
+    if self.codec is None:
+      return [false_colours(image) for image in images]
+    scale_c, shift_c = self._normaliser()
+    return self._decode([image * scale_c + shift_c for image in images])
+
+  def show_stored(self, images: np.ndarray) -> list[np.ndarray]:
+    """Images as shards store them, in pixels u8[H, W, 3].
+
+    Args:
+      images: latents [n, h, w, c] that are not normalised, or codes i32[n, codes].
+    """
+    if self.images.latents:
+      images = images.astype(np.float32)
+    if self.codec is None:
+      images = self._normal(images) if self.images.latents else images
+      return self.show(list(images))
+    return self._decode(list(images))
+
+  def _normal(self, latents: np.ndarray) -> np.ndarray:
+    scale_c, shift_c = self._normaliser()
+    return (latents - shift_c) / scale_c
+
+  def _normaliser(self) -> tuple[np.ndarray, np.ndarray]:
+    return np.float32(self.images.scale), np.float32(self.images.shift)
+
+  def _decode(self, raw: Sequence[np.ndarray]) -> list[np.ndarray]:
     shown = []
-    for start in range(0, len(images), BATCH):
-      some = np.zeros((BATCH, *self.shape), np.float32)
-      some[: len(images[start:])] = images[start : start + BATCH]
-      pixels = self.latents.codec.decode(some * scale + shift)
-      shown += list(pixels.astype(np.float32) / 127.5 - 1)
-    return shown[: len(images)]
+    for start in range(0, len(raw), BATCH):
+      some = np.stack(raw[start : start + BATCH])
+      filled = np.zeros((BATCH, *some.shape[1:]), some.dtype)
+      filled[: len(some)] = some
+      shown += list(self.codec.decode(filled)[: len(some)])
+    return shown
 
 
-def open_canvas(config: Config, workdir: str | Path) -> Canvas:
+def open_canvas(
+  config: Config, workdir: str | Path, *, look_only: bool = False
+) -> Canvas:
   """Opens what a run's workdir keeps of its images.
 
   Args:
     config: of the run.
     workdir: holds latents.json and autoencoder.safetensors if the data are latents.
+    look_only: False: the model is to make images, or to be shown some. True: images
+      are looked at, in false colours or patterns where there is no autoencoder.
 
   Raises:
-    ValueError: the images are codes, there is no autoencoder to see latents with, or
-      it is another than the data were made with.
+    ValueError: the autoencoder is another than the data were made with; or it is
+      missing or the images are codes, and this is not `look_only`.
   """
   shape, workdir = config.model.image_shape, Path(workdir)
   kept = prepared.kept(workdir)
@@ -90,15 +115,18 @@ def open_canvas(config: Config, workdir: str | Path) -> Canvas:
     return Canvas(shape)
   images, sha256 = kept
   path = workdir / manifest_lib.AUTOENCODER
-  if not images.latents:
+  missing = sha256 is None or not path.is_file()
+  if look_only and missing:
+    return Canvas(shape, images)
+  if not (images.latents or look_only):
     raise ValueError(
-      f"{workdir}: the images of this run are {images.kind}, which cannot be drawn or"
-      " shown yet; train on latents or pixels to see pictures"
+      f"{workdir}: the images of this run are {images.kind}, which a model can neither"
+      " make nor be shown yet; train on latents or pixels to sample images"
     )
-  if sha256 is None or not path.is_file():
+  if missing:
     raise ValueError(
       f"{path}: is missing, and the images of this run are latents: without their"
-      " autoencoder none can be drawn or shown; copy it there from the shards, or"
+      " autoencoder none can be sampled or shown; copy it there from the shards, or"
       " prepare those anew with one"
     )
   if (found := manifest_lib.sha256(path)) != sha256:
@@ -107,11 +135,35 @@ def open_canvas(config: Config, workdir: str | Path) -> Canvas:
       f" ({sha256[:16]}...); copy that one there from the shards"
     )
   codec = codec_lib.load(path)
+  _check(codec, images, shape, path)
+  return Canvas(shape, images, codec)
+
+
+def false_colours(normal_hwc: np.ndarray) -> np.ndarray:
+  """Latents f32[h, w, c], normalised, as pixels u8[px, px, 3]: channels 0, 1 and 2."""
+  first = normal_hwc[..., np.arange(3) % normal_hwc.shape[-1]]  # fewer channels: again
+  shades = 127.5 + 127.5 / FALSE_COLOUR_DEVIATIONS * first
+  enlarged = shades.repeat(FALSE_COLOUR_PX, axis=0).repeat(FALSE_COLOUR_PX, axis=1)
+  return np.clip(np.round(enlarged), 0, 255).astype(np.uint8)
+
+
+def _pattern(codes_n: np.ndarray) -> np.ndarray:
+  """Codes without an autoencoder: a square of grey, equal where codes are."""
+  side = int(np.ceil(len(codes_n) ** 0.5))
+  shades = np.zeros(side * side, np.uint8)
+  shades[: len(codes_n)] = codes_n * 37 % 256
+  return shades.reshape(side, side, 1)
+
+
+def _check(
+  codec: Codec, images: ImageFormat, shape: tuple[int, ...], path: Path
+) -> None:
+  """Raises ValueError for an autoencoder of other images than the run's."""
+  kind = "latents" if images.latents else "codes"
   channels = codec.config.latent_channels
-  if codec.kind != "latents" or images.shape != shape or shape[2] != channels:
+  fits = not images.latents or (images.shape == shape and shape[2] == channels)
+  if codec.kind != kind or not fits:
     raise ValueError(
       f"{path}: gives {codec.kind} of {channels} numbers, latents.json beside it says"
       f" {images.shape}, model.image_shape={shape}; choose a new workdir"
     )
-  scale_c, shift_c = (np.asarray(x, np.float32) for x in (images.scale, images.shift))
-  return Canvas(shape, Latents(codec, scale_c, shift_c))

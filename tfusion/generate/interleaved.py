@@ -3,9 +3,9 @@
 Owns: the walk text -> BOI -> denoise -> EOI -> text (arXiv 2408.11039, section 3).
 Not: what a phase computes (phases.py), what can be asked (prompt.py), files (cli.py).
 
-All rows walk in step: `feed` puts what is given into the cache, `write` samples text
-until every row stands behind BOI or at its end, `draw` makes one image in every row
-that stands behind BOI; its EOI and what the prompt gives next are then fed.
+All rows walk in step: `feed` puts what is given into the cache, `sample_text` writes
+until every row stands behind BOI or at its end, `sample_image` makes one image in every
+row that stands behind BOI; its EOI and what the prompt gives next are then fed.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from tfusion import sequence
 from tfusion.config import Config
 from tfusion.generate import phases
-from tfusion.generate.prompt import Draw, Prompt, split_at_draws
+from tfusion.generate.prompt import Blank, Prompt, split_at_blanks
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Elements, Image, SpecialTokens, Text
 from tfusion.sharding import batch_shards, fetch_rows, put_rows, spec
@@ -33,7 +33,7 @@ class Generated(NamedTuple):
   finished: bool  # it ended with EOS; False: max_elements stopped it
 
   @property
-  def drawings(self) -> list[np.ndarray]:
+  def made_images(self) -> list[np.ndarray]:
     """The images that the model made, f32[h, w, c] each."""
     own = (span for span, made in zip(self.spans, self.made) if made)
     return [span.latent for span in own if isinstance(span, Image)]
@@ -52,7 +52,7 @@ def generate(
   Args:
     config: its `model`, `diffusion` and `sample` are read.
     params: of the model.
-    prompts: spans in order; Draw stands for an image to be made.
+    prompts: spans in order; Blank stands for an image to be made.
     special: ids of the special tokens.
     key: a row's result depends on it and on the row's place in `prompts`, not on the
       other rows.
@@ -66,8 +66,8 @@ def generate(
   walk = _Walk(config, params, prompts, special=special, key=key)
   while not all(row.done for row in walk.rows):
     walk.feed()
-    walk.write()
-    walk.draw()
+    walk.sample_text()
+    walk.sample_image()
   return [
     Generated(tuple(row.spans), tuple(row.made), row.finished)
     for row in walk.rows[: len(prompts)]
@@ -94,7 +94,7 @@ def _check(config: Config, prompt: Prompt, *, number: int) -> None:
         f" model.image_shape={shape}"
       )
   patches = config.model.patches_per_image
-  whole = tuple(Image(np.empty(shape)) if isinstance(s, Draw) else s for s in prompt)
+  whole = tuple(Image(np.empty(shape)) if isinstance(s, Blank) else s for s in prompt)
   count = sequence.element_count(whole, patches_per_image=patches)
   if count > limit:
     raise ValueError(
@@ -108,11 +108,11 @@ class _Row:
 
   def __init__(self, prompt: Prompt, *, special: SpecialTokens):
     self.special = special
-    self.parts = split_at_draws(prompt)
+    self.parts = split_at_blanks(prompt)
     self.pending = [_token(special.bos)]  # spans that are not in the cache yet
     self.at = 0  # elements in the cache
-    self.images = 0  # images drawn
-    self.drawing = False  # BOI is the last element, in the cache or pending
+    self.images = 0  # that the model made
+    self.at_image = False  # BOI is the last element, in the cache or pending
     self.done = self.finished = False
     self.spans, self.made = [], []
     self._take_part()
@@ -124,30 +124,30 @@ class _Row:
       self._add(Text(text))
     self.at += len(text)
     if end == self.special.boi and image_fits:
-      self.at += 1  # `write` has put it into the cache
-      self.drawing = True
+      self.at += 1  # `sample_text` has put it into the cache
+      self.at_image = True
     else:
       self.done, self.finished = True, bool(end == self.special.eos)
 
   def take_image(self, image: Image, *, patches: int):
-    """Takes the drawn image, puts EOI behind it and goes on with the prompt."""
+    """Takes the finished image, puts EOI behind it and goes on with the prompt."""
     self._add(image)
     self.at += patches
     self.images += 1
-    self.drawing = False
+    self.at_image = False
     self.pending.append(_token(self.special.eoi))
     if self.parts:
       self._take_part()
 
   def _take_part(self):
-    """Takes what is given up to the next place to draw, and BOI there."""
+    """Takes what is given up to the next blank, and BOI there."""
     part = self.parts.pop(0)
     self.pending += part
     self.spans += part
     self.made += [False] * len(part)
     if self.parts:
       self.pending.append(_token(self.special.boi))
-      self.drawing = True
+      self.at_image = True
 
   def _add(self, span: Text | Image):
     self.spans.append(span)
@@ -188,12 +188,12 @@ class _Walk:
       row.at += int(count)
       row.pending = []
 
-  def write(self):
-    """Lets the rows that neither draw nor are done write text."""
-    writing_b = np.asarray([not (row.done or row.drawing) for row in self.rows])
+  def sample_text(self):
+    """Samples text in the rows that are neither at an image nor done."""
+    writing_b = np.asarray([not (row.done or row.at_image) for row in self.rows])
     if not writing_b.any():
       return
-    self.cache, ids_bl, count_b = phases.write(
+    self.cache, ids_bl, count_b = phases.sample_text(
       self.config.model,
       self.params,
       special=self.special,
@@ -210,12 +210,12 @@ class _Walk:
         with_image = row.at + int(count) + self.patches + 1
         row.take_text(ids_l[:count], image_fits=with_image <= self.limit)
 
-  def draw(self):
-    """Draws one image in every row that stands behind BOI."""
-    if not any(row.drawing for row in self.rows):
+  def sample_image(self):
+    """Samples one image in every row that stands behind BOI."""
+    if not any(row.at_image for row in self.rows):
       return
     at_b = self._at()
-    self.cache, clean_bhwc = phases.draw(
+    self.cache, clean_bhwc = phases.sample_image(
       self.config.model,
       self.params,
       diffusion=self.config.diffusion,
@@ -228,7 +228,7 @@ class _Walk:
       keys_b=self.keys_b,
     )
     for row, latent in zip(self.rows, fetch_rows(clean_bhwc)):
-      if row.drawing:
+      if row.at_image:
         row.take_image(Image(latent), patches=self.patches)
 
   def _at(self) -> np.ndarray:

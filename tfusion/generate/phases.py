@@ -1,4 +1,6 @@
-"""What generation computes on the device: feed, write, draw, on a cache of keys.
+"""What generation computes on the device: feed, sample text, sample an image.
+
+All of it works on a cache of keys and values.
 
 Owns: the three phases. Not: which row is in which phase (interleaved.py), the reverse
 process (diffusion/samplers.py).
@@ -94,7 +96,7 @@ def feed(
   static_argnames=("config", "special", "temperature", "limit"),
   donate_argnames="cache",
 )
-def write(
+def sample_text(
   config: ModelConfig,
   params: Params,
   *,
@@ -162,7 +164,7 @@ def write(
   static_argnames=("config", "diffusion", "sample", "length"),
   donate_argnames="cache",
 )
-def draw(
+def sample_image(
   config: ModelConfig,
   params: Params,
   *,

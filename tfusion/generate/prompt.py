@@ -1,13 +1,12 @@
-r"""What can be asked for: given text, given images, places to draw.
+r"""What a model can be asked for: given text, given images, blanks for its own images.
 
 Owns: Prompt and its written form. Not: files (the caller loads them), what the model
 makes of it (interleaved.py).
 
-The written form is text with two marks: `<image>` is where the model draws, and
-`<image:FILE>` shows it a picture. What is nearly a mark, or a mark of another program,
-is an error. A backslash before < or > says that the sign is text: `\<image>` is the
-word, not the mark. Before such a sign, and only there, a backslash is itself written
-twice.
+The written form is text with two marks: at `<image>` the model makes an image, and
+`<image:FILE>` shows it one. What is nearly a mark, or a mark of another program, is an
+error. A backslash before < or > says that the sign is text: `\<image>` is the word, not
+the mark. Before such a sign, and only there, a backslash is itself written twice.
 """
 
 import difflib
@@ -30,8 +29,8 @@ WORD = re.compile(r"[^\W\d_]+")
 ALIKE = 0.75  # of the ratio of difflib: img and imgae are like image, page is not
 APART = 3  # words behind "< " and before a >: more of them are a sentence
 HOW = (
-  r"write <image> to draw a picture, <image:FILE> to show one, and \< or \> for a sign"
-  " that is text"
+  r"write <image> where the model is to make an image, <image:FILE> to show it one, and"
+  r" \< or \> for a sign that is text"
 )
 # What stands for signs of the text while marks are looked for: no text has these.
 LITERAL = {"<": "\ud800", ">": "\ud801"}
@@ -39,11 +38,11 @@ SIGNS = {code: sign for sign, code in LITERAL.items()}
 LITERAL_OPEN = re.compile("\ud800[^<>]*>")  # its > is text as well
 
 
-class Draw(NamedTuple):
-  """A place in a prompt where the model draws an image."""
+class Blank(NamedTuple):
+  """A place in a prompt that the model fills with an image."""
 
 
-Prompt = tuple[Text | Image | Draw, ...]
+Prompt = tuple[Text | Image | Blank, ...]
 
 
 def parse_prompt(
@@ -71,7 +70,7 @@ def parse_prompt(
     elif part:
       spans.append(Image(load_image(part[0])))
     else:
-      spans.append(Draw())
+      spans.append(Blank())
   return tuple(spans)
 
 
@@ -79,7 +78,7 @@ def split(prompt: str) -> list[str | tuple[str, ...]]:
   """Takes the written form apart, and reads no file.
 
   Returns:
-    In order: texts, none of them empty; () for a place to draw; (FILE,) for a picture.
+    In order: texts, none of them empty; () for a blank; (FILE,) for an image to show.
 
   Raises:
     ValueError: as parse_prompt.
@@ -105,11 +104,11 @@ def escape(text: str) -> str:
   return re.sub(r"(\\*)([<>])", r"\1\1\\\2", text)
 
 
-def split_at_draws(prompt: Prompt) -> list[list[Text | Image]]:
-  """What is given before, between and behind the places to draw: one list more."""
+def split_at_blanks(prompt: Prompt) -> list[list[Text | Image]]:
+  """What is given before, between and behind the blanks: one list more than those."""
   parts = [[]]
   for span in prompt:
-    if isinstance(span, Draw):
+    if isinstance(span, Blank):
       parts.append([])
     else:
       parts[-1].append(span)

@@ -1,7 +1,7 @@
 """The rows of one step again, without training.
 
 Owns: going there from a saved state, the names of the documents. Not: lanes
-(data/lanes.py), where states are saved (checkpoint.py), drawing (row_page.py).
+(data/lanes.py), where states are saved (checkpoint.py), the page (row_page.py).
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from tfusion.data.lanes import Lane
 from tfusion.data.pipeline import Corpus
 
 
-class Row(NamedTuple):
+class TakenRow(NamedTuple):
   """A row of a global batch and where it came from."""
 
-  batch: sequence.Batch  # without b
+  row: sequence.Batch  # one row: its arrays are without b
   lane: int
   documents: tuple[str, ...]  # "source[index]" of each in order; ", piece n" of one cut
   lengths: tuple[int, ...]  # positions of each
@@ -30,7 +30,7 @@ def rows_of_step(
   states: dict[int, dict[str, Any]] | None = None,
   done: int = 0,
   progress: Callable[[int], None] = lambda rows: None,
-) -> list[Row]:
+) -> list[TakenRow]:
   """Returns the rows of the global batch that update `step` takes, in order.
 
   Args:
@@ -47,7 +47,7 @@ def rows_of_step(
   if step <= done:
     raise ValueError(f"step {step}: must be behind update {done}, where this begins")
   per_lane = config.train.batch_rows // config.data.lanes
-  rows: list[Row] = []
+  rows: list[TakenRow] = []
   for number in range(config.data.lanes):
     state = None if states is None else states[number]
     lane = Lane(corpus.train, corpus.tokenizer, config, lane=number, state=state)
@@ -56,8 +56,8 @@ def rows_of_step(
       next(lane)
       progress(number * (skipped + per_lane) + n + 1)
     for _ in range(per_lane):
-      batch = next(lane)
-      rows.append(Row(batch, number, tuple(_names(lane)), tuple(lane.last_lengths)))
+      row, names = next(lane), tuple(_names(lane))
+      rows.append(TakenRow(row, number, names, tuple(lane.last_lengths)))
   return rows
 
 

@@ -1,26 +1,24 @@
-"""A row as an HTML page: its documents, texts, pictures, and who sees whom.
+"""A row as an HTML page: its documents, texts, images, and what sees what.
 
-Owns: the page. Not: which row (replay.py), how latents or codes become pictures (the
-caller hands that in).
+Owns: the page. Not: which row (replay.py), what latents or codes look like
+(generate/canvas.py).
 
 l sequence  n image slots
 """
 
-import base64
 import html
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
 from tfusion import sequence
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.inspect.replay import Row
+from tfusion.generate import png
+from tfusion.inspect.replay import TakenRow
 
-BAND_PX = 768  # side of the picture of the intervals, at most twice
-PICTURE_PX = 96  # side of a picture on the page
-TEXT, PATCH = (60, 90, 160), (220, 120, 40)  # colours of who sees, in the band picture
+BAND_PX = 768  # side of the plot of the intervals, at most twice
+IMAGE_PX = 96  # side of an image on the page
+TEXT, PATCH = (60, 90, 160), (220, 120, 40)  # colours of what sees, in the plot
 STYLE = """
   body { font: 15px/1.5 sans-serif; margin: 2em; max-width: 60em; }
   section { border-left: 3px solid #ccc; padding-left: 1em; margin: 1.5em 0; }
@@ -33,35 +31,35 @@ STYLE = """
 
 
 def page(
-  row: Row,
+  taken: TakenRow,
   tokenizer: Tokenizer,
   *,
   title: str,
-  pictures: Callable[[np.ndarray], np.ndarray],
+  show: Callable[[np.ndarray], Sequence[np.ndarray]],
   patches_per_image: int,
 ) -> str:
-  """Draws a row.
+  """Makes the page of a row.
 
   Args:
-    row: from `replay.rows_of_step`.
+    taken: from `replay.rows_of_step`.
     tokenizer: of the run.
     title: heading of the page.
-    pictures: turns latents f32[n, h, w, c], or codes i32[n, codes] from 0 on, into
-      u8[n, px, px, 1 or 3].
+    show: turns latents f32[n, h, w, c], or codes i32[n, codes] from 0 on, into
+      u8[px, px, 1 or 3] each.
     patches_per_image: positions of an image in patches.
 
   Returns:
     One page that needs no other file.
   """
-  batch = row.batch
-  live = batch.hi_bl >= batch.lo_bl
-  used = len(np.unique(batch.patch_bl[batch.patch_bl >= 0] // patches_per_image))
-  drawn = pictures(batch.latents_bnhwc[:used]) if used else ()
+  row = taken.row
+  live = row.hi_bl >= row.lo_bl
+  used = len(np.unique(row.patch_bl[row.patch_bl >= 0] // patches_per_image))
+  images = show(row.latents_bnhwc[:used]) if used else ()
   sections, stop = [], 0
-  for name, length in zip(row.documents, row.lengths, strict=True):
+  for name, length in zip(taken.documents, taken.lengths, strict=True):
     start, stop = stop, stop + length
     own = np.arange(start, stop)
-    spans = "".join(_spans(batch, own, tokenizer, drawn, pictures))
+    spans = "".join(_spans(row, own, tokenizer, images, show))
     sections.append(
       f"<section><small>{html.escape(name)}: positions {own[0]} to {own[-1]}</small>"
       f"<pre>{spans}</pre></section>"
@@ -70,39 +68,39 @@ def page(
   return (
     f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
     f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-    f"<p>Lane {row.lane}; {filled}, {used} of {len(batch.image_start_bn)} image slots"
+    f"<p>Lane {taken.lane}; {filled}, {used} of {len(row.image_start_bn)} image slots"
     " used. Grey is read, not learned.</p>"
-    f"{''.join(sections)}<h2>Who sees whom</h2><p>Down: the position that looks;"
-    " across: what it sees. Text is blue, patches are orange.</p>"
-    f"{_img(band(batch), width=None)}\n"
+    f"{''.join(sections)}<h2>What sees what</h2><p>Down: the position that looks;"
+    " across: the positions that it sees. Text is blue, patches are orange.</p>"
+    f"{png.tag(band(row))}\n"
   )
 
 
-def band(batch: sequence.Batch) -> np.ndarray:
-  """The intervals lo..hi of a row as a picture u8[side, side, 3].
+def band(row: sequence.Batch) -> np.ndarray:
+  """The intervals lo..hi of a row as a plot u8[side, side, 3].
 
-  Long rows are drawn at every few positions, short ones several pixels a position.
+  Of long rows every few positions are shown, of short ones each as several pixels.
   """
-  length = len(batch.lo_bl)
+  length = len(row.lo_bl)
   stride = -(-length // BAND_PX)
   at = np.arange(0, length, stride)
-  lo, hi = batch.lo_bl[at, None], batch.hi_bl[at, None]
+  lo, hi = row.lo_bl[at, None], row.hi_bl[at, None]
   sees = (lo <= at) & (at <= hi)
-  colours = np.where(batch.patch_bl[at, None] >= 0, PATCH, TEXT)
-  picture = np.where(sees[..., None], colours[:, None], 255).astype(np.uint8)
+  colours = np.where(row.patch_bl[at, None] >= 0, PATCH, TEXT)
+  plot = np.where(sees[..., None], colours[:, None], 255).astype(np.uint8)
   scale = max(1, BAND_PX // len(at))
-  return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+  return plot.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _spans(
-  batch: sequence.Batch, own: np.ndarray, tokenizer: Tokenizer, drawn, pictures
+  row: sequence.Batch, own: np.ndarray, tokenizer: Tokenizer, images, show
 ) -> Iterator[str]:
   """The document at positions `own`, span by span."""
   special = {i: n.upper() for n, i in tokenizer.special._asdict().items() if n != "pad"}
-  starts = {int(s): n for n, s in enumerate(batch.image_start_bn[: len(drawn)])}
+  starts = {int(s): n for n, s in enumerate(row.image_start_bn[: len(images)])}
   # Position i is learned as the target of the position before it.
-  learned = np.append(False, batch.weights_bl[own[:-1]] > 0)
-  kinds = [_kind(batch, i, special, tokenizer.vocab_size) for i in own]
+  learned = np.append(False, row.weights_bl[own[:-1]] > 0)
+  kinds = [_kind(row, i, special, tokenizer.vocab_size) for i in own]
   begin = 0
   while begin < len(own):
     end = begin + 1
@@ -113,47 +111,37 @@ def _spans(
       and kinds[begin] != "special"
     ):
       end += 1
-    ids = batch.tokens_bl[own[begin:end]]
+    ids = row.tokens_bl[own[begin:end]]
     if kinds[begin] == "patch":
       slot = starts[int(own[begin])]
-      yield _img(drawn[slot], width=PICTURE_PX)
-      yield f"<small>{end - begin} patches, {_noise(batch, slot)}</small>"
+      yield png.tag(images[slot], width=IMAGE_PX)
+      yield f"<small>{end - begin} patches, {_noise(row, slot)}</small>"
     elif kinds[begin] == "code":
-      yield _img(pictures(ids[None] - tokenizer.vocab_size)[0], width=PICTURE_PX)
+      yield png.tag(show(ids[None] - tokenizer.vocab_size)[0], width=IMAGE_PX)
       yield f"<small>{end - begin} codes</small>"
     else:
       shown = html.escape(tokenizer.decode(ids))
       shown = f"<b>{special[int(ids[0])]}</b>" if kinds[begin] == "special" else shown
       yield shown if learned[begin] else f"<span class=read>{shown}</span>"
     begin = end
-  if batch.targets_bl[own[-1]] == tokenizer.special.eos:
+  if row.targets_bl[own[-1]] == tokenizer.special.eos:
     yield "<b>EOS</b>"  # a target alone
-  elif batch.targets_bl[own[-1]] == tokenizer.special.pad:
+  elif row.targets_bl[own[-1]] == tokenizer.special.pad:
     yield "<span class=read>(what follows is not learned)</span>"
 
 
-def _noise(batch: sequence.Batch, slot: int) -> str:
+def _noise(row: sequence.Batch, slot: int) -> str:
   """What the image of a slot is trained on."""
-  weight, cap = batch.image_weight_bn[slot], batch.noise_cap_bn[slot]
+  weight, cap = row.image_weight_bn[slot], row.noise_cap_bn[slot]
   if cap == 0:
     return "clean: to be read, no noise to learn"
   bound = f"t up to {cap:g} T: to be read" if cap < 1 else "t up to T"
   return f"{bound}, weight {weight:g}"
 
 
-def _kind(batch: sequence.Batch, i: int, special: dict, vocab_size: int) -> str:
-  if batch.patch_bl[i] >= 0:
+def _kind(row: sequence.Batch, i: int, special: dict, vocab_size: int) -> str:
+  if row.patch_bl[i] >= 0:
     return "patch"
-  if batch.tokens_bl[i] >= vocab_size:
+  if row.tokens_bl[i] >= vocab_size:
     return "code"
-  return "special" if int(batch.tokens_bl[i]) in special else "text"
-
-
-def _img(picture: np.ndarray, *, width: int | None) -> str:
-  data = io.BytesIO()
-  if picture.shape[-1] == 1:
-    picture = picture[..., 0]
-  Image.fromarray(picture).save(data, "PNG")
-  coded = base64.b64encode(data.getvalue()).decode()
-  size = f" width={width}" if width else ""
-  return f'<img{size} src="data:image/png;base64,{coded}">'
+  return "special" if int(row.tokens_bl[i]) in special else "text"

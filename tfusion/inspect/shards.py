@@ -1,14 +1,13 @@
 """Shards for people to read: a manifest as a table, a shard's records, one record.
 
-Owns: the lines and pictures. Not: reading (data/shards/), the autoencoder
-that turns latents into pictures (model/; the command hands it in).
+Owns: the lines. Not: reading (data/shards/), what latents look like
+(generate/canvas.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tfusion.data import balance as balance_lib
 from tfusion.data.shards import manifest as manifest_lib
@@ -16,10 +15,28 @@ from tfusion.data.shards import records as records_lib
 from tfusion.data.shards import source as shards_lib
 from tfusion.data.shards.manifest import ImageFormat, Manifest, Shard
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
+from tfusion.generate import png
 
 LISTED = 20  # whole shards that a table names; those that are not are all named
-FALSE_COLOUR_PX = 8  # side of a latent's pixel in a picture of false colours
-FALSE_COLOUR_DEVIATIONS = 2.0  # from black to white, on either side of the mean
+
+
+def lines(
+  path: str | Path, *, record: int | None, split: str, out: str | Path
+) -> Iterator[str]:
+  """Shows a folder of shards, one of its shards, or a record of either.
+
+  Args:
+    path: of the folder or the shard.
+    record: the index of the record to show; None: all of the folder or shard.
+    split: "train" or "test", in which a folder's records are counted.
+    out: folder for the images of a record; is made.
+
+  Raises:
+    ValueError: there is nothing such, or it cannot be read.
+  """
+  if record is not None:
+    return record_lines(path, record, split=split, out=out)
+  return manifest_lines(path) if Path(path).is_dir() else shard_lines(path)
 
 
 def manifest_lines(folder: str | Path) -> Iterator[str]:
@@ -82,23 +99,17 @@ def shard_lines(path: str | Path) -> Iterator[str]:
 
 
 def record_lines(
-  path: str | Path,
-  index: int,
-  *,
-  split: str,
-  out: str | Path,
-  decode: Callable[[Path, np.ndarray], np.ndarray],
+  path: str | Path, index: int, *, split: str, out: str | Path
 ) -> Iterator[str]:
   """Shows one record: its text decoded, its images as PNG files.
+
+  Latents of shards without an autoencoder come in false colours, codes as numbers.
 
   Args:
     path: a folder of shards, or one of its shards.
     index: of the record, in the split or in the shard.
     split: "train" or "test"; a shard has its own.
-    out: folder for the pictures; is made.
-    decode: turns the file of an autoencoder and latents f32[n, h, w, c] or codes
-      i32[n, codes] into pictures u8[n, px, px, 3]. Latents of shards without one are
-      drawn in false colours, codes not at all.
+    out: folder for the images; is made.
 
   Raises:
     ValueError: no such record, or it is damaged.
@@ -117,7 +128,7 @@ def record_lines(
   yield f"{folder / shard.name}: record {place}, id {record.id}"
   has_autoencoder = manifest.autoencoder_sha256 is not None
   autoencoder = folder / manifest_lib.AUTOENCODER if has_autoencoder else None
-  pictures, how = _pictures(record, manifest.images, autoencoder, decode)
+  pixels, how = _pixels(record, manifest.images, autoencoder)
   texts, seen = iter(record.texts), 0
   for letter, weight in zip(record.spans, record.weights, strict=True):
     note = "" if weight == 1 else f", weight {weight:g}"
@@ -127,22 +138,14 @@ def record_lines(
       continue
     field = next(iter(record.images.values()))[seen]
     shape = " x ".join(map(str, field.shape))
-    if pictures is None:
+    if pixels is None:
       yield f"image: {record.kind} of {shape}{note}, {how}: {field[:8].tolist()}..."
     else:
       out.mkdir(parents=True, exist_ok=True)
       file = out / f"{shard.name.partition('.')[0]}-{place}-{seen}.png"
-      Image.fromarray(pictures[seen].squeeze()).save(file)
+      file.write_bytes(png.encode(pixels[seen]))
       yield f"image: {record.kind} of {shape}{note}, {how}: {file}"
     seen += 1
-
-
-def false_colours(normal: np.ndarray) -> np.ndarray:
-  """Latents f32[n, h, w, c], about normal, as pictures u8[n, px, px, 3]."""
-  first = normal[..., np.arange(3) % normal.shape[-1]]  # fewer channels: again
-  shades = 127.5 + 127.5 / FALSE_COLOUR_DEVIATIONS * first
-  enlarged = shades.repeat(FALSE_COLOUR_PX, axis=1).repeat(FALSE_COLOUR_PX, axis=2)
-  return np.clip(np.round(enlarged), 0, 255).astype(np.uint8)
 
 
 def _image_lines(manifest: Manifest) -> Iterator[str]:
@@ -194,22 +197,22 @@ def _listed(manifest: Manifest, path: Path) -> tuple[Shard, ...]:
   return own
 
 
-def _pictures(
-  record: records_lib.Record,
-  images: ImageFormat | None,
-  autoencoder: Path | None,
-  decode: Callable,
-) -> tuple[np.ndarray | None, str]:
-  """Pictures u8[n, px, px, c] of a record's images, and how they were made."""
+def _pixels(
+  record: records_lib.Record, images: ImageFormat | None, autoencoder: Path | None
+) -> tuple[list[np.ndarray] | None, str]:
+  """The images of a record as pixels u8[px, px, c], and how they were made."""
   if not record.images:
     return None, ""
+  stored = record.images[records_lib.KINDS[record.kind][0]]
   if record.kind == "pixels":
-    return record.images["pixels"], "as it is"
-  codes = record.kind == "codes"
-  field = record.images["codes"] if codes else record.images["mean"].astype(np.float32)
-  if autoencoder:
-    return decode(autoencoder, field), "decoded"
-  if codes:
-    return None, "not drawn, without an autoencoder"
-  normal = (field - np.float32(images.shift)) / np.float32(images.scale)
-  return false_colours(normal), "in false colours (channels 0, 1, 2)"
+    return list(stored), "as it is"
+  if record.kind == "codes" and not autoencoder:
+    return None, "not shown, without an autoencoder"
+  # Here: it needs jax, and a manifest is shown sooner without.
+  from tfusion.autoencoder import codec
+  from tfusion.generate.canvas import Canvas
+
+  coder = codec.load(autoencoder) if autoencoder else None
+  canvas = Canvas(stored.shape[1:], images, coder)
+  how = "decoded" if coder else "in false colours (channels 0, 1, 2)"
+  return canvas.show_stored(stored), how

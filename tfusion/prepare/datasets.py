@@ -5,7 +5,7 @@ Owns: reading either by index. Not: what the embedded sources hold (data/sources
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from tfusion import sequence
 from tfusion.data import heldout
-from tfusion.data import sources as sources_lib
 from tfusion.data.balance import Amount
+from tfusion.data.source import TEST, TRAIN, Source
+from tfusion.data.sources import open_sources
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
 
@@ -177,13 +178,14 @@ class Embedded:
     for index in range(self.start, self.stop):
       spans, weights = [], []
       for span in source[index]:
-        weights.append(getattr(span, "weight", 1.0))
+        weight = 1.0
         if isinstance(span, sequence.Image):
-          span = span.latent
+          span, weight = span.latent, span.weight
+        weights.append(weight)
         if not isinstance(span, str):
           span = np.uint8(np.round((span + 1) * 127.5))
         spans.append(span)
-      test = self.split == sources_lib.TEST
+      test = self.split == TEST
       yield Raw(f"{self.split}/{index}", tuple(spans), test, tuple(weights))
 
 
@@ -196,7 +198,7 @@ def plan_embedded(
     ValueError: it has no images of that shape.
   """
   parts = []
-  for split in (sources_lib.TRAIN, sources_lib.TEST):
+  for split in (TRAIN, TEST):
     size = len(_open(spec, split, image_shape))
     for start in range(0, size, documents):
       stop = min(start + documents, size)
@@ -205,9 +207,5 @@ def plan_embedded(
 
 
 @functools.lru_cache(2)
-def _open(
-  spec: str, split: str, image_shape: tuple[int, int, int]
-) -> Sequence[tuple[Any, ...]]:
-  return sources_lib.open_sources(
-    (spec,), split=split, image_shape=image_shape, workdir="."
-  )[0]
+def _open(spec: str, split: str, image_shape: tuple[int, int, int]) -> Source:
+  return open_sources((spec,), split=split, image_shape=image_shape, workdir=".")[0]

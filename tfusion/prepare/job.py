@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfusion import files
+from tfusion import files, parsing
 from tfusion import workdir as workdir_lib
 from tfusion.data.balance import Balance
 from tfusion.data.shards import manifest as manifest_lib
@@ -222,7 +222,7 @@ def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
     files.write_whole(path, json.dumps(settings, indent=1) + "\n")
     return
   try:
-    before = dict(json.loads(path.read_text()))
+    before = dict(parsing.parse_json(path.read_text()))
   except (ValueError, TypeError) as error:
     raise ValueError(f"{path}: damaged ({error}); name a new --out") from error
   differ = {k for k in before.keys() | settings if before.get(k) != settings.get(k)}

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfusion import files
-from tfusion.data import balance as balance_lib
+from tfusion import files, parsing
 from tfusion.data import images as images_lib
 from tfusion.data.balance import Amount, Balance
 from tfusion.data.shards import manifest as manifest_lib
@@ -124,21 +123,12 @@ def read_counts(out: str | Path) -> dict[int, tuple[int, int, int]]:
 def read_account(out: str | Path, number: int) -> Account | None:
   """Returns the account of a part if it is done and its shards are whole."""
   try:
-    values = json.loads(account_path(out, number).read_bytes())
-    values["shards"] = [manifest_lib.Shard(**shard) for shard in values["shards"]]
-    values["sums"] = encoder.Sums(**values["sums"])
-    # An account of a version that did not count these is none: the part is done again.
-    balances = {
-      name: balance_lib.from_json(v) for name, v in values["balances"].items()
-    }
-    values["balances"] = balances
-    values["rejected"] = [
-      Rejected(**(one | {"amount": Amount(**one["amount"])}))
-      for one in values["rejected"]
-    ]
-    account = Account(**values)
+    values = parsing.parse_json(account_path(out, number).read_bytes())
+    # What an older version wrote without counting it all is no account: the part is
+    # done again.
+    account = parsing.build(Account, values)
     whole = all((Path(out) / s.name).stat().st_size == s.bytes for s in account.shards)
-  except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+  except (FileNotFoundError, ValueError):
     return None
   return account if whole else None
 

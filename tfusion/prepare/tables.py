@@ -9,11 +9,11 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tfusion import parsing
 from tfusion.data import text as text_lib
 from tfusion.prepare import files as files_lib
 from tfusion.prepare import raw as raw_lib
@@ -71,8 +71,8 @@ class Lines:
             continue
           id = f"{name}@{at}"
           try:
-            row = json.loads(line.decode("utf-8-sig"))
-          except (ValueError, RecursionError) as error:
+            row = parsing.parse_json(line.decode("utf-8-sig"))
+          except ValueError as error:
             test = self.file.holds_out(id)
             why = f"no JSON: {error}"
             yield Rejected(id, raw_lib.BAD_LAYOUT, why, test=test)
@@ -111,7 +111,7 @@ def _lines(file: files_lib.File, documents: int, check: "_Check") -> list[Lines]
   lines = head.splitlines()
   if len(head) < file.bytes:
     lines = lines[:-1]  # it may be cut
-  check.look(file, filter(None, map(bytes.strip, lines)), json.loads)
+  check.look(file, filter(None, map(bytes.strip, lines)), parsing.parse_json)
   step = documents * max(len(head) // max(head.count(b"\n"), 1), 1)
   starts = range(0, max(file.bytes, 1), step)
   return [Lines(file, start, min(start + step, file.bytes)) for start in starts]
@@ -281,7 +281,7 @@ class _Check:
     for row in itertools.islice(rows, SAMPLED_ROWS):
       try:
         row = parse(row)
-      except (ValueError, RecursionError) as error:
+      except ValueError as error:
         faults.append(f"no JSON: {error}")
         continue
       columns.update(map(str, row) if isinstance(row, dict) else ())

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import gzip
 import itertools
-import json
 import lzma
 import posixpath
 import tarfile
@@ -24,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tfusion import parsing
 from tfusion.data import pairs
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount
@@ -131,7 +131,7 @@ class Tar:
     except UnicodeDecodeError as error:
       yield dataclasses.replace(lost, reason=raw_lib.BAD_TEXT, detail=str(error))
       return
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
       yield dataclasses.replace(lost, reason=raw_lib.BAD_LAYOUT, detail=str(error))
       return
     found = rows.document(row, id, holds_out=holds_out, image=find)
@@ -159,10 +159,10 @@ def _row(sample: dict[str, bytes], images: dict[str, bytes]) -> Any:
     ValueError: a text or the .json cannot be read.
   """
   try:
-    row: Any = json.loads(sample["json"]) if "json" in sample else {}
+    row: Any = parsing.parse_json(sample["json"]) if "json" in sample else {}
   except UnicodeDecodeError:
     raise
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(f"its .json: {error}") from error
   dotted = [name for name in sample if name.endswith((".txt", ".json"))]
   if dotted and not sample.keys() & {"txt", "json"}:

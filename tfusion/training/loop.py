@@ -1,34 +1,45 @@
-"""The run of a model: build, restore, loop, validate, save.
+"""The run of a model: open, restore or start, then update, save, evaluate until done.
 
-Owns: what is built and handed to the run's events (run.py), where alone state is kept.
-Not: what a step computes (step.py), what is evaluated beside the validation loss
-(functions handed in).
+Owns: the order of these, and the only state that changes. Not: what a step computes
+(step.py), what happens beside the updates (events.py), what is evaluated beside the
+validation loss (functions handed in).
 
 Starting always means going on if the workdir holds a checkpoint.
 """
 
 import contextlib
-import functools
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 from absl import logging
 
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
-from tfusion.checkpoint import Checkpoints
+from tfusion.checkpoint import Restored
 from tfusion.config import Config
-from tfusion.data import census, identity, notices, numbers
-from tfusion.data.pipeline import Corpus, HostBatches, heldout_rows, open_corpus
-from tfusion.data.tally import Tally
+from tfusion.data import identity, numbers
+from tfusion.data.pipeline import (
+  Corpus,
+  HostBatches,
+  heldout_rows,
+  open_corpus,
+)
 from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import Batch, live_elements
-from tfusion.sharding import describe, gather_json, global_batch, make_mesh
-from tfusion.training import metrics
-from tfusion.training.run import Run, Values, hold
+from tfusion.sharding import describe, global_batch, make_mesh
+from tfusion.training import events
+from tfusion.training.clock import Clock
+from tfusion.training.compiled import CompiledStep
+from tfusion.training.data_report import DataReport
+from tfusion.training.feed import Feed
+from tfusion.training.flops import batch_flops
+from tfusion.training.hold import Hold, hold
+from tfusion.training.log import Log, Values
+from tfusion.training.speed import Speed
 from tfusion.training.step import (
   TrainState,
   abstract_state,
@@ -62,9 +73,7 @@ def train(
 
   Args:
     config: checked.
-    workdir: gets lock.json while it lasts, config.json, identity.json, documents.json,
-      numbers.json, run.json, data.json, tokenizer.model, metrics.jsonl, speed.jsonl,
-      validation.jsonl, checkpoints/ and report.html.
+    workdir: gets what docs/resuming.md lists; goes on if it holds a checkpoint.
     evaluations: checked before training; called after the validation loss, every
       eval_every_steps and at the end.
     reference: a file of a known-good run, which the report draws behind this one.
@@ -74,163 +83,197 @@ def train(
     The last state.
 
   Raises:
-    ValueError: the config does not fit the machines, the data or the workdir, or
-      another run holds the workdir.
+    ValueError: the config does not fit the machines, the data or the workdir, or the
+      workdir is in use.
     FloatingPointError: max_skipped_updates non-finite updates in a row.
     OSError: a checkpoint could not be written; earlier ones are whole.
   """
-  hosts = jax.process_count()
-  config_lib.validate_devices(config, devices=jax.device_count(), hosts=hosts)
-  workdir = workdir_lib.check_writable(workdir)
-  clock, t = metrics.Clock(), config.train
+  workdir, clock = _check(config, workdir), Clock()
   with contextlib.ExitStack() as stack:
+    # Open the workdir, the data, the devices.
     held = stack.enter_context(hold(workdir))
     changes = workdir_lib.check_same_run(config, workdir)
     with clock.measure("init"):
-      corpus = open_corpus(config, workdir)
-      for evaluation in evaluations:
-        evaluation.check(corpus)
-      if jax.process_index() == 0:
-        identity.keep(corpus.identity, workdir)
-        numbers.keep(corpus.train, workdir)
-      workdir_lib.save_config(config, workdir)
-    if reference and jax.process_index() == 0:
-      shutil.copy(reference, workdir / "reference.json")
-    stack.enter_context(jax.set_mesh(make_mesh(config.mesh)))
-    checkpoints = stack.enter_context(
-      Checkpoints(
-        workdir / "checkpoints",
-        keep_last=t.keep_last,
-        keep_every_steps=t.keep_every_steps,
-        check_lock=held.check,
-      )
-    )
-    data = HostBatches(corpus, config, host=jax.process_index(), hosts=hosts)
-    stack.callback(data.close)
+      corpus = _open_corpus(config, workdir, evaluations, reference)
+    mesh = make_mesh(config.mesh)
+    stack.enter_context(jax.set_mesh(mesh))
+    checkpoints = stack.enter_context(events.open_checkpoints(config, workdir, held))
+    data = stack.enter_context(contextlib.closing(_batches(config, corpus)))
     stop = stack.enter_context(stop or StopSignals())
-    run = _ModelRun(config, workdir, clock, checkpoints, held=held, counts=2)
-    run.corpus, run.data, run.evaluations = corpus, data, evaluations
-    run.start(changes)
-    run.loop(stop)
-    return run.state
 
-
-class _ModelRun(Run):
-  """The run of a model on a corpus; counts are elements and FLOPs."""
-
-  corpus: Corpus
-  evaluations: Sequence[Evaluation]
-
-  def start(self, changes: Sequence[str]):
-    """Restores or initialises, and says what was found and what has changed."""
-    config = self.config
-    with self.clock.measure("init"):
-      self.sharding = shardings(config, self.mesh)
-      restored = self.checkpoints.restore(abstract_state(config, self.mesh))
-      if restored:
-        self.step, self.state = restored.step, restored.state
-        self.data.restore(restored.lanes)
-      else:
-        init = functools.partial(init_state, config)
-        self.step, self.state = 0, jax.jit(init, out_shardings=self.sharding)(self.root)
-      self.heldout = heldout_rows(
-        self.corpus.test,
-        self.corpus.tokenizer,
-        config,
-        rows=config.train.eval_rows,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-      )
-      self.peak, source = metrics.peak_flops()
-      self.open_files()
-    logging.info("%s", "\n".join(describe(self.state, self.sharding)))
-    facts = self.facts = self.write_facts(
-      {
-        "parameters": parameter_count(config.model),
-        "peak_flops": self.peak * jax.device_count(),
-        "peak_flops_source": source,
-        "mesh": dict(self.mesh.shape),
-      }
+    # Go on from the newest checkpoint, or start.
+    root = jax.random.key(config.seed)
+    with clock.measure("init"):
+      sharding = shardings(config, mesh)
+      restored = checkpoints.restore(abstract_state(config, mesh))
+      step, state = _restored_or_new(config, sharding, root, restored, data)
+      heldout = _heldout_rows(config, corpus)
+      speed = Speed(workdir)
+      log = Log(config, workdir, step, clock, held, stop, speed.rates, _progress_line)
+    reading = DataReport(config, workdir, corpus, data)
+    is_due = partial(events.evaluation_is_due, config)
+    save = partial(events.save, checkpoints, held, log)
+    evaluate = partial(
+      _evaluate, config, workdir, corpus, heldout, evaluations, reading, held, log
     )
-    self.say(
-      f"{facts['parameters']:,} parameters on {facts['devices']} x {facts['device']}"
-      f" ({facts['peak_flops'] / 1e9:,.0f} GFLOP/s, {source})"
-    )
-    for line in notices.found_lines(self.corpus.train, self.corpus.test):
-      self.say(line)
-    self.contents = census.of(self.corpus.train, self.corpus.test)
-    self.write_data()
+    _say_what_runs(config, state, sharding, speed, log)
+    reading.say_found(log)
+    reading.write()
     if restored:
-      self.go_on(changes)
+      events.say_resumed(config, workdir, step, state, changes, log)
+      if is_due(step) and log.lacks_validation(step):
+        evaluate(step, state)
 
-  def update(self, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    step = functools.partial(train_step, self.config)
-    args = self.state, batch, self.root
-    return self.program("step", step, *args)(*args)
+    # Train.
+    feed = Feed(data, clock, stop)
+    update = CompiledStep(partial(train_step, config), sharding, clock)
+    while step < config.train.steps and not stop.agreed(step, due=is_due(step)):
+      try:
+        host_batch = feed.next(device=log.waiting)
+      except Exception:  # what was done is saved first; several hosts cannot
+        if jax.process_count() == 1 and step and save(step, state, data, wait=True):
+          log.say(f"saved after step {step}")
+        raise
+      state, values = update(state, global_batch(host_batch, mesh=mesh), root)
+      log.write()  # of the update before, while the device works on this one
+      step += 1
+      log.hand_over(step, values, _counts(config, host_batch))
+      if events.checkpoint_is_due(config, step):
+        save(step, state, data)
+      if is_due(step) and not stop.agreed(step, due=True):
+        evaluate(step, state)
 
-  def count(self, host_batch: Batch) -> tuple[float, float]:
-    hosts, model = jax.process_count(), self.config.model
-    flops = metrics.batch_flops(model, host_batch)
-    return live_elements(host_batch) * hosts, flops * hosts
+    # Stop.
+    save(step, state, data, wait=True)
+    reading.write()
+    events.write_report(workdir)
+    events.say_finished(step, workdir, stop, log)
+    feed.raise_failure()
+    stop.raise_if_reader_gone()
+    return state
 
-  def speed(self, took: float, counts: Sequence[float]) -> Values:
-    elements, flops = counts
-    rate = flops / took / jax.device_count()
-    if rate > self.peak:
-      self.raise_peak(rate)
-    return {"elements_per_s": elements / took, "mfu": rate / self.peak}
 
-  def raise_peak(self, rate: float):
-    """Corrects the peak that MFU is a share of, where a device was seen to do more: it
-    was measured in a busy moment."""
-    self.peak = max(rate, metrics.peak_flops()[0])
-    total = self.peak * jax.device_count()
-    self.facts |= {"peak_flops": total, "peak_flops_source": "measured while training"}
-    self.write_json("run.json", self.facts)
-    self.say(
-      f"faster than the {self.facts['device']} was at the start: MFU is counted from"
-      f" {total / 1e9:,.0f} GFLOP/s from here on"
-    )
+def _check(config: Config, workdir: str | Path) -> Path:
+  """The workdir, which can be written, of a config that fits the devices."""
+  config_lib.validate_devices(
+    config, devices=jax.device_count(), hosts=jax.process_count()
+  )
+  return workdir_lib.check_writable(workdir)
 
-  def progress(self, values: Values, speed: Values) -> str:
-    return metrics.progress_line(values["step"], self.config.train.steps, values, speed)
 
-  def judge(self) -> Values:
-    """The validation loss, and the functions handed in."""
-    params = self.state.sampling_params
-    batches = (global_batch(b, mesh=self.mesh) for b in self.heldout)
-    line = validate(self.config, params, batches)
+def _open_corpus(
+  config: Config,
+  workdir: Path,
+  evaluations: Sequence[Evaluation],
+  reference: Path | None,
+) -> Corpus:
+  """The data, all of which can be trained on and evaluated; the workdir keeps what they
+  are, with the config."""
+  corpus = open_corpus(config, workdir)
+  for evaluation in evaluations:
+    evaluation.check(corpus)
+  if jax.process_index() == 0:
+    identity.keep(corpus.identity, workdir)
+    numbers.keep(corpus.train, workdir)
+  workdir_lib.save_config(config, workdir)
+  if reference and jax.process_index() == 0:
+    shutil.copy(reference, workdir / "reference.json")
+  return corpus
+
+
+def _batches(config: Config, corpus: Corpus) -> HostBatches:
+  return HostBatches(
+    corpus, config, host=jax.process_index(), hosts=jax.process_count()
+  )
+
+
+def _restored_or_new(
+  config: Config,
+  sharding: TrainState,
+  root: jax.Array,
+  restored: Restored | None,
+  data: HostBatches,
+) -> tuple[int, TrainState]:
+  """The updates done and the state after them; the data go on from there."""
+  if restored:
+    data.restore(restored.lanes)
+    return restored.step, restored.state
+  init = partial(init_state, config)
+  return 0, jax.jit(init, out_shardings=sharding)(root)
+
+
+def _heldout_rows(config: Config, corpus: Corpus) -> list[Batch]:
+  return heldout_rows(
+    corpus.test,
+    corpus.tokenizer,
+    config,
+    rows=config.train.eval_rows,
+    host=jax.process_index(),
+    hosts=jax.process_count(),
+  )
+
+
+def _say_what_runs(
+  config: Config, state: TrainState, sharding: TrainState, speed: Speed, log: Log
+) -> None:
+  """Writes run.json and says how large the model is and what it runs on."""
+  logging.info("%s", "\n".join(describe(state, sharding)))
+  facts = speed.write_facts(
+    {
+      "parameters": parameter_count(config.model),
+      "mesh": dict(jax.sharding.get_mesh().shape),
+    }
+  )
+  log.say(
+    f"{facts['parameters']:,} parameters on {facts['devices']} x {facts['device']}"
+    f" ({facts['peak_flops'] / 1e9:,.0f} GFLOP/s, {speed.source})"
+  )
+
+
+def _counts(config: Config, host_batch: Batch) -> dict[str, float]:
+  """What an update works through, over all hosts."""
+  hosts = jax.process_count()
+  return {
+    "elements": live_elements(host_batch) * hosts,
+    "flops": batch_flops(config.model, host_batch) * hosts,
+  }
+
+
+def _evaluate(
+  config: Config,
+  workdir: Path,
+  corpus: Corpus,
+  heldout: Sequence[Batch],
+  evaluations: Sequence[Evaluation],
+  reading: DataReport,
+  held: Hold,
+  log: Log,
+  step: int,
+  state: TrainState,
+) -> None:
+  """The validation loss, how far the data were read, and the functions handed in."""
+  with events.evaluating(held, log):
+    mesh, params = jax.sharding.get_mesh(), state.sampling_params
+    line = validate(config, params, (global_batch(b, mesh=mesh) for b in heldout))
     image = line["loss_image"]  # None: no held-out row has an image
-    self.say(
-      f"step {self.step}  held out: text {line['loss_text']:.3f} (perplexity"
+    log.say(
+      f"step {step}  held out: text {line['loss_text']:.3f} (perplexity"
       f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
     )
-    tally = self.tally()
-    self.say(f"step {self.step}  read: {tally.summary()}")
-    for warning in tally.warnings():
-      self.say(f"step {self.step}  warning: {warning}")
-    for evaluation in self.evaluations:
-      evaluation(self.step, params, self.corpus)
-    return line
+    reading.say_read(step, log)
+    for evaluation in evaluations:
+      evaluation(step, params, corpus)
+    log.write_validation({"step": step} | line)  # a killed evaluation is done again
+    reading.write()
+    events.write_report(workdir)
 
-  def lane_states(self) -> dict[int, Any]:
-    return self.data.lane_states()
 
-  def write_report(self):
-    self.write_data()
-    super().write_report()
-
-  def write_data(self):
-    """Writes data.json: what the sources hold, and what has been read of them."""
-    tally = self.tally()
-    values = {"sources": tally.counts(), "row_fill": tally.fill()}
-    values |= {
-      "found": notices.found(self.corpus.train, self.corpus.test),
-      "contents": self.contents,
-    }
-    self.write_json("data.json", values)
-
-  def tally(self) -> Tally:
-    """What all lanes have given so far, those of other hosts included."""
-    states = [own.values() for own in gather_json(self.data.lane_states())]
-    return Tally(self.corpus.train, self.config, [s for own in states for s in own])
+def _progress_line(values: Values, speed: Values, steps: int) -> str:
+  left = int(speed["eta_seconds"])
+  return (
+    f"step {values['step']}/{steps}  loss {values['loss']:.3f}"
+    f"  text {values['loss_text']:.3f}  image {values['loss_image']:.4f}"
+    f"  {speed['elements_per_s']:,.0f} elements/s  {speed['step_ms']:.0f} ms"
+    f"  MFU {speed['mfu']:.0%}  data wait {speed['data_wait_share']:.1%}"
+    f"  left {left // 60}:{left % 60:02d}"
+  )

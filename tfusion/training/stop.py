@@ -1,7 +1,7 @@
 """Being told to stop: by Ctrl-C, SIGTERM, or the run itself.
 
 Owns: the signal handlers while a run lasts, the exit status of a run that was stopped.
-Not: what is saved then (run.py).
+Not: what is saved then (loop.py).
 """
 
 import signal
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tfusion.progress import say
+from tfusion.progress import ReaderGone, say
 
 AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
 
@@ -71,6 +71,11 @@ class StopSignals:
     """Stops as a signal would: SIGPIPE where nobody reads what the run says, SIGCHLD
     where a data worker has died."""
     self.told = self.told or int(number)
+
+  def raise_if_reader_gone(self) -> None:
+    """Raises ReaderGone if the run stopped because nobody reads what it says."""
+    if self.name == "SIGPIPE":
+      raise ReaderGone
 
   def _remember(self, number, frame):
     del frame

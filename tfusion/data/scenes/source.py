@@ -16,7 +16,7 @@ scenes.HELD_OUT, which no training document of any kind shows or names.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from tfusion.data.scenes.scene import (
   draw_scene,
   pair_of,
 )
+from tfusion.data.source import Source
 
 KINDS = ("pairs", "stories", "edits")
 SIDES_PX = (32, 64)
@@ -59,19 +60,15 @@ class Drawn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shapes:
+class Shapes(Source):
   """Documents of one kind and split; `drawn(i)` is the truth of document i."""
 
-  name: str
   kind: str  # of KINDS
   split: str  # "train" or "test"
   px: int  # pixels along a side
   length: int
   seed: int = 0
   things: int = MOST_THINGS  # in a scene, at most
-  has_images: bool = True
-  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-  spec: str = ""  # in data.sources, where the run calls it by another name
 
   def __len__(self) -> int:
     return self.length
@@ -133,10 +130,6 @@ class Shapes:
     """
     for index in range(min(self.length, SAMPLED_TEXTS)):
       yield from self.drawn(index).texts
-
-  def fit(self, count: Callable[[str], int], *, room: int) -> "Shapes":
-    """Returns itself: a document that no row holds is counted by the lane it meets."""
-    return self
 
 
 def open_shapes(

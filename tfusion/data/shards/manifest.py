@@ -9,13 +9,10 @@ import hashlib
 import json
 import math
 import os
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from tfusion import files
+from tfusion import files, parsing
 from tfusion.data.balance import Balance
 from tfusion.data.shards import records
 
@@ -117,14 +114,14 @@ def load(folder: str | Path) -> Manifest:
       f" {AGAIN}"
     )
   try:
-    values = json.loads(path.read_text())
+    values = parsing.parse_json(path.read_text())
     if isinstance(values, dict) and values.get("schema") != records.SCHEMA:
       raise records.OtherSchema(
         f"{path}: has schema {values.get('schema')}, this version of tfusion reads"
         f" schema {records.SCHEMA}: prepare the data again with this version, or read"
         " it with the one that wrote it"
       )
-    manifest = _build(Manifest, values, "")
+    manifest = parsing.build(Manifest, values)
   except records.OtherSchema:
     raise
   except ValueError as error:  # not JSON is one too
@@ -235,36 +232,3 @@ def _check_balances(manifest: Manifest, require: Callable[[bool, str], None]) ->
     )
   read = sum(balance.found.documents for balance in counts.splits.values())
   require(read == counts.read, f"counts: {counts.read} read, but {read} in the splits")
-
-
-def _build(kind: type, values: Any, key: str) -> Any:
-  """A dataclass from JSON; no key may lack, but those that default to None."""
-  hints = typing.get_type_hints(kind)
-  late = {f.name for f in dataclasses.fields(kind) if f.default is None}
-  if not isinstance(values, dict) or set(values) | late != set(hints) | late:
-    found = sorted(values) if isinstance(values, dict) else repr(values)
-    raise ValueError(f"{key or 'it'} has {found}, expected {sorted(hints)}")
-  return kind(
-    **{n: _value(hints[n], v, f"{key}.{n}".strip(".")) for n, v in values.items()}
-  )
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-  arguments = typing.get_args(hint)
-  if isinstance(hint, types.UnionType):
-    return None if value is None else _value(arguments[0], value, key)
-  if dataclasses.is_dataclass(hint):
-    return _build(hint, value, key)
-  if arguments:
-    container = typing.get_origin(hint)
-    if not isinstance(value, dict if container is dict else list):
-      raise ValueError(f"{key}={value!r}: expected {hint}")
-    if container is dict:
-      return {k: _value(arguments[1], v, f"{key}.{k}") for k, v in value.items()}
-    return tuple(_value(arguments[0], v, f"{key}[{i}]") for i, v in enumerate(value))
-  whole = isinstance(value, int) and not isinstance(value, bool)
-  if not (
-    whole if hint is int else isinstance(value, hint) or (hint is float and whole)
-  ):
-    raise ValueError(f"{key}={value!r}: expected {hint.__name__}")
-  return hint(value)

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import json
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards.manifest import Manifest, Shard
 from tfusion.data.shards.records import Damaged, Record
+from tfusion.data.source import Prepared, Source
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
@@ -193,19 +194,20 @@ class Reader:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shards:
-  """The documents of one split of a folder of shards, tokenised and encoded already."""
+class Shards(Source):
+  """The documents of one split of a folder of shards, tokenised and encoded already.
 
-  name: str
+  What preparing left out is counted in the manifest, and listed in a file beside it.
+  """
+
+  leaves_out = True
+
   folder: Path
   manifest: Manifest
   split: str
-  has_images: bool
-  # What preparing left out is counted in the manifest and listed beside it.
-  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-  spec: str = ""  # in data.sources, where the run calls it by another name
 
   def __post_init__(self):
+    super().__post_init__()
     reader = Reader(self.folder, self.manifest.of(self.split))
     object.__setattr__(self, "_reader", reader)
     images = self.manifest.images
@@ -276,8 +278,17 @@ class Shards:
   def texts(self) -> Iterable[str]:
     raise ValueError(f"{self.name}: shards bring a tokenizer, none is trained on them")
 
-  def fit(self, count: Callable[[str], int], *, room: int) -> "Shards":
-    return self  # lengths show only when read; a lane counts what is too long
+  @property
+  def prepared(self) -> Prepared:
+    """The folder and its manifest."""
+    return Prepared(self.folder, self.manifest)
+
+  def normalised(self, images: manifest_lib.ImageFormat) -> "Shards":
+    """The same latents, by the scale and shift of other shards."""
+    own = self.manifest.images
+    own = dataclasses.replace(own, scale=images.scale, shift=images.shift)
+    manifest = dataclasses.replace(self.manifest, images=own)
+    return dataclasses.replace(self, manifest=manifest)
 
   def _image(
     self, images: dict[str, np.ndarray], n: int, weight: float
@@ -324,11 +335,9 @@ def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> 
       " with documents in both splits"
     )
   manifest_lib.check_files(manifest, folder, shards=own)
-  shards = Shards(
-    f"shards:{path}", folder, manifest, split, any(shard.images for shard in own)
-  )
   Reader(folder, own).check()
-  return shards
+  images = any(shard.images for shard in own)
+  return Shards(f"shards:{path}", folder, manifest, split, has_images=images)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A trained model read back from its workdir, for sampling and judging.
+"""A trained model read back from its workdir, to sample with and to evaluate.
 
 Owns: which weights those are. Not: how checkpoints are stored (checkpoint.py).
 """
@@ -17,11 +17,11 @@ from tfusion.data.numbers import Numbers
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.model.transfusion import Params
 from tfusion.sharding import make_mesh
-from tfusion.training.step import abstract_state
+from tfusion.training.step import TrainState, abstract_state
 
 
 class Trained(NamedTuple):
-  """The newest good checkpoint of a run."""
+  """A model at one step of its run."""
 
   config: Config
   step: int  # updates done
@@ -31,15 +31,18 @@ class Trained(NamedTuple):
   numbers: Numbers | None = None  # what training images are made of, if known
 
 
-def open_trained(config: Config, workdir: str | Path) -> Trained:
+def open_trained(
+  config: Config, workdir: str | Path, *, step: int | None = None
+) -> Trained:
   """Reads the parameters and the tokenizer of a run, which may still be training.
 
   Args:
     config: as `load_config(workdir)` gives it, perhaps with other `sample` or `eval`.
     workdir: of the run.
+    step: of a checkpoint; None: the newest that is whole.
 
   Raises:
-    ValueError: there is no checkpoint yet, the mesh does not fit the devices, or the
+    ValueError: there is no such checkpoint, the mesh does not fit the devices, or the
       tokenizer is not the one that the run began with.
   """
   workdir = Path(workdir)
@@ -55,17 +58,22 @@ def open_trained(config: Config, workdir: str | Path) -> Trained:
     wanted = abstract_state(config, mesh)._replace(opt_state=None)
     if wanted.ema:
       wanted = wanted._replace(params={})
-    restored = checkpoints.restore(wanted, partial=True)
+    restored = checkpoints.restore(wanted, partial=True, step=step)
   if restored is None:
     raise ValueError(
       f"--workdir={workdir}: no checkpoint yet; train with `tfusion train` until the"
       f" first one, after train.save_every_steps={config.train.save_every_steps} steps"
     )
+  return of_state(config, workdir, restored.state)._replace(step=restored.step)
+
+
+def of_state(config: Config, workdir: str | Path, state: TrainState) -> Trained:
+  """The model of a state that training in a workdir has left."""
   return Trained(
-    config,
-    restored.step,
-    restored.state.sampling_params,
-    identity.open_tokenizer(workdir),
-    mesh,
-    numbers.kept(workdir),
+    config=config,
+    step=int(state.step),
+    params=state.sampling_params,
+    tokenizer=identity.open_tokenizer(workdir),
+    mesh=make_mesh(config.mesh),
+    numbers=numbers.kept(workdir),
   )

@@ -1,0 +1,160 @@
+"""Promises of tfusion/training/log.py and of the speeds that the loops write."""
+
+import importlib.machinery
+import os
+import pathlib
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from tfusion.training import log as log_lib
+from tfusion.training import loop, machine
+from tfusion.training.hold import Hold
+from tfusion.training.speed import Speed
+from tfusion.training.stop import StopSignals
+
+
+def metrics(**values: float) -> dict[str, jax.Array]:
+  return {name: jnp.float32(x) for name, x in values.items()}
+
+
+def test_speed_is_that_since_the_last_line_without_what_is_no_training(
+  tmp_path, capsys, monkeypatch
+):
+  peak = 1e9 / jax.device_count()
+  monkeypatch.setattr(machine, "peak_flops", lambda: (peak, "matmul"))
+  seconds = {"init": 1.0, "compile": 2.0, "save": 3.0, "evaluate": 4.0, "data": 0.5}
+  clock = types.SimpleNamespace(elapsed=20.0, seconds=seconds)
+  log = log_lib.Log(
+    tiny.config(train__steps=30, train__log_every_steps=5),
+    tmp_path,
+    0,
+    clock,
+    Hold(None),
+    StopSignals(),
+    Speed(tmp_path).rates,
+    loop._progress_line,
+  )
+  losses = dict(loss=2.0, loss_text=1.5, loss_image=0.125, skipped=0.0)
+  for step in range(1, 11):
+    log.hand_over(step, metrics(**losses), {"elements": 100, "flops": 5e8})
+  log.write()
+  clock.elapsed = 50.0
+  seconds |= {"save": 10.0, "evaluate": 12.0, "data": 3.5}
+  for step in range(11, 16):
+    log.hand_over(step, metrics(**losses), {"elements": 900, "flops": 6e8})
+  log.write()
+  log.write()  # nothing is waiting: no second line
+  first, second = log_lib.read_lines(tmp_path / "speed.jsonl")
+  assert first == {
+    "step": 10,
+    "seconds": 20.0,
+    "elements_per_s": 100.0,
+    "step_ms": 1000.0,
+    "mfu": pytest.approx(0.5),
+    "data_wait_share": 0.05,
+    "eta_seconds": 20.0,
+  }
+  assert second == {
+    "step": 15,
+    "seconds": 50.0,
+    "elements_per_s": 300.0,
+    "step_ms": 3000.0,
+    "mfu": pytest.approx(0.2),
+    "data_wait_share": 0.2,
+    "eta_seconds": 45.0,
+  }
+  want = [{"step": step} | losses for step in (10, 15)]
+  assert log_lib.read_lines(tmp_path / "metrics.jsonl") == want
+  said = capsys.readouterr().out.splitlines()
+  assert said[1].startswith("step 15/30  loss 2.000") and said[1].endswith("left 0:45")
+
+
+def test_the_line_on_the_console_holds_losses_rates_and_the_time_left():
+  values = {"step": 20, "loss": 1.23456, "loss_text": 0.5, "loss_image": 0.14691}
+  speed = {
+    "elements_per_s": 12345.6,
+    "step_ms": 130.6,
+    "mfu": 0.434,
+    "data_wait_share": 0.0123,
+    "eta_seconds": 724.9,
+  }
+  assert loop._progress_line(values, speed, 2000) == (
+    "step 20/2000  loss 1.235  text 0.500  image 0.1469  12,346 elements/s  131 ms"
+    "  MFU 43%  data wait 1.2%  left 12:04"
+  )
+
+
+# Files.
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_line_that_finds_the_disk_full_names_its_file(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 0}\n')
+  file = log_lib.JsonLines(path, last_step=0, writes=True)
+  path.with_suffix(".tmp").symlink_to("/dev/full")
+  with pytest.raises(OSError, match="No space left on device") as error:
+    log_lib.JsonLines(path, last_step=0, writes=True)
+  assert str(path) in str(error.value) and path.read_text() == '{"step": 0}\n'
+  path.unlink()
+  path.symlink_to("/dev/full")
+  with pytest.raises(OSError, match="No space left on device") as error:
+    file.append({"step": 1})
+  assert str(path) in str(error.value)
+
+
+# TensorBoard.
+
+
+class Writer:
+  """Stands for tensorboardX.SummaryWriter."""
+
+  made = []
+
+  def __init__(self, directory):
+    self.directory, self.scalars, self.flushed = directory, [], []
+    self.made.append(self)
+
+  def add_scalar(self, name, value, step):
+    self.scalars.append((name, value, step))
+
+  def flush(self):
+    self.flushed.append(len(self.scalars))
+
+
+@pytest.fixture
+def writers(monkeypatch):
+  """The writers that are made of a tensorboardX that is installed."""
+  module = types.ModuleType("tensorboardX")
+  module.__spec__ = importlib.machinery.ModuleSpec("tensorboardX", None)
+  module.SummaryWriter = Writer
+  monkeypatch.setitem(sys.modules, "tensorboardX", module)
+  monkeypatch.setattr(Writer, "made", [])
+  return Writer.made
+
+
+LINE = {"step": 3, "loss": 1.5, "images": 2, "bins": [1.0, None], "empty": None}
+
+
+def test_tensorboard_gets_every_number_of_a_line_at_its_step(writers):
+  log_lib.TensorBoard(pathlib.Path("runs/a"), writes=True).write("metrics", LINE)
+  (writer,) = writers
+  assert writer.directory == "runs/a"
+  assert writer.scalars == [("metrics/loss", 1.5, 3), ("metrics/images", 2, 3)]
+  assert writer.flushed == [2]  # so that a killed run loses nothing
+
+
+def test_a_host_that_does_not_write_makes_no_tensorboard(writers):
+  log_lib.TensorBoard(pathlib.Path("runs/a"), writes=False).write("metrics", LINE)
+  assert writers == []
+
+
+def test_without_tensorboard_nothing_breaks(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "tensorboardX", None)
+  log_lib.TensorBoard(tmp_path / "tensorboard", writes=True).write("metrics", LINE)
+  assert list(tmp_path.iterdir()) == []

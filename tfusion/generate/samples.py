@@ -1,0 +1,265 @@
+"""What came of prompts: text and images to look at, to use and to write to files.
+
+Owns: prompts with their files -> Samples, the files of a Sample. Not: the walk
+(interleaved.py), the written form of prompts (prompt.py), pixels (canvas.py).
+"""
+
+import dataclasses
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from PIL import Image as Pillow
+
+from tfusion.config import Config
+from tfusion.data import numbers
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.generate import png
+from tfusion.generate.canvas import Canvas
+from tfusion.generate.interleaved import Generated, check_prompts, generate
+from tfusion.generate.prompt import Prompt, parse_prompt
+from tfusion.generate.trained import Trained
+from tfusion.model.transfusion import Params
+from tfusion.numerals import SEEDS
+from tfusion.sequence import Image, Text
+
+STYLE = "image-rendering: pixelated; vertical-align: middle; margin: 2px"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Sample:
+  """One continuation of one prompt. A notebook shows it with its images in place.
+
+  Attributes:
+    prompt: as it was asked for.
+    parts: the whole document in order, given and made: texts, and images
+      u8[h, w, 1 or 3] at the size that they have.
+    made: for each part, whether the model made it.
+    finished: False if sample.max_elements stopped the model.
+    number: of this sample among those of its prompt, from 0 on.
+    call: what `sample` was asked for: enough to get the same again.
+  """
+
+  prompt: str
+  parts: tuple[str | np.ndarray, ...]
+  made: tuple[bool, ...]
+  finished: bool
+  number: int
+  call: dict[str, Any]
+
+  @property
+  def text(self) -> str:
+    """What the model itself wrote, with `<image>` where it made an image."""
+    return made_text(self.parts, self.made)
+
+  @property
+  def images(self) -> list[Pillow.Image]:
+    """The images that the model made, in RGB, at the size that they have."""
+    pairs = zip(self.parts, self.made, strict=True)
+    return [png.to_rgb(x) for x, made in pairs if made and not isinstance(x, str)]
+
+  def save(self, folder: str | Path) -> list[Path]:
+    """Writes the text, the images and what was asked for, beside earlier samples.
+
+    That is sample_000.txt, with `<image:FILE>` where an image stands, the images as
+    sample_000_image_0.png and so on, given ones too, small ones enlarged, and
+    sample_000.json. The number goes on where those in the folder end.
+
+    Args:
+      folder: is made if it is not there.
+
+    Returns:
+      The files, the text behind the images and the .json last. Of several hosts the
+      first writes; the others return nothing.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    if jax.process_index() != 0:
+      return []
+    folder = Path(folder).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    about = _claim(folder)
+    text, paths = "", []
+    for part in self.parts:
+      if isinstance(part, str):
+        text += part
+        continue
+      paths.append(about.with_name(f"{about.stem}_image_{len(paths)}.png"))
+      png.write(part, paths[-1])
+      text += f"<image:{paths[-1].name}>"
+    if not self.finished:
+      limit = self.call["sample"]["max_elements"]
+      text += f" [stopped at sample.max_elements={limit}]"
+    paths.append(about.with_suffix(".txt"))
+    paths[-1].write_text(text + "\n")
+    asked = {"prompt": self.prompt, "number_of_the_prompt": self.number}
+    asked |= {"files": [path.name for path in paths], "call": self.call}
+    about.write_text(json.dumps(asked, indent=2) + "\n")
+    return [*paths, about]
+
+  def __str__(self) -> str:
+    """The whole document, with `<image>` where an image stands."""
+    return "".join(x if isinstance(x, str) else "<image>" for x in self.parts)
+
+  def __repr__(self) -> str:
+    return f"Sample({self.prompt!r} -> {self.text!r})"
+
+  def _repr_html_(self) -> str:
+    shown = []
+    for part, made in zip(self.parts, self.made, strict=True):
+      if isinstance(part, str):
+        colour = "inherit" if made else "gray"
+        shown.append(f"<span style='color: {colour}'>{html.escape(part)}</span>")
+      else:
+        width = max(part.shape[1], png.LEAST_SIDE)
+        shown.append(png.tag(part, width=width, style=STYLE))
+    stopped = "" if self.finished else "<span style='color: gray'> [...]</span>"
+    return f"<p style='white-space: pre-wrap'>{''.join(shown)}{stopped}</p>"
+
+
+class Samples(tuple[Sample, ...]):
+  """Several samples, those of one prompt one after the other."""
+
+  def save(self, folder: str | Path) -> list[Path]:
+    """Writes them all, as `Sample.save` does; returns the files in the same order."""
+    return [path for sample in self for path in sample.save(folder)]
+
+  def _repr_html_(self) -> str:
+    return "".join(sample._repr_html_() for sample in self)
+
+
+def sample(
+  trained: Trained, prompts: Sequence[str], *, canvas: Canvas, count: int, seed: int
+) -> Samples:
+  """Continues every prompt `count` times. All hosts must call it.
+
+  Args:
+    trained: the model.
+    prompts: text with marks, as in prompt.py.
+    canvas: of the run.
+    count: samples of each prompt.
+    seed: of the noise and of text, in [0, 2**32).
+
+  Raises:
+    ValueError: `count` or `seed` is out of range, or what `read_prompts` raises.
+  """
+  if count < 1:
+    raise ValueError(f"count={count}: must be at least 1")
+  if not 0 <= seed < SEEDS:
+    raise ValueError(f"seed={seed}: must be at least 0 and below {SEEDS}")
+  asked = [prompt for prompt in prompts for _ in range(count)]
+  config, tokenizer = trained.config, trained.tokenizer
+  with jax.set_mesh(trained.mesh):
+    made = continue_prompts(
+      config,
+      trained.params,
+      tokenizer,
+      asked,
+      canvas=canvas,
+      key=jax.random.key(seed),
+    )
+  new = [image for generated in made for image in generated.made_images]
+  if (said := numbers.warning(new, trained.numbers)) and jax.process_index() == 0:
+    logging.warning("%s", said)
+  call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
+  call["sample"] = dataclasses.asdict(config.sample)
+  return Samples(
+    Sample(prompt, parts, one.made, one.finished, number % count, call)
+    for number, (prompt, one, parts) in enumerate(
+      zip(asked, made, show(made, tokenizer, canvas), strict=True)
+    )
+  )
+
+
+def continue_prompts(
+  config: Config,
+  params: Params,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  *,
+  canvas: Canvas,
+  key: jax.Array,
+) -> list[Generated]:
+  """Continues prompts in their written form, on the mesh in use.
+
+  Args:
+    config: of the run.
+    params: of the model.
+    tokenizer: of the run.
+    prompts: text with marks.
+    canvas: reads the files in them.
+    key: of the noise and of text.
+
+  Raises:
+    ValueError: as read_prompts.
+  """
+  read = read_prompts(config, tokenizer, prompts, canvas=canvas)
+  return generate(config, params, read, special=tokenizer.special, key=key)
+
+
+def read_prompts(
+  config: Config, tokenizer: Tokenizer, prompts: Sequence[str], *, canvas: Canvas
+) -> list[Prompt]:
+  """Reads prompts and the files in them, and checks that they can be continued.
+
+  Raises:
+    ValueError: a prompt has an unknown mark, or nearly a known one, or too many images,
+      or a file in it is not an image.
+  """
+
+  def load_image(path: str) -> np.ndarray:
+    try:
+      return canvas.read(path)
+    except Exception as error:  # Pillow's decoders raise almost any kind
+      reason = error or type(error).__name__
+      raise ValueError(
+        f"<image:{path}>: not an image that can be read ({reason}); give the path of a"
+        " whole PNG or JPEG file"
+      ) from error
+
+  read = [
+    parse_prompt(p, encode=tokenizer.encode, load_image=load_image) for p in prompts
+  ]
+  check_prompts(config, read)
+  return read
+
+
+def show(
+  made: Sequence[Generated], tokenizer: Tokenizer, canvas: Canvas
+) -> list[tuple[str | np.ndarray, ...]]:
+  """The spans of each as text and as pixels u8[h, w, 1 or 3]."""
+  images = (s.latent for one in made for s in one.spans if isinstance(s, Image))
+  pixels = iter(canvas.show(list(images)))
+  return [
+    tuple(
+      tokenizer.decode(span.ids) if isinstance(span, Text) else next(pixels)
+      for span in one.spans
+    )
+    for one in made
+  ]
+
+
+def made_text(parts: Sequence[str | np.ndarray], made: Sequence[bool]) -> str:
+  """The text that the model itself wrote, with `<image>` where it made an image."""
+  own = (part for part, is_made in zip(parts, made, strict=True) if is_made)
+  return "".join(x if isinstance(x, str) else "<image>" for x in own).strip()
+
+
+def _claim(folder: Path) -> Path:
+  """Makes the .json of the next number; of two that ask at once each gets its own."""
+  names = (re.match(r"sample_(\d+)", path.name) for path in folder.iterdir())
+  number = max((int(name[1]) for name in names if name), default=-1) + 1
+  while True:
+    path = folder / f"sample_{number:03d}.json"
+    try:
+      path.touch(exist_ok=False)
+      return path
+    except FileExistsError:
+      number += 1

@@ -1,0 +1,308 @@
+"""A run in its workdir: train it, open it, sample with it, evaluate it.
+
+Owns: Run, and which loop and which evaluations a config is trained with. Not: the loops
+(training/loop.py, autoencoder/loop.py), arguments of the command line (cli.py).
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+
+from tfusion import report, startup
+from tfusion import workdir as workdir_lib
+from tfusion.autoencoder import codec as codec_lib
+from tfusion.autoencoder import loop as autoencoder_loop
+from tfusion.autoencoder.codec import Codec
+from tfusion.autoencoder_config import AutoencoderConfig
+from tfusion.checkpoint import Checkpoints
+from tfusion.config import Config
+from tfusion.config_file import full_names, with_knobs
+from tfusion.data.pipeline import open_corpus
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.evaluate import suite
+from tfusion.evaluate.grids import SampleGrids
+from tfusion.evaluate.reconstructions import Reconstructions
+from tfusion.generate import samples
+from tfusion.generate.canvas import Canvas, open_canvas
+from tfusion.generate.samples import Sample, Samples
+from tfusion.generate.trained import Trained, of_state, open_trained
+from tfusion.model.transfusion import Params
+from tfusion.training import loop
+from tfusion.training.stop import StopSignals
+
+CHECKPOINTS = "checkpoints"  # in a workdir
+# What `sample` and `evaluate` may change: all else would make it another model.
+SAMPLING = ("sample.", "eval.", "diffusion.clip")
+
+
+class Run:
+  """A model at one step of its run. Its methods must be called on all hosts.
+
+  Attributes:
+    config: of the run.
+    step: updates done.
+    params: the parameters to sample with: the moving average, if the run keeps one.
+    tokenizer: of the run.
+    workdir: of the run.
+  """
+
+  def __init__(self, trained: Trained, workdir: str | Path):
+    """Takes a model that was read from a workdir or trained there."""
+    self._trained = trained
+    self.config: Config = trained.config
+    self.step: int = trained.step
+    self.params: Params = trained.params
+    self.tokenizer: Tokenizer = trained.tokenizer
+    self.workdir = Path(workdir)
+
+  def __repr__(self) -> str:
+    return f"Run({str(self.workdir)!r}, step={self.step})"
+
+  @overload
+  def sample(
+    self, prompts: str, *, count: None = None, seed: int = 0, **knobs: Any
+  ) -> Sample: ...
+
+  @overload
+  def sample(
+    self,
+    prompts: str | Sequence[str],
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    **knobs: Any,
+  ) -> Samples: ...
+
+  def sample(
+    self,
+    prompts: str | Sequence[str],
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    **knobs: Any,
+  ) -> Sample | Samples:
+    r"""Continues prompts with text and images.
+
+      made = run.sample("a handwritten seven <image>")
+      made.images[0].show()
+      run.sample("<image:scan.png>").text
+      run.sample(["a red star <image>", "a ring"], count=4, guidance=5.0).save("out")
+
+    The first call compiles; later ones of as many samples and about the same length
+    do not, whatever the seed.
+
+    Args:
+      prompts: one or several, of text with marks: at `<image>` the model makes an
+        image, `<image:FILE>` shows it one, and `\<` is a sign that is text.
+      count: samples of each prompt; None: one.
+      seed: of the noise and of text, in [0, 2**32). The same seed gives the same
+        samples.
+      **knobs: of section `sample`, such as steps or temperature, for this call; also
+        `**{"diffusion.clip": 1.0}`.
+
+    Returns:
+      A Sample for one prompt without a count; otherwise Samples, those of one prompt
+      one after the other.
+
+    Raises:
+      ValueError: a prompt that cannot be read or continued, a knob that is unknown or
+        out of range, or there is no autoencoder to see latents with.
+    """
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    trained = self._trained._replace(config=self._config_with(knobs))
+    made = samples.sample(
+      trained,
+      asked,
+      canvas=self._canvas,
+      count=1 if count is None else count,
+      seed=seed,
+    )
+    return made[0] if isinstance(prompts, str) and count is None else made
+
+  def evaluate(self, **knobs: Any) -> dict[str, Any]:
+    """Runs the evaluations that fit the run's sources, as `tfusion eval` does.
+
+    Args:
+      **knobs: of sections `sample` and `eval`, for this call.
+
+    Returns:
+      What it wrote to eval.json: each measure by its name. Sheets of images are in the
+      workdir's eval/, and report.html is written anew.
+
+    Raises:
+      ValueError: the sources are not those of the run, or a knob is unknown.
+    """
+    trained = self._trained._replace(config=self._config_with(knobs))
+    corpus = open_corpus(trained.config, self.workdir)
+    results = suite.evaluate(trained, corpus, self.workdir)
+    if jax.process_index() == 0:
+      report.write_report(self.workdir)
+    return results
+
+  @functools.cached_property
+  def _canvas(self) -> Canvas:
+    return open_canvas(self.config, self.workdir)
+
+  def _config_with(self, knobs: dict[str, Any]) -> Config:
+    """The config with knobs of sampling changed.
+
+    Raises:
+      ValueError: a knob that is unknown, or not of sampling.
+    """
+    for name in full_names(knobs, Config, section="sample"):
+      if not name.startswith(SAMPLING):
+        raise ValueError(
+          f"{name}: is no knob of sampling, and the model is trained with"
+          " another; give those of sample, of eval and diffusion.clip"
+        )
+    return with_knobs(self.config, knobs, section="sample")
+
+
+class AutoencoderRun:
+  """An autoencoder at one step of its run.
+
+  Attributes:
+    config: of the run.
+    step: updates done.
+    codec: `encode` takes images u8[b, h, w, 3] to latents or codes, `decode` back.
+    workdir: of the run.
+  """
+
+  def __init__(
+    self, config: AutoencoderConfig, codec: Codec, *, step: int, workdir: str | Path
+  ):
+    """Takes a codec that was read from a workdir or trained there."""
+    self.config, self.codec, self.step = config, codec, step
+    self.workdir = Path(workdir)
+
+  def __repr__(self) -> str:
+    return f"AutoencoderRun({str(self.workdir)!r}, step={self.step})"
+
+
+# `Run | Any`, not a union of both: with that, an editor would offer nothing and a type
+# checker would reject `run.sample`, which only one of them has.
+def load(path: str | Path, *, step: int | None = None, **knobs: Any) -> Run | Any:
+  """Opens a run, finished or still training, at its newest whole checkpoint.
+
+    run = tfusion.load("runs/digits")
+    run = tfusion.load("runs/digits/checkpoints/500")  # or step=500
+
+  Args:
+    path: of a workdir, or of one of its checkpoints.
+    step: of the checkpoint to open; None: the newest.
+    **knobs: of the config, to be changed: bare names are first those of section
+      `sample`, others have their section, as in `**{"mesh.fsdp": 1}` for a run that was
+      trained on more devices than are here.
+
+  Returns:
+    A Run; of a workdir of `tfusion autoencoder` an AutoencoderRun.
+
+  Raises:
+    ValueError: there is no run or no such checkpoint, a knob is unknown or makes
+      another model, or the mesh does not fit the devices.
+  """
+  workdir, step = _place(Path(path).expanduser(), step)
+  config = workdir_lib.load_config(workdir, kind=None)
+  config = with_knobs(config, knobs, section="sample")
+  if isinstance(config, AutoencoderConfig):
+    return _open_autoencoder(config, workdir, step)
+  return open_run(config, workdir, step=step)
+
+
+def open_run(config: Config, workdir: str | Path, *, step: int | None = None) -> Run:
+  """As `load`, for a model whose config is read already."""
+  return Run(open_trained(config, workdir, step=step), workdir)
+
+
+def train(
+  config: Config | AutoencoderConfig,
+  workdir: str | Path,
+  *,
+  reference: Path | None = None,
+) -> Run | Any:
+  """Trains a model or an autoencoder, as `tfusion train` or `autoencoder` does.
+
+    config = tfusion.experiment("experiments/digits.py", steps=400)
+    run = tfusion.train(config, "runs/x")
+
+  A run that has begun in the workdir goes on. It prints how far it is, saves and
+  evaluates on the way, and writes report.html. Ctrl-C and SIGTERM let it save before
+  they end the program.
+
+  Args:
+    config: from `experiment`.
+    workdir: of the run; is made if it is not there.
+    reference: figures of a known-good run of a model, which the report draws behind
+      this one.
+
+  Returns:
+    What `load(workdir)` returns.
+
+  Raises:
+    ValueError: the config does not fit the machines, the data or the workdir, or a
+      script trains outside of `if __name__ == "__main__":` with data workers.
+    FloatingPointError: train.max_skipped_updates non-finite updates in a row.
+    KeyboardInterrupt: after Ctrl-C, when the run is saved.
+    SystemExit: after SIGTERM, when the run is saved, with status 143.
+  """
+  if isinstance(config, Config):
+    startup.check_script(config.data.workers)
+  workdir = workdir_lib.check_writable(workdir)
+  workdir_lib.check_same_run(config, workdir)
+  stop = StopSignals()
+  if isinstance(config, AutoencoderConfig):
+    evaluations = [Reconstructions(workdir / "samples")]
+    autoencoder_loop.train(config, workdir, evaluations=evaluations, stop=stop)
+    _end_if_stopped(stop)
+    return _open_autoencoder(config, workdir, None)
+  state = loop.train(
+    config,
+    workdir,
+    evaluations=[SampleGrids(config, workdir), suite.FinalEvaluation(config, workdir)],
+    reference=reference,
+    stop=stop,
+  )
+  _end_if_stopped(stop)
+  return Run(of_state(config, workdir, state), workdir)
+
+
+def _end_if_stopped(stop: StopSignals) -> None:
+  if stop.name == "SIGINT":
+    raise KeyboardInterrupt("the run is saved; the same call goes on from there")
+  if stop.status:
+    raise SystemExit(stop.status)
+
+
+def _place(path: Path, step: int | None) -> tuple[Path, int | None]:
+  """The workdir of a path that is one, or a checkpoint of one; and the step."""
+  if path.parent.name != CHECKPOINTS or not path.name.isdecimal():
+    return path, step
+  if step not in (None, int(path.name)):
+    raise ValueError(f"step={step}: {path} is the checkpoint of another step")
+  return path.parent.parent, int(path.name)
+
+
+def _open_autoencoder(
+  config: AutoencoderConfig, workdir: Path, step: int | None
+) -> AutoencoderRun:
+  """The codec that the run saved last; an autoencoder keeps no other.
+
+  Raises:
+    ValueError: there is none yet, or an earlier step is asked for.
+  """
+  with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+    newest = checkpoints.latest
+  if newest is None:
+    raise ValueError(
+      f"{workdir}: no checkpoint yet; the first comes after train.save_every_steps="
+      f"{config.train.save_every_steps} steps"
+    )
+  if step not in (None, newest):
+    raise ValueError(
+      f"step={step}: of an autoencoder only the newest step, {newest}, can be opened"
+    )
+  codec = codec_lib.load(workdir / autoencoder_loop.CODEC)
+  return AutoencoderRun(config, codec, step=newest, workdir=workdir)

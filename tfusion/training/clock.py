@@ -1,0 +1,46 @@
+"""The seconds of a run, by what they went into."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from tfusion.sequence import Batch
+
+
+class Clock:
+  """Seconds of the loop by what they went into."""
+
+  def __init__(self):
+    self.start = time.perf_counter()
+    self.seconds = defaultdict(float)
+
+  @contextmanager
+  def measure(self, name: str):
+    """Adds the time inside to `name`."""
+    begin = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] += time.perf_counter() - begin
+
+  def wait_for(self, rows: Iterator[Batch], *, device: Any) -> Batch:
+    """Takes the next rows; counts as `data` the time that the device may have idled.
+
+    That is none if what the device was computing, the tree `device`, still is not
+    ready when the rows are there, and else all of it, which is an upper bound.
+    """
+    start = time.perf_counter()
+    batch = next(rows)
+    arrays = [x for x in jax.tree.leaves(device) if isinstance(x, jax.Array)]
+    if all(x.is_ready() for x in arrays):
+      self.seconds["data"] += time.perf_counter() - start
+    return batch
+
+  @property
+  def elapsed(self) -> float:
+    """Seconds since the clock was made."""
+    return time.perf_counter() - self.start

@@ -1,0 +1,157 @@
+"""What happens beside the updates of a run: save, evaluate, go on, end.
+
+Owns: when each is due, and what it does in the runs of models and of autoencoders
+alike. Not: their order, which the two loops say.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from tfusion import report
+from tfusion import workdir as workdir_lib
+from tfusion.checkpoint import Checkpoints
+from tfusion.progress import say
+from tfusion.training import machine
+from tfusion.training.hold import Hold
+from tfusion.training.log import Log, Values
+from tfusion.training.optim import make_schedule
+from tfusion.training.stop import StopSignals
+
+
+class HasLaneStates(Protocol):
+  """The batches of a run, of a model or of an autoencoder."""
+
+  def lane_states(self) -> dict[int, Any]:
+    """How far this host has read the data, by lane, for the checkpoint."""
+
+
+def checkpoint_is_due(config: Any, step: int) -> bool:
+  """True if a checkpoint belongs to the update that was just done."""
+  t = config.train
+  return step % t.save_every_steps == 0 or step >= t.steps
+
+
+def evaluation_is_due(config: Any, step: int) -> bool:
+  """True if an evaluation belongs to the update that was just done."""
+  t = config.train
+  return step % t.eval_every_steps == 0 or step >= t.steps
+
+
+def open_checkpoints(config: Any, workdir: Path, held: Hold) -> Checkpoints:
+  """The checkpoints of a run whose workdir is held."""
+  return Checkpoints(
+    workdir / "checkpoints",
+    keep_last=config.train.keep_last,
+    keep_every_steps=config.train.keep_every_steps,
+    check_lock=held.check,
+  )
+
+
+def write_facts(workdir: Path, facts: Values) -> Values:
+  """Writes run.json: these facts, the machine and the command; returns them all."""
+  command = {"command": " ".join(["tfusion", *sys.argv[1:]])}
+  facts = machine.environment() | facts | command
+  write_json(workdir, "run.json", facts)
+  return facts
+
+
+def say_resumed(
+  config: Any, workdir: Path, step: int, state: Any, changes: Sequence[str], log: Log
+) -> None:
+  """Says that a run goes on, and with what.
+
+  Args:
+    config: with optim and train.
+    workdir: of the run.
+    step: updates done.
+    state: after them, with skipped_total, i32[].
+    changes: of the config since the last start, as text.
+    log: of the run.
+  """
+  log.say(f"goes on after step {step} of {workdir / 'checkpoints'}")
+  # The schedule has no memory: it is that of the config of this start. On all hosts:
+  # under a mesh of several, this too is a program of all of them.
+  rate = float(make_schedule(config)(step - int(state.skipped_total)))
+  if changes:
+    log.say(f"with {', '.join(changes)}; the learning rate is now {rate:.3g}")
+
+
+def save(
+  checkpoints: Checkpoints,
+  held: Hold,
+  log: Log,
+  step: int,
+  state: Any,
+  data: HasLaneStates,
+  *,
+  wait: bool = False,
+) -> bool:
+  """Starts a checkpoint; what is logged so far is on disk before it.
+
+  Args:
+    checkpoints: of the run.
+    held: the workdir.
+    log: of the run.
+    step: updates done.
+    state: after them.
+    data: knows how far this host has read it.
+    wait: until the checkpoint is whole.
+
+  Returns:
+    Whether there was something to save.
+
+  Raises:
+    lock.Lost: the workdir has become another run's.
+    OSError: this checkpoint or the last could not be written.
+  """
+  log.write()
+  with log.clock.measure("save"):
+    held.check_together()
+    return checkpoints.save(step, state, data.lane_states(), wait=wait)
+
+
+@contextlib.contextmanager
+def evaluating(held: Hold, log: Log) -> Iterator[None]:
+  """An evaluation: what is logged so far is on disk before it, and its time is no
+  training.
+
+  Raises:
+    lock.Lost: the workdir has become another run's.
+  """
+  log.write()
+  held.check_together()
+  with log.clock.measure("evaluate"):
+    yield
+
+
+def say_finished(step: int, workdir: Path, stop: StopSignals, log: Log) -> None:
+  """Says that a run has ended, what its time went into, and where things are."""
+  if stop.name:
+    log.say(f"stopped by {stop.name} after step {step}, saved; the same")
+    log.say("command goes on from here")
+  clock = log.clock
+  seconds = ", ".join(f"{name} {value:.0f} s" for name, value in clock.seconds.items())
+  log.say(f"{clock.elapsed:.0f} s in all ({seconds}), see {workdir}")
+
+
+def say_first(text: str) -> None:
+  """Prints, on the first host."""
+  if jax.process_index() == 0:
+    say(text)
+
+
+def write_report(workdir: Path) -> None:
+  """Writes the page, on the first host."""
+  if jax.process_index() == 0:
+    report.write_report(workdir)
+
+
+def write_json(workdir: Path, name: str, values: Values) -> None:
+  """Writes a file of the workdir, on the first host."""
+  if jax.process_index() == 0:
+    workdir_lib.write_json(workdir, name, values)

@@ -1,0 +1,81 @@
+"""The lock of a workdir, which the first of several hosts holds for all.
+
+Owns: how all hosts hear of it. Not: the lock itself (lock.py).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import jax
+
+from tfusion import lock as lock_lib
+from tfusion.sharding import gather_json
+
+TELL_SECONDS = 5.0  # between two words of the first host while it takes the lock
+
+
+class Hold:
+  """The lock of a workdir, which the first of several hosts holds for all."""
+
+  def __init__(self, lock: lock_lib.Lock | None):
+    """Keeps the lock of the first host; None on the others."""
+    self._lock = lock
+
+  def check(self) -> None:
+    """Proves that this host's lock is still held; the other hosts have none.
+
+    Raises:
+      lock.Lost: it has become another run's.
+    """
+    if self._lock:
+      self._lock.check()
+
+  def check_together(self) -> None:
+    """As `check`, on all hosts: they go on together or fail together."""
+    fault = None
+    try:
+      self.check()
+    except lock_lib.Lost as error:
+      fault = str(error)
+    if fault := gather_json(fault)[0]:
+      raise lock_lib.Lost(fault)
+
+
+@contextlib.contextmanager
+def hold(workdir: str | Path) -> Iterator[Hold]:
+  """Holds a workdir for the time of a `with`; all hosts must enter it.
+
+  Raises:
+    ValueError: another run holds it; on all hosts.
+    OSError: the lock cannot be written; ValueError from several hosts.
+  """
+  with contextlib.ExitStack() as stack:
+    if jax.process_count() == 1:
+      yield Hold(stack.enter_context(lock_lib.hold(workdir)))
+      return
+    pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+    taking = None
+    if jax.process_index() == 0:
+      taking = pool.submit(stack.enter_context, lock_lib.hold(workdir))
+    # The first may watch a heartbeat for a minute; programs of several hosts wait for
+    # each other for half of that, so it tells the others again and again.
+    while (answer := gather_json(_answer(taking))[0]) is None:
+      pass
+    if answer:
+      raise ValueError(answer)
+    yield Hold(taking and taking.result())
+
+
+def _answer(taking: futures.Future | None) -> str | None:
+  """What keeps the lock from being taken, or nothing; None: that is not known yet."""
+  if taking is None:
+    return None
+  try:
+    taking.result(timeout=TELL_SECONDS)
+    return ""
+  except TimeoutError as error:
+    return str(error) if taking.done() else None  # a disk's own, or ours
+  except (ValueError, OSError) as error:
+    return str(error)

@@ -1,0 +1,237 @@
+"""The log of a run: its files of numbers, and what it says on the console.
+
+Owns: metrics.jsonl, speed.jsonl, validation.jsonl, TensorBoard. Not: the page that
+shows them (report/).
+
+`metrics.jsonl` and `validation.jsonl` hold values alone, which a resumed run repeats
+bit for bit; times stand in `speed.jsonl`.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tfusion.progress import say
+from tfusion.training.clock import Clock
+from tfusion.training.hold import Hold
+from tfusion.training.stop import StopSignals
+
+Values = dict[str, Any]
+NO_TRAINING = ("init", "compile", "save", "evaluate")  # seconds that no rate counts
+
+
+class Log:
+  """What a run writes down and says; only the first host does either.
+
+  The metrics of an update are handed over while the device still computes them, and
+  written when it has the next update to work on, so that it never waits for them.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    workdir: Path,
+    step: int,
+    clock: Clock,
+    held: Hold,
+    stop: StopSignals,
+    rates: Callable[[dict[str, float]], Values],
+    line: Callable[[Values, Values, int], str],
+  ):
+    """Opens the files, without the lines behind the checkpoint.
+
+    Args:
+      config: with `train`.
+      workdir: of the run.
+      step: updates done so far.
+      clock: runs since the start of this process.
+      held: the workdir.
+      stop: is told where nobody reads any more what the run says.
+      rates: what speed.jsonl says beside times, of the `seconds` and the counts since
+        the last line, by name as `hand_over` was given them.
+      line: the line for the console, of a line of metrics.jsonl, one of speed.jsonl
+        and the updates of the whole run.
+    """
+    self.first = jax.process_index() == 0
+    self.waiting: tuple[int, dict[str, jax.Array]] | None = None
+    self._train, self._workdir = config.train, workdir
+    self.clock = clock
+    self._held, self._stop = held, stop
+    self._rates, self._line = rates, line
+    self._done, self._logged = Counter(), Counter()  # now, and at the last line
+    self._files = {
+      name: JsonLines(workdir / f"{name}.jsonl", last_step=step, writes=self.first)
+      for name in ("metrics", "speed", "validation")
+    }
+    self._board = TensorBoard(workdir / "tensorboard", writes=self.first)
+
+  def say(self, text: str) -> None:
+    """Prints; where nobody reads any more, the run is told to stop."""
+    if self.first and not say(text):
+      self._stop.request(signal.SIGPIPE)
+
+  def hand_over(
+    self, step: int, values: dict[str, jax.Array], counts: dict[str, float]
+  ) -> None:
+    """Takes the metrics of an update, which `write` writes.
+
+    Args:
+      step: updates done, this one included.
+      values: f32[] each, with `skipped`; may still be on the device.
+      counts: what the update worked through, over all hosts.
+    """
+    self.waiting = step, values
+    self._done.update(counts, updates=1)  # adds
+
+  def write(self) -> None:
+    """Writes what was handed over last; waits for the device if it must.
+
+    Raises:
+      FloatingPointError: max_skipped_updates non-finite updates in a row.
+      lock.Lost: the workdir has become another run's.
+    """
+    if self.waiting is None:
+      return
+    (step, arrays), self.waiting = self.waiting, None
+    values = {name: float(x) for name, x in jax.device_get(arrays).items()}
+    limit = self._train.max_skipped_updates
+    if values["skipped"] >= limit:
+      raise FloatingPointError(
+        f"step {step}: the loss or its gradient was not finite in {limit} updates in a"
+        " row (train.max_skipped_updates), which were skipped; lower optim.peak_lr or"
+        " look at the data of these steps, then start again: the run goes on from the"
+        f" last checkpoint in {self._workdir / 'checkpoints'}"
+      )
+    if values["skipped"]:
+      self.say(f"step {step}: not finite, update skipped")
+    if step % self._train.log_every_steps == 0:
+      self._write_line({"step": step} | values)
+
+  def write_validation(self, line: Values) -> None:
+    """Adds a line, with `step`, to validation.jsonl."""
+    self._files["validation"].append(line)
+    self._board.write("validation", line)
+
+  def lacks_validation(self, step: int) -> bool:
+    """True if validation.jsonl has no line of this step; all hosts answer alike."""
+    # Another host's view of the file may be old: the first decides.
+    lacks = self._files["validation"].last_step < step
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(lacks)))
+
+  def _write_line(self, values: Values) -> None:
+    if jax.process_count() == 1:  # several hosts ask each other when they save
+      self._held.check()
+    spent = self.clock.seconds
+    self._done["seconds"] = self.clock.elapsed - sum(spent[k] for k in NO_TRAINING)
+    self._done["waited"] = spent["data"]
+    since = {k: max(x - self._logged[k], 1e-9) for k, x in self._done.items()}
+    self._logged = self._done.copy()
+    step_seconds = since["seconds"] / since["updates"]
+    speed = {
+      "step": values["step"],
+      "seconds": self.clock.elapsed,
+      **self._rates(since),
+      "step_ms": 1e3 * step_seconds,
+      "data_wait_share": since["waited"] / since["seconds"],
+      "eta_seconds": step_seconds * (self._train.steps - values["step"]),
+    }
+    for name, line in (("metrics", values), ("speed", speed)):
+      self._files[name].append(line)
+      self._board.write(name, line)
+    self.say(self._line(values, speed, self._train.steps))
+
+
+class JsonLines:
+  """A file of one JSON object a line; each has a `step`."""
+
+  def __init__(self, path: Path, *, last_step: int, writes: bool):
+    """Opens for appending; drops lines beyond `last_step`, which are done again, and
+    a last line that a killed run left unfinished. Only one host `writes`."""
+    self.path, self.writes = path, writes
+    kept = [line for line in read_lines(path) if line["step"] <= last_step]
+    self.last_step = kept[-1]["step"] if kept else -1
+    if writes:
+      aside = path.with_suffix(".tmp")
+      with _naming(path):
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(aside, path)
+
+  def append(self, line: dict[str, Any]):
+    """Adds a line; one open and close, so that a killed run loses nothing. What is not
+    finite becomes null. Raises OSError, naming the file, if the disk is full."""
+    self.last_step = line["step"]
+    if self.writes:
+      with _naming(self.path), self.path.open("a") as file:
+        file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+  """Reads the whole lines of a .jsonl file; an unfinished last line is left out.
+
+  Raises:
+    ValueError: a whole line is damaged; it is named.
+  """
+  if not path.is_file():
+    return []
+  found = []
+  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    try:
+      if line:
+        found.append(json.loads(line))
+        float(found[-1]["step"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+      raise ValueError(
+        f"{path}: line {number} is damaged ({type(error).__name__}: {error}):"
+        f" {line[:60]!r}; delete that line, or restore the file"
+      ) from error
+  return found
+
+
+@contextmanager
+def _naming(path: Path):
+  """Names the file in an OSError; a write to a full disk does not say which it was."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
+
+
+def _finite(value: Any) -> Any:
+  """JSON has no nan and no inf: null stands for them."""
+  if isinstance(value, dict):
+    return {key: _finite(x) for key, x in value.items()}
+  if isinstance(value, list):
+    return [_finite(x) for x in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TensorBoard:
+  """Writes the same values for TensorBoard, if tensorboardX is installed."""
+
+  def __init__(self, directory: Path, *, writes: bool):
+    self.writer = None
+    if writes and importlib.util.find_spec("tensorboardX"):
+      from tensorboardX import SummaryWriter
+
+      self.writer = SummaryWriter(str(directory))
+
+  def write(self, group: str, values: dict[str, Any]):
+    """Writes numbers under `group/name` at values["step"]."""
+    if self.writer is None:
+      return
+    for name, value in values.items():
+      if isinstance(value, int | float) and name != "step":
+        self.writer.add_scalar(f"{group}/{name}", value, values["step"])
+    self.writer.flush()
