@@ -11,6 +11,8 @@ from PIL import Image
 
 from tfusion import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 SMALLER = [  # than smoke: what is left is compiling
   "--config.train.steps=4",
