@@ -98,6 +98,18 @@ def settle(used: Amount, rejected: Iterable[Rejected]) -> Balance:
   return balance
 
 
+def examples(rejected: Iterable[Rejected]) -> str:
+  """How many there are for each reason, the most frequent first, and one of them."""
+  by_reason: dict[str, list[Rejected]] = {}
+  for one in rejected:
+    by_reason.setdefault(one.reason, []).append(one)
+  return "; ".join(
+    f"{len(own):,} {reason}, such as {own[0].id}"
+    + (f" ({own[0].detail[:300]})" if own[0].detail else "")
+    for reason, own in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:5]
+  )
+
+
 def lines(splits: Mapping[str, Balance]) -> Iterator[str]:
   """Shows the balances of "train" and "test": a line each, and one for every reason."""
   for split, balance in splits.items():
