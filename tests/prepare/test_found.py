@@ -167,8 +167,8 @@ def test_what_the_json_of_a_tar_holds_beside_the_caption_is_counted(tmp_path):
   assert [d.spans[0] for d in kept(found)] == ["shade 0", "shade 1", "shade 2"]
   lost = [d for d in found.values() if isinstance(d, Rejected)]
   assert [(d.reason, d.detail) for d in lost] == [
-    (raw.UNREAD, '".json\'s caption" in 1 rows'),
-    (raw.UNREAD, "'alt' in 1 rows"),
+    (raw.UNREAD, '".json\'s caption" in 1 row'),
+    (raw.UNREAD, "'alt' in 1 row"),
   ]
   assert {d.amount for d in lost} == {Amount(0, 0, 1)}
 

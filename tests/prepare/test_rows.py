@@ -193,8 +193,8 @@ def test_what_used_rows_hold_under_names_that_are_not_read_is_counted():
     passed.look(row, read(row))
   assert [(r.reason, r.detail, r.amount, r.test) for r in passed.rejected()] == [
     (raw.UNREAD, "'alt' in 2 rows", Amount(0, 0, 3), False),
-    (raw.UNREAD, "'alt' in 1 rows", Amount(0, 0, 1), True),
-    (raw.UNREAD, "'img' in 1 rows", Amount(0, 1, 0), False),
+    (raw.UNREAD, "'alt' in 1 row", Amount(0, 0, 1), True),
+    (raw.UNREAD, "'img' in 1 row", Amount(0, 1, 0), False),
   ]
 
 

@@ -151,7 +151,7 @@ class Passed:
   def rejected(self) -> Iterator[Rejected]:
     """Yields an entry for each name; its id is that of the first document."""
     for (name, test), (amount, rows, first) in sorted(self._met.items()):
-      detail = f"{name!r} in {rows:,} rows"
+      detail = f"{name!r} in {rows:,} row{'s' * (rows != 1)}"
       yield Rejected(f"{first} {name!r}", raw_lib.UNREAD, detail, amount, test)
 
 
