@@ -368,6 +368,7 @@ def get_config(arg=""):
   jax.config.update(quick, before)
 
 
+@pytest.mark.slow
 def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
   tiny_run, tmp_path
 ):
@@ -383,6 +384,7 @@ def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
   assert "In grey: the reference run of old" in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 @pytest.mark.parametrize("what", ["checkpoints", "metrics.jsonl"])
 def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on(
@@ -414,6 +416,7 @@ def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on
   assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
   tiny_run, tmp_path, capsys, monkeypatch
 ):
@@ -451,6 +454,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_run_that_nobody_reads_any_more_saves_and_stops(
   tiny_run, tmp_path, interrupted

@@ -10,6 +10,7 @@ in both. Blank text is no text.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 KINDS = ("documents", "images", "texts")
@@ -100,13 +101,15 @@ def settle(used: Amount, rejected: Iterable[Rejected]) -> Balance:
 
 def examples(rejected: Iterable[Rejected]) -> str:
   """How many there are for each reason, the most frequent first, and one of them."""
-  by_reason: dict[str, list[Rejected]] = {}
+  counts: Counter[str] = Counter()
+  first: dict[str, Rejected] = {}
   for one in rejected:
-    by_reason.setdefault(one.reason, []).append(one)
+    counts[one.reason] += one.amount.documents or 1  # one may stand for many
+    first.setdefault(one.reason, one)
   return "; ".join(
-    f"{len(own):,} {reason}, such as {own[0].id}"
-    + (f" ({own[0].detail[:300]})" if own[0].detail else "")
-    for reason, own in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:5]
+    f"{count:,} {reason}, such as {first[reason].id}"
+    + (f" ({first[reason].detail[:300]})" if first[reason].detail else "")
+    for reason, count in counts.most_common(5)
   )
 
 

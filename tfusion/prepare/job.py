@@ -322,8 +322,9 @@ def _skipped(source: str, rejected: Sequence[raw.Rejected]) -> str:
   if not lost:
     return ""
   known = readers.KNOWN.get(source.partition(":")[0])
+  count = sum(one.amount.documents for one in lost)
   return (
-    f"; {len(lost):,} skipped: {examples(lost)}"
+    f"; {count:,} skipped: {examples(lost)}"
     f"{f'. What is read: {known}' if known else ''}"
   )
 
