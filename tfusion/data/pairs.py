@@ -41,6 +41,7 @@ BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP begi
 EXPECTED = 'expected {"file": ..., "caption": ...}'
 KINDS = {
   "NoneType": "null",
+  "bytes": "bytes; write it as text",
   "bool": "true or false",
   "int": "a number",
   "float": "a number",
