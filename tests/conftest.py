@@ -1,4 +1,4 @@
-"""What all tests share: which machines they need, and a quiet start of JAX."""
+"""What all tests share: which are fast, which machines they need, how JAX starts."""
 
 import glob
 import importlib.util
@@ -12,6 +12,13 @@ LIBTPU = importlib.util.find_spec("libtpu") is not None
 # here, and libtpu reports at length that there is none.
 if LIBTPU and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses among them
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if not item.get_closest_marker("slow"):
+      item.add_marker(pytest.mark.fast)
 
 
 def pytest_runtest_setup(item):

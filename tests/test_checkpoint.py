@@ -171,6 +171,7 @@ def test_restore_onto_another_mesh_is_exact(tmp_path):
   assert finish(start(code, tmp_path, devices=8)).endswith("exact\n")
 
 
+@pytest.mark.slow
 def test_lanes_of_two_processes_restore_on_two_and_on_one(tmp_path):
   code = """
     import pathlib, sys
@@ -264,6 +265,7 @@ def test_another_tree_is_refused_by_name_and_not_called_corrupt(
     assert checkpoints.restore(TARGET).step == 1
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_in_any_file_is_noticed(tmp_path):
   save_steps(tmp_path, 1, 2)
   pick = random.Random(0)

@@ -19,7 +19,7 @@ from PIL import Image
 from tfusion import checkpoint, cli
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
-from tfusion.training import loop
+from tfusion.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = str(ROOT / "experiments" / "digits.py")
@@ -368,6 +368,7 @@ def get_config(arg=""):
   jax.config.update(quick, before)
 
 
+@pytest.mark.slow
 def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
   tiny_run, tmp_path
 ):
@@ -383,6 +384,7 @@ def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
   assert "In grey: the reference run of old" in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 @pytest.mark.parametrize("what", ["checkpoints", "metrics.jsonl"])
 def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on(
@@ -414,20 +416,23 @@ def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on
   assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
   tiny_run, tmp_path, capsys, monkeypatch
 ):
   before = set(multiprocessing.active_children())
+  take, taken = pipeline.HostBatches.__next__, []
 
-  def kill_workers(*_):
+  def take_and_kill(self):
+    taken.append(take(self))
     for worker in set(multiprocessing.active_children()) - before:
       os.kill(worker.pid, signal.SIGKILL)
-    return "killed"
+    return taken[-1]
 
   late = ["--config.train.steps=20", "--config.train.save_every_steps=20"]
   late += ["--config.train.eval_every_steps=20"]
   with monkeypatch.context() as killing:
-    killing.setattr(loop, "_progress_line", kill_workers)
+    killing.setattr(pipeline.HostBatches, "__next__", take_and_kill)
     assert cli.main([*tiny_run, *late, "--config.data.workers=1"]) == 2
   out, err = capsys.readouterr()
   (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]
@@ -451,6 +456,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_run_that_nobody_reads_any_more_saves_and_stops(
   tiny_run, tmp_path, interrupted

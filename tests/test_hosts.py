@@ -14,6 +14,8 @@ import tiny
 from tfusion import cli
 from tfusion.training import loop
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 # A whole run: updates on a mesh over both hosts, a checkpoint, pictures, judging.
 SMALLEST = [

@@ -14,7 +14,7 @@ from tfusion import autoencoder_config
 from tfusion import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGE = ROOT / "tfusion"
+PACKAGE, TESTS = ROOT / "tfusion", ROOT / "tests"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
@@ -175,6 +175,21 @@ def test_rows_and_pages_are_made_without_a_model_even_by_a_detour(start):
     assert not libraries & {"jax", "flax"}, f"{start} reaches {name}"
 
 
+# What the program does as a whole, over many rooms.
+END_TO_END = "damaged_files docs hosts house init python_page readme resuming walk".split()
+
+
+def test_tests_stand_in_the_tree_of_what_they_test():
+  for path in TESTS.rglob("test_*.py"):
+    room = path.parent.relative_to(TESTS)
+    assert (PACKAGE / room).is_dir(), f"{path} is in no room of the package"
+    if path.parent == TESTS:
+      name = path.stem.removeprefix("test_")
+      known = (PACKAGE / f"{name}.py").is_file() or name in END_TO_END
+      assert known, f"{path}: a test of a room stands in its directory"
+  assert all(list(TESTS.glob(f"test_{name}.py")) for name in END_TO_END)
+
+
 def test_no_file_imports_itself_by_a_detour():
   graph = {name: imported_files(name) for name in SOURCES}
   order = list(graphlib.TopologicalSorter(graph).static_order())
@@ -206,6 +221,21 @@ def test_every_library_is_a_requirement():
       if library not in sys.stdlib_module_names | {"tfusion"}:
         needed = REQUIREMENT_OF.get(library, library)
         assert needed in required, f"{name} imports {library}"
+
+
+def test_the_same_linters_are_pinned_everywhere_and_come_before_the_tests():
+  setup, run = (ROOT / "setup.py").read_text(), (ROOT / ".ci" / "run").read_text()
+  pins = dict(re.findall(r'"(mypy|ruff)==([\d.]+)"', setup))
+  assert set(pins) == {"mypy", "ruff"}
+  hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+  pinned = re.findall(r"\[(\w+)==([\d.]+)\]", hooks)
+  assert len(pinned) == hooks.count("language: python") > 0
+  assert all(pins[name] == version for name, version in pinned)
+  # mypy reads the types of the libraries, and so is the one that is installed here.
+  assert "entry: python -m mypy" in hooks
+  commands = run.splitlines()
+  checks = ("ruff check .", "ruff format --check .", "mypy", "pytest")
+  assert [line for line in commands if line in checks] == list(checks)
 
 
 def test_every_directory_is_a_package_that_setup_finds():

@@ -115,6 +115,7 @@ def test_a_process_that_has_the_number_of_a_dead_owner_is_not_taken_for_it(
     own.check()
 
 
+@pytest.mark.slow
 def test_another_machines_run_that_lives_is_refused_when_its_heart_beats(
   tmp_path, owner, monkeypatch
 ):

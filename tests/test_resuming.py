@@ -23,6 +23,8 @@ from tfusion.data.pipeline import HostBatches
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import suite
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = {
   "train": """
 from tfusion import config as config_lib

@@ -14,8 +14,13 @@ from attention.rows import jit
 
 from tfusion.attention import attend, attend_with_lse, chunked, intervals
 
-IMPLEMENTATIONS = ("dense", "chunked", "chunked in tiles", "gpu", "tpu")
 KERNELS = ("gpu", "tpu")  # interpreted; they do not take every head dim
+IMPLEMENTATIONS = (
+  "dense",
+  "chunked",
+  "chunked in tiles",
+  *(pytest.param(name, marks=pytest.mark.slow) for name in KERNELS),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -510,6 +515,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_of_eight_devices_gives_the_numbers_of_one():
   env = dict(os.environ, JAX_PLATFORMS="cpu")
   env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 PROMISES = Path(__file__).with_name("ring_on_eight_devices.py")
 
 

@@ -72,6 +72,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case[:6])))
 def test_outputs_and_gradients_are_those_of_dense(case):
   b, q, k, h, n, d, soft_cap, dtype, intervals_of, blocks = case
@@ -181,6 +182,7 @@ def simulated(cores: int):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cores", (1, 2))
 def test_no_race_no_read_out_of_bounds_and_none_of_unwritten_memory(cores):
   rng = np.random.default_rng(7)

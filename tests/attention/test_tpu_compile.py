@@ -9,7 +9,7 @@ import json
 import pytest
 from attention import tpu_programs
 
-pytestmark = pytest.mark.libtpu
+pytestmark = [pytest.mark.libtpu, pytest.mark.slow]
 GENERATIONS = list(tpu_programs.PROGRAMS)
 
 

@@ -18,6 +18,8 @@ from tfusion.autoencoder import codec, loop, step
 from tfusion.autoencoder.images import ImageBatches
 from tfusion.evaluate.reconstructions import Reconstructions
 
+pytestmark = pytest.mark.slow
+
 VAE = tiny_autoencoder.config(optim__ema_decay=0.9)  # the adversary begins at step 2
 VALUES = ("metrics.jsonl", "validation.jsonl", "autoencoder.safetensors")
 

@@ -51,6 +51,7 @@ def is_same(a, b) -> bool:
   return all(jax.tree.leaves(same))
 
 
+@pytest.mark.slow
 def test_neither_net_gets_a_gradient_from_the_others_loss_and_terms_add_up(start):
   def both(params, other, x):
     terms, made = step_lib.losses(
@@ -78,6 +79,7 @@ def test_neither_net_gets_a_gradient_from_the_others_loss_and_terms_add_up(start
   assert mean.perceptual == pytest.approx(float(np.mean(far_b)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_before_its_start_the_adversary_is_nothing_at_all(start, step):
   new, metrics = step(start, images())
   assert metrics["loss_generator"] == metrics["loss_discriminator"] == 0

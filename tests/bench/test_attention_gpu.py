@@ -23,6 +23,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_prints_every_program_or_why_not():
   done = run("--smoke")
   assert done.returncode == 0, done.stderr[-2000:]

@@ -241,6 +241,21 @@ def test_a_split_by_hash_is_fixed_disjoint_and_about_a_twentieth():
     assert 1 <= len(choose({f"{i}.png" for i in range(count)})) < count
 
 
+def test_folders_that_sound_held_out_and_are_trained_on_are_named(tmp_path, caplog):
+  root = tmp_path / "in"
+  for i in range(30):
+    add(root, f"train/{i}.png")
+    add(root, f"holdout/{i}.png")
+    add(root, f"latest/{i}.png")
+  train, test = open_both(root, tmp_path)
+  assert any(p.file.startswith("holdout/") for p in train._own)
+  assert "for testing: holdout (" in train.advice() and "latest" not in train.advice()
+  assert test.advice() == ""
+  add(root, "test/1.png")
+  (root / "holdout").rename(root / "val")
+  assert [s.advice() for s in open_both(root, tmp_path)] == ["", ""]
+
+
 def test_images_are_decoded_once_per_state_of_the_folder(photos, tmp_path, monkeypatch):
   decoded = []
 

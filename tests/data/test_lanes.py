@@ -125,6 +125,7 @@ def test_another_seed_gives_another_order(tokenizer):
   assert np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio, rows", [(1.0, 10_000), (2.5, 6_000)])
 def test_text_and_image_elements_keep_their_ratio(corpus, ratio, rows):
   config = changed(data=dict(text_per_patch=ratio))
@@ -159,6 +160,7 @@ def live_share(row):
   return np.mean(row.hi_l >= row.lo_l)
 
 
+@pytest.mark.slow
 def test_captions_come_first_and_are_dropped_as_often_as_asked(tokenizer):
   config = changed(
     data=dict(caption_first=0.7, caption_dropout=0.2),
@@ -382,6 +384,7 @@ def test_a_sample_depends_on_seed_source_document_and_span_alone(tokenizer):
   np.testing.assert_array_equal(dealt, whole)
 
 
+@pytest.mark.slow
 def test_images_in_codes_count_as_images_in_the_mixture(tokenizer):
   codes = sequence.Codes(np.arange(300, 330, dtype=np.int32))
   source = Given("codes", (("7", codes), ("8", codes)) * 20)

@@ -89,6 +89,7 @@ def test_a_run_goes_on_bit_by_bit_on_another_host_count(corpus, expected, stop, 
   assert {str(k): s for k, s in after.items()} == states[stop + 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers, stop", [(1, 3), (2, 0)])
 def test_worker_processes_change_no_batch_and_no_state(corpus, expected, workers, stop):
   batches, states = expected
@@ -105,6 +106,7 @@ def test_worker_processes_change_no_batch_and_no_state(corpus, expected, workers
     data.close()
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_an_error_and_the_run_can_go_on(corpus, expected):
   data = HostBatches(corpus, changed(workers=1), host=0, hosts=1)
   before = set(multiprocessing.active_children())

@@ -205,6 +205,7 @@ def test_the_vocabulary_holds_the_codes_above_the_text(tmp_path):
   assert prepared.codebook(corpus.train) == 16
 
 
+@pytest.mark.slow
 def test_a_worker_process_reads_the_same_rows_from_shards(tmp_path):
   tiny_shards.make(tmp_path / "a", kind="mean_logvar")
   config = run([f"shards:{tmp_path / 'a'}"])

@@ -221,6 +221,7 @@ def size(spans):
   return sequence.element_count(tuple(spans), patches_per_image=PATCHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "c",
   [
@@ -241,6 +242,7 @@ def test_cached_equals_uncached_whatever_the_order(params, forward, c):
   assert {"boi", "full"} <= set(ends)  # the model switched to an image by itself, too
 
 
+@pytest.mark.slow
 def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
   """A finished image stands in the cache clean, between its BOI and its EOI."""
   c = sampling(sampler="ddpm", guidance=3.0)
@@ -321,6 +323,7 @@ def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
   assert len(found) == 2  # for the loop, and for the clean image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [1, 8])
 def test_decoding_works_where_the_cache_lies(unroll):
   """Given the cache's memory to keep, no phase makes room for a second one."""
@@ -362,6 +365,7 @@ def test_decoding_works_where_the_cache_lies(unroll):
     assert memory.temp_size_in_bytes < room * size
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_others_or_their_number(params):
   c = sampling(sampler="ddpm", guidance=3.0)
   prompts = make_prompts()
@@ -375,6 +379,7 @@ def test_a_row_does_not_depend_on_the_others_or_their_number(params):
       )
 
 
+@pytest.mark.slow
 def test_rows_with_the_same_prompt_differ_by_their_place(params):
   c = sampling(sampler="ddpm", guidance=3.0)
   made = run(c, params, [(Blank(),)] * 3)
@@ -453,6 +458,7 @@ def with_limit(params, max_elements):
   return run(c, params, [()] * 8)
 
 
+@pytest.mark.slow
 def test_a_row_may_end_exactly_at_the_limit(params):
   rows = with_limit(params, LIMIT)
   row = next(i for i, g in enumerate(rows) if g.finished and len(g.spans[-1].ids) > 1)
@@ -462,6 +468,7 @@ def test_a_row_may_end_exactly_at_the_limit(params):
     assert (got.finished, size(got.spans)) == (finished, limit)
 
 
+@pytest.mark.slow
 def test_an_image_may_end_exactly_at_the_limit(params):
   rows = with_limit(params, LIMIT)
   row = next(i for i, g in enumerate(rows) if isinstance(g.spans[1], Image))
@@ -524,6 +531,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_mesh_of_eight_devices_generates_what_one_does():
   tests = pathlib.Path(__file__).parents[1]
   paths = [str(p) for p in (tests.parent, tests, tests / "generate")]

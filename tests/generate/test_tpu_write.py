@@ -55,6 +55,7 @@ print(json.dumps(dict(
 """
 
 
+@pytest.mark.slow
 def test_a_token_is_written_where_the_cache_lies_and_read_by_the_kernel():
   env = os.environ | aot.ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
   done = subprocess.run(

@@ -101,6 +101,22 @@ def test_lists_of_pictures_in_parquet_come_with_their_text(tmp_path):
   assert kept(found)[3].spans == ("two of 3", png(6), png(6))
 
 
+def test_times_and_one_bad_text_in_parquet_cost_no_other_row(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet as parquet_lib
+
+  texts = [b"a"] * 9 + [b"caf\xe9"] + [b"b"] * 60
+  binary = pyarrow.array(texts, pyarrow.binary())
+  text = pyarrow.Array.from_buffers(pyarrow.string(), len(texts), binary.buffers())
+  # Nanoseconds that no datetime of Python holds.
+  when = pyarrow.array([1] * len(texts), pyarrow.duration("ns"))
+  table = pyarrow.table({"text": text, "when": when})
+  parquet_lib.write_table(table, tmp_path / "a.parquet")
+  found = read(f"parquet:{tmp_path}")
+  assert reasons(found) == {"a.parquet@0.9": raw.UNREADABLE}
+  assert len(kept(found)) == 69
+
+
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.{}"])
 def test_a_compressed_archive_is_read_whatever_it_is_called(tmp_path, kind, name):
@@ -134,6 +150,70 @@ def test_a_tar_lists_members_that_its_documents_leave_unused(tmp_path):
     "a.tar/0.txt": Amount(0, 0, 1),
     "a.tar/1.more.txt": Amount(0, 0, 1),
   }
+
+
+def test_what_the_json_of_a_tar_holds_beside_the_caption_is_counted(tmp_path):
+  members = {}
+  rows = [
+    {"caption": "shade 0", "alt": "a red square", "url": "https://x.org/0.png"},
+    {"caption": "another than the .txt", "id": "a b"},
+    {"text": "shade 2", "caption": " shade 2"},
+  ]
+  for i, row in enumerate(rows):
+    members |= {f"{i}.png": png(i), f"{i}.json": json.dumps(row).encode()}
+    members |= {f"{i}.txt": f"shade {i}".encode()}
+  tar(tmp_path / "a.tar", members)
+  found = read(f"tar:{tmp_path}")
+  assert [d.spans[0] for d in kept(found)] == ["shade 0", "shade 1", "shade 2"]
+  lost = [d for d in found.values() if isinstance(d, Rejected)]
+  assert [(d.reason, d.detail) for d in lost] == [
+    (raw.UNREAD, '".json\'s caption" in 1 row'),
+    (raw.UNREAD, "'alt' in 1 row"),
+  ]
+  assert {d.amount for d in lost} == {Amount(0, 0, 1)}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_what_lies_behind_the_end_of_an_archive_is_told_of(tmp_path, mode):
+  path = tar(tmp_path / "a.tar", {"0.png": png(), "0.txt": b"first"}, mode)
+  assert not reasons(read(f"tar:{tmp_path}"))
+  more = tar(tmp_path / "b.tar", {"1.png": png(), "1.txt": b"second"}, mode)
+  path.write_bytes(path.read_bytes() + more.read_bytes())
+  more.unlink()
+  found = read(f"tar:{tmp_path}")
+  assert [d.spans[0] for d in kept(found)] == ["first"]
+  (lost,) = (d for d in found.values() if isinstance(d, Rejected))
+  assert lost.reason == raw.UNREADABLE and "more behind its end" in lost.detail
+
+
+def test_a_list_of_captions_in_a_tar_is_called_one(tmp_path):
+  members = {"0.png": png(), "0.json": b'{"caption": ["a", "b"]}'}
+  tar(tmp_path / "a.tar", members)
+  (lost,) = read(f"tar:{tmp_path}").values()
+  assert "whose caption is a list; give each its own line" in lost.detail
+
+
+def test_columns_that_are_not_read_are_counted_by_split_wherever_they_begin(tmp_path):
+  rows = [{"text": f"a {i}"} for i in range(30)]
+  rows += [{"text": "a", "alt": "two words", "split": s} for s in ("train", "test")]
+  lines(tmp_path / "a.jsonl", rows)
+  table = [{"input": "0.png", "instruction": "a", "output": "0.png", "alt": "b c"}] * 9
+  (tmp_path / "0.png").write_bytes(png())
+  lines(tmp_path / "e" / "a.jsonl", table)
+  (tmp_path / "e" / "0.png").write_bytes(png())
+  header = "input,instruction,output,alt\n"
+  (tmp_path / "e" / "b.csv").write_text(header + "0.png,a,0.png,b c\n" * 9)
+  parquet(tmp_path / "p" / "a.parquet", [{"text": "a", "alt": "b c"}] * 9)
+  for spec, count in (
+    (f"jsonl:{tmp_path / 'a.jsonl'}", 2),
+    (f"edits:{tmp_path / 'e'}", 18),
+    (f"parquet:{tmp_path / 'p'}", 9),
+  ):
+    lost = [d for d in read(spec).values() if isinstance(d, Rejected)]
+    assert {d.reason for d in lost} == {raw.UNREAD}
+    assert sum((d.amount for d in lost), Amount()) == Amount(0, 0, count)
+  lost = [d for d in read(f"jsonl:{tmp_path / 'a.jsonl'}").values()]
+  assert sum(d.test for d in lost if isinstance(d, Rejected)) == 1
 
 
 # Held out by name.
@@ -224,7 +304,10 @@ def test_an_unknown_column_is_refused_before_any_work(
   (lines if kind == "jsonl" else parquet)(tmp_path / f"rows.{kind}", rows)
   out = tmp_path.parent / f"{tmp_path.name}-out"
   said = refused(f"{kind}:{tmp_path}", out, tokenizer=tokenizer if given else "")
-  assert f"{column!r} may be a text and is not read; rename it to 'text'" in said
+  how = "rename it to 'text'"
+  if column == "captions":
+    how = "give each text a row of its own, as 'text'"
+  assert f"{column!r} may be a text and is not read; {how}" in said
   assert (
     f"rows.{kind}" in said and f"columns are {sorted(['image', column, 'id'])}" in said
   )
@@ -275,6 +358,41 @@ def gzipped_lines(root):
   (root / "a.jsonl").write_bytes(gzip.compress(b'{"text": "a"}\n' * 9))
 
 
+def old_mac_lines(root):
+  (root / "a.jsonl").write_bytes(b'{"text": "a"}\r' * 9)
+
+
+def unmarked_lines(root):
+  (root / "a.jsonl").write_bytes(('{"text": "a"}\n' * 9).encode("utf-16-le"))
+
+
+EDIT = b"input,instruction,output\n0.png,make it red,1.png\n"
+
+
+def open_quote(root):
+  (root / "a.csv").write_bytes(EDIT + b'0.png,"make it,1.png\n' + EDIT * 9)
+
+
+def twice(root):
+  (root / "a.csv").write_bytes(EDIT.replace(b"output", b"output,instruction", 1))
+
+
+def only_a_header(root):
+  (root / "a.csv").write_bytes(EDIT.partition(b"\n")[0])
+
+
+def semicolons(root):
+  (root / "a.csv").write_bytes(EDIT.replace(b",", b";"))
+
+
+def twice_in_parquet(root):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet as parquet_lib
+
+  table = pyarrow.Table.from_arrays([["a"], ["b"]], names=["text", "text"])
+  parquet_lib.write_table(table, root / "a.parquet")
+
+
 def wide_lines(root):
   (root / "a.jsonl").write_bytes(('{"text": "a"}\n' * 9).encode("utf-16"))
 
@@ -315,6 +433,13 @@ def latin_texts(root):
     ("jsonl", several_lines, ["a.jsonl has objects over several lines"]),
     ("jsonl", gzipped_lines, ["a.jsonl is compressed by gzip; unpack it"]),
     ("jsonl", wide_lines, ["a.jsonl is UTF-16", "save it as UTF-8"]),
+    ("jsonl", unmarked_lines, ["as UTF-16 without a mark", "save it as UTF-8"]),
+    ("jsonl", old_mac_lines, ["a.jsonl has lines that end with CR alone; save it"]),
+    ("edits", open_quote, ['a.csv: row 2 opens a quote (") that is never closed']),
+    ("edits", twice, ["a.csv has several columns called 'instruction'; rename"]),
+    ("edits", only_a_header, ["a.csv has columns and no rows"]),
+    ("edits", semicolons, ["up to each comma, are ['input;instruction;output']"]),
+    ("parquet", twice_in_parquet, ["has several columns called 'text'; rename"]),
     ("jsonl", lost_images, ["9 no such image", "gone0.png", "What is read"]),
     ("jsonl", blank_texts, ["9 text is empty", "What is read"]),
     ("jsonl", null_texts, ["9 its text is missing", "'text'"]),

@@ -87,6 +87,7 @@ def undisturbed(photos, tmp_path_factory):
   return bytes_of(out)
 
 
+@pytest.mark.slow
 def test_a_job_killed_ten_times_leaves_the_bytes_of_one_left_alone(
   photos, undisturbed, tmp_path
 ):
@@ -115,6 +116,7 @@ def test_a_job_killed_ten_times_leaves_the_bytes_of_one_left_alone(
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_two_worker_processes_write_the_same_bytes(photos, undisturbed, tmp_path):
   out = tmp_path / "shards"
   subprocess.run(
@@ -123,6 +125,7 @@ def test_two_worker_processes_write_the_same_bytes(photos, undisturbed, tmp_path
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_worker_process_that_is_killed_stops_the_job_and_not_the_next(
   photos, undisturbed, tmp_path
 ):
@@ -247,6 +250,7 @@ def test_a_job_of_another_schema_is_refused_by_name(photos, undisturbed, tmp_pat
     job.prepare(request(photos, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_second_job_is_refused_while_one_runs_and_takes_nothing_from_it(
   photos, undisturbed, tmp_path, monkeypatch
 ):
@@ -326,6 +330,7 @@ def tiny_autoencoder(path, *, codes):
   return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean", "mean_logvar", "codes"])
 def test_an_autoencoder_gives_latents_or_codes_with_their_scale(photos, tmp_path, kind):
   path, out = tmp_path / "autoencoder.safetensors", tmp_path / "shards"
@@ -449,6 +454,7 @@ def test_a_tokenizer_is_trained_on_training_texts_alone(photos, tmp_path):
     job.sample_texts([], "jsonl:rows")
 
 
+@pytest.mark.slow
 def test_the_command_prepares_and_says_what_became_of_the_documents(tmp_path, capsys):
   out = tmp_path / "digits"
   args = ["prepare", "--source", "digits", "--out", str(out)]

@@ -145,6 +145,59 @@ def test_a_name_that_may_be_the_missing_half_is_not_passed_over(row):
   assert found.amount.images and found.amount.texts
 
 
+@pytest.mark.parametrize(
+  ("row", "how"),
+  [
+    ({"texts": ["a"], "image": "a.png"}, "only 'images' is read beside 'texts'"),
+    ({"spans": [{"text": "a"}], "image": "a.png"}, "put it into 'spans'"),
+    ({"image": "a.png", "captions": ["b", "c"]}, "give each text a row of its own"),
+    ({"image": "a.png", "messages": [{"role": "user"}]}, "give each text a row"),
+    ({"text": "a", "imgs": ["a.png"]}, "rename it to 'images'"),
+    ({"text": "a", "img": "a.png"}, "rename it to 'image'"),
+  ],
+)
+def test_the_advice_on_a_name_can_be_followed(row, how):
+  said = read(row).detail
+  assert how in said, said
+  for name in row:
+    assert f"rename it to {name!r}" not in said
+
+
+@pytest.mark.parametrize(
+  ("name", "why"),
+  [
+    ("https://x.org/a.png", "download the image"),
+    ("data:image/png;base64,iVBORw0KGgo", "is the image itself"),
+    ("/9j/4AAQSkZJRgABAQ", "is the image itself"),
+    (".\\photos\\a.png", "write / between folders"),
+    ("gone.png", "gone.png"),
+  ],
+)
+def test_an_image_that_is_not_there_says_what_its_name_may_be_instead(name, why):
+  for value in (name, {"path": name, "bytes": None}):
+    found = read({"text": "a", "image": value})
+    assert found.reason == raw.NO_IMAGE and why in found.detail
+
+
+def test_what_used_rows_hold_under_names_that_are_not_read_is_counted():
+  passed = rows.Passed()
+  for row in (
+    {"text": "a", "image": "a.png", "alt": "a red square", "img": "b.png"},
+    {"text": "a", "image": "a.png", "alt": "a blue one", "split": "test"},
+    {"texts": ["a"], "caption": "another", "image": "b.png"},
+    {"text": "a", "image": "a.png", "alt": ["x", None, "y"], "image2": None},
+    # Neither is one of these, nor is the address of the image itself.
+    {"text": "a", "image": "a.png", "url": "https://x.org/a.png", "id": "a b", "w": 3},
+    {"text": "a", "image": "gone.png", "alt": "goes with its row"},
+  ):
+    passed.look(row, read(row))
+  assert [(r.reason, r.detail, r.amount, r.test) for r in passed.rejected()] == [
+    (raw.UNREAD, "'alt' in 2 rows", Amount(0, 0, 3), False),
+    (raw.UNREAD, "'alt' in 1 row", Amount(0, 0, 1), True),
+    (raw.UNREAD, "'img' in 1 row", Amount(0, 1, 0), False),
+  ]
+
+
 def test_an_address_is_to_be_downloaded_first():
   found = read({"text": "a", "url": "https://x.org/a.jpg"})
   assert "download it, name the file as 'image'" in found.detail
@@ -162,13 +215,26 @@ def test_an_address_is_to_be_downloaded_first():
     ({"text": "a", "split": "some"}, '"split" is'),
     ({"words": "a"}, "has ['words']"),
     ([1], "a list"),
-    ("text", "a str"),
-    (None, "a NoneType"),
+    ("text", "a text"),
+    (None, "null"),
+    ({"text": b"a", "image": "a.png"}, "bytes; write it as text"),
+    ({"text": 7, "image": "a.png"}, "text is '7', a number"),
+    ({"text": "a", "images": "a.png"}, "a list is needed, or 'image'"),
+    ({"texts": "a", "images": ["a.png"]}, "texts are 'a'"),
+    ({"texts": 7}, "texts are '7', a number; a list is needed"),
+    ({"texts": ["a"], "images": ["a.png", "b.png"]}, "has 1 texts and 2 images"),
+    ({"spans": ["a"]}, "a span is 'a'"),
+    ({"spans": 7}, "spans are '7', a number"),
+    ({"spans": [{"text": "a", "weight": [1]}]}, "weight is [1]; a number"),
+    ({"spans": [{"text": "a", "weight": 10**400}]}, "a number from 0 on is needed"),
+    ({"spans": [{"text": "a", "weight": float("nan")}]}, "weight is nan"),
   ],
 )
 def test_a_row_in_no_layout_says_what_it_has(row, says):
   found = read(row)
-  assert found.reason == raw.BAD_LAYOUT and says in found.detail
+  assert found.reason == raw.BAD_LAYOUT and says in found.detail, found.detail
+  for word in ("Error", "object has", "argument", "NoneType", "'str'"):
+    assert word not in found.detail
 
 
 def test_a_row_is_held_out_by_its_split_or_by_where_its_image_lies():

@@ -18,6 +18,8 @@ from tfusion.data import pipeline
 from tfusion.data.shards.manifest import load
 from tfusion.prepare import job
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("apache_beam")
 
 EXPERIMENT = str(pathlib.Path(__file__).parents[2] / "experiments" / "folder.py")

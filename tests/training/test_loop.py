@@ -28,6 +28,8 @@ from tfusion.config import Config
 from tfusion.training import log, loop
 from tfusion.training.optim import make_schedule
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(loop.__file__).parents[2]
 STEPS, SAVES, EVALS = 12, 2, 6
 FILES = ("metrics.jsonl", "validation.jsonl")

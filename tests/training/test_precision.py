@@ -61,6 +61,7 @@ def errors(narrow, wide) -> dict[str, float]:
   return found
 
 
+@pytest.mark.slow
 def test_every_gradient_of_the_model_in_bfloat16_is_near_that_in_float32():
   with tiny.one_device():
     batch = tiny.put(many_patches())

@@ -403,6 +403,7 @@ def test_bad_numbers_in_an_empty_slot_or_under_padding_change_no_bit(stepper, st
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16_moves_parameters_that_stay_float32(stepper, start):
   low = dict(model__dtype="bfloat16", optim__warmup_steps=0)
   step = functools.partial(train_step, tiny.config(optim__ema_decay=0.9, **low))
@@ -428,6 +429,7 @@ def test_training_on_one_batch_lowers_its_loss(stepper, start):
   assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_accumulating_over_parts_changes_no_gradient(params):
   batch = tiny.put(tiny.batch(CONFIG))
   # Parts hold different counts of tokens and images: a mean of means would differ.
@@ -528,6 +530,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does_on_every_mesh():
   paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
   done = subprocess.run(

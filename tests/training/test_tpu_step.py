@@ -14,7 +14,7 @@ import pytest
 
 from tfusion.bench.tpu import aot
 
-pytestmark = pytest.mark.libtpu
+pytestmark = [pytest.mark.libtpu, pytest.mark.slow]
 ROW = 4096
 
 STEP = """

@@ -87,17 +87,15 @@ def document(
         names += [name] if isinstance(name, str) else []
         value = _image(value, image)
       elif not isinstance(value, str):
-        raise TypeError(f"text is {str(value)[:100]!r}")
-      if not 0 <= float(weight) < math.inf:
-        raise ValueError(f"weight is {weight}")
+        raise ValueError(f"text is {_quoted(value)}")
       spans.append(value)
-      weights.append(float(weight))
+      weights.append(_weight(weight))
     if row.get("split") is not None:
       heldout.is_split_named(row["split"])
   except _Lost as error:
     reason, detail = error.args
-  except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-    reason, detail = raw_lib.BAD_LAYOUT, f"{type(error).__name__}: {error}"
+  except ValueError as error:
+    reason, detail = raw_lib.BAD_LAYOUT, str(error)
   try:
     test = heldout.is_split_named(row["split"])
   except (KeyError, TypeError, ValueError):
@@ -126,10 +124,42 @@ def unread(row: Any) -> list[str]:
   return sorted(k for k, v in row.items() if v is not None and k not in used)
 
 
+class Passed:
+  """Texts and images that stand in used documents under names that are not read."""
+
+  def __init__(self):
+    """Has met nothing yet."""
+    # By name and split: what it was in all, in how many rows, and the first of them.
+    self._met: dict[tuple[str, bool], tuple[Amount, int, str]] = {}
+
+  def look(self, row: Any, document: Raw | Rejected) -> None:
+    """Counts what a row holds beside what its document took."""
+    if isinstance(document, Rejected):
+      return  # all of it was counted there
+    for name in unread(row):
+      kind = _looks(name, row[name])
+      # An address beside an image is that of the same one.
+      if not kind or (kind == "image" and _words(name) & OTHER_WORDS):
+        continue
+      value = row[name]
+      count = sum(v is not None for v in value) if isinstance(value, list) else 1
+      key = name, document.test
+      amount, rows, first = self._met.get(key, (Amount(), 0, document.id))
+      one = Amount(0, count) if kind == "image" else Amount(0, 0, count)
+      self._met[key] = amount + one, rows + 1, first
+
+  def rejected(self) -> Iterator[Rejected]:
+    """Yields an entry for each name; its id is that of the first document."""
+    for (name, test), (amount, rows, first) in sorted(self._met.items()):
+      detail = f"{name!r} in {rows:,} row{'s' * (rows != 1)}"
+      yield Rejected(f"{first} {name!r}", raw_lib.UNREAD, detail, amount, test)
+
+
 def _spans(row: Any) -> Iterator[tuple[str, Any, float]]:
   """(text or image, value, weight) of each span; raises _Lost in the end."""
   if not isinstance(row, dict):
-    raise TypeError(f"a {type(row).__name__} instead of names and values")
+    what = pairs.KINDS.get(type(row).__name__, "a text").partition(";")[0]
+    raise ValueError(f"{what} instead of names and values")
   layout, found = _layout(row), {"text": 0, "image": 0}
   for kind, value, weight in layout(row):
     found[kind] += 1
@@ -156,8 +186,10 @@ def _layout(row: dict) -> Callable[[dict], Iterator[tuple[str, Any, float]]]:
 
 def _in_order(row: dict) -> Iterator[tuple[str, Any, float]]:
   if not isinstance(row["spans"], list):
-    raise TypeError("spans are no list")
+    raise ValueError(f"spans are {_quoted(row['spans'])}; a list is needed")
   for span in row["spans"]:
+    if not isinstance(span, dict):
+      raise ValueError(f'a span is {_quoted(span)}; write {{"text": ...}}')
     given = {key for key, value in span.items() if value is not None}
     kinds = given & {"text", "image"}
     if len(kinds) != 1 or any(_looks(k, span[k]) for k in given - {*kinds, "weight"}):
@@ -168,11 +200,16 @@ def _in_order(row: dict) -> Iterator[tuple[str, Any, float]]:
 
 
 def _in_step(row: dict) -> Iterator[tuple[str, Any, float]]:
-  texts = row["texts"]
-  images = row.get("images") or [None] * len(texts)
-  if not isinstance(texts, list) or not isinstance(images, list):
-    raise TypeError("texts or images are no list")
-  for text, image in zip(texts, images, strict=True):
+  texts, images = row["texts"], row.get("images")
+  for name, value in (("texts", texts), ("images", images)):
+    if value and not isinstance(value, list):
+      raise ValueError(f"{name} are {_quoted(value)}; a list is needed")
+  images = images or [None] * len(texts)
+  if len(images) != len(texts):
+    raise ValueError(
+      f"has {len(texts)} texts and {len(images)} images; let null hold a place"
+    )
+  for text, image in zip(texts, images):
     if text is not None:
       yield "text", text, 1.0
     if image is not None and image != "":
@@ -208,7 +245,7 @@ def _images(row: dict) -> list[Any]:
     raise ValueError('has "image" and "images"; keep one of the columns')
   if several is not None:
     if not isinstance(several, list):
-      raise TypeError("images are no list")
+      raise ValueError(f"images are {_quoted(several)}; a list is needed, or 'image'")
     return several
   if "image" in row or "images" in row:
     return [] if single is None else [single]
@@ -242,7 +279,7 @@ def _require_whole(row: dict, layout: Callable, found: dict[str, int]) -> None:
   for kind in promised:
     names = [key for key in left if _looks(key, row[key]) == kind]
     if not found[kind] and names:
-      raise _Lost(raw_lib.UNKNOWN, _advice(kind, names, row))
+      raise _Lost(raw_lib.UNKNOWN, _advice(kind, names, row, layout))
   if not found["text"] and not found["image"]:
     raise ValueError(f"has {sorted(row)}")
 
@@ -252,13 +289,39 @@ def _promises(row: dict, key: str) -> bool:
   return not row[key] and (key == "file_name" or "caption" in row)
 
 
-def _advice(kind: str, names: list[str], row: dict) -> str:
+def _advice(kind: str, names: list[str], row: dict, layout: Callable) -> str:
   """What to do with names that are not read, of what may be a text or an image."""
-  what = "a text" if kind == "text" else "an image"
-  said = f"{', '.join(map(repr, names))} may be {what} and is not read; rename it to"
-  if any(str(row[name]).startswith(("http://", "https://")) for name in names):
-    said = said.replace("rename it to", "download it, name the file as")
-  return f"{said} {kind!r}, or leave it out"
+  what, values = "a text" if kind == "text" else "an image", [row[n] for n in names]
+  how = f"rename it to {kind!r}"
+  if layout is _in_order:
+    how = "put it into 'spans'"
+  elif layout is _in_step:
+    how = f"only '{kind}s' is read beside 'texts': put it there"
+  elif any(str(value).startswith(("http://", "https://")) for value in values):
+    how = f"download it, name the file as {kind!r}"
+  elif kind == "text" and not all(isinstance(value, str) for value in values):
+    how = "give each text a row of its own, as 'text'"
+  elif kind == "image" and any(isinstance(value, list) for value in values):
+    how = "rename it to 'images'"
+  named = ", ".join(map(repr, names))
+  return f"{named} may be {what} and is not read; {how}, or leave it out"
+
+
+def _quoted(value: Any) -> str:
+  """A value and what it is, for messages."""
+  what = pairs.KINDS.get(type(value).__name__, type(value).__name__)
+  return f"{str(value)[:100]!r}, {what}"
+
+
+def _weight(value: Any) -> float:
+  """The weight of a span: finite, and not below 0."""
+  try:
+    weight = float(value)
+  except (TypeError, ValueError, OverflowError):
+    weight = math.nan
+  if not 0 <= weight < math.inf:
+    raise ValueError(f"weight is {str(value)[:100]}; a number from 0 on is needed")
+  return weight
 
 
 @functools.lru_cache(1024)
@@ -341,10 +404,12 @@ def _image(value: Any, image: Callable[[str], Path | bytes]) -> Path | bytes:
   if isinstance(value, bytes):
     return value
   if not isinstance(value, str):
-    raise TypeError(f"image is {str(value)[:100]!r}")
+    raise ValueError(f"image is {_quoted(value)}")
   if not value:
     raise _Lost(raw_lib.LOST_IMAGE, "its name is empty")
   try:
     return image(value)
   except KeyError as error:
-    raise _Lost(raw_lib.NO_IMAGE, value[:100]) from error
+    why = pairs.why_no_file(value)
+    detail = value[:100] + (f": {why}" if why else "")
+    raise _Lost(raw_lib.NO_IMAGE, detail) from error

@@ -4,6 +4,7 @@ Owns: splitting such files into parts, reading them, whether their first rows ca
 read at all. Not: the layouts of a row (rows.py), archives (tar.py).
 """
 
+import collections
 import csv
 import dataclasses
 import functools
@@ -23,6 +24,7 @@ from tfusion.prepare.raw import Raw, Rejected
 SAMPLED_BYTES = 1 << 20  # of a table, to see how long its lines are
 SAMPLED_ROWS = 16  # of a table, to see whether its columns are known
 MAX_CSV_FIELD = 1 << 20
+END = "tfusion: the end of this file"  # a line of our own, behind the last of a .csv
 
 
 def _document(file: files_lib.File, row: Any, id: str) -> Raw | Rejected:
@@ -59,7 +61,7 @@ class Lines:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields a document for each line that is not blank; its id holds its offset."""
     self.file.require_unchanged()
-    name = raw_lib.printable(self.file.name)
+    name, passed = raw_lib.printable(self.file.name), rows_lib.Passed()
     try:
       with open(self.file.path, "rb") as stream:
         if self.start:
@@ -71,13 +73,15 @@ class Lines:
             continue
           id = f"{name}@{at}"
           try:
-            row = parsing.parse_json(line.decode("utf-8-sig"))
+            row = parsing.parse_json(text_lib.decode(line))
           except ValueError as error:
             test = self.file.holds_out(id)
             why = f"no JSON: {error}"
             yield Rejected(id, raw_lib.BAD_LAYOUT, why, test=test)
             continue
-          yield _document(self.file, row, id)
+          yield (document := _document(self.file, row, id))
+          passed.look(row, document)
+      yield from passed.rejected()
     except OSError as error:
       raw_lib.stop_if_of_machine(error)
       id = f"{name}@{self.start}"
@@ -106,7 +110,7 @@ def _lines(file: files_lib.File, documents: int, check: "_Check") -> list[Lines]
   except OSError as error:
     raw_lib.stop_if_of_machine(error)
     return [Lines(file, 0, max(file.bytes, 1))]  # which says so
-  if why := text_lib.why_no_lines(head):
+  if why := text_lib.why_no_lines(head) or _why_one_line(head):
     raise ValueError(f"--source={check.spec}: {file.path} {why}")
   lines = head.splitlines()
   if len(head) < file.bytes:
@@ -115,6 +119,12 @@ def _lines(file: files_lib.File, documents: int, check: "_Check") -> list[Lines]
   step = documents * max(len(head) // max(head.count(b"\n"), 1), 1)
   starts = range(0, max(file.bytes, 1), step)
   return [Lines(file, start, min(start + step, file.bytes)) for start in starts]
+
+
+def _why_one_line(head: bytes) -> str:
+  """That lines end as on old Macs, which JSON lines do not; nothing if they do not."""
+  ended = b"\r" in head.strip() and b"\n" not in head
+  return "has lines that end with CR alone; save it with LF" if ended else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +140,7 @@ class Rows:
     from pyarrow import ArrowException, parquet
 
     self.file.require_unchanged()
-    name = raw_lib.printable(self.file.name)
+    name, passed = raw_lib.printable(self.file.name), rows_lib.Passed()
     if self.damage:
       test = self.file.holds_out(name)
       yield Rejected(name, raw_lib.UNREADABLE, self.damage, test=test)
@@ -138,17 +148,46 @@ class Rows:
       number = 0
       try:
         with parquet.ParquetFile(self.file.path) as table:
-          for batch in table.iter_batches(64, row_groups=[group]):
-            for row in batch.to_pylist():
+          columns = _columns(table.schema_arrow)
+          for batch in table.iter_batches(64, row_groups=[group], columns=columns):
+            for row in _rows_of(batch):
               id = f"{name}@{group}.{number}"
               number += 1
-              yield _document(self.file, row, id)
+              if isinstance(row, ValueError):
+                test, why = self.file.holds_out(id), str(row)
+                yield Rejected(id, raw_lib.UNREADABLE, why, test=test)
+                continue
+              yield (document := _document(self.file, row, id))
+              passed.look(row, document)
       except (ArrowException, OSError, ValueError) as error:
         raw_lib.stop_if_of_machine(error)
         for lost in range(number, rows):
           id = f"{name}@{group}.{lost}"
           test = self.file.holds_out(id)
           yield Rejected(id, raw_lib.UNREADABLE, str(error), test=test)
+    yield from passed.rejected()
+
+
+def _columns(schema: Any) -> list[str]:
+  """The columns that may be read: no text and no image is a time, and Python cannot
+  hold all that arrow can."""
+  from pyarrow import types
+
+  return [field.name for field in schema if not types.is_temporal(field.type)]
+
+
+def _rows_of(batch: Any) -> Iterator[dict[str, Any] | ValueError]:
+  """The rows of a batch; of one that cannot be made values, why."""
+  try:
+    yield from batch.to_pylist()
+    return
+  except ValueError:  # of one of them: not UTF-8, perhaps
+    pass
+  for number in range(batch.num_rows):
+    try:
+      yield from batch.slice(number, 1).to_pylist()
+    except ValueError as error:
+      yield error
 
 
 def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
@@ -169,6 +208,7 @@ def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
       continue
     if (schema := str(metadata.schema.to_arrow_schema())) not in seen:
       seen.add(schema)
+      _refuse_twice(spec, file, metadata.schema.to_arrow_schema().names)
       check.look(file, _first_rows(file))
     groups: list[tuple[int, int]] = []
     for group in range(metadata.num_row_groups):
@@ -188,8 +228,10 @@ def _first_rows(file: files_lib.File) -> list[dict[str, Any]]:
 
   try:
     with parquet.ParquetFile(file.path) as table:
-      batch = next(table.iter_batches(SAMPLED_ROWS), None)
-      return batch.to_pylist() if batch else []
+      columns = _columns(table.schema_arrow)
+      batch = next(table.iter_batches(SAMPLED_ROWS, columns=columns), None)
+      rows = list(_rows_of(batch)) if batch else []
+      return [row for row in rows if not isinstance(row, ValueError)]
   except (ArrowException, OSError, ValueError) as error:
     raw_lib.stop_if_of_machine(error)
     return []
@@ -206,17 +248,20 @@ class Edits:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields image, instruction, image of each row; the first is not learned."""
     self.file.require_unchanged()
-    name = raw_lib.printable(self.file.name)
+    name, passed = raw_lib.printable(self.file.name), rows_lib.Passed()
     for number, row in enumerate(_csv_rows(self.file)):
       if number >= self.stop:
-        return
+        break
       if number >= self.start:
         id = f"{name}@{number}"
         if any(row.pop(None, ())):  # a comma that no quotes hold, perhaps
           test, why = self.file.holds_out(id), "has more fields than columns"
-          yield Rejected(id, raw_lib.BAD_LAYOUT, why, test=test)
+          amount = rows_lib.amount(row)
+          yield Rejected(id, raw_lib.BAD_LAYOUT, why, amount, test)
           continue
-        yield _document(self.file, row, id)
+        yield (document := _document(self.file, row, id))
+        passed.look(row, document)
+    yield from passed.rejected()
 
 
 def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
@@ -231,20 +276,48 @@ def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
       parts += _lines(file, documents, check)
       continue
     try:
+      columns = _csv_columns(file)
       rows = list(_csv_rows(file))
     except (ValueError, csv.Error) as error:
       raise ValueError(f"--source={spec}: {file.path}: {error}") from error
-    lacking = {"input", "instruction", "output"} - set(rows[0] if rows else ())
-    if lacking:
+    if lacking := {"input", "instruction", "output"} - set(columns):
       raise ValueError(
-        f"--source={spec}: {file.path} has no rows or no column {sorted(lacking)}; its"
-        f" columns are {sorted(rows[0]) if rows else []}: rename them"
+        f"--source={spec}: {file.path} has no column {sorted(lacking)}; its columns, up"
+        f" to each comma, are {columns}: rename them"
       )
+    _refuse_twice(spec, file, columns)
+    if not rows:
+      raise ValueError(f"--source={spec}: {file.path} has columns and no rows")
     check.look(file, rows[:SAMPLED_ROWS])
     for start in range(0, len(rows), documents):
       parts.append(Edits(file, start, min(start + documents, len(rows))))
   check.tell()
   return parts
+
+
+def _refuse_twice(spec: str, file: files_lib.File, columns: list[str]) -> None:
+  """Refuses a table with two columns of a name, of which a row can hold but one."""
+  counts = collections.Counter(columns)
+  if twice := [name for name in counts if counts[name] > 1]:
+    raise ValueError(
+      f"--source={spec}: {file.path} has several columns called"
+      f" {', '.join(map(repr, twice))}; rename or drop all but one"
+    )
+
+
+def _csv_columns(file: files_lib.File) -> list[str]:
+  """The names of the columns.
+
+  Raises:
+    ValueError: a quote is opened that nothing closes: it holds all rows from there on.
+  """
+  csv.field_size_limit(MAX_CSV_FIELD)
+  text = text_lib.decode(file.path.read_bytes())
+  lines = io.StringIO(f"{text.rstrip()}\n{END}\n", newline="")
+  rows = list(csv.reader(lines))
+  if rows[-1] != [END]:
+    raise ValueError(f'row {len(rows) - 1} opens a quote (") that is never closed')
+  return next(filter(None, rows[:-1]), [])
 
 
 def _csv_rows(file: files_lib.File) -> Iterator[dict[str, str]]:

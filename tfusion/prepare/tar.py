@@ -36,6 +36,7 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 OPEN = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 BLOCK_BYTES = 512  # members begin at multiples; two blocks of zeros end an archive
+READ_BYTES = 1 << 20  # of what lies behind the end, at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Tar:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields its documents in order, and what is not one."""
     self.file.require_unchanged()
+    passed = rows.Passed()
     for key, members in itertools.groupby(self._members(), key=_key):
       sample, twice = {}, None
       for name, data in members:
@@ -58,7 +60,8 @@ class Tar:
         else:
           sample[suffix] = data
       if sample:
-        yield from self._document(key, sample, twice)
+        yield from self._document(key, sample, twice, passed)
+    yield from passed.rejected()
 
   @property
   def _id(self) -> str:
@@ -89,6 +92,12 @@ class Tar:
         # tarfile takes a header it cannot read for the end.
         if stream.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
           raise tarfile.ReadError("is damaged or cut short")
+        while rest := stream.read(READ_BYTES):
+          if rest.strip(b"\0"):
+            raise tarfile.ReadError(
+              "holds more behind its end, as archives do that cat has joined; give each"
+              " a file of its own"
+            )
     except (*DAMAGE, ValueError) as error:
       raw_lib.stop_if_of_machine(error)
       id, test = f"{self._id}@{end}", self.file.holds_out(self._id)
@@ -102,7 +111,7 @@ class Tar:
     return Rejected(id, reason, "", amount, self.file.holds_out(id))
 
   def _document(
-    self, key: str, sample: dict[str, bytes], twice: str | None
+    self, key: str, sample: dict[str, bytes], twice: str | None, passed: rows.Passed
   ) -> Iterator[Raw | Rejected]:
     """Orders what an archive has under one key, and lists what of it is not used."""
     id = f"{self._id}/{key}"
@@ -141,10 +150,26 @@ class Tar:
       yield dataclasses.replace(found, amount=amount)
       return
     yield found
+    passed.look(_beside(sample, found), found)
     used = {"json"} if "spans" in row else {"json", "txt"}
     for name in sorted((images.keys() | texts) - named - used):
       amount = Amount(0, 1) if name in images else Amount(0, 0, 1)
       yield Rejected(f"{id}.{name}", raw_lib.UNUSED, "", amount, found.test)
+
+
+def _beside(sample: dict[str, bytes], found: Raw) -> dict[str, Any]:
+  """What the .json of a document that is used holds, but for what the document took."""
+  row = parsing.parse_json(sample["json"]) if "json" in sample else {}
+  if row.get("spans") is not None:
+    return row
+  taken = {*map(str.strip, filter(_is_text, found.spans))}
+  said = {k: v for k, v in row.items() if not (_is_text(v) and v.strip() in taken)}
+  # Under its own name it would count as read.
+  return {f".json's {k}" if k in rows.TEXT else k: v for k, v in said.items()}
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
 
 
 class _Unpaired(Exception):
@@ -184,6 +209,8 @@ def _row(sample: dict[str, bytes], images: dict[str, bytes]) -> Any:
   if not isinstance(caption, str):
     known = 'a caption is a .txt, or "caption" or "text" of a .json'
     inside = f" with {sorted(row.keys() - {'caption'})}" if "json" in sample else ""
+    if caption is not None:
+      inside += f", whose caption is {pairs.KINDS[type(caption).__name__]}"
     raise _Unpaired(raw_lib.NO_CAPTION, f"{there}{inside}; {known}")
   if text_lib.is_blank(caption):
     raise _Unpaired(raw_lib.NO_CAPTION, f"{there}; it is empty")

@@ -21,6 +21,7 @@ def doubled(rows):
   return (lambda x: 2 * x), [x], lambda: {"rows": rows}
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_a_process_compiles_what_it_can_and_says_what_it_cannot():
   here = "bench.tpu.test_static"  # as found from tests/, which is on the path
@@ -31,6 +32,7 @@ def test_a_process_compiles_what_it_can_and_says_what_it_cannot():
   assert good.argument_bytes == good.output_bytes == 8 * 128 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.libtpu
 def test_splash_is_counted_and_keeps_the_bounds_of_the_mxus():
   found = static.measure("v6e", "splash, causal", SIZES)
