@@ -15,7 +15,7 @@ import ml_collections
 from tfusion import config as config_lib
 from tfusion.config import OptimConfig
 
-CHANNELS = (1, 3)  # of a image; grey ones are shown to the model three times
+CHANNELS = (1, 3)  # of an image; grey ones are shown to the model three times
 
 
 @dataclasses.dataclass(frozen=True)
