@@ -64,7 +64,7 @@ def test_images_must_divide_into_cells_and_be_square_for_codes():
   words = refusal(**deep, data__image_shape=(8, 6, 1))
   assert "sides must divide by the 4 pixels of a cell" in words
   words = refusal(model__codes=4, data__image_shape=(8, 12, 1))
-  assert "codes are of square pictures" in words
+  assert "codes are of square images" in words
 
 
 def test_all_problems_come_in_one_message():

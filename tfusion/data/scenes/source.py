@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tfusion import __version__, sequence
-from tfusion.data import contents as contents_lib
+from tfusion.data.contents import Contents, hash_of
 from tfusion.data.scenes import captions
 from tfusion.data.scenes.render import render
 from tfusion.data.scenes.scene import (
@@ -73,7 +73,7 @@ class Shapes(Source):
   def __len__(self) -> int:
     return self.length
 
-  def contents(self) -> contents_lib.Contents:
+  def contents(self) -> Contents:
     """A hash of the options and of the first documents: one program makes all of them,
     and a change of it shows in some."""
     options = (self.kind, self.split, self.px, self.length, self.seed, self.things)
@@ -83,7 +83,7 @@ class Shapes(Source):
         latent = span.latent if isinstance(span, sequence.Image) else span
         parts.append(latent if isinstance(latent, str) else latent.tobytes())
     made_with = f"tfusion {__version__}"
-    return contents_lib.Contents(contents_lib.digest(parts), self.length, made_with)
+    return Contents(hash_of(parts), self.length, made_with)
 
   def __getitem__(self, index: int) -> tuple[str | np.ndarray | sequence.Image, ...]:
     truth = self.truth(index)
