@@ -10,7 +10,6 @@ bit for bit; times stand in `speed.jsonl`.
 import importlib.util
 import json
 import math
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from tfusion import files
 from tfusion.progress import say
 from tfusion.training.clock import Clock
 from tfusion.training.hold import Hold
@@ -162,10 +162,8 @@ class JsonLines:
     kept = [line for line in read_lines(path) if line["step"] <= last_step]
     self.last_step = kept[-1]["step"] if kept else -1
     if writes:
-      aside = path.with_suffix(".tmp")
       with _naming(path):
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(aside, path)
+        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
   def append(self, line: dict[str, Any]):
     """Adds a line; one open and close, so that a killed run loses nothing. What is not
