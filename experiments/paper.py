@@ -3,20 +3,7 @@
 import ml_collections
 
 from tfusion import config as config_lib
-
-# Layers, width, heads and mlp; the first three are Table 2, mlp is Llama's rule:
-# 2/3 of 4 x width, up to the next multiple of 256.
-SIZES = {
-  "0.16b": (16, 768, 12, 2_048),
-  "0.37b": (24, 1_024, 16, 2_816),
-  "0.76b": (24, 1_536, 24, 4_096),
-  "1.4b": (24, 2_048, 16, 5_632),
-  "7b": (32, 4_096, 32, 11_008),
-}
-
-# 32,000 pieces and BOI, EOI, rounded up to a multiple of 128 so that the vocabulary
-# divides over the devices of mesh.tensor; the 126 rows that no token has are idle.
-VOCAB_SIZE = 32_128
+from tfusion import paper
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -38,20 +25,20 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """
   folders = dict(images="shards/images", text="shards/text")
   arg = config_lib.parse_arg(arg, size="0.16b", patch=2, smoke=False, **folders)
-  if arg.size not in SIZES:
+  if arg.size not in paper.SIZES:
     raise ValueError(
-      f"experiments/paper.py: size={arg.size!r}: choose one of {tuple(SIZES)}"
+      f"experiments/paper.py: size={arg.size!r}: choose one of {tuple(paper.SIZES)}"
     )
   c = config_lib.defaults()
-  c.model.layers, c.model.width, c.model.heads, c.model.mlp = SIZES[arg.size]
+  c.model.layers, c.model.width, c.model.heads, c.model.mlp = paper.SIZES[arg.size]
   c.model.kv_heads = c.model.heads
-  c.model.vocab_size = VOCAB_SIZE
-  c.model.image_shape = (32, 32, 8)  # of 256 x 256 pixels, section 4.1
+  c.model.vocab_size = paper.VOCAB_SIZE
+  c.model.image_shape = paper.LATENT_SHAPE
   c.model.patch = arg.patch
   c.model.remat = "dots"  # ours
   c.data.sources = (f"shards:{arg.images}", f"shards:{arg.text}")
   c.data.too_long = "split"  # ours: long texts go on in the next row
-  c.data.row_length = 4_096
+  c.data.row_length = paper.ROW_LENGTH
   c.data.lanes = 64  # hosts must divide them
   c.data.workers = 4
   c.optim.peak_lr = 3e-4
@@ -68,7 +55,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.train.save_every_steps = 2_500
   c.train.keep_every_steps = 25_000
   c.sample.guidance = 5.0  # section 4.2; 3 in its ablations
-  c.sample.max_elements = 4_096
+  c.sample.max_elements = paper.ROW_LENGTH
   if arg.smoke:
     _shrink(c)
   # An image alone is BOS, BOI, its patches and EOI.

@@ -18,7 +18,7 @@ PACKAGE, TESTS = ROOT / "tfusion", ROOT / "tests"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
-  "files parsing",
+  "files paper parsing",
   "config errors lock numerals startup",
   "autoencoder_config",
   "workdir sharding checkpoint report progress",
@@ -28,7 +28,7 @@ FLOORS = (
   "training",
   "autoencoder",
   "generate interop",
-  "prepare inspect",  # neither knows the other
+  "prepare inspect sizing",  # none knows another
   "evaluate bench",
   "own_loop run",  # neither knows the other
   "cli",
@@ -37,16 +37,17 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
-  " numerals own_loop parsing progress run sequence sharding startup workdir",
+  " numerals own_loop paper parsing progress run sequence sharding sizing startup"
+  " workdir",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance census contents digits folder forms heldout identity images lanes"
-  " mixture notices numbers packing pairs pieces pipeline prepared prose source sources"
-  " tally text tokenizer",
+  "data": "balance census contents digits folder forms heldout identity images"
+  " lane_state lanes mixture notices numbers packing pairs pieces pipeline prepared"
+  " prose source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "manifest records source",
   "diffusion": "process samplers",
@@ -65,7 +66,7 @@ FILES = {
 ONLY = {
   "orbax": "checkpoint",
   "optax": "training autoencoder",
-  "ml_collections": "autoencoder_config config config_file",
+  "ml_collections": "autoencoder_config config config_file sizing",
   "apache_beam": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
@@ -80,7 +81,7 @@ ONLY = {
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "autoencoder_config config files lock workdir cli report sequence data"
-NUMPY_ONLY += " errors config_file numerals parsing progress startup"
+NUMPY_ONLY += " errors config_file numerals paper parsing progress sizing startup"
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",
@@ -362,13 +363,55 @@ def test_every_experiment_builds_a_valid_config(path, variant, photos):
       assert same[key] == other[key]
 
 
+# Values and arithmetic; which of a few values is a matter of the arguments.
+MAY_IMPORT = (
+  *("math", "ml_collections", "tfusion.autoencoder_config", "tfusion.config"),
+  *("tfusion.data.digits.DIGIT_WORDS", "tfusion.paper", "tfusion.sizing"),
+)
+MAY_CALL = (
+  "dict max min tuple ValueError parse_arg defaults fit Bounds ModelSize".split()
+)
+NO_VALUES = (ast.With, ast.Try, ast.While, ast.For, ast.ClassDef, ast.Lambda, ast.Await)
+NO_VALUES += (ast.AsyncFunctionDef, ast.Yield, ast.Global, ast.Delete, ast.Assert)
+
+
+def code_in(tree: ast.AST) -> list[str]:
+  """What in an experiment is more than values: it is for the package to do."""
+  found = [
+    f"imports {full}" for full in imports(tree) if not full.startswith(MAY_IMPORT)
+  ]
+  own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+  for node in ast.walk(tree):
+    if isinstance(node, NO_VALUES):
+      found.append(f"line {node.lineno}: {type(node).__name__}")
+    if isinstance(node, ast.Call):
+      name = ast.unparse(node.func).rpartition(".")[2]
+      if name not in own | set(MAY_CALL):
+        found.append(f"line {node.lineno}: calls {name}")
+  return found
+
+
+@pytest.mark.parametrize(
+  "text, says",
+  [
+    ("from tfusion.data import folder", "imports tfusion.data.folder"),
+    ("import os", "imports os"),
+    ("print('chosen')", "calls print"),
+    ("x = open('a').read()", "calls open"),
+    ("try:\n  x = 1\nexcept ValueError:\n  x = 2", "Try"),
+    ("for x in range(3):\n  pass", "For"),
+    ("c.eval.prompts = path.read_text().split()", "calls read_text"),
+  ],
+)
+def test_code_in_an_experiment_would_be_seen(text, says):
+  assert any(says in fault for fault in code_in(ast.parse(text)))
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_is_values_and_shows_its_command(path):
   tree = ast.parse(path.read_text())
-  for full in imports(tree):
-    if full.partition(".")[0] == "tfusion":
-      known = ("autoencoder_config", "config", "data", "generate")
-      assert full.split(".")[1] in known, f"{path.name} imports {full}"
+  faults = code_in(tree)
+  assert not faults, f"{path.name}: {faults}"
   get_config = next(n for n in tree.body if getattr(n, "name", "") == "get_config")
   command = f"tfusion {kind(path)[1]} --config experiments/{path.name}"
   assert command in ast.get_docstring(get_config)

@@ -107,3 +107,10 @@ def test_json_may_be_deep_but_not_so_deep_that_using_it_fails(kind, pair):
 def test_what_is_no_json_is_a_value_error(text):
   with pytest.raises(ValueError):
     parsing.parse_json(text)
+
+
+def test_a_key_that_stands_twice_is_an_error_and_no_value_is_lost():
+  for text in ('{"a": 1, "b": 2, "a": 1}', b'[{"b": {"x": 0, "a": 1, "a": 2}}]'):
+    with pytest.raises(ValueError, match="has 'a' twice; keep one"):
+      parsing.parse_json(text)
+  assert parsing.parse_json('{"a": {"a": 1}, "b": [{"a": 2}]}')["a"] == {"a": 1}

@@ -78,9 +78,7 @@ def test_training_a_finished_run_again_changes_nothing(run, capsys):
   assert "goes on after step 4" in capsys.readouterr().out
 
 
-def test_sample_writes_text_and_pictures_for_prompts_in_any_order(
-  run, tmp_path, capsys
-):
+def test_sample_writes_text_and_images_for_prompts_in_any_order(run, tmp_path, capsys):
   Image.new("L", (30, 20), 200).save(tmp_path / "given.png")
   prompts = [
     "a handwritten seven <image>",
@@ -99,9 +97,25 @@ def test_sample_writes_text_and_pictures_for_prompts_in_any_order(
   assert texts[0].startswith("a handwritten seven<image:sample_000_image_0.png>")
   assert texts[2].startswith("<image:sample_002_image_0.png>")
   assert texts[4].startswith("hello")
-  with Image.open(out / "sample_000_image_0.png") as picture:
-    assert picture.size == (128, 128)  # 8 x 8, every pixel a square
+  with Image.open(out / "sample_000_image_0.png") as image:
+    assert image.size == (128, 128)  # 8 x 8, every pixel a square
   assert str(out / "sample_005.txt") in capsys.readouterr().out
+
+
+def test_an_earlier_checkpoint_is_sampled_and_evaluated_by_its_step(
+  run, tmp_path, capsys
+):
+  args = ["sample", "--workdir", str(run), "--prompt", "a <image>", "--step", "2"]
+  assert cli.main([*args, "--out", str(tmp_path)]) == 0
+  assert json.loads((tmp_path / "sample_000.json").read_text())["call"]["step"] == 2
+  capsys.readouterr()
+  before = (run / "eval.json").read_text()
+  assert cli.main(["eval", "--workdir", str(run), "--step", "2"]) == 0
+  out = capsys.readouterr().out
+  assert ["step", "2"] in [line.split() for line in out.splitlines()]
+  assert out.splitlines()[-1] == str(run / "report.html")
+  assert json.loads((run / "eval.json").read_text())["step"] == 2
+  (run / "eval.json").write_text(before)
 
 
 @pytest.mark.parametrize(

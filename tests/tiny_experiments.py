@@ -17,7 +17,7 @@ def get_config(arg=""):
   c.train.update(steps=4, batch_rows=4, eval_rows=4, log_every_steps=1)
   c.train.update(save_every_steps=2, eval_every_steps=4)
   c.optim.ema_decay = 0.9
-  c.sample.update(steps=2, sampler="ddim", max_elements=40)
+  c.sample.update(steps=2, sampler="ddim", max_elements=64)
   c.eval.update(batch=4, text_rows=4, prompts=("an image <image>",))
   return c
 """

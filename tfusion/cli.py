@@ -20,11 +20,13 @@ from tfusion.numerals import SEEDS, seconds, several, whole
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
 RESUMES = (
-  "To resume, repeat the command: docs/resuming.md says what a run keeps and checks."
-  " Exit status: 0 if the run is complete; 143 if SIGTERM, 130 if Ctrl-C stopped it"
-  " after saving (the same on all hosts: start it again); 2 for what you can mend, as"
-  " the message says."
+  "To go on with a run, repeat its command; docs/resuming.md says what it keeps and"
+  " checks. Exit status: 0 when the run is complete; 130 after Ctrl-C and 143 after"
+  " SIGTERM, when it is saved and can be started again; 2 if the message names what you"
+  " can mend. All hosts end with the same status."
 )
+ANY = "Any knob of the config can be set: --config.SECTION.KEY=VALUE, as in"
+KNOBS, SAMPLING = f"{ANY} --config.train.steps=100.", f"{ANY} --config.sample.steps=50."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,7 +114,7 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
   workdir_lib.check_writable(out, option="--out")  # to know before the work
   from tfusion import run
 
-  opened = run.open_run(config, args.workdir)
+  opened = run.open_run(config, args.workdir, step=args.step)
   made = opened.sample(args.prompt, count=args.count, seed=args.seed)
   for path in made.save(out):
     print(path)
@@ -121,12 +123,12 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
-  """Evaluates the newest checkpoint; prints a table, writes eval.json, report.html."""
+  """Evaluates a model; prints a table, writes eval.json and report.html."""
   config = read_saved_config(args.workdir, rest)
   from tfusion import run
   from tfusion.evaluate import suite
 
-  results = run.open_run(config, args.workdir).evaluate()
+  results = run.open_run(config, args.workdir, step=args.step).evaluate()
   suite.show(results, f"{Path(args.workdir) / 'report.html'}")
 
 
@@ -159,7 +161,7 @@ def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> None:
-  """Turns a source into shards to train on; started again, goes on where it stopped."""
+  """Turns a source into shards to train on; goes on where it was stopped."""
   from tfusion.data import balance
   from tfusion.prepare import job
 
@@ -171,7 +173,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
-  """Times the training step and its loop against this machine's matmul rate."""
+  """Times the training step and its loop, beside how fast matmuls are here."""
   config = read_config(args.config, rest)
   from tfusion.bench import training
 
@@ -182,7 +184,7 @@ def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
-  """Times attention on this machine, or counts what TPUs elsewhere could reach."""
+  """Times attention on this machine, or counts what it would take on a TPU."""
   numbers = dict(heads=args.heads, kv_heads=args.kv_heads, head_dim=args.head_dim)
   if args.static:
     from tfusion.bench.tpu import static
@@ -198,7 +200,7 @@ def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
-  """Times how fast rows come from shards, beside what hosts of TPUs need."""
+  """Times how fast rows come from shards, beside how fast TPUs would take them."""
   from tfusion.bench import data
 
   sizes = dict(documents=args.documents, workers=args.workers, seconds=args.seconds)
@@ -228,107 +230,187 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument("--version", action="version", version=__version__)
   commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-  experiment = dict(required=True, help="experiments/FILE.py[:key=value,...]")
-  knobs = "Any knob: --config.SECTION.KEY=VALUE, as in --config.train.steps=100."
+  experiment = dict(
+    required=True,
+    metavar="FILE.py[:ARG]",
+    help="the experiment, as experiments/digits.py, and its argument if it takes one",
+  )
 
-  def add(name, function, *, to=commands, more=knobs, distributed=False):
+  def add(name, function, *, to=commands, more=KNOBS, distributed=False):
     text = function.__doc__.partition("\n")[0]
     command = to.add_parser(name, help=text, description=text, epilog=more)
     command.set_defaults(run=function, takes_more=more is not None)
     command.add_argument(
-      "-v", "--verbose", action="store_true", help="log more, and whole tracebacks"
+      "-v", "--verbose", action="store_true", help="log more, and show tracebacks whole"
     )
     if distributed:
       command.add_argument(
         "--distributed",
         metavar="HOW",
-        help="one process of several: auto (TPU pods, Slurm, Open MPI), or"
+        help="this is one process of several: auto (on TPU pods, Slurm, Open MPI), or"
         " HOST:PORT,INDEX,COUNT with the address of process 0",
       )
     return command
 
   for name, function in (("train", train), ("autoencoder", autoencoder)):
-    c = add(name, function, more=f"{knobs} {RESUMES}", distributed=True)
+    c = add(name, function, more=f"{KNOBS} {RESUMES}", distributed=True)
     c.add_argument("--config", **experiment)
-    c.add_argument("--workdir", required=True, help="goes on if it holds a checkpoint")
-  c = add("sample", sample, distributed=True)
-  c.add_argument("--workdir", required=True, help="of a run")
-  c.add_argument(
-    "--prompt",
-    action="append",
-    required=True,
-    help="text with <image> where one is to be drawn and <image:FILE> to show one; a"
-    r" sign that is text is written \<; may be repeated",
-  )
-  c.add_argument("--out", help="folder to write to (default: WORKDIR/sampled)")
-  c.add_argument("--count", type=whole(1), default=1, help="samples of each prompt")
-  c.add_argument(
-    "--seed", type=whole(0, SEEDS - 1), default=0, help="of the noise and of text"
-  )
-  c = add("eval", evaluate, distributed=True)
-  c.add_argument("--workdir", required=True, help="of a run")
-  text = "Shows what a run or what shards hold."
-  shown = commands.add_parser("inspect", help=text, description=text)
-  shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
-  c = add("run", inspect_run, to=shown, more=None)
-  c.add_argument("--workdir", required=True, help="of a run, also of an autoencoder")
-  c.add_argument(
-    "--step", type=whole(0), help="checkpoint to show (default: the newest)"
-  )
-  c = add("shards", inspect_shards, to=shown, more=None)
-  c.add_argument("path", help="a folder with manifest.json, or one of its shards")
-  c.add_argument("--record", type=whole(0), metavar="N", help="show this one")
-  c.add_argument("--split", choices=["train", "test"], default="train", help="of N")
-  c.add_argument("--out", default=".", help="folder for the pictures of a record (.)")
-  c = add("data", inspect_data, to=shown)
-  run = c.add_mutually_exclusive_group(required=True)
-  run.add_argument("--workdir", help="of a run")
-  run.add_argument("--config", help="of a run not yet begun: FILE.py[:key=value,...]")
-  c.add_argument("--step", type=whole(0), required=True, help="update, from 1 on")
-  c.add_argument("--out", help="folder for the pages (WORKDIR/rows, or rows)")
+    c.add_argument(
+      "--workdir",
+      required=True,
+      metavar="DIR",
+      help="folder of the run, which goes on if it has begun there",
+    )
+  _add_sample_and_eval(add)
+  _add_inspect(commands, add)
   _add_prepare(add)
   _add_bench(commands, add, experiment)
   return parser
 
 
+def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
+  c = add("sample", sample, more=SAMPLING, distributed=True)
+  c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+  c.add_argument("--step", type=whole(0), help="its checkpoint (default: the newest)")
+  c.add_argument(
+    "--prompt",
+    action="append",
+    required=True,
+    help="text in which <image> is where the model makes an image and <image:FILE>"
+    r" shows it one; \< is a sign that is text; can be given several times",
+  )
+  c.add_argument(
+    "--out", metavar="DIR", help="folder to write to (default: DIR/sampled of the run)"
+  )
+  c.add_argument(
+    "--count", type=whole(1), default=1, help="samples of each prompt (default: 1)"
+  )
+  c.add_argument(
+    "--seed",
+    type=whole(0, SEEDS - 1),
+    default=0,
+    help="of the noise and of text: the same seed gives the same samples (default: 0)",
+  )
+  c = add("eval", evaluate, more=SAMPLING, distributed=True)
+  c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+  c.add_argument("--step", type=whole(0), help="its checkpoint (default: the newest)")
+
+
+def _add_inspect(
+  commands: argparse.Action, add: Callable[..., argparse.ArgumentParser]
+) -> None:
+  text = "Shows what a run, its data or shards hold."
+  shown = commands.add_parser("inspect", help=text, description=text)
+  shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
+  c = add("run", inspect_run, to=shown, more=None)
+  c.add_argument(
+    "--workdir",
+    required=True,
+    metavar="DIR",
+    help="folder of the run, of a model or an autoencoder",
+  )
+  c.add_argument(
+    "--step", type=whole(0), help="the checkpoint to show (default: the newest)"
+  )
+  c = add("shards", inspect_shards, to=shown, more=None)
+  c.add_argument("path", help="folder of shards, or one of its shards")
+  c.add_argument(
+    "--record", type=whole(0), metavar="N", help="show this record, counted from 0"
+  )
+  c.add_argument(
+    "--split",
+    choices=["train", "test"],
+    default="train",
+    help="in which a folder's records are counted (default: train)",
+  )
+  c.add_argument(
+    "--out",
+    default=".",
+    metavar="DIR",
+    help="folder for the images of a record (default: here)",
+  )
+  c = add("data", inspect_data, to=shown)
+  run = c.add_mutually_exclusive_group(required=True)
+  run.add_argument("--workdir", metavar="DIR", help="folder of the run")
+  run.add_argument(
+    "--config", metavar="FILE.py[:ARG]", help="the experiment of a run not yet begun"
+  )
+  c.add_argument(
+    "--step", type=whole(0), required=True, help="the update whose rows to show, from 1"
+  )
+  c.add_argument(
+    "--out",
+    metavar="DIR",
+    help="folder for the pages (default: rows/ of the run, or here)",
+  )
+
+
 def _add_bench(
   commands: argparse.Action, add: Callable[..., argparse.ArgumentParser], experiment
 ) -> None:
-  text = "Measures the training step, attention alone, or the data."
+  text = "Measures the speed of the training step, of attention or of the data."
   bench = commands.add_parser("bench", help=text, description=text)
   bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
   c.add_argument("--config", **experiment)
-  c.add_argument("--steps", type=whole(1), default=30, help="timed steps of each part")
+  c.add_argument(
+    "--steps", type=whole(1), default=30, help="steps to time (default: 30)"
+  )
   c = add("attention", bench_attention, to=bench, more=None)
   c.add_argument(
     "--static",
     type=lambda names: names.split(","),
     metavar="TPU,...",
-    help="compile for these (v4, v5e, v5p, v6e, tpu7x) and count instructions, with no"
-    " TPU at hand; needs the extra `tpu`",
+    help="compile for these, of v4, v5e, v5p, v6e and tpu7x, without having one, and"
+    " count instructions instead of seconds; needs the extra `tpu`",
   )
-  c.add_argument("--lengths", type=several(1), default=[8192], help="of rows (8192)")
-  c.add_argument("--heads", type=whole(1), default=16)
-  c.add_argument("--kv-heads", type=whole(1), default=4)
-  c.add_argument("--head-dim", type=whole(1), default=128)
-  c.add_argument("--batch", type=whole(1), default=1, help="rows (1); timing only")
-  c.add_argument("--documents", type=whole(1), default=12, help="per row; timing only")
-  c.add_argument("--seconds", type=seconds, default=5.0, help="per length; timing only")
+  c.add_argument(
+    "--lengths",
+    type=several(1),
+    default=[8192],
+    metavar="N,...",
+    help="positions of a row (default: 8192)",
+  )
+  timing = "; not with --static"
+  for name, value, text in (
+    ("--heads", 16, "query heads (default: 16)"),
+    ("--kv-heads", 4, "key and value heads (default: 4)"),
+    ("--head-dim", 128, "numbers of a head (default: 128)"),
+    ("--batch", 1, f"rows (default: 1){timing}"),
+    ("--documents", 12, f"documents in a row (default: 12){timing}"),
+  ):
+    c.add_argument(name, type=whole(1), default=value, metavar="N", help=text)
+  c.add_argument(
+    "--seconds",
+    type=seconds,
+    default=5.0,
+    help=f"to time each length for (default: 5){timing}",
+  )
   c = add("data", bench_data, to=bench, more=None)
   c.add_argument(
-    "--workers", type=several(0), default=[0, 1, 2], help="processes (0,1,2)"
+    "--workers",
+    type=several(0),
+    default=[0, 1, 2],
+    metavar="N,...",
+    help="worker processes to try (default: 0,1,2)",
   )
-  c.add_argument("--documents", type=whole(1), default=4000, help="to draw (4000)")
   c.add_argument(
-    "--seconds", type=seconds, default=10.0, help="of each measurement (10)"
+    "--documents",
+    type=whole(1),
+    default=4000,
+    metavar="N",
+    help="documents to write for it (default: 4000)",
+  )
+  c.add_argument(
+    "--seconds", type=seconds, default=10.0, help="to time each for (default: 10)"
   )
 
 
 def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
   beam = (
-    "All other options are Beam's own: --direct_num_workers=2 for two processes here,"
-    " --runner=FlinkRunner, DataflowRunner or SparkRunner with theirs."
+    "All other options go to Apache Beam: --direct_num_workers=2 for two processes on"
+    " this machine, or --runner=FlinkRunner, DataflowRunner or SparkRunner and what"
+    " that takes."
   )
   c = add("prepare", prepare, more=beam)
   c.add_argument(
@@ -337,36 +419,52 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     help="folder:PATH, tar:PATH, jsonl:PATH, parquet:PATH, edits:PATH, text:PATH,"
     " tfds:NAME, digits, pydoc or shapes",
   )
-  c.add_argument("--out", required=True, help="folder of shards")
+  c.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
   c.add_argument(
     "--autoencoder",
     default="",
     metavar="FILE",
-    help="keep latents or codes, not pixels",
+    help="turns images into latents or codes (default: they stay pixels)",
   )
   c.add_argument(
-    "--latents", default="mean", help="mean (default), or mean_logvar to draw from"
+    "--latents",
+    default="mean",
+    metavar="WHICH",
+    help="mean, or mean_logvar, from which every showing samples anew (default: mean)",
   )
   c.add_argument(
     "--image-px",
     type=whole(0),
     default=0,
-    help="side (256 with an autoencoder, else 64)",
+    metavar="N",
+    help="side of an image in pixels (default: 256 with an autoencoder, else 64)",
   )
   c.add_argument(
-    "--tokenizer", default="", metavar="FILE", help="(default: trained on the source)"
+    "--tokenizer",
+    default="",
+    metavar="FILE",
+    help="a sentencepiece model (default: one that is trained on the source)",
   )
   c.add_argument(
     "--vocab-size",
     type=whole(0),
     default=0,
-    help="of a trained one (default: by its text)",
+    metavar="N",
+    help="pieces of a tokenizer that is trained (default: by the text there is)",
   )
   c.add_argument(
-    "--shard-documents", type=whole(1), default=1024, help="(1024); a .tar is one shard"
+    "--shard-documents",
+    type=whole(1),
+    default=1024,
+    metavar="N",
+    help="documents in a shard (default: 1024); each .tar is one shard",
   )
   c.add_argument(
-    "--batch", type=whole(1), default=32, help="images encoded at once (32)"
+    "--batch",
+    type=whole(1),
+    default=32,
+    metavar="N",
+    help="images encoded at once (default: 32)",
   )
 
 

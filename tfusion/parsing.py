@@ -4,6 +4,7 @@ Owns: how deep JSON may go, keys and types, naming the one that is wrong. Not: w
 values mean (config.py and whoever reads a file).
 """
 
+import collections
 import dataclasses
 import json
 import types
@@ -19,10 +20,11 @@ def parse_json(text: str | bytes) -> Any:
   """Reads JSON.
 
   Raises:
-    ValueError: it is none, or nested deeper than DEEPEST levels.
+    ValueError: it is none, has a key twice, of which json would take the last, or is
+      nested deeper than DEEPEST levels.
   """
   try:
-    values = json.loads(text)
+    values = json.loads(text, object_pairs_hook=_unlike)
   except RecursionError:
     deep = True
   else:
@@ -87,6 +89,15 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     return hint(value)
   except OverflowError as error:  # a whole number that no float is near
     raise ValueError(f"{key}={value}: too large for a float") from error
+
+
+def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Keys and values as a dict; ValueError where a key is there twice."""
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    raise ValueError(f"has {max(counts, key=counts.get)!r} twice; keep one")
+  return values
 
 
 def _is_deep(values: Any) -> bool:

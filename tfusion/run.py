@@ -235,7 +235,7 @@ def train(
   Args:
     config: from `experiment`.
     workdir: of the run; is made if it is not there.
-    reference: figures of a known-good run of a model, which the report draws behind
+    reference: figures of a known-good run of a model, which the report plots behind
       this one.
 
   Returns:

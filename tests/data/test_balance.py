@@ -56,3 +56,12 @@ def test_lines_say_all_numbers_for_each_split():
 def test_an_id_that_is_taken_gets_a_number():
   taken: set[str] = set()
   assert [balance.free_id("a", taken) for _ in range(3)] == ["a", "a 2", "a 3"]
+
+
+def test_examples_are_one_of_each_reason_and_how_many_there_are():
+  lost = [Rejected(f"{i}.png", "no caption") for i in range(1200)]
+  lost.insert(0, Rejected("x.png", "cannot be decoded", "cut short"))
+  assert balance.examples(lost) == (
+    "1,200 no caption, such as 0.png; 1 cannot be decoded, such as x.png (cut short)"
+  )
+  assert balance.examples([]) == ""

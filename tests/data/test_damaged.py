@@ -8,6 +8,7 @@ import pytest
 from tiny_sources import CONFIG, Given, changed, damaged, tokenizer
 
 from tfusion.data import lanes, pipeline
+from tfusion.data.lane_state import Key, LaneState
 from tfusion.data.lanes import Lane
 from tfusion.data.shards.records import Damaged
 
@@ -33,12 +34,12 @@ def test_a_damaged_record_is_counted_and_quoted_in_the_state_and_warned_of_once(
   lane = Lane([SOURCE], tokenizer(), ONE, lane=0)
   for _ in range(40):
     next(lane)
-  state = json.loads(json.dumps(lane.state()))
-  found = state["damaged"]["damaged"]
-  assert sorted(found["records"]) == [7, 57, 107, 157]
-  epochs = state["drawn"]["damaged"] / 200
-  assert epochs > 5 and abs(found["skipped"] / 4 - epochs) <= 1
-  assert len(found["last"]) == 3 and found["last"][-1].startswith("shard: record")
+  state = LaneState.from_json(json.loads(json.dumps(lane.state().to_json())))
+  found = state.damaged["damaged"]
+  assert sorted(found.records) == [7, 57, 107, 157]
+  epochs = state.taken["damaged"] / 200
+  assert epochs > 5 and abs(found.skipped / 4 - epochs) <= 1
+  assert len(found.last) == 3 and found.last[-1].startswith("shard: record")
   for n in (7, 57, 107, 157):
     assert caplog.text.count(f"shard: record {n} is damaged") == 1
   # Not again after a restart either.
@@ -56,10 +57,10 @@ def test_a_document_damaged_while_it_waited_is_skipped_when_the_run_goes_on():
     ONE, data=dict(row_length=64, too_long="split", packing_rows=3, lanes=1)
   )
   lane = Lane([whole], tokenizer(), config, lane=0)
-  while not ((state := lane.state())["cut"] and len(state["waiting"]) > 4):
+  while not ((state := lane.state()).next_piece and len(state.waiting) > 4):
     next(lane)
-  keys = [*state["waiting"], state["cut"]]
-  for lost in {tuple(key[:2]) for key in keys}:
+  keys = [*state.waiting, state.next_piece]
+  for lost in {Key(*key[:2]) for key in keys}:
     number = lane.document_index(lost)
     broken = Given(
       "damaged",
@@ -69,10 +70,11 @@ def test_a_document_damaged_while_it_waited_is_skipped_when_the_run_goes_on():
     )
     again = Lane([broken], tokenizer(), config, lane=0, state=state)
     after = again.state()
-    assert after["damaged"]["damaged"]["records"] == [number]
-    assert after["damaged"]["damaged"]["skipped"] == 1
-    assert after["waiting"] == [k for k in state["waiting"] if tuple(k[:2]) != lost]
-    assert after["cut"] == ([] if tuple(state["cut"][:2]) == lost else state["cut"])
+    assert after.damaged["damaged"].records == (number,)
+    assert after.damaged["damaged"].skipped == 1
+    assert after.waiting == tuple(k for k in state.waiting if k[:2] != lost[:2])
+    gone = state.next_piece[:2] == lost[:2]
+    assert after.next_piece == (None if gone else state.next_piece)
     next(again)
     with pytest.raises(ValueError, match="data.max_damaged=0: .*1 damaged"):
       none = changed(config, data=dict(max_damaged=0))
@@ -93,10 +95,10 @@ def test_taking_a_state_keeps_it_as_it_is_while_damage_goes_on():
   lane = Lane([SOURCE], tokenizer(), ONE, lane=0)
   next(lane)
   state = lane.state()
-  before = json.dumps(state)
+  before = json.dumps(state.to_json())
   for _ in range(30):
     next(lane)
-  assert json.dumps(state) == before
+  assert json.dumps(state.to_json()) == before
 
 
 @pytest.mark.parametrize("limit", [0, 3])

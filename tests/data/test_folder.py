@@ -1,7 +1,6 @@
 """Folders of images as people have them: every format, broken files, odd captions."""
 
 import functools
-import importlib.util
 import json
 import os
 import pickle
@@ -9,16 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_shards
 from PIL import Image
 from tiny_photos import add, squares
 
-from tfusion import config as config_lib
-from tfusion.data import folder, images, pairs, pipeline
-from tfusion.generate.prompt import split
+from tfusion.data import folder, images, pairs
 
 SHAPE = (8, 8, 3)
-EXPERIMENT = Path(__file__).parents[2] / "experiments" / "folder.py"
 
 
 @pytest.fixture
@@ -232,6 +227,21 @@ def test_a_split_by_hash_is_fixed_disjoint_and_about_a_twentieth():
     assert 1 <= len(choose({f"{i}.png" for i in range(count)})) < count
 
 
+def test_folders_that_sound_held_out_and_are_trained_on_are_named(tmp_path, caplog):
+  root = tmp_path / "in"
+  for i in range(30):
+    add(root, f"train/{i}.png")
+    add(root, f"holdout/{i}.png")
+    add(root, f"latest/{i}.png")
+  train, test = open_both(root, tmp_path)
+  assert any(p.file.startswith("holdout/") for p in train._own)
+  assert "for testing: holdout (" in train.advice() and "latest" not in train.advice()
+  assert test.advice() == ""
+  add(root, "test/1.png")
+  (root / "holdout").rename(root / "val")
+  assert [s.advice() for s in open_both(root, tmp_path)] == ["", ""]
+
+
 def test_images_are_decoded_once_per_state_of_the_folder(photos, tmp_path, monkeypatch):
   decoded = []
 
@@ -312,92 +322,3 @@ def test_a_survey_sees_sizes_colour_and_captions(photos):
     Image.new("L", (9, 30 + i)).save(photos / f"good{i}.png")
   found = folder.survey(str(photos))
   assert found.gray and found.short_side_px == 9
-
-
-def load_experiment():
-  spec = importlib.util.spec_from_file_location("folder_experiment", EXPERIMENT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-@pytest.mark.parametrize(
-  "side, image, patch, caption, smoke",
-  [
-    (5, 8, 2, "a", ""),
-    (20, 16, 2, "a long story " * 30, ""),
-    (300, 64, 8, "a house", ""),
-    (20, 16, 2, "a house", ",smoke"),
-  ],
-)
-def test_the_experiment_chooses_a_valid_config(
-  tmp_path, capsys, side, image, patch, caption, smoke
-):
-  for i in range(3):
-    add(tmp_path / "photos", f"{i}.png", size=(side, side), caption=caption)
-  made = load_experiment().get_config(f"data={tmp_path / 'photos'}{smoke}")
-  made.data.workers = 0
-  config = config_lib.from_dict(made)
-  assert config.model.image_shape == (image, image, 3)
-  assert config.model.patch == patch
-  assert config.eval.prompts[0].endswith(" <image>")
-  assert "3 images of about" in capsys.readouterr().out
-  # The chosen rows hold every caption, the chosen vocabulary every character.
-  corpus = pipeline.open_corpus(config, tmp_path)
-  assert sum(map(len, corpus.train + corpus.test)) == 3
-  lane = pipeline.HostBatches(corpus, config, host=0, hosts=1)
-  assert next(lane).latents_bnhwc.shape[2:] == (image, image, 3)
-  lane.close()
-
-
-@pytest.mark.parametrize(
-  "kind, shape, patch",
-  [
-    ("pixels", (32, 32, 3), 4),
-    ("pixels", (6, 4, 3), 1),
-    ("mean", (16, 16, 2), 2),
-    ("codes", (16,), None),
-    (None, None, None),
-  ],
-)
-@pytest.mark.parametrize("smoke", ["", ",smoke"])
-def test_the_experiment_chooses_for_shards(tmp_path, capsys, kind, shape, patch, smoke):
-  folder_of = tmp_path / "shards"
-  made = tiny_shards.make(folder_of, kind=kind, shape=shape or (1,), train=16)
-  chosen = load_experiment().get_config(f"data={folder_of}{smoke}")
-  chosen.data.workers = 0
-  config = config_lib.from_dict(chosen)
-  assert f"16 documents with {sum(s.images for s in made.of('train'))} im" in (
-    capsys.readouterr().out
-  )
-  if patch:
-    assert (config.model.image_shape, config.model.patch) == (shape, patch)
-  drawn = [" <image>" in prompt for prompt in config.eval.prompts]
-  assert all(drawn) == (kind is not None) and bool(drawn) == (kind != "codes")
-  # The chosen rows hold every document.
-  corpus = pipeline.open_corpus(config, tmp_path)
-  data = pipeline.HostBatches(corpus, config, host=0, hosts=1)
-  for _ in range(3):
-    next(data)
-  (counts,) = data.tally().counts().values()
-  data.close()
-  assert counts["documents"] >= 16 and counts["rejected"] == 0
-
-
-def test_latents_without_their_autoencoder_are_not_to_be_drawn(tmp_path):
-  tiny_shards.make(tmp_path, autoencoder=None)
-  assert load_experiment().get_config(f"data={tmp_path}").eval.prompts == ()
-
-
-def test_captions_with_signs_of_marks_are_prompts_that_say_the_same(tmp_path):
-  captions = ["a <b> c", "3 < 4", r"the word <image>", "plain"]
-  # The longest of all is no example.
-  for number, caption in enumerate([*captions, "long " * 9]):
-    add(tmp_path / "photos", f"{number}.png", caption=caption)
-  prompts = load_experiment().get_config(f"data={tmp_path / 'photos'}").eval.prompts
-  assert sorted(map(split, prompts)) == sorted([caption, ()] for caption in captions)
-
-
-def test_the_experiment_asks_for_a_folder():
-  with pytest.raises(ValueError, match="folder.py:data=PATH"):
-    load_experiment().get_config("")

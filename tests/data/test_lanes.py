@@ -13,7 +13,8 @@ from tiny_sources import changed
 from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.data import pipeline
-from tfusion.data.lanes import Lane, fresh_state
+from tfusion.data.lane_state import LaneState
+from tfusion.data.lanes import Lane
 from tfusion.data.source import Source
 from tfusion.data.tally import Tally
 from tfusion.data.tokenizer import Tokenizer
@@ -135,7 +136,7 @@ def test_sources_of_one_kind_share_it_by_elements(tokenizer):
   lane = Lane([PAIRS, short, long], tokenizer, CONFIG, lane=0)
   for _ in range(300):
     next(lane)
-  elements = lane.state()["elements"]
+  elements = lane.state().elements
   assert abs(elements["short"] / elements["long"] - 1) < 0.02
 
 
@@ -195,9 +196,10 @@ def test_a_lane_goes_on_from_its_state_bit_by_bit(corpus, stop):
   lane = Lane(corpus.train, corpus.tokenizer, CONFIG, lane=2)
   for _ in range(stop):
     next(lane)
-  saved = json.dumps(lane.state())
+  saved = json.dumps(lane.state().to_json())
   assert len(saved) < 4096
-  again = Lane(corpus.train, corpus.tokenizer, CONFIG, lane=2, state=json.loads(saved))
+  state = LaneState.from_json(json.loads(saved))
+  again = Lane(corpus.train, corpus.tokenizer, CONFIG, lane=2, state=state)
   for _ in range(60):
     assert_same_batch(next(lane), next(again))
   assert lane.state() == again.state()
@@ -208,17 +210,17 @@ def test_taking_a_state_changes_nothing_and_stays_as_it_is(tokenizer):
   other = Lane([PAIRS, PROSE], tokenizer, CONFIG, lane=0)
   next(lane), next(other)
   state = lane.state()
-  before = json.dumps(state)
+  before = json.dumps(state.to_json())
   for _ in range(20):
     assert_same_batch(next(lane), next(other))
     lane.state()
-  assert json.dumps(state) == before
+  assert json.dumps(state.to_json()) == before
 
 
 def test_a_state_of_changed_sources_is_refused(tokenizer):
   grown = dataclasses.replace(PAIRS, count=41)
   with pytest.raises(ValueError, match="40.*41.*new workdir"):
-    Lane([grown], tokenizer, CONFIG, lane=0, state=fresh_state([PAIRS]))
+    Lane([grown], tokenizer, CONFIG, lane=0, state=LaneState.fresh([PAIRS]))
 
 
 class Ragged(Numbered):
@@ -236,10 +238,10 @@ def test_documents_that_fit_no_row_are_counted_and_never_cut(tokenizer):
   assert texts <= {*PAIRS.texts(), *(f"{i:08d}" for i in range(12)), ""}
   state = lane.state()
   # Lane 0 of 4 gets every fourth of the shuffled documents: about a third are long.
-  assert state["rejected"]["pairs"] == 0
-  assert 0.2 < state["rejected"]["ragged"] / state["drawn"]["ragged"] < 0.5
+  assert state.rejected["pairs"] == 0
+  assert 0.2 < state.rejected["ragged"] / state.taken["ragged"] < 0.5
   again = Lane([PAIRS, ragged], tokenizer, CONFIG, lane=0, state=state)
-  assert again.state()["rejected"] == state["rejected"]
+  assert again.state().rejected == state.rejected
 
 
 def test_a_source_of_which_nothing_fits_is_refused(tokenizer):
@@ -265,22 +267,24 @@ def test_one_long_document_shows_by_what_it_holds_and_not_by_its_number(tokenize
   lane = Lane([source], tokenizer, config, lane=0, repeat=False)
   next(lane)
   state = lane.state()
-  assert (state["rejected"]["books"], state["lost"]["books"]) == (1, 9001)
+  assert (state.rejected["books"], state.rejected_elements["books"]) == (1, 9001)
   tally = Tally([source], config, [state])
   share = tally.counts()["books"]["lost_share"]
-  assert share == 9001 / (9001 + state["elements"]["books"]) > 0.95
+  assert share == 9001 / (9001 + state.elements["books"]) > 0.95
   assert f"1 rejected ({100 * share:.1f} % of its elements)" in tally.summary()
   (warning,) = tally.warnings()
   assert "books: " in warning and "data.too_long=split" in warning
   # A state from before elements were counted goes on, and begins to count.
-  old = {key: value for key, value in state.items() if key != "lost"}
+  old = state.to_json()
+  del old["lost"]
+  old = LaneState.from_json(old)
   assert Tally([source], config, [old]).counts()["books"]["lost_share"] == 0
   first, second = (
     Lane([source], tokenizer, config, lane=0, state=s) for s in (state, old)
   )
   for _ in range(10):
     assert next(first).tokens_bl.tobytes() == next(second).tokens_bl.tobytes()
-  lost = [lane.state()["lost"]["books"] for lane in (first, second)]
+  lost = [lane.state().rejected_elements["books"] for lane in (first, second)]
   assert lost[0] - 9001 == lost[1] > 0
 
 
@@ -378,8 +382,8 @@ def test_images_in_codes_count_as_images_in_the_mixture(tokenizer):
   rows = list(itertools.islice(lane, 400))
   state = lane.state()
   codes = sum(int(np.sum(row.tokens_bl >= 300)) for row in rows)
-  assert 0 <= state["patches"] - codes <= 30 * 60  # those in rows not yet full
-  assert abs(state["text"] / state["patches"] - 1) < 0.01
+  assert 0 <= state.patches - codes <= 30 * 60  # those in rows not yet full
+  assert abs(state.text_elements / state.patches - 1) < 0.01
   firsts = [row.tokens_bl[row.positions_bl == 1] for row in rows]
   firsts = np.concatenate([f for f in firsts])
   assert np.sum(firsts == tokenizer.special.boi) > 100  # image first, or no caption

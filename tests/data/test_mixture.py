@@ -11,6 +11,7 @@ import pytest
 from tiny_sources import ALL, CONFIG, Given, changed, codes, latent, tokenizer
 
 from tfusion.data import forms
+from tfusion.data.lane_state import LaneState
 from tfusion.data.lanes import Lane
 from tfusion.data.mixture import Mixture
 
@@ -88,7 +89,7 @@ def test_shares_of_elements_are_off_by_a_document_at_most_at_any_time(weights):
   lane = Lane(sources, tokenizer(), config, lane=1)
   for _ in range(150):
     next(lane)
-    elements = lane.state()["elements"]
+    elements = lane.state().elements
     total, whole = sum(elements.values()), sum(weights)
     for source, weight in zip(sources, weights):
       # Each of the others may be ahead of it, or behind, by a document.
@@ -127,12 +128,12 @@ def test_a_source_is_shown_for_its_epochs_and_dropped(lanes):
       rows += 1
       assert rows < 300, "a source that is used up is drawn on"
       next(lane)
-      shown.update((key[0], lane.document_index(key)) for key in lane.last_keys)
-    drawn = lane.state()["drawn"]
+      shown.update((key.source, lane.document_index(key)) for key in lane.last_keys)
+    drawn = lane.state().taken
     for _ in range(30):
       next(lane)
-      shown.update((key[0], lane.document_index(key)) for key in lane.last_keys)
-    after = lane.state()["drawn"]
+      shown.update((key.source, lane.document_index(key)) for key in lane.last_keys)
+    after = lane.state().taken
     assert {n for n in drawn if after[n] > drawn[n]} == {"long"}
   for source, epochs in ((PAIRS, 2), (WORDS, 3)):
     counts = [shown[source.name, i] for i in range(len(source))]
@@ -141,10 +142,8 @@ def test_a_source_is_shown_for_its_epochs_and_dropped(lanes):
 
 def shown_all(lane, config):
   state, lanes = lane.state(), config.data.lanes
-  waiting = {key[0] for key in state["waiting"]}
-  drawn = (
-    state["drawn"]["pairs"] * lanes >= 400 and state["drawn"]["words"] * lanes >= 300
-  )
+  waiting = {key.source for key in state.waiting}
+  drawn = state.taken["pairs"] * lanes >= 400 and state.taken["words"] * lanes >= 300
   return drawn and not waiting & {"pairs", "words"}
 
 
@@ -155,8 +154,8 @@ def test_dropped_sources_leave_the_shares_of_the_others_as_they_were():
   for _ in range(500):
     next(lane)
   state = lane.state()
-  assert state["drawn"]["pairs"] == 50  # of 200 in 4 lanes
-  assert abs(state["elements"]["long"] / state["elements"]["words"] - 2) < 0.02
+  assert state.taken["pairs"] == 50  # of 200 in 4 lanes
+  assert abs(state.elements["long"] / state.elements["words"] - 2) < 0.02
 
 
 def test_epochs_work_with_text_per_patch_too():
@@ -165,8 +164,8 @@ def test_epochs_work_with_text_per_patch_too():
   lane = Lane(sources, tokenizer(), config, lane=0)
   for _ in range(60):
     next(lane)
-  assert lane.state()["drawn"]["pairs"] == 50
-  assert lane.state()["drawn"]["words"] > 100
+  assert lane.state().taken["pairs"] == 50
+  assert lane.state().taken["words"] > 100
 
 
 @pytest.mark.parametrize("stop", [3, 25, 70])
@@ -176,7 +175,7 @@ def test_a_state_of_before_or_after_a_drop_goes_on_bit_by_bit(stop):
   lane = Lane(sources, tokenizer(), config, lane=2)
   for _ in range(stop):
     next(lane)
-  state = json.loads(json.dumps(lane.state()))
+  state = LaneState.from_json(json.loads(json.dumps(lane.state().to_json())))
   again = Lane(sources, tokenizer(), config, lane=2, state=state)
   for _ in range(40):
     for x, y in zip(next(lane), next(again), strict=True):

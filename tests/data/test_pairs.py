@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tfusion import parsing
 from tfusion.data import folder, pairs, text
 from tfusion.data.balance import Amount
 from tfusion.data.pairs import find_pairs
+from tfusion.prepare import files
 
 
 @pytest.fixture
@@ -54,6 +56,8 @@ def test_links_to_nothing_are_found_and_skipped(photos):
     "good0b.png": (pairs.BAD_CAPTION, Amount(1, 1, 1)),
     "lines.jsonl": (pairs.BAD_CAPTION, Amount(1)),
   }
+  found = {one.id: one.detail for one in find_pairs(str(photos)).rejected}
+  assert found["lines.jsonl"] == "is a link to nothing"
 
 
 def test_halves_of_pairs_are_listed_on_either_side(photos):
@@ -138,7 +142,20 @@ def test_a_caption_in_utf_16_with_its_mark_is_read(photos):
   ("line", "says"),
   [
     ('{"file": "a.png", "prompt": "x"}', "has ['file', 'prompt']"),
-    ('{"file": "a.png", "caption": null}', "has ['caption', 'file']"),
+    ('{"file": "a.png", "caption": null}', "'caption' is null"),
+    ('{"file": "a.png", "caption": ["x", "y"]}', "is a list; give each its own line"),
+    ('{"file": "a.png", "text": 7}', "'text' is a number"),
+    ('{"image": {"path": "a.png"}, "text": "x"}', "'image' is an object"),
+    ('{"file": "a.png", "caption": "x", "caption": "y"}', "has 'caption' twice"),
+    ('{"file": "a.png", "caption": "x", "split": "rest"}', "\"split\" is 'rest'"),
+    ('{"file": "", "caption": "x"}', "names no file"),
+    ('{"file": "https://x.org/a.png", "caption": "x"}', "https://x.org/a.png is not"),
+    ('{"file": "https://x.org/a.png", "caption": "x"}', "download the image"),
+    ('{"file": "data:image/png;base64,iVBO", "caption": "x"}', "is the image itself"),
+    ('{"file": "iVBORw0KGgoAAAA", "caption": "x"}', "it is the image itself; write"),
+    ('{"file": ".\\\\a.png", "caption": "x"}', "write / between folders"),
+    ('{"file": "A.PNG ", "caption": "x"}', "is not there; there is a.png"),
+    ('{"file": "photos/a", "caption": "x"}', "is not there; there is a.png"),
     ('{"file": "a.png", "caption": "x", "text": "y"}', "they differ"),
     ('{"file": "a.png", "file_name": "b.png", "text": "y"}', "they differ"),
     ('["a.png", "x"]', "a list"),
@@ -154,7 +171,7 @@ def test_a_line_that_is_not_used_says_why(photos, line, says):
   (photos / "notes.md").write_text("more")
   (photos / "all.jsonl").write_text(f'{{"file": "good0.png", "caption": "x"}}\n{line}')
   (one,) = (o for o in find_pairs(str(photos)).rejected if o.id == "all.jsonl:2")
-  assert says in one.detail
+  assert says in one.detail, one.detail
   assert listed(photos)["a.png"][0] == pairs.NO_CAPTION
 
 
@@ -168,6 +185,65 @@ def test_a_line_nested_without_end_is_listed_by_file_and_line(photos, levels):
   deepest = parsing.DEEPEST
   says = "they differ" if levels < deepest else f"deeper than {deepest} levels"
   assert one.reason == pairs.BAD_LINE and says in one.detail
+
+
+def test_a_name_from_the_root_on_is_not_said_to_be_missing(photos):
+  line = json.dumps({"file": str(photos / "good1.png"), "caption": "x"})
+  (photos / "all.jsonl").write_text(line)
+  (one,) = find_pairs(str(photos)).rejected
+  assert "relative to the .jsonl" in one.detail and "not there" not in one.detail
+
+
+def test_a_caption_whose_image_is_spelled_otherwise_or_elsewhere_names_it(photos):
+  for name in ("e\u0301.png", "images/0.png", "b.jpg", "Large.png"):
+    add(photos, name, None)
+  for name in ("\u00e9", "texts/0", "b.jpg", "large", "quite_another"):
+    (photos / f"{name}.txt").parent.mkdir(exist_ok=True)
+    (photos / f"{name}.txt").write_text("a square")
+  found = {one.id: one.detail for one in find_pairs(str(photos)).rejected}
+  assert found["\u00e9.txt"] == "none has its name; there is e\u0301.png"
+  assert found["texts/0.txt"] == "none has its name; there is images/0.png"
+  assert found["b.jpg.txt"] == "none has its name; there is b.jpg"
+  assert found["large.txt"] == "none has its name; there is Large.png"
+  assert found["quite_another.txt"] == "none has its name"
+
+
+def test_a_line_says_of_its_image_whether_it_is_held_out(tmp_path):
+  root = tmp_path / "in"
+  rows = []
+  for i in range(40):
+    add(root, f"{i}.png", f"number {i}")
+    split = {0: "test", 1: "validation", 2: "train"}.get(i % 4)
+    row = {"file": f"{i}.png", "caption": f"listed {i}", "split": split}
+    rows.append(json.dumps({k: v for k, v in row.items() if v}))
+  rows.append('{"file": "2.png", "caption": "and held out", "split": "test"}')
+  (root / "all.jsonl").write_text("\n".join(rows))
+  train, test = (
+    folder.open_folder(str(root), test=t, image_shape=(4, 4, 3), workdir=tmp_path)
+    for t in (False, True)
+  )
+  held_out = {p.file for p in test._own}
+  assert held_out >= {f"{i}.png" for i in range(40) if i % 4 < 2} | {"2.png"}
+  assert held_out <= {f"{i}.png" for i in range(40) if i % 4 != 2} | {"2.png"}
+  assert {p.file for p in train._own}.isdisjoint(held_out)
+  assert pickle.loads(pickle.dumps(test))._own == test._own
+  prepared = [d for p in files.plan_folder("x", str(root), 9) for d in p.read()]
+  assert {d.spans[1].name for d in prepared if d.test and hasattr(d, "spans")} == (
+    held_out
+  )
+
+
+def test_lines_that_all_say_the_same_leave_it_to_the_hash(tmp_path):
+  root = tmp_path / "in"
+  rows = []
+  for i in range(40):
+    add(root, f"{i}.png", None)
+    rows.append(json.dumps({"file": f"{i}.png", "text": "x", "split": "train"}))
+  (root / "all.jsonl").write_text("\n".join(rows))
+  test = folder.open_folder(
+    str(root), test=True, image_shape=(4, 4, 3), workdir=tmp_path
+  )
+  assert 0 < len(test) < 10
 
 
 def test_a_listing_that_is_no_lines_is_one_entry_with_its_reason(photos):
@@ -230,7 +306,9 @@ def test_held_out_images_are_not_trained_on_where_no_others_can_be_used(tmp_path
   for i in range(3):
     add(tmp_path / "in", f"train/{i}.png").write_bytes(b"broken")
     add(tmp_path / "in", f"test/{i}.png")
-  with pytest.raises(ValueError, match="none of 3 usable images is to train on"):
+  with pytest.raises(
+    ValueError, match="none of 3 .* to train on.* 3 cannot be decoded"
+  ):
     folder.open_folder(
       str(tmp_path / "in"), test=False, image_shape=(4, 4, 3), workdir=tmp_path
     )

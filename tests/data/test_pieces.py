@@ -17,6 +17,7 @@ from tiny_sources import (
 
 from tfusion import sequence
 from tfusion.data import pieces
+from tfusion.data.lane_state import LaneState
 from tfusion.data.lanes import Lane
 from tfusion.sequence import Codes, Image, Text
 
@@ -239,9 +240,9 @@ def test_a_lane_that_splits_learns_exactly_what_the_whole_documents_hold(overlap
   shown = [row.latents_bnhwc[row.image_weight_bn > 0, 0, 0, 0] for row in rows]
   assert sorted(np.concatenate(shown)) == sorted(images)
   state = lane.state()
-  assert state["split"]["stories"] > 10 and state["rejected"]["stories"] == 0
-  assert state["pieces"]["stories"] > 2 * state["split"]["stories"]
-  assert state["elements"]["stories"] == state["live"]
+  assert state.split["stories"] > 10 and state.rejected["stories"] == 0
+  assert state.pieces["stories"] > 2 * state.split["stories"]
+  assert state.elements["stories"] == state.row_elements
 
 
 def test_several_images_and_texts_keep_their_order():
@@ -253,7 +254,7 @@ def test_several_images_and_texts_keep_their_order():
     start = slot = 0
     for key in lane.last_keys:
       spans = stories(lane.document_index(key))
-      if len(key) == 2 and len(spans) > 2:
+      if key.piece is None and len(spans) > 2:
         text, order = "", []
         for span in spans:
           if isinstance(span, str):
@@ -280,7 +281,7 @@ def test_long_documents_are_rejected_unless_they_are_to_be_split():
   for _ in range(20):
     next(lane)
   state = lane.state()
-  assert state["rejected"]["stories"] > 10 and state["split"]["stories"] == 0
+  assert state.rejected["stories"] > 10 and state.split["stories"] == 0
 
 
 @pytest.mark.parametrize("stop", range(8))
@@ -290,8 +291,8 @@ def test_a_lane_goes_on_in_the_middle_of_a_document(stop):
   lane = Lane([source], tokenizer(), config, lane=0)
   for _ in range(stop):
     next(lane)
-  state = json.loads(json.dumps(lane.state()))
-  assert stop < 3 or state["cut"]  # of some 30 pieces
+  state = LaneState.from_json(json.loads(json.dumps(lane.state().to_json())))
+  assert stop < 3 or state.next_piece  # of some 30 pieces
   again = Lane([source], tokenizer(), config, lane=0, state=state)
   for _ in range(40):
     for x, y in zip(next(lane), next(again), strict=True):

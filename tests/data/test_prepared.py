@@ -269,10 +269,10 @@ def test_damaged_records_are_skipped_named_and_counted_and_no_other_is_lost(tmp_
   text = " ".join(corpus.tokenizer.decode(row.tokens_bl) for row in lane)
   shown = [n for n in range(12) if f"picture {n} " in text]
   assert shown == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
-  found = lane.state()["damaged"][name]
-  assert found["skipped"] == 2 and sorted(found["records"]) == [0, 5]
+  found = lane.state().damaged[name]
+  assert found.skipped == 2 and sorted(found.records) == [0, 5]
   for n in (0, 1):
-    (said,) = [text for text in found["last"] if f"train-000{n}" in text]
+    (said,) = [text for text in found.last if f"train-000{n}" in text]
     assert f"train-000{n}.array_record: record 0 is damaged: " in said
 
 

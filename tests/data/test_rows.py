@@ -125,4 +125,4 @@ def test_rows_are_those_of_the_rules_at_every_patch_size(patch):
     ):
       np.testing.assert_array_equal(got, want, err_msg=name)
   assert several > 20
-  assert lane.state()["rejected"]["album"] == lane.state()["split"]["album"] == 0
+  assert lane.state().rejected["album"] == lane.state().split["album"] == 0

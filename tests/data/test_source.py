@@ -52,7 +52,7 @@ def test_a_renamed_source_is_still_known_by_what_the_config_calls_it():
   lane = Lane([moved, words], tiny_sources.tokenizer(), config, lane=0)
   for _ in range(40):
     next(lane)
-  elements = lane.state()["elements"]
+  elements = lane.state().elements
   share = elements["words"] / elements["folder:old"]
   assert abs(share - 3) < 0.2  # of one document in some hundreds
 

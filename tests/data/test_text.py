@@ -64,6 +64,18 @@ def test_utf_16_without_its_mark_is_no_text():
 
 
 @pytest.mark.parametrize(
+  ("data", "says"),
+  [
+    ("caf\u00e9".encode("latin-1"), "save it as UTF-8"),
+    (b"\x1f\x8b\x08\0", "it is compressed by gzip; unpack it"),
+  ],
+)
+def test_what_cannot_be_decoded_says_what_to_do(data, says):
+  with pytest.raises(UnicodeDecodeError, match=says):
+    text.decode(data)
+
+
+@pytest.mark.parametrize(
   ("head", "why"),
   [
     (b'[{"text": "a"},\n', "JSON array"),
@@ -72,6 +84,7 @@ def test_utf_16_without_its_mark_is_no_text():
     (b"\x1f\x8b\x08\0", "gzip"),
     (b"PK\x03\x04", "zip"),
     ('{"text": "a"}\n'.encode("utf-16"), "UTF-16"),
+    ('{"text": "a"}\n'.encode("utf-16-le"), "as UTF-16 without a mark"),
     (b'{"text": "a"}\n', ""),
     (b"[1, 2]\n[3, 4]\n", ""),
     (b"", ""),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny
-from PIL import Image as Picture
+from PIL import Image as Pillow
 
 from tfusion.data.digits import (
   CAPTIONS,
@@ -102,8 +102,8 @@ def test_a_model_that_knows_all_gets_full_marks(trained, monkeypatch, tmp_path):
   # A row for each digit.
   images = [png.to_pixels(x) for x in oracle.drawn[: 10 * EACH]]
   sheet = png.to_rgb(png.sheet(images, columns=EACH))
-  with Picture.open(tmp_path / "digits.png") as picture:
-    np.testing.assert_array_equal(np.asarray(picture), np.asarray(sheet))
+  with Pillow.open(tmp_path / "digits.png") as image:
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(sheet))
 
 
 def test_what_is_named_or_drawn_wrong_does_not_count(trained, monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ from tfusion.evaluate.scenes import read
 GREY = Background("plain", ((128, 128, 128),) * 2, (0.5,) * 16)
 
 
-def picture_of(scene, px):
+def image_of(scene, px):
   return draw(scene, px).astype(np.float32) / 127.5 - 1
 
 
@@ -37,16 +37,16 @@ def test_every_unseen_scene_is_read_exactly(px):
   """All of these, as of 5000 others: `trials.try_classifier(px, images=5000)`."""
   for index in range(4800 // px):
     scene = draw_scene(Draws("test", px, index), held_out=index % 2 == 1)
-    marks = mark_scene(scene.things, read(picture_of(scene, px)))
+    marks = mark_scene(scene.things, read(image_of(scene, px)))
     assert marks.right, (index, scene)
 
 
 def test_the_test_split_is_read_exactly():
   source = open_shapes("stories", split="test", image_shape=(32, 32, 3))
   for index in range(12):
-    pictures = source[index][1::2]
-    for scene, picture in zip(source.drawn(index).scenes, pictures, strict=True):
-      assert mark_scene(scene.things, read(picture)).right, index
+    images = source[index][1::2]
+    for scene, image in zip(source.drawn(index).scenes, images, strict=True):
+      assert mark_scene(scene.things, read(image)).right, index
 
 
 @pytest.mark.parametrize("px", [32, 64])
@@ -54,21 +54,21 @@ def test_every_kind_of_thing_is_known_and_measured(px):
   for i, (shape, colour) in enumerate(itertools.product(SHAPES, COLOURS)):
     size = list(SIZES)[i % 2]
     thing = Thing(shape, colour, size, 0.4, 0.55, SIZES[size], COLOURS[colour])
-    (seen,) = read(picture_of(Scene((thing,), GREY), px))
+    (seen,) = read(image_of(Scene((thing,), GREY), px))
     assert reads(thing, seen)
-    # Half a pixel of the smaller picture, and a tenth: far less than tells anything
+    # Half a pixel of the smaller image, and a tenth: far less than tells anything
     # from anything else.
     assert max(abs(seen.x - 0.4), abs(seen.y - 0.55)) < 0.5 / 32
     assert abs(seen.radius / thing.radius - 1) < 0.1
     assert np.abs(np.subtract(seen.rgb, thing.rgb)).max() < 20
 
 
-def test_what_is_read_is_in_order_and_moves_with_the_picture():
+def test_what_is_read_is_in_order_and_moves_with_the_image():
   scene = draw_scene(Draws("mirror", 3))
-  seen = read(picture_of(scene, 64))
+  seen = read(image_of(scene, 64))
   assert len(seen) == len(scene.things) > 1
   assert [t.x for t in seen] == sorted(t.x for t in seen)
-  mirrored = read(picture_of(scene, 64)[:, ::-1])
+  mirrored = read(image_of(scene, 64)[:, ::-1])
   for a, b in zip(seen, reversed(mirrored)):
     assert abs(a.x - (1 - b.x)) < 1 / 64 and abs(a.y - b.y) < 1 / 64
 
@@ -90,9 +90,9 @@ def test_noise_and_blur_cost_little(px, noise, blur, least):
   rng, right = np.random.default_rng(0), []
   for index in range(30):
     scene = draw_scene(Draws("rough", index))
-    picture = ndimage.gaussian_filter(picture_of(scene, px), (blur * px, blur * px, 0))
-    picture += noise * rng.normal(size=picture.shape)
-    right.append(mark_scene(scene.things, read(picture)).right)
+    image = ndimage.gaussian_filter(image_of(scene, px), (blur * px, blur * px, 0))
+    image += noise * rng.normal(size=image.shape)
+    right.append(mark_scene(scene.things, read(image)).right)
   assert np.mean(right) >= least
 
 
@@ -105,9 +105,9 @@ def test_things_that_blur_into_each_other_are_told_apart():
     ),
     GREY,
   )
-  blurred = ndimage.gaussian_filter(picture_of(scene, 32), (1.2, 1.2, 0))
-  for picture in (picture_of(scene, 32), blurred):
-    assert mark_scene(scene.things, read(picture)).right
+  blurred = ndimage.gaussian_filter(image_of(scene, 32), (1.2, 1.2, 0))
+  for image in (image_of(scene, 32), blurred):
+    assert mark_scene(scene.things, read(image)).right
 
 
 def test_a_blurred_ring_is_no_paler_larger_disc():
@@ -115,23 +115,21 @@ def test_a_blurred_ring_is_no_paler_larger_disc():
   rng, right = np.random.default_rng(0), 0
   for colour, rgb in COLOURS.items():
     ring = Thing("ring", colour, "small", 0.4, 0.55, SIZES["small"], rgb)
-    picture = ndimage.gaussian_filter(
-      picture_of(Scene((ring,), GREY), 64), (3.2, 3.2, 0)
-    )
-    seen = read(picture + 0.1 * rng.normal(size=picture.shape))
+    image = ndimage.gaussian_filter(image_of(Scene((ring,), GREY), 64), (3.2, 3.2, 0))
+    seen = read(image + 0.1 * rng.normal(size=image.shape))
     right += [(t.shape, t.size) for t in seen] == [("ring", "small")]
   assert right >= 7
 
 
-def test_a_hole_in_a_picture_hides_nothing_else():
+def test_a_hole_in_an_image_hides_nothing_else():
   scene = draw_scene(Draws("hole", 0))
-  picture = picture_of(scene, 64)
-  picture[0, 0] = np.nan
-  picture[63, 63] = np.inf
-  assert mark_scene(scene.things, read(picture)).right
+  image = image_of(scene, 64)
+  image[0, 0] = np.nan
+  image[63, 63] = np.inf
+  assert mark_scene(scene.things, read(image)).right
 
 
-def test_any_picture_gets_an_answer():
+def test_any_image_gets_an_answer():
   rng = np.random.default_rng(0)
   ramp = np.linspace(-1, 1, 32)
   odd = [
@@ -145,14 +143,14 @@ def test_any_picture_gets_an_answer():
     np.eye(32)[..., None] * [1.0, -1.0, -1.0],
     *(scale * rng.normal(size=(px, px, 3)) for scale in (0.1, 1, 9) for px in (16, 32)),
   ]
-  for picture in odd:
-    for thing in read(picture):
+  for image in odd:
+    for thing in read(image):
       assert thing.shape in SHAPES and thing.colour in COLOURS and thing.size in SIZES
       assert np.isfinite([thing.x, thing.y, thing.radius]).all()
   assert read(odd[0]) == read(odd[1]) == read(odd[3]) == ()
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 32, 1), (32, 16, 3), (8, 8, 3)])
-def test_what_is_no_picture_is_refused(shape):
+def test_what_is_no_image_is_refused(shape):
   with pytest.raises(ValueError, match=r"reads \(h, h, 3\)"):
     read(np.zeros(shape))

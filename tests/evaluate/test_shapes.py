@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 import tiny
-from PIL import Image as Picture
+from PIL import Image as Pillow
 
 from tfusion.data.pipeline import Corpus
 from tfusion.data.scenes import captions
@@ -56,14 +56,14 @@ class Oracle:
 
   def __init__(self, trained, *kinds, spoil=lambda made: made):
     self.spoil, self.decode, self.asked = spoil, trained.tokenizer.decode, []
-    self.picture, self.caption = {}, {}
+    self.image, self.caption = {}, {}
     self.encode = trained.tokenizer.encode
     for kind in kinds:
       for part in shapes.PARTS:
         for task in shapes.find_tasks(
           source_of(kind), trained.tokenizer, part=part, count=EACH
         ):
-          self.picture[self.key(task.prompt)] = task.image_hwc
+          self.image[self.key(task.prompt)] = task.image_hwc
           self.caption[task.image_hwc.tobytes()] = task.drawn.texts[0]
 
   def key(self, prompt):
@@ -79,7 +79,7 @@ class Oracle:
   def answer(self, prompt):
     self.asked.append(prompt)
     if prompt[-1] == Blank():
-      made = self.spoil(Image(self.picture[self.key(prompt)]))
+      made = self.spoil(Image(self.image[self.key(prompt)]))
       given = prompt[:-1]
     else:
       made = self.spoil(Text(self.encode(self.caption[prompt[0].latent.tobytes()])))
@@ -98,12 +98,12 @@ def test_a_model_that_knows_all_gets_full_marks(trained, monkeypatch, tmp_path, 
     assert f"{kind}_{part}_classifier_right" in found
   assert (f"{kind}_seen_captions_right" in found) == (kind == "pairs")
   assert set(found.values()) == {1.0}
-  with Picture.open(tmp_path / f"{kind}.png") as sheet:
+  with Pillow.open(tmp_path / f"{kind}.png") as sheet:
     assert sheet.width >= 32 * shapes.COLUMNS and sheet.height >= 64
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_without_things_is_wrong(trained, monkeypatch, tmp_path, kind):
+def test_an_image_without_things_is_wrong(trained, monkeypatch, tmp_path, kind):
   def empty(made):
     return Image(0 * made.latent) if isinstance(made, Image) else made
 
@@ -144,7 +144,7 @@ def test_a_caption_is_right_if_it_is_true(trained, monkeypatch, tmp_path, wrong,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tasks_are_test_documents_without_their_last_picture(trained, kind):
+def test_tasks_are_test_documents_without_their_last_image(trained, kind):
   for part in shapes.PARTS:
     tasks = shapes.find_tasks(source_of(kind), trained.tokenizer, part=part, count=EACH)
     assert len(tasks) == EACH

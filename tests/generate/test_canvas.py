@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_codec
 import tiny_shards
-from PIL import Image as Picture
+from PIL import Image as Pillow
 
 from tfusion.data import pipeline
 from tfusion.data.images import decode
@@ -47,7 +47,7 @@ def run(codec, tmp_path):
 @pytest.fixture
 def photo(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8)
-  Picture.fromarray(pixels).save(tmp_path / "photo.png")
+  Pillow.fromarray(pixels).save(tmp_path / "photo.png")
   return tmp_path / "photo.png"
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import pickle
+import re
+import shutil
 import tarfile
 import types
 
@@ -16,7 +18,8 @@ from PIL import Image
 
 from tfusion import parsing
 from tfusion.data import folder, sources
-from tfusion.prepare import datasets, raw, readers
+from tfusion.data.balance import Amount
+from tfusion.prepare import datasets, job, raw, readers
 from tfusion.prepare.raw import Raw, Rejected
 
 SHAPE = (8, 8, 3)
@@ -421,13 +424,17 @@ def test_the_embedded_sources_are_read_as_they_are():
 
 @pytest.fixture(scope="session")  # tfds knows a name once per process
 def prepared(tmp_path_factory):
-  """A tfds data set of six examples, made and read without TensorFlow."""
+  """A tfds data set of eight examples, made and read without TensorFlow."""
+  return make_tfds(tmp_path_factory.mktemp("tfds"), "tiny", {"train": 6, "test": 2})
+
+
+def make_tfds(here, called, sizes):
   tfds = pytest.importorskip("tensorflow_datasets")
-  here = tmp_path_factory.mktemp("tfds")
 
   class Tiny(tfds.core.GeneratorBasedBuilder):
-    """Six pictures."""
+    """A few images."""
 
+    name = called
     VERSION = tfds.core.Version("1.0.0")
     code_path = pkg_dir_path = here
 
@@ -440,7 +447,7 @@ def prepared(tmp_path_factory):
       return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, manager):
-      return {"train": self._generate_examples(6), "test": self._generate_examples(2)}
+      return {split: self._generate_examples(size) for split, size in sizes.items()}
 
     def _generate_examples(self, count):
       for i in range(count):
@@ -468,10 +475,13 @@ def plan_tfds(monkeypatch, sizes, features=None):
   text, image = tfds.features.Text(), tfds.features.Image(shape=(None, None, 3))
   made = features(tfds.features) if features else {"text": text, "image": image}
   info = types.SimpleNamespace(
-    splits={n: types.SimpleNamespace(num_examples=size) for n, size in sizes.items()},
+    splits={
+      name: types.SimpleNamespace(num_examples=size, filepaths=[])
+      for name, size in sizes.items()
+    },
     features=tfds.features.FeaturesDict(made),
   )
-  builder = types.SimpleNamespace(info=info)
+  builder = types.SimpleNamespace(info=info, as_data_source=lambda split: None)
   monkeypatch.setattr(datasets, "_builder", lambda name: builder)
   return datasets.plan_tfds("tfds:made", "made", 100)
 
@@ -520,6 +530,72 @@ def test_tfds_features_that_are_not_read_are_named(monkeypatch, capsys):
     lambda f: {"image": f.Image(), "text": f.Text(), "more": f.Sequence(f.Text())},
   )
   assert "features that are not read: more" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory):
+  """A tfds data set with a split that is neither for training nor held out."""
+  sizes = {"train": 6, "validation": 2, "unsupervised": 30}
+  return make_tfds(tmp_path_factory.mktemp("three"), "three", sizes)
+
+
+@pytest.fixture
+def copied(three_splits, tmp_path):
+  """A copy of that data set, to be changed."""
+  datasets._builder.cache_clear()
+  yield shutil.copytree(three_splits, tmp_path / "three")
+  datasets._builder.cache_clear()
+
+
+def test_a_tfds_split_that_is_left_out_is_skipped_by_reason_and_adds_up(
+  copied, tmp_path
+):
+  found = read(f"tfds:{copied}", documents=4)
+  lost = found.pop("unsupervised")
+  assert lost.reason == raw.OTHER_SPLIT and lost.amount == Amount(30, 30, 30)
+  assert len(found) == 8 and all(isinstance(d, Raw) for d in found.values())
+  request = job.Request(f"tfds:{copied}", str(tmp_path / "out"), image_px=8)
+  balances = job.prepare(request).counts.splits
+  assert balances["train"].found == Amount(36, 36, 36)
+  assert balances["train"].used == Amount(6, 6, 6)
+  assert balances["train"].skipped == {raw.OTHER_SPLIT: Amount(30, 30, 30)}
+  assert all(balance.adds_up for balance in balances.values())
+  (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+  assert json.loads(line)["id"] == "unsupervised"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_tfds_folder_that_lacks_files_of_a_split_is_refused_before_any_work(
+  copied, split
+):
+  (file,) = copied.glob(f"three-{split}.*")
+  file.unlink()
+  said = f"1 of 1 files of its split '{split}' are not there: {file.name}; copy them to"
+  with pytest.raises(ValueError, match=re.escape(said)):
+    read(f"tfds:{copied}")
+  (copied / f"three-{split}.array_record-elsewhere").touch()
+  with pytest.raises(ValueError, match=re.escape(said)):
+    read(f"tfds:{copied}")
+
+
+def test_a_tfds_folder_may_lack_a_split_that_is_not_read(copied):
+  next(copied.glob("three-unsupervised.*")).unlink()
+  assert len(read(f"tfds:{copied}")) == 9
+
+
+def test_a_tfds_folder_that_another_machine_has_in_part_is_named_there(copied):
+  parts = readers.plan(f"tfds:{copied}", documents=100, image_shape=SHAPE)
+  info = json.loads((copied / "dataset_info.json").read_text())
+  info["splits"] = [own for own in info["splits"] if own["name"] == "train"]
+  (copied / "dataset_info.json").write_text(json.dumps(info))
+  datasets._builder.cache_clear()
+  with pytest.raises(ValueError, match=f"{copied}: its split 'validation' cannot be"):
+    [list(part.read()) for part in parts]
+  info["splits"] = []
+  (copied / "dataset_info.json").write_text(json.dumps(info))
+  datasets._builder.cache_clear()
+  with pytest.raises(ValueError, match="dataset_info.json names no split"):
+    read(f"tfds:{copied}")
 
 
 def test_a_relative_tfds_folder_is_read_from_any_directory(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from tfusion import sequence
+from tfusion import paper, sequence
 from tfusion.config import Config, DataConfig, ModelConfig, TrainConfig
 from tfusion.data import lanes
 from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
@@ -25,7 +25,6 @@ from tfusion.data.tokenizer import Tokenizer
 from tfusion.training import flops as flops_lib
 from tfusion.training import machine
 
-LATENT = (32, 32, 8)  # of 256 x 256 pixels (arXiv 2408.11039, section 4.1)
 CAPTION = 20.0  # tokens, the mean; lognormal, ours
 VOCABULARY = 1_000
 SHARD_RECORDS = 1_000
@@ -33,14 +32,6 @@ WARMUP = 8  # batches
 MFU = 0.5
 CHIPS = 4  # of a host in a slice of several: v5e, v5p and v6e alike
 HOSTS = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6e"}
-# Layers, width, heads, mlp (arXiv 2408.11039, Table 2; mlp by Llama's rule).
-SIZES = {
-  "0.16B": (16, 768, 12, 2_048),
-  "0.37B": (24, 1_024, 16, 2_816),
-  "0.76B": (24, 1_536, 24, 4_096),
-  "1.4B": (24, 2_048, 16, 5_632),
-  "7B": (32, 4_096, 32, 11_008),
-}
 
 
 class Rate(NamedTuple):
@@ -80,8 +71,9 @@ def table(*, documents: int, workers: Sequence[int], seconds: float) -> Iterator
     found = manifest.load(folder).of("train")
     record_bytes = sum(shard.bytes for shard in found) / documents
     yield (
-      f"{documents:,} documents, a latent {list(LATENT)} in bfloat16 and {CAPTION:g}"
-      f" tokens on average: {record_bytes:,.0f} bytes each; rows of 4,096"
+      f"{documents:,} documents, a latent {list(paper.LATENT_SHAPE)} in bfloat16 and"
+      f" {CAPTION:g} tokens on average: {record_bytes:,.0f} bytes each; rows of"
+      f" {paper.ROW_LENGTH:,}"
     )
     corpus = open_corpus(_config(folder), folder)
     parts = shares(corpus, _config(folder), seconds=seconds)
@@ -114,7 +106,7 @@ def needs(batch: sequence.Batch) -> Iterator[Need]:
   Args:
     batch: rows of row_length as they are trained on: attention's work depends on them.
   """
-  for size, (layers, width, heads, mlp) in SIZES.items():
+  for size, (layers, width, heads, mlp) in paper.SIZES.items():
     model = dataclasses.replace(
       _config("").model,
       layers=layers,
@@ -122,11 +114,11 @@ def needs(batch: sequence.Batch) -> Iterator[Need]:
       heads=heads,
       kv_heads=heads,
       mlp=mlp,
-      vocab_size=32_128,
+      vocab_size=paper.VOCAB_SIZE,
     )
     flops = flops_lib.batch_flops(model, batch) / sequence.live_elements(batch)
     for host, kind in HOSTS.items():
-      yield Need(size, host, CHIPS * machine.PEAK_FLOPS[kind] * MFU / flops)
+      yield Need(size.upper(), host, CHIPS * machine.PEAK_FLOPS[kind] * MFU / flops)
 
 
 def shares(corpus: Corpus, config: Config, *, seconds: float) -> dict[str, float]:
@@ -193,7 +185,9 @@ def draw_shards(folder: Path, *, documents: int, seed: int = 0) -> None:
       id=name,
       spans="ti",
       texts=(rng.integers(300, tokenizer.vocab_size, length, dtype=np.int32),),
-      images={"mean": rng.normal(size=(1, *LATENT)).astype(ml_dtypes.bfloat16)},
+      images={
+        "mean": rng.normal(size=(1, *paper.LATENT_SHAPE)).astype(ml_dtypes.bfloat16)
+      },
       weights=(1.0, 1.0),
     )
 
@@ -206,12 +200,12 @@ def draw_shards(folder: Path, *, documents: int, seed: int = 0) -> None:
   last = [draw("held out")]
   path = folder / "test-00000000.arrayrecord"
   written.append(shards.write_shard(path, last, split="test"))
-  channels = LATENT[-1]
+  channels = paper.LATENT_SHAPE[-1]
   manifest.save(
     manifest.Manifest(
       source="drawn",
       images=manifest.ImageFormat(
-        "mean", LATENT, scale=(1.0,) * channels, shift=(0.0,) * channels
+        "mean", paper.LATENT_SHAPE, scale=(1.0,) * channels, shift=(0.0,) * channels
       ),
       tokenizer_sha256=manifest.sha256(folder / manifest.TOKENIZER),
       vocabulary=tokenizer.vocab_size,
@@ -226,10 +220,10 @@ def draw_shards(folder: Path, *, documents: int, seed: int = 0) -> None:
 def _config(folder: str | Path, *, workers: int = 0) -> Config:
   """Rows of the paper (arXiv 2408.11039, section 4.1) from shards in a folder."""
   return Config(
-    model=ModelConfig(vocab_size=VOCABULARY, image_shape=LATENT, patch=2),
+    model=ModelConfig(vocab_size=VOCABULARY, image_shape=paper.LATENT_SHAPE, patch=2),
     data=DataConfig(
       sources=(f"shards:{folder}",),
-      row_length=4_096,
+      row_length=paper.ROW_LENGTH,
       image_slots=15,
       lanes=4,
       workers=workers,

@@ -10,6 +10,7 @@ in both. Blank text is no text.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 KINDS = ("documents", "images", "texts")
@@ -96,6 +97,20 @@ def settle(used: Amount, rejected: Iterable[Rejected]) -> Balance:
     balance.skip(one)
   balance.found = used + balance.all_skipped
   return balance
+
+
+def examples(rejected: Iterable[Rejected]) -> str:
+  """How many there are for each reason, the most frequent first, and one of them."""
+  counts: Counter[str] = Counter()
+  first: dict[str, Rejected] = {}
+  for one in rejected:
+    counts[one.reason] += one.amount.documents or 1  # one may stand for many
+    first.setdefault(one.reason, one)
+  return "; ".join(
+    f"{count:,} {reason}, such as {first[reason].id}"
+    + (f" ({first[reason].detail[:300]})" if first[reason].detail else "")
+    for reason, count in counts.most_common(5)
+  )
 
 
 def lines(splits: Mapping[str, Balance]) -> Iterator[str]:

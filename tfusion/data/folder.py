@@ -13,7 +13,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,14 @@ import PIL
 from tfusion.data import contents as contents_lib
 from tfusion.data import heldout
 from tfusion.data import images as images_lib
-from tfusion.data.balance import Amount, Balance, Rejected, free_id, settle
+from tfusion.data.balance import (
+  Amount,
+  Balance,
+  Rejected,
+  examples,
+  free_id,
+  settle,
+)
 from tfusion.data.pairs import Pair, find_pairs
 from tfusion.data.source import Source
 
@@ -43,10 +50,11 @@ class Folder(Source):
   test: bool
   rejected: tuple[Rejected, ...]  # of both splits
   named: bool  # names say which are held out, else a hash does
+  stated: Mapping[str, bool] = dataclasses.field(default_factory=dict)  # by lines
 
   def __post_init__(self):
     super().__post_init__()
-    held_out = choose_held_out({p.file for p in self.pairs}, named=self.named)
+    held_out = self._held_out()
     own = tuple(p for p in self.pairs if (p.file in held_out) == self.test)
     object.__setattr__(self, "_own", own)
     # Mapped, not read: worker processes share the pages.
@@ -78,6 +86,11 @@ class Folder(Source):
   def texts(self) -> Iterable[str]:
     return (pair.caption for pair in self._own)
 
+  def advice(self) -> str:
+    """Names folders that sound held out and are not; nothing if there are none."""
+    files = {p.file for p in self._own} - self.stated.keys()
+    return "" if self.test else heldout.advice(files, file=False)
+
   def contents(self) -> contents_lib.Contents:
     """Hashes of captions and of decoded pixels; ids are the images' names."""
     pixels, seen = images_lib.hashes(self.cache.parent), collections.Counter()
@@ -97,7 +110,7 @@ class Folder(Source):
       ValueError: none is left.
     """
     fitting, rejected = [], list(self.rejected)
-    held_out = choose_held_out({p.file for p in self.pairs}, named=self.named)
+    held_out = self._held_out()
     ids = {one.id for one in rejected}
     for pair in self.pairs:
       if (elements := count(pair.caption)) <= room:
@@ -107,8 +120,12 @@ class Folder(Source):
       whole, test = Amount(1, 1, 1), pair.file in held_out
       rejected.append(Rejected(free_id(pair.file, ids), TOO_LONG, detail, whole, test))
     if len(fitting) < len(self.pairs):
-      _require_both(fitting, self.name, rejected, named=self.named)
+      _require_both(fitting, self.name, rejected, self.stated, named=self.named)
     return dataclasses.replace(self, pairs=tuple(fitting), rejected=tuple(rejected))
+
+  def _held_out(self) -> set[str]:
+    files = {p.file for p in self.pairs}
+    return choose_held_out(files, self.stated, named=self.named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +170,24 @@ def open_folder(
     Path(path), files, image_shape=image_shape, cache=Path(workdir) / "cache"
   )
   rejected, ids = list(found.rejected), {one.id for one in found.rejected}
-  held_out = choose_held_out(set(files), named=found.named)
+  held_out = choose_held_out(set(files), found.stated, named=found.named)
   captions = collections.Counter(p.file for p in found.pairs)
   for file, why in bad.items():
     reason, _, detail = why.partition(": ")
     amount, apart = Amount(*(captions[file],) * 3), file in held_out
     rejected.append(Rejected(free_id(file, ids), reason, detail, amount, apart))
   usable = tuple(p for p in found.pairs if p.file not in bad)
-  _require_both(usable, name, rejected, named=found.named)
+  _require_both(usable, name, rejected, found.stated, named=found.named)
   rows = {file: row for row, file in enumerate(files)}
   return Folder(
-    name, usable, rows, cache / "images.npy", test, tuple(rejected), found.named
+    name,
+    usable,
+    rows,
+    cache / "images.npy",
+    test,
+    tuple(rejected),
+    found.named,
+    found.stated,
   )
 
 
@@ -202,34 +226,46 @@ def survey(path: str) -> Survey:
   )
 
 
-def choose_held_out(files: set[str], *, named: bool) -> set[str]:
+def choose_held_out(
+  files: set[str], stated: Mapping[str, bool] | None = None, *, named: bool
+) -> set[str]:
   """The files for evaluation.
 
   Args:
     files: relative to the folder, posix.
-    named: names say which; else a share by hash, at least one.
+    stated: of some files, whether they are held out, which goes first; if it says the
+      same of all, it says nothing.
+    named: names say of the others which; else a share by hash, at least one.
   """
-  if named:
-    return {f for f in files if heldout.is_named(f)}
-  chosen = {f for f in files if heldout.by_hash(f)}
-  if 0 < len(chosen) < len(files):
+  stated = {f: test for f, test in (stated or {}).items() if f in files}
+  if stated.keys() == files and len(set(stated.values())) == 1:
+    stated = {}
+  others = files - stated.keys()
+  says = heldout.is_named if named else heldout.by_hash
+  chosen = {f for f in files if (stated[f] if f in stated else says(f))}
+  if named or 0 < len(chosen) < len(files) or not others:
     return chosen
-  return {min(files, key=heldout.place)} if files else set()
+  return {min(others, key=heldout.place)}
 
 
 def _require_both(
-  pairs: Iterable[Pair], name: str, rejected: Sequence[Rejected], *, named: bool
+  pairs: Iterable[Pair],
+  name: str,
+  rejected: Sequence[Rejected],
+  stated: Mapping[str, bool],
+  *,
+  named: bool,
 ) -> None:
   """Refuses pairs that leave nothing to train on, or nothing to hold out."""
   files = {p.file for p in pairs}
-  held_out = choose_held_out(files, named=named)
+  held_out = choose_held_out(files, stated, named=named)
   if 0 < len(held_out) < len(files):
     return
-  documents = [one for one in rejected if one.amount.documents]
-  some = "; ".join(f"{one.id}: {one}" for one in documents[:5])
   if len(files) < 2:
     what = "fewer than two usable images, one to train on and one to hold out"
   else:
     lacking = "to train on" if held_out else "to hold out"
     what = f"none of {len(files)} usable images is {lacking}, as their names say"
-  raise ValueError(f"{name}: {what}; {len(documents)} skipped, such as {some}")
+  lost = [one for one in rejected if one.amount.documents]
+  some = f"; {len(lost)} skipped: {examples(lost)}" if lost else ""
+  raise ValueError(f"{name}: {what}{some}")

@@ -4,13 +4,19 @@ Owns: the names that say so, the hash. Not: which name a document has (folder.py
 prepare/).
 """
 
+import collections
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 
 SHARE = 0.05  # of the documents, where no name says which
 WORDS = ("test", "val", "valid", "validation", "dev", "eval")
 TRAIN_WORDS = ("train", "training")
+# Words of names that are not read as such, and may have been meant so.
+ALIKE = frozenset(
+  "evaluation heldout holdout testing tests testset unseen validate valset".split()
+)
 
 # A year may follow, as in val2017/.
 _WORD = rf"(?:{'|'.join(WORDS)})(?:\d{{4}})?"
@@ -30,6 +36,36 @@ def is_named(name: str) -> bool:
   """
   *folders, file = name.split("/")
   return any(map(_FOLDER.fullmatch, folders)) or bool(_FILE.match(file))
+
+
+def doubtful(name: str, *, file: bool = True) -> str:
+  """The part of a name that sounds held out and does not say so; nothing if none does.
+
+  `test_images/a.png` and `holdout/a.png` are trained on: people should hear of it.
+
+  Args:
+    name: as of `is_named`.
+    file: look at the file's own name, not only at folders.
+  """
+  *folders, own = name.split("/")
+  if is_named(name):
+    return ""
+  for part in [*folders, own] if file else folders:
+    words = re.findall(r"[a-z]+", part.lower())
+    pairs = {"".join(two) for two in zip(words, words[1:])}
+    if {*words, *pairs} & {*WORDS, *ALIKE} and not {*words} & {*TRAIN_WORDS}:
+      return part
+  return ""
+
+
+def advice(names: Iterable[str], *, file: bool = True) -> str:
+  """What to say of names whose documents are trained on; nothing if all is clear."""
+  found = collections.Counter(doubtful(name, file=file) for name in names)
+  found.pop("", None)
+  if not found:
+    return ""
+  some = ", ".join(f"{part} ({n:,})" for part, n in found.most_common(3))
+  return f"trained on, though it may have been meant for testing: {some}; name it test"
 
 
 def is_split_named(split: object) -> bool:

@@ -1,14 +1,15 @@
 """One lane: documents -> packed rows, with a state to go on from.
 
-Owns: which documents wait, what was drawn, rejected, split and damaged. Not: which
-document comes next (mixture.py), its form (forms.py), where a long one is cut
-(pieces.py), which of them share a row (packing.py), what a row is (sequence.py),
-batches of a host (pipeline.py).
+Owns: which documents wait, what is rejected, cut and damaged. Not: which document comes
+next (mixture.py), its form (forms.py), where a long one is cut (pieces.py), which of
+them share a row (packing.py), what a row is (sequence.py), what a state holds
+(lane_state.py), batches of a host (pipeline.py).
 
 A document's form and pieces depend on (seed, source, showing) alone, so a lane's state
 is counters plus the names of the documents that wait.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from absl import logging
 from tfusion import sequence
 from tfusion.config import Config
 from tfusion.data import forms, packing, pieces
+from tfusion.data.lane_state import Damage, Key, LaneState
 from tfusion.data.mixture import Mixture
 from tfusion.data.shards.records import Damaged
 from tfusion.data.source import Source, Span
@@ -28,9 +30,6 @@ READ_AHEAD = 8  # documents of a source, at most: they are read faster together
 ENCODED_TEXTS = 1 << 16  # encodings a lane remembers
 DAMAGE_QUOTED = 3  # messages a state keeps per source
 HOPELESS = 10_000  # documents of a source, shuffled, of which none fits: no other will
-
-# (source, position) of a whole document in this lane; and which piece of a cut one.
-Key = tuple[str, int] | tuple[str, int, int]
 
 
 class TooLong(NamedTuple):
@@ -49,7 +48,7 @@ class Lane(Iterator[sequence.Batch]):
     config: Config,
     *,
     lane: int,
-    state: dict[str, Any] | None = None,
+    state: LaneState | None = None,
     repeat: bool = True,
   ):
     """Starts a lane, or goes on from a state.
@@ -70,22 +69,18 @@ class Lane(Iterator[sequence.Batch]):
     self._encode = functools.lru_cache(ENCODED_TEXTS)(tokenizer.encode)
     self._sources = {source.name: source for source in sources}
     self._mixture = Mixture(sources, config, lane=lane, repeat=repeat)
-    self._state = fresh_state(sources) if state is None else copy_state(state)
-    # States from before it was counted lack it.
-    self._state.setdefault("lost", dict.fromkeys(self._sources, 0))
-    sizes = {source.name: len(source) for source in sources}
-    if self._state["sizes"] != sizes:
+    fresh = LaneState.fresh(sources)
+    self._state = fresh if state is None else state.copy()
+    if self._state.sizes != fresh.sizes:
       raise ValueError(
-        f"data.sources held {self._state['sizes']} documents when the state was saved"
-        f" and hold {sizes} now; restore them or start in a new workdir"
+        f"data.sources held {self._state.sizes} documents when the state was saved and"
+        f" hold {fresh.sizes} now; restore them or start in a new workdir"
       )
-    digests = _digests(sources)
-    for name, digest in self._state["digests"].items():
-      if digests[name] != digest:
+    for name, was in self._state.digests.items():
+      if (now := fresh.digests[name]) != was:
         raise ValueError(
           f"{name}: its documents are others than when the state was saved (hash"
-          f" {digest[:16]}..., now {digests[name][:16]}...); restore them or start in a"
-          " new workdir"
+          f" {was[:16]}..., now {now[:16]}...); restore them or start in a new workdir"
         )
     self._waiting: list[tuple[Key, sequence.Elements]] = []
     self._cut: list[tuple[Key, sequence.Elements]] = []  # pieces not yet waiting
@@ -138,25 +133,25 @@ class Lane(Iterator[sequence.Batch]):
     for i in reversed(chosen):
       del self._waiting[i]
     self._last = [(key, len(elements.tokens_l)) for key, elements in row]
-    self._state["rows"] += 1
-    self._state["live"] += sum(lengths[i] for i in chosen)
+    self._state.rows += 1
+    self._state.row_elements += sum(lengths[i] for i in chosen)
     return [elements for _, elements in row]
 
-  def state(self) -> dict[str, Any]:
-    """JSON-able; after the last returned row."""
-    self._state["waiting"] = [list(key) for key, _ in self._waiting]
-    self._state["cut"] = list(self._cut[0][0]) if self._cut else []
-    return copy_state(self._state)
+  def state(self) -> LaneState:
+    """Where the lane is after the last returned row; stays as it is."""
+    self._state.waiting = tuple(key for key, _ in self._waiting)
+    self._state.next_piece = self._cut[0][0] if self._cut else None
+    return self._state.copy()
 
   def document_index(self, key: Key) -> int:
     """Which document of its source a key of this lane is."""
-    return self._mixture.index(key[0], key[1])
+    return self._mixture.index(key.source, key.position)
 
   def _open_waiting(self) -> None:
     """Reads again what the state names; a document damaged since then is skipped."""
     opened: dict[tuple[str, int], list] = {}
-    cut = self._state["cut"]
-    for name, position, *_ in [*self._state["waiting"], *([cut] if cut else [])]:
+    waiting, following = self._state.waiting, self._state.next_piece
+    for name, position, _ in (*waiting, *([following] if following else [])):
       if (name, position) in opened:
         continue
       (own,) = self._pieces(name, [position])
@@ -164,11 +159,11 @@ class Lane(Iterator[sequence.Batch]):
         self._skip(name, position, own)
         own = []
       opened[name, position] = self._keyed(name, position, own)
-    for name, position, *piece in self._state["waiting"]:
+    for name, position, piece in waiting:
       own = opened[name, position]
-      self._waiting += own[piece[0] : piece[0] + 1] if piece else own
-    if cut:
-      self._cut = opened[cut[0], cut[1]][cut[2] :]
+      self._waiting += own if piece is None else own[piece : piece + 1]
+    if following:
+      self._cut = opened[following[:2]][following.piece :]
 
   def _take(self) -> tuple[Key, sequence.Elements] | None:
     """The next document or piece; None when all are used up."""
@@ -176,11 +171,11 @@ class Lane(Iterator[sequence.Batch]):
       name = self._mixture.choose(self._state)
       if name is None:
         return None
-      position = self._state["drawn"][name]
+      position = self._state.taken[name]
       if not self._ahead.get(name):
         self._ahead[name] = self._pieces(name, self._next_positions(name))
       own = self._ahead[name].pop(0)
-      self._state["drawn"][name] += 1
+      self._state.taken[name] += 1
       if isinstance(own, Damaged):
         self._skip(name, position, own)
         continue
@@ -193,16 +188,16 @@ class Lane(Iterator[sequence.Batch]):
 
   def _next_positions(self, name: str) -> range:
     """The documents to read together: a row of them at most, if they are as before."""
-    drawn, elements = self._state["drawn"][name], self._state["elements"][name]
-    count = self._config.data.row_length * drawn // max(elements, 1)
-    return self._mixture.positions(name, drawn, min(max(count, 1), READ_AHEAD))
+    taken, elements = self._state.taken[name], self._state.elements[name]
+    count = self._config.data.row_length * taken // max(elements, 1)
+    return self._mixture.positions(name, taken, min(max(count, 1), READ_AHEAD))
 
   def _keyed(
     self, name: str, position: int, own: list[sequence.Elements]
   ) -> list[tuple[Key, sequence.Elements]]:
     if len(own) == 1:
-      return [((name, position), own[0])]
-    return [((name, position, n), piece) for n, piece in enumerate(own)]
+      return [(Key(name, position), own[0])]
+    return [(Key(name, position, n), piece) for n, piece in enumerate(own)]
 
   def _pieces(
     self, name: str, positions: Sequence[int]
@@ -255,38 +250,29 @@ class Lane(Iterator[sequence.Batch]):
       patches = len(piece.images) * self._config.model.patches_per_image
       if np.count_nonzero(piece.tokens_l == special.boi) > len(piece.images):  # codes
         patches = int(np.sum(sequence.in_image(piece, special=special)))
-      state["elements"][name] += len(piece.tokens_l)
-      state["patches"] += patches
-      state["text"] += len(piece.tokens_l) - patches
+      state.elements[name] += len(piece.tokens_l)
+      state.patches += patches
+      state.text_elements += len(piece.tokens_l) - patches
     if len(own) > 1:
-      state["split"][name] += 1
-      state["pieces"][name] += len(own)
+      state.split[name] += 1
+      state.pieces[name] += len(own)
 
   def _reject(self, name: str, document: TooLong) -> None:
     """Counts a document that fits no row, and stops where all are like it."""
-    self._state["rejected"][name] += 1
-    self._state["lost"][name] += document.elements
+    self._state.rejected[name] += 1
+    self._state.rejected_elements[name] += document.elements
     self._require_some(name)
 
   def _skip(self, name: str, position: int, error: Damaged) -> None:
     """Counts a damaged record, and stops where there are too many."""
-    state, index = self._state, self._mixture.index(name, position)
-    before = state["damaged"].get(name, {"skipped": 0, "records": [], "last": []})
-    records, last = before["records"], before["last"]
+    damaged, index = self._state.damaged, self._mixture.index(name, position)
+    skipped, records, last = dataclasses.astuple(damaged.get(name, Damage()))
     if index not in records:  # it comes again in every epoch
       logging.warning("%s: document %d is skipped: %s", name, index, error)
-      records, last = [*records, index], [*last, str(error)][-DAMAGE_QUOTED:]
-    # Replaced, not changed: states that were handed out share the lists.
-    state["damaged"][name] = {
-      "skipped": before["skipped"] + 1,
-      "records": records,
-      "last": last,
-    }
-    found, limit = (
-      sum(len(d["records"]) for d in state["damaged"].values()),
-      self._config.data.max_damaged,
-    )
-    if found > limit:
+      records, last = (*records, index), (*last, str(error))[-DAMAGE_QUOTED:]
+    damaged[name] = Damage(skipped + 1, records, last)
+    found = sum(len(own.records) for own in damaged.values())
+    if found > (limit := self._config.data.max_damaged):
       raise ValueError(
         f"data.max_damaged={limit}: one lane has met {found} damaged records, the last"
         f" of {name}: {error}; restore or prepare the data again, or raise the limit"
@@ -300,22 +286,22 @@ class Lane(Iterator[sequence.Batch]):
       ValueError: says of how many which is true, and what helps against it.
     """
     state, data = self._state, self._config.data
-    damaged = state["damaged"].get(name, {"skipped": 0})["skipped"]
-    drawn, rejected = state["drawn"][name], state["rejected"][name]
-    if rejected + damaged < drawn or drawn < min(len(self._sources[name]), HOPELESS):
+    damaged = state.damaged.get(name, Damage()).skipped
+    taken, rejected = state.taken[name], state.rejected[name]
+    if rejected + damaged < taken or taken < min(len(self._sources[name]), HOPELESS):
       return
     if not rejected:
       raise ValueError(
-        f"{name}: all {drawn} documents that were tried are damaged; restore or prepare"
+        f"{name}: all {taken} documents that were tried are damaged; restore or prepare"
         " the data again"
       )
-    long = state["lost"][name] / rejected
+    long = state.rejected_elements[name] / rejected
     also = f", the other {damaged} are damaged" if damaged else ""
     split = "set data.too_long=split, which cuts them into pieces, or "
     raise ValueError(
       f"data.too_long={data.too_long!r}: no document of {name} fits a row of"
       f" data.row_length={data.row_length} elements and data.image_slots="
-      f"{data.image_slots} images: {rejected} of {drawn} that were tried are too large,"
+      f"{data.image_slots} images: {rejected} of {taken} that were tried are too large,"
       f" with {long:,.0f} elements on average{also};"
       f" {split if data.too_long == 'reject' else ''}raise the other two"
     )
@@ -334,35 +320,6 @@ def _read(source: Source, indices: list[int]) -> list[Sequence[Span] | Damaged]:
     except Damaged as error:
       found.append(error)
   return found
-
-
-def fresh_state(sources: Sequence[Source]) -> dict[str, Any]:
-  """The state of a lane that has given nothing yet."""
-  zeros = dict.fromkeys((source.name for source in sources), 0)
-  return {
-    "sizes": {source.name: len(source) for source in sources},
-    "digests": _digests(sources),
-    # Documents taken from the source: also those that fit no row, or are damaged.
-    "drawn": dict(zeros),
-    "rejected": dict(zeros),  # documents that fit no row
-    "lost": dict(zeros),  # elements of those
-    "split": dict(zeros),  # documents cut into pieces
-    "pieces": dict(zeros),  # and how many pieces those gave
-    # Source -> how often one was skipped, which, and what was said of the last few.
-    "damaged": {},
-    "elements": dict(zeros),
-    "text": 0,  # elements that are neither patches nor codes
-    "patches": 0,  # or codes
-    "rows": 0,
-    "live": 0,  # elements in those rows
-    "waiting": [],  # the keys of documents and pieces drawn but in no row yet
-    "cut": [],  # the key of the next piece, where not all of a document waits yet
-  }
-
-
-def _digests(sources: Sequence[Source]) -> dict[str, str]:
-  """Hashes of the documents, of sources that know one: those made of shards."""
-  return {s.name: s.digest for s in sources if s.digest is not None}
 
 
 def pack(
@@ -388,11 +345,3 @@ def _sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     patches_per_image=config.model.patches_per_image,
     isolate=config.data.isolate_documents,
   )
-
-
-def copy_state(state: dict) -> dict:
-  """Copies nested dicts; lists in them are never changed, only replaced."""
-  return {
-    key: copy_state(value) if isinstance(value, dict) else value
-    for key, value in state.items()
-  }

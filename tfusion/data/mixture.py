@@ -8,12 +8,12 @@ on its own, from the counts in its state.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import grain
 
 from tfusion.config import Config
 from tfusion.data import forms
+from tfusion.data.lane_state import LaneState
 from tfusion.data.source import Source
 
 ENDLESS = 1 << 31  # epochs; of a source that is repeated without end
@@ -54,7 +54,7 @@ class Mixture:
       # Showings lane, lane + lanes, ...; no len(range()), which ends at 2**63.
       self._lengths[source.name] = -(-(len(source) * shown - lane) // data.lanes)
 
-  def choose(self, state: dict[str, Any]) -> str | None:
+  def choose(self, state: LaneState) -> str | None:
     """Returns the source that lacks most, or None when all are used up.
 
     With data.weights: the one with the fewest elements for its weight, so that shares
@@ -64,13 +64,13 @@ class Mixture:
     BOS, BOI and EOI count as text is ours.
 
     Args:
-      state: of a lane; reads drawn, elements, text and patches.
+      state: of the lane; reads taken, elements, text_elements and patches.
     """
-    drawn, elements = state["drawn"], state["elements"]
-    left = [n for n, length in self._lengths.items() if drawn[n] < length]
+    elements = state.elements
+    left = [n for n, length in self._lengths.items() if state.taken[n] < length]
     if self._weights:
       return min(left, key=lambda n: elements[n] / self._weights[n], default=None)
-    for_image = state["text"] >= self._text_per_patch * state["patches"]
+    for_image = state.text_elements >= self._text_per_patch * state.patches
     lacking = [n for n in left if self._has_images[n] == for_image]
     return min(lacking or left, key=elements.__getitem__, default=None)
 

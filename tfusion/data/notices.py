@@ -20,6 +20,7 @@ from tfusion.config import Config
 from tfusion.data import balance as balance_lib
 from tfusion.data import forms
 from tfusion.data.balance import Balance
+from tfusion.data.folder import Folder
 from tfusion.data.source import Source, some_documents
 from tfusion.data.tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ def warn(sources: Sources, tokenizer: Tokenizer, config: Config, workdir: Path) 
   """
   encode = functools.lru_cache(ENCODED)(tokenizer.encode)
   _report_skipped(sources, workdir)
+  _report_doubtful(sources)
   _report_unreachable(sources, encode, config)
   _report_never_drawn(sources, encode, config)
 
@@ -99,6 +101,13 @@ def _report_skipped(sources: Sources, workdir: Path) -> None:
       ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5)),
       path,
     )
+
+
+def _report_doubtful(sources: Sources) -> None:
+  """Names folders that are trained on and sound as if they should not be."""
+  for source in sources:
+    if isinstance(source, Folder) and (said := source.advice()):
+      logging.warning("%s: %s", source.name, said)
 
 
 def _report_never_drawn(sources: Sources, encode: Encode, config: Config) -> None:

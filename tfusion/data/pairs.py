@@ -4,15 +4,18 @@ Owns: finding both, which belongs to which, what is skipped and why. Not: the sp
 what is found into documents of a source (folder.py), decoding (images.py).
 
 A caption stands in a .txt of the image's name, or in any .jsonl with an object on each
-line: "file", "file_name" or "image", relative to the .jsonl, and "caption" or "text".
-Several lines may name one image, and go before its .txt. docs/data.md tells it all.
+line: "file", "file_name" or "image", relative to the .jsonl, "caption" or "text", and
+maybe "split". Several lines may name one image, and go before its .txt. docs/data.md
+tells it all.
 """
 
 import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,16 @@ FOREIGN = frozenset(
 )
 
 HEAD_BYTES = 1 << 16  # of a listing, that show whether it is one
+BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP begin so
+EXPECTED = 'expected {"file": ..., "caption": ...}'
+KINDS = {
+  "NoneType": "null",
+  "bool": "true or false",
+  "int": "a number",
+  "float": "a number",
+  "list": "a list; give each its own line",
+  "dict": "an object",
+}
 
 NO_CAPTION = "no caption"
 EMPTY_CAPTION = "empty caption"
@@ -61,6 +74,7 @@ class Found:
   pairs: tuple[Pair, ...]  # in order of the path
   rejected: tuple[Rejected, ...]
   named: bool  # names say which images are held out, else a hash does
+  stated: Mapping[str, bool]  # image -> whether its line says that it is held out
 
 
 @functools.cache
@@ -74,6 +88,17 @@ def is_image_name(name: str) -> bool:
   """Whether a file is an image by its name, whoever can open it."""
   suffix = _suffix(name)
   return suffix in openable() or suffix in FOREIGN
+
+
+def why_no_file(name: str) -> str:
+  """Why a name is none of a file, as its spelling shows; nothing if it may be one."""
+  if name.startswith(("data:", *BASE64)):
+    return "it is the image itself; write that to a file and name it"
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+    return "it is an address; download the image and name its file"
+  if "\\" in name:
+    return "write / between folders, not \\"
+  return ""
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -134,16 +159,18 @@ def find_pairs(path: str) -> Found:
       ' {"file": ..., "caption": ...}'
     )
   named = {heldout.is_named(file) for file in found.images} == {True, False}
+  by_name = heldout.is_named if named else heldout.by_hash
   return Found(
     tuple(found.pairs),
     tuple(
       dataclasses.replace(
         one,
-        test=heldout.is_named(one.id) if named else heldout.by_hash(one.id),
+        test=found.stated.get(one.id, by_name(one.id)),
       )
       for one in found.rejected
     ),
     named,
+    found.stated,
   )
 
 
@@ -175,6 +202,12 @@ class _Finding:
     self._ids: set[str] = set()  # of what is rejected
     self.pairs: list[Pair] = []
     self.rejected: list[Rejected] = []
+    self.stated: dict[str, bool] = {}  # image -> held out, as a line's "split" says
+    self._alike: dict[str, str] = {}  # images by their names, loosely
+    for image in reversed(self.images):
+      self._alike[_loose(_stem(image).rpartition("/")[2])] = image
+    for image in reversed(self.images):
+      self._alike[_loose(image)] = image
 
   def reject(self, id: str, reason: str, detail: str = "", amount: Amount = Amount(1)):
     """Lists what is skipped; an image may be there for several captions."""
@@ -185,7 +218,9 @@ class _Finding:
     try:
       data = (self.root / listing).read_bytes()
     except OSError as error:
-      self.reject(listing, BAD_CAPTION, str(error))
+      is_link = not (self.root / listing).exists()
+      why = "is a link to nothing" if is_link else str(error)
+      self.reject(listing, BAD_CAPTION, why)
       return
     if why := text_lib.why_no_lines(data[:HEAD_BYTES]):
       self.reject(listing, BAD_LINE, f"the file {why}")
@@ -195,17 +230,19 @@ class _Finding:
         continue
       where = f"{listing}:{number}"
       try:
-        file, caption = _read_line(line)
-        file = os.path.normpath(os.path.join(os.path.dirname(listing), file))
+        name, caption, test = _read_line(line)
+        file = os.path.normpath(os.path.join(os.path.dirname(listing), name))
       except ValueError as error:
         self.reject(where, BAD_LINE, str(error))
         continue
       file = Path(file).as_posix()
       if file in self._captions:
         self._captions[file].append(caption)
+        if test is not None:  # of two that differ, held out: then it is not trained on
+          self.stated[file] = test or self.stated.get(file, False)
       else:
-        why = "is no image by its name" if file in self._others else "is not there"
-        self.reject(where, NO_IMAGE, f"{file[:100]} {why}", Amount(1, 0, 1))
+        why = self._why_not(name, file)
+        self.reject(where, NO_IMAGE, f"{name[:100]} {why}", Amount(1, 0, 1))
 
   def match(self, file: str) -> None:
     """Makes pairs of an image and its captions, or lists it."""
@@ -249,7 +286,8 @@ class _Finding:
         if name in self._told:
           continue
         if not images:
-          self.reject(name, NO_IMAGE, "none has its name", Amount(1, 0, 1))
+          why = "none has its name" + self._hint(stem)
+          self.reject(name, NO_IMAGE, why, Amount(1, 0, 1))
         elif sum(map(self._wants_text, images)) > 1 and name == texts[0]:
           self.reject(name, SHARED, ", ".join(images), Amount(0, 0, 1))
         else:
@@ -264,6 +302,33 @@ class _Finding:
     for suffix, own in sorted(kinds.items()):
       self.reject(f"*{suffix}", OTHER, f"{len(own)} such as {own[0]}", Amount())
 
+  def _why_not(self, name: str, file: str) -> str:
+    """Why what a line names is no image of the folder.
+
+    Args:
+      name: as the line has it.
+      file: relative to the folder.
+    """
+    if file in self._others:
+      return "is no image by its name"
+    if os.path.isabs(name):
+      return (
+        "is not there"
+        if not os.path.isfile(name)
+        else ("is the name from the root on; write it relative to the .jsonl")
+      )
+    if why := why_no_file(name):
+      return f"is not there: {why}"
+    return "is not there" + self._hint(file)
+
+  def _hint(self, file: str) -> str:
+    """Names an image that may be meant: spelled alike, or in another folder."""
+    stem = file.rpartition("/")[2]
+    for name in (file, stem, _stem(stem), _stem(_stem(stem))):
+      if near := self._alike.get(_loose(name)):
+        return f"; there is {near}"
+    return ""
+
   def _wants_text(self, file: str) -> bool:
     """Whether an image that can be opened has no other caption than a .txt."""
     return not self._captions[file] and file not in self._faults
@@ -276,28 +341,41 @@ class _Finding:
     return ""
 
 
-def _read_line(line: bytes) -> tuple[str, str]:
-  """The image and the caption that a line of a listing names.
+def _read_line(line: bytes) -> tuple[str, str, bool | None]:
+  """The image and the caption that a line of a listing names, and whether it says that
+  they are held out.
 
   Raises:
     ValueError: says what it has instead.
   """
-  expected = 'expected {"file": ..., "caption": ...}'
   try:
-    entry = parsing.parse_json(line.decode("utf-8-sig"))
+    entry = parsing.parse_json(text_lib.decode(line))
   except ValueError as error:
-    raise ValueError(f"no JSON ({error}); {expected}") from error
+    raise ValueError(f"no JSON ({error}); {EXPECTED}") from error
   if not isinstance(entry, dict):
-    raise ValueError(f"a {type(entry).__name__}; {expected}")
-  file, caption = _only(entry, FILE_KEYS), _only(entry, CAPTION_KEYS)
-  if not isinstance(file, str) or not isinstance(caption, str):
-    raise ValueError(f"has {sorted(entry)}; {expected}")
+    raise ValueError(f"{KINDS.get(type(entry).__name__, 'a text')}; {EXPECTED}")
+  file, caption = _spoken(entry, FILE_KEYS), _spoken(entry, CAPTION_KEYS)
+  if not file:
+    raise ValueError(f"names no file; {EXPECTED}")
   try:
     caption.encode()
     file.encode()
   except UnicodeEncodeError as error:  # JSON can spell half a character
     raise ValueError(f"not Unicode: {error}") from error
-  return file, caption.strip()
+  split = entry.get("split")
+  test = None if split is None else heldout.is_split_named(split)
+  return file, caption.strip(), test
+
+
+def _spoken(entry: dict, keys: Iterable[str]) -> str:
+  """The text that stands under one of some keys."""
+  value = _only(entry, keys)
+  if isinstance(value, str):
+    return value
+  there = [key for key in keys if key in entry]
+  if not there:
+    raise ValueError(f"has {sorted(entry)}; {EXPECTED}")
+  raise ValueError(f"{there[0]!r} is {KINDS[type(value).__name__]}; {EXPECTED}")
 
 
 def _only(entry: dict, keys: Iterable[str]) -> Any:
@@ -312,6 +390,11 @@ def _suffix(name: str) -> str:
   """The lower-case end of a name with its dot, as Path.suffix has it, but quicker."""
   stem, dot, end = name[name.rfind("/") + 1 :].rpartition(".")
   return f".{end.lower()}" if stem and end else ""
+
+
+def _loose(name: str) -> str:
+  """A spelling that names have in common which look alike to people."""
+  return unicodedata.normalize("NFC", name.replace("\\", "/").strip()).casefold()
 
 
 def _stem(name: str) -> str:

@@ -31,6 +31,7 @@ from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data import identity as identity_lib
 from tfusion.data import lanes, notices, prepared
+from tfusion.data.lane_state import LaneState
 from tfusion.data.shards.manifest import TOKENIZER
 from tfusion.data.source import TEST, TRAIN, Source
 from tfusion.data.sources import open_sources
@@ -120,7 +121,7 @@ class HostBatches(Iterator[sequence.Batch]):
       lanes.pack_rows, config=config, tokenizer=corpus.tokenizer
     )
     self._lanes = range(host * own, (host + 1) * own)
-    self._states = {lane: lanes.fresh_state(corpus.train) for lane in self._lanes}
+    self._states = {lane: LaneState.fresh(corpus.train) for lane in self._lanes}
     self._streams: list[grain.DatasetIterator] = []
 
   def __next__(self) -> sequence.Batch:
@@ -147,23 +148,25 @@ class HostBatches(Iterator[sequence.Batch]):
       ) from error
     for part in parts:
       states = json.loads(part["states"].tobytes())
-      self._states.update((int(lane), state) for lane, state in states.items())
+      for lane, state in states.items():
+        self._states[int(lane)] = LaneState.from_json(state)
     # Copies: what grain returns lives in shared memory and would go with it.
     fields = zip(*(part["rows"] for part in parts), strict=True)
     return sequence.Batch(*(np.concatenate(f) for f in fields))
 
   def lane_states(self) -> dict[int, dict[str, Any]]:
-    """Lane -> JSON-able state after the last returned batch."""
-    return lanes.copy_state(self._states)
+    """Lane -> its state after the last returned batch, as checkpoints keep it."""
+    return {lane: state.to_json() for lane, state in self._states.items()}
 
   def restore(self, states: dict[int, dict[str, Any]]) -> None:
     """Goes on after the batch at which the states were taken, on any host count.
 
     Args:
-      states: of all lanes of this host at least; JSON may have made the keys strings.
+      states: as `lane_states` gave them, of all lanes of this host at least; JSON may
+        have made the keys strings.
 
     Raises:
-      ValueError: a lane is missing, or the sources have changed since.
+      ValueError: a lane is missing, a state is none, or the sources have changed since.
     """
     states = {int(lane): state for lane, state in states.items()}
     missing = [lane for lane in self._lanes if lane not in states]
@@ -172,14 +175,22 @@ class HostBatches(Iterator[sequence.Batch]):
         f"the saved data state lacks lanes {missing}; it holds {sorted(states)}, and"
         f" data.lanes={self._config.data.lanes}"
       )
-    for lane in self._lanes:  # refuses a state of other sources here, not in a worker
-      self._open_lane(lane=lane, state=states[lane])
+    own = {lane: LaneState.from_json(states[lane]) for lane in self._lanes}
+    for lane, state in own.items():  # refuses other sources here, not in a worker
+      self._open_lane(lane=lane, state=state)
     self.close()
-    self._states = {lane: lanes.copy_state(states[lane]) for lane in self._lanes}
+    self._states = own
 
-  def tally(self) -> Tally:
-    """What the lanes of this host have given so far."""
-    return Tally(self._corpus.train, self._config, self._states.values())
+  def tally(self, gather: Callable[[Any], list[Any]] = lambda own: [own]) -> Tally:
+    """What the lanes have given so far.
+
+    Args:
+      gather: collects JSON from every host, as sharding.gather_json does; without it,
+        the lanes are those of this host.
+    """
+    states = [s for own in gather(self.lane_states()) for s in own.values()]
+    states = [LaneState.from_json(state) for state in states]
+    return Tally(self._corpus.train, self._config, states)
 
   def close(self) -> None:
     """Stops the worker processes; the next batch starts them again."""
@@ -275,7 +286,7 @@ class _LaneRowsIterator(grain.DatasetIterator):
 
   def __next__(self) -> dict[str, Any]:
     rows = [lane.take() for lane in self._lanes.values() for _ in range(self._rows)]
-    states = {k: lane.state() for k, lane in self._lanes.items()}
+    states = {k: lane.state().to_json() for k, lane in self._lanes.items()}
     encoded = np.frombuffer(json.dumps(states).encode(), np.uint8)
     return {"rows": tuple(self._pack(rows)), "states": encoded}
 

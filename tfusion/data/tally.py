@@ -9,6 +9,7 @@ from typing import Any
 
 from tfusion.config import Config
 from tfusion.data import lanes
+from tfusion.data.lane_state import LaneState
 from tfusion.data.source import Source
 from tfusion.numerals import percent
 
@@ -22,14 +23,14 @@ class Tally:
     self,
     sources: Sequence[Source],
     config: Config,
-    states: Collection[dict[str, Any]],
+    states: Collection[LaneState],
   ):
     """Keeps the states as they are.
 
     Args:
       sources: of the run.
       config: reads data.lanes and data.row_length.
-      states: from `lanes.Lane.state`, in order of the lanes.
+      states: of the lanes, in their order.
     """
     self._sources, self._config, self._states = sources, config, states
 
@@ -45,26 +46,26 @@ class Tally:
     total: dict[str, dict[str, Any]] = {}
     states = self._states
     own_share = len(states) / self._config.data.lanes
-    elements = sum(sum(state["elements"].values()) for state in states)
+    elements = sum(sum(state.elements.values()) for state in states)
     for source in self._sources:
       name = source.name
-      sums = {
-        key: sum(state[key][name] for state in states)
-        for key in ("drawn", "rejected", "split", "pieces", "elements")
-      }
-      damaged = [s["damaged"][name] for s in states if name in s["damaged"]]
+      taken = sum(state.taken[name] for state in states)
+      own = sum(state.elements[name] for state in states)
+      lost = sum(state.rejected_elements[name] for state in states)
+      damaged = [s.damaged[name] for s in states if name in s.damaged]
       total[name] = {
-        "documents": sums.pop("drawn"),
-        **sums,
-        "skipped": sum(d["skipped"] for d in damaged),
-        "damaged": len(set().union(*(d["records"] for d in damaged))),
-        "damage": [text for d in damaged for text in d["last"]][-lanes.DAMAGE_QUOTED :],
-        "share": sums["elements"] / max(elements, 1),
+        "documents": taken,
+        "rejected": sum(state.rejected[name] for state in states),
+        "split": sum(state.split[name] for state in states),
+        "pieces": sum(state.pieces[name] for state in states),
+        "elements": own,
+        "skipped": sum(d.skipped for d in damaged),
+        "damaged": len(set().union(*(d.records for d in damaged))),
+        "damage": [text for d in damaged for text in d.last][-lanes.DAMAGE_QUOTED :],
+        "share": own / max(elements, 1),
+        "lost_share": lost / max(lost + own, 1),
+        "epochs": taken / max(own_share * len(source), 1),
       }
-      # States from before it was counted lack it.
-      lost = sum(state.get("lost", {}).get(name, 0) for state in states)
-      total[name]["lost_share"] = lost / max(lost + sums["elements"], 1)
-      total[name]["epochs"] = total[name]["documents"] / max(own_share * len(source), 1)
     return total
 
   def summary(self) -> str:
@@ -94,6 +95,6 @@ class Tally:
 
   def fill(self) -> float:
     """Share of the positions in all rows so far that are not padding."""
-    rows = sum(state["rows"] for state in self._states)
-    live = sum(state["live"] for state in self._states)
-    return live / max(rows * self._config.data.row_length, 1)
+    rows = sum(state.rows for state in self._states)
+    elements = sum(state.row_elements for state in self._states)
+    return elements / max(rows * self._config.data.row_length, 1)

@@ -21,6 +21,7 @@ COMPRESSED = {
   b"\x28\xb5\x2f\xfd": "zstd",
   b"PK\x03\x04": "zip",
 }
+NUL = "holds NUL characters, as UTF-16 without a mark does; save it as UTF-8"
 # Spaces, controls, formats, halves of characters; marks, which need a letter to stand
 # on. Not what is unassigned: an older Python knows fewer letters.
 UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me", "Mc")
@@ -34,10 +35,15 @@ def decode(data: bytes) -> str:
   Line ends become "\\n".
 
   Raises:
-    UnicodeDecodeError: it is in none of these.
+    UnicodeDecodeError: it is in none of these; says what to do.
   """
   name = next((n for mark, n in MARKS.items() if data.startswith(mark)), "utf-8-sig")
-  return data.decode(name).replace("\r\n", "\n").replace("\r", "\n")
+  try:
+    return data.decode(name).replace("\r\n", "\n").replace("\r", "\n")
+  except UnicodeDecodeError as error:
+    packed = why_packed(data)
+    error.reason += f"; it {packed}" if packed else "; save it as UTF-8"
+    raise
 
 
 def fault(text: str) -> str:
@@ -45,9 +51,7 @@ def fault(text: str) -> str:
 
   No text holds NUL. UTF-16 without its mark does when it is read as UTF-8.
   """
-  if "\0" in text:
-    return "holds NUL characters, as UTF-16 without a mark does; save it as UTF-8"
-  return ""
+  return NUL if "\0" in text else ""
 
 
 def is_blank(text: str) -> bool:
@@ -72,6 +76,8 @@ def why_no_lines(head: bytes) -> str:
     return why
   if head.startswith(tuple(MARKS)):
     return "is UTF-16 or UTF-32; save it as UTF-8"
+  if b"\0" in head:
+    return NUL
   bare = head.removeprefix(codecs.BOM_UTF8).lstrip()
   if bare.startswith(b"[") and b"{" in bare[:1000]:
     return "is a JSON array; write each of its objects on a line of its own"

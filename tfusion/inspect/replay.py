@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tfusion import sequence
 from tfusion.config import Config
+from tfusion.data.lane_state import LaneState
 from tfusion.data.lanes import Lane
 from tfusion.data.pipeline import Corpus
 
@@ -49,7 +50,7 @@ def rows_of_step(
   per_lane = config.train.batch_rows // config.data.lanes
   rows: list[TakenRow] = []
   for number in range(config.data.lanes):
-    state = None if states is None else states[number]
+    state = None if states is None else LaneState.from_json(states[number])
     lane = Lane(corpus.train, corpus.tokenizer, config, lane=number, state=state)
     skipped = per_lane * (step - 1 - done)
     for n in range(skipped):
@@ -63,5 +64,5 @@ def rows_of_step(
 
 def _names(lane: Lane):
   for key in lane.last_keys:
-    piece = f", piece {key[2] + 1}" if len(key) > 2 else ""
-    yield f"{key[0]}[{lane.document_index(key)}]{piece}"
+    piece = "" if key.piece is None else f", piece {key.piece + 1}"
+    yield f"{key.source}[{lane.document_index(key)}]{piece}"

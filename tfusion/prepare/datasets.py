@@ -36,7 +36,7 @@ class Examples:
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields the texts and then the images of each example."""
     builder = _builder(self.root or self.name)
-    examples = builder.as_data_source(self.split)
+    examples = _open_split(builder, self.root or self.name, self.split)
     texts, images = _features(builder.info.features)
     for index in range(self.start, self.stop):
       id = f"{self.split}/{index}"
@@ -54,11 +54,27 @@ class Examples:
         yield Raw(id, (*spoken, *(example[name] for name in images)), test)
 
 
+@dataclasses.dataclass(frozen=True)
+class FirstExamples(Examples):
+  """The first range, which accounts for the splits that are not read."""
+
+  left_out: tuple[tuple[str, int], ...]  # their names and numbers of examples
+
+  def read(self) -> Iterator[Raw | Rejected]:
+    """Yields what is left out of each split as one, then the examples."""
+    texts, images = _features(_builder(self.root or self.name).info.features)
+    for split, size in self.left_out:
+      amount = Amount(size, size * len(images), size * len(texts))
+      why = 'only "train" is, and splits whose names say held out'
+      yield Rejected(split, raw_lib.OTHER_SPLIT, why, amount)
+    yield from super().read()
+
+
 def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
   """Splits a prepared tfds data set into ranges of examples.
 
   Splits whose names say so, such as "test" and "validation" (data/heldout.py), are held
-  out beside "train"; other splits are left out, and named.
+  out beside "train"; other splits are left out, named, and counted as skipped.
 
   Args:
     spec: the whole source, for messages.
@@ -66,11 +82,16 @@ def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
     documents: of a part.
 
   Raises:
-    ValueError: no such data set, it is not on this machine, or it holds neither text
-      nor images.
+    ValueError: no such data set, it is not on this machine or not all of it is, or it
+      holds neither text nor images.
   """
   builder = _builder(argument)
   sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+  if not sizes and Path(argument).is_dir():
+    raise ValueError(
+      f"--source={spec}: its dataset_info.json names no split; copy the whole folder of"
+      " a prepared data set there"
+    )
   if not sizes:
     raise ValueError(
       f"--source={spec}: not on this machine; prepare it with `tfds build {argument}"
@@ -86,12 +107,54 @@ def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
     apart = dict.fromkeys(sizes)
   if left := sorted(set(sizes) - set(apart)):
     print(f"{spec}: left out: " + ", ".join(f"{s} ({sizes[s]:,})" for s in left))
+  for split in apart:
+    _require_files(spec, builder, split)
   root = str(Path(argument).absolute()) if Path(argument).is_dir() else ""
-  return [
+  parts = [
     Examples(argument, root, split, start, min(start + documents, sizes[split]), test)
     for split, test in apart.items()
     for start in range(0, sizes[split], documents)
   ]
+  if left and parts:
+    lost = tuple((split, sizes[split]) for split in left if sizes[split])
+    parts[0] = FirstExamples(**vars(parts[0]), left_out=lost)
+  return parts
+
+
+def _require_files(spec: str, builder: Any, split: str) -> None:
+  """Refuses a split of which not every file is there.
+
+  Raises:
+    ValueError: names some that lack.
+  """
+  paths = builder.info.splits[split].filepaths  # of a disk or a bucket
+  folders = {path.parent for path in paths}
+  there = {path for folder in folders if folder.exists() for path in folder.iterdir()}
+  if gone := [path for path in paths if path not in there]:
+    more = f" and {len(gone) - 3} more" if len(gone) > 3 else ""
+    raise ValueError(
+      f"--source={spec}: {len(gone)} of {len(paths)} files of its split {split!r} are"
+      f" not there: {', '.join(p.name for p in gone[:3])}{more}; copy them to"
+      f" {gone[0].parent}, or prepare the data set again"
+    )
+  _open_split(builder, spec, split)
+
+
+def _open_split(builder: Any, name: str, split: str) -> Any:
+  """The examples of a split by index.
+
+  Raises:
+    ValueError: it has none, or in a format that cannot be read by index.
+  """
+  try:
+    return builder.as_data_source(split)
+  except Exception as error:  # KeyError where another machine holds another version
+    raw_lib.stop_if_of_machine(error)
+    why = " ".join(str(error).split())[:300]
+    raise ValueError(
+      f"{name}: its split {split!r} cannot be read ({type(error).__name__}: {why}); it"
+      " has to lie in whole on every machine that works, in --file_format=array_record"
+    ) from error
 
 
 @functools.lru_cache(1)

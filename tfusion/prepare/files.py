@@ -105,6 +105,8 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   tests = {name for name in names if heldout.is_named(name)}
   if len(tests) == len(names):
     print(f"{spec}: every file's name says held out, so a hash chooses", flush=True)
+  if said := heldout.advice(set(names) - tests):
+    print(f"{spec}: {said}", flush=True)
   split, root = 0 < len(tests) < len(names), path.absolute()
   return [_file(root, name, name in tests if split else None) for name in names]
 
@@ -132,7 +134,9 @@ def plan_folder(spec: str, argument: str, documents: int) -> list[Captioned]:
   """
   found = pairs.find_pairs(argument)
   names = sorted({pair.file for pair in found.pairs})
-  held_out = folder.choose_held_out(set(names), named=found.named)
+  held_out = folder.choose_held_out(set(names), found.stated, named=found.named)
+  if said := heldout.advice(set(names) - held_out - found.stated.keys(), file=False):
+    print(f"{spec}: {said}", flush=True)
   root = Path(argument).absolute()
   files = {name: _file(root, name, name in held_out) for name in names}
   counts: dict[str, int] = {}

@@ -22,7 +22,7 @@ from typing import Any
 
 from tfusion import files, parsing
 from tfusion import workdir as workdir_lib
-from tfusion.data.balance import Balance
+from tfusion.data.balance import Balance, examples
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards.manifest import Counts, ImageFormat, Manifest
@@ -321,16 +321,11 @@ def _skipped(source: str, rejected: Sequence[raw.Rejected]) -> str:
   lost = [one for one in rejected if one.amount.documents]
   if not lost:
     return ""
-  counts = collections.Counter(one.reason for one in lost)
-  first = {one.reason: one for one in reversed(lost)}
-  reasons = "; ".join(
-    f"{count:,} {reason}, such as {first[reason].id}"
-    + (f" ({first[reason].detail[:300]})" if first[reason].detail else "")
-    for reason, count in counts.most_common(5)
-  )
   known = readers.KNOWN.get(source.partition(":")[0])
+  count = sum(one.amount.documents for one in lost)
   return (
-    f"; {len(lost):,} skipped: {reasons}{f'. What is read: {known}' if known else ''}"
+    f"; {count:,} skipped: {examples(lost)}"
+    f"{f'. What is read: {known}' if known else ''}"
   )
 
 

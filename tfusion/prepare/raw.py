@@ -33,6 +33,7 @@ UNREADABLE = "cannot be read"
 OUTSIDE = "name leads out of the archive"
 LINK = "link or device in an archive"
 TWICE = "id occurs twice"
+OTHER_SPLIT = "of a split that is not read"
 
 # What an OSError says of a name, whoever reads it; anything else is of the machine.
 OF_THE_NAME = (

@@ -6,7 +6,6 @@ data/notices.py, data/census.py).
 
 from pathlib import Path
 
-from tfusion.config import Config
 from tfusion.data import census, notices
 from tfusion.data.pipeline import Corpus, HostBatches
 from tfusion.data.tally import Tally
@@ -19,17 +18,15 @@ class DataReport:
   """Counts of the sources and of what all lanes have given; every method is called on
   all hosts."""
 
-  def __init__(self, config: Config, workdir: Path, corpus: Corpus, data: HostBatches):
+  def __init__(self, workdir: Path, corpus: Corpus, data: HostBatches):
     """Counts what the sources hold; reads no document.
 
     Args:
-      config: of the run.
       workdir: gets data.json.
       corpus: of the run.
       data: the batches of this host, which know how far they have come.
     """
-    self._config, self._workdir = config, workdir
-    self._corpus, self._data = corpus, data
+    self._workdir, self._corpus, self._data = workdir, corpus, data
     self._contents = census.of(corpus.train, corpus.test)
 
   def say_found(self, log: Log) -> None:
@@ -56,6 +53,4 @@ class DataReport:
     events.write_json(self._workdir, "data.json", values)
 
   def _tally(self) -> Tally:
-    states = [own.values() for own in gather_json(self._data.lane_states())]
-    lanes = [state for own in states for state in own]
-    return Tally(self._corpus.train, self._config, lanes)
+    return self._data.tally(gather_json)

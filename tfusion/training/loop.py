@@ -110,7 +110,7 @@ def train(
       heldout = _heldout_rows(config, corpus)
       speed = Speed(workdir)
       log = Log(config, workdir, step, clock, held, stop, speed.rates, _progress_line)
-    reading = DataReport(config, workdir, corpus, data)
+    reading = DataReport(workdir, corpus, data)
     is_due = partial(events.evaluation_is_due, config)
     save = partial(events.save, checkpoints, held, log)
     evaluate = partial(

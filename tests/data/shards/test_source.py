@@ -461,7 +461,7 @@ def test_of_several_documents_a_lane_loses_the_damaged_one_alone(tmp_path):
   lane = Lane([source], tiny_shards.tokenizer(), config, lane=0, repeat=False)
   shown = {lane.document_index(key) for _ in lane for key in lane.last_keys}
   assert shown == {*range(12)} - {5}
-  assert lane.state()["damaged"][source.name]["records"] == [5]
+  assert lane.state().damaged[source.name].records == (5,)
 
 
 def test_a_damaged_record_is_named_by_the_source(tmp_path):
