@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+from tiny import assert_same_batch
+from tiny_sources import changed
 
 from tfusion import config as config_lib
 from tfusion import sequence
@@ -19,15 +21,6 @@ from tfusion.data.tokenizer import Tokenizer
 from tfusion.numerals import percent
 
 CONFIG = config_lib.Config()
-
-
-def changed(config=CONFIG, **sections):
-  """A config with some keys of some sections replaced."""
-  parts = {
-    name: dataclasses.replace(getattr(config, name), **values)
-    for name, values in sections.items()
-  }
-  return dataclasses.replace(config, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +74,6 @@ def read(row: sequence.Row, tokenizer: Tokenizer):
     ends = row.targets_l[last] == tokenizer.special.eos
     assert ends == bool(text) == row.weights_l[own].any()
     yield text, image, row.tokens_l[own][1] == tokenizer.special.boi
-
-
-def assert_same(a: sequence.Row, b: sequence.Row):
-  for name, x, y in zip(a._fields, a, b, strict=True):
-    np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
@@ -198,7 +186,7 @@ def test_no_random_choice_depends_on_global_state(tokenizer):
   first = [next(lanes[0]) for _ in range(5)]
   np.random.seed(2)
   for row in first:
-    assert_same(row, next(lanes[1]))
+    assert_same_batch(row, next(lanes[1]))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 40, 101])
@@ -211,7 +199,7 @@ def test_a_lane_goes_on_from_its_state_bit_by_bit(corpus, stop):
   state = LaneState.from_json(json.loads(saved))
   again = Lane(corpus.train, corpus.tokenizer, CONFIG, lane=2, state=state)
   for _ in range(60):
-    assert_same(next(lane), next(again))
+    assert_same_batch(next(lane), next(again))
   assert lane.state() == again.state()
 
 
@@ -222,7 +210,7 @@ def test_taking_a_state_changes_nothing_and_stays_as_it_is(tokenizer):
   state = lane.state()
   before = json.dumps(state.to_json())
   for _ in range(20):
-    assert_same(next(lane), next(other))
+    assert_same_batch(next(lane), next(other))
     lane.state()
   assert json.dumps(state.to_json()) == before
 
