@@ -6,11 +6,13 @@ starts. Not: an experiment's values (experiments/), a workdir's config (workdir.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 
 from tfusion import parsing
+
+D = TypeVar("D")  # a dataclass of sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,7 +404,7 @@ def range_problems(flat: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
 
 def flatten(config: Any) -> dict[str, Any]:
   """Returns {"section.key": value} of a dataclass of them, in declaration order."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):
@@ -421,7 +423,7 @@ def _parse_bool(text: str) -> bool:
   return text.lower() in ("true", "1")
 
 
-def build(kind: type, values: Any) -> Any:
+def build(kind: type[D], values: Any) -> D:
   """Builds a dataclass of knobs from a ConfigDict or nested dict.
 
   Args:

@@ -134,7 +134,7 @@ def _run(path: str, *, name: str) -> ml_collections.ConfigDict:
     raise ValueError(f"{name}: there is no file {file}")
   # Not DEFINE_config_file: it answers an experiment's own ValueError with a traceback.
   spec = importlib.util.spec_from_file_location("experiment", file)
-  if spec is None:
+  if spec is None or spec.loader is None:
     raise ValueError(f"{name}: {file} is not a Python file")
   module = importlib.util.module_from_spec(spec)
   with _naming_line(name, file):
@@ -178,7 +178,7 @@ def _changed(
   kind: type[Config | AutoencoderConfig],
   *,
   section: str,
-) -> Config | AutoencoderConfig:
+) -> Any:  # a config of that kind
   """Puts knobs into a nested dict, and makes a checked config of it."""
   names = dict(zip(knobs, full_names(knobs, kind, section=section), strict=True))
   for name, full in names.items():
@@ -221,7 +221,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 def _with_overrides(
   config: ml_collections.ConfigDict, args: list[str], kind: types.ModuleType
-) -> Config | AutoencoderConfig:
+) -> Any:  # a config of that kind
   known = config_lib.flatten(kind.from_dict(kind.defaults()))
   for arg in args:
     key = arg.partition("=")[0].removeprefix("--config.")

@@ -9,11 +9,13 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 # Levels of lists and objects. Python takes about a thousand, and counts in them what
 # has been called so far: below this, nothing that is done with the values can fail.
 DEEPEST = 400
+
+D = TypeVar("D")  # a dataclass
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -28,14 +30,13 @@ def parse_json(text: str | bytes) -> Any:
   except RecursionError:
     deep = True
   else:
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    deep = sum(map(text.count, brackets)) > DEEPEST and _is_deep(values)
+    deep = _brackets(text) > DEEPEST and _is_deep(values)
   if deep:
     raise ValueError(f"nested deeper than {DEEPEST} levels")
   return values
 
 
-def build(kind: type, values: Any, *, key: str = "", whole: str = "it") -> Any:
+def build(kind: type[D], values: Any, *, key: str = "", whole: str = "it") -> D:
   """Builds a dataclass from a dict, as `dataclasses.asdict` and JSON give it.
 
   Fields may be int, float, str, bool, `X | None`, a dataclass, or tuples, lists and
@@ -53,7 +54,8 @@ def build(kind: type, values: Any, *, key: str = "", whole: str = "it") -> Any:
   if not isinstance(values, dict):
     raise ValueError(f"{key or whole}={values!r}: expected keys and values")
   hints = typing.get_type_hints(kind)
-  optional = {f.name for f in dataclasses.fields(kind) if f.default is None}
+  fields: tuple[dataclasses.Field, ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
+  optional = {field.name for field in fields if field.default is None}
   unknown = sorted(values.keys() - hints.keys(), key=str)
   missing = sorted(hints.keys() - values.keys() - optional)
   if unknown or missing:
@@ -69,7 +71,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
   arguments, container = typing.get_args(hint), typing.get_origin(hint)
   if isinstance(hint, types.UnionType):
     return None if value is None else _value(arguments[0], value, key)
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return build(hint, value, key=key)
   if container is dict:
     if not isinstance(value, dict):
@@ -96,8 +98,16 @@ def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   values = dict(pairs)
   if len(values) < len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
-    raise ValueError(f"has {max(counts, key=counts.get)!r} twice; keep one")
+    (twice, _), *_ = counts.most_common(1)
+    raise ValueError(f"has {twice!r} twice; keep one")
   return values
+
+
+def _brackets(text: str | bytes) -> int:
+  """How many lists and objects may begin in JSON: no level without one."""
+  if isinstance(text, bytes):
+    return text.count(b"[") + text.count(b"{")
+  return text.count("[") + text.count("{")
 
 
 def _is_deep(values: Any) -> bool:

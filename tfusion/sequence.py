@@ -25,7 +25,7 @@ patches: their count is fixed, so the sampler appends EOI itself.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -223,14 +223,15 @@ def lay_out(
   known = sum(length for _, length, _ in kinds) <= FRAME_LENGTH
   frame = (_frame if known else _frame.__wrapped__)(kinds, special, patches_per_image)
   tokens_l, targets_l = frame.tokens_l.copy(), frame.targets_l.copy()
-  images, stop = [], 1  # BOS
-  for span, (kind, length, weight) in zip(document, kinds):
+  images: list[Image] = []
+  stop = 1  # BOS
+  for span, (_, length, weight) in zip(document, kinds):
     start, stop = stop, stop + length
-    if kind is Image:
+    if isinstance(span, Image):
       images.append(span)
-    if kind not in (Text, Codes):
+    if not isinstance(span, (Text, Codes)):
       continue
-    edge = kind is Codes  # BOI, EOI
+    edge = isinstance(span, Codes)  # BOI, EOI
     tokens_l[start + edge : stop - edge] = span.ids
     if weight > 0:
       targets_l[start + edge - 1 : stop - edge - 1] = span.ids
@@ -251,7 +252,7 @@ def _frame(
   Captioned images have few lengths, which come again and again; so the arrays are
   shared, and not to be written to.
   """
-  blank = {
+  blank: dict[type, Callable[[int, float], Text | Image | Codes | Break]] = {
     Text: lambda length, weight: Text(np.full(length, special.pad), weight),
     Codes: lambda length, weight: Codes(np.full(length - 2, special.pad), weight),
     Image: lambda length, weight: Image(np.zeros(0), weight),

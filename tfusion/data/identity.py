@@ -147,13 +147,14 @@ def check_file(workdir: str | Path, name: str, path: str | Path) -> str:
 
 
 def open_tokenizer(
-  workdir: str | Path, *, copies: Sequence[str | Path] = ()
+  workdir: str | Path, *, copies: Sequence[str | Path | None] = ()
 ) -> Tokenizer:
   """Reads the tokenizer of a run that has begun.
 
   Args:
     workdir: of the run.
-    copies: files to put back the same one from, if it is missing or another.
+    copies: files to put the same one back from, if it is missing or another; those
+      that are empty are passed over.
 
   Raises:
     ValueError: it is missing or another, and no copy is the same.
@@ -162,8 +163,8 @@ def open_tokenizer(
   there = path.is_file()
   if there and expected in (None, manifest_lib.sha256(path)):
     return Tokenizer.load(path, key="", remedy=OF_RUN)
-  for copy in filter(None, copies):
-    if expected and Path(copy).is_file():
+  for copy in copies:
+    if copy and expected and Path(copy).is_file():
       tokenizer = Tokenizer.load(copy)
       if tokenizer.sha256 == expected:
         tokenizer.save(path)
@@ -241,10 +242,7 @@ def _refuse_others(
   wrong = []
   for number, (own, spec) in enumerate(zip(before["sources"], specs, strict=True)):
     now = {split: found[split][number] for split in SPLITS}
-    if any(
-      own[split] and now[split] and own[split].sha256 != now[split].sha256
-      for split in SPLITS
-    ):
+    if any(_differs(own[split], now[split]) for split in SPLITS):
       called = own["name"] if own["name"] == spec else f"{own['name']} (now {spec})"
       wrong.append(f"{called}: {_difference(workdir, own, now)}")
   if wrong:
@@ -276,12 +274,16 @@ def _difference(
     names = {TRAIN: "training", TEST: "held-out"}
     said = [
       f"the {names[split]} documents differ ({own[split].documents:,}, hash"
-      f" {own[split].sha256[:16]}...; now {now[split].documents:,},"
-      f" {now[split].sha256[:16]}...)"
-      for split in SPLITS
-      if own[split] and now[split] and own[split].sha256 != now[split].sha256
+      f" {own[split].sha256[:16]}...; now {found.documents:,}, {found.sha256[:16]}...)"
+      for split, found in now.items()
+      if found and _differs(own[split], found)
     ]
   return ", ".join(said) + with_
+
+
+def _differs(before: Contents | None, now: Contents | None) -> bool:
+  """Whether documents are others, where both are known."""
+  return bool(before and now and before.sha256 != now.sha256)
 
 
 def _old_documents(workdir: Path, own: dict[str, Any]) -> dict[str, list[Hashed]]:
@@ -296,11 +298,14 @@ def _by_document(
   before: dict[str, list[Hashed]], now: dict[str, Contents | None]
 ) -> list[str]:
   """Counts documents by what became of them; nothing where they are not known."""
-  if not before or not all(c and c.hashed for c in now.values()):
+  hashed = {
+    split: contents.hashed if contents else () for split, contents in now.items()
+  }
+  if not before or not all(hashed.values()):
     return []
   old = {d.id: (split, d) for split in SPLITS for d in before[split]}
-  new = {d.id: (split, d) for split in SPLITS for d in now[split].hashed}
-  found: dict[str, list[str]] = collections.defaultdict(list)
+  new = {d.id: (split, d) for split in SPLITS for d in hashed[split]}
+  found: dict[int, list[str]] = collections.defaultdict(list)
 
   def compare(id: str, was: tuple[str, Hashed], split: str) -> None:
     if was[0] != split:

@@ -149,7 +149,7 @@ class Lane(Iterator[sequence.Row]):
 
   def _open_waiting(self) -> None:
     """Reads again what the state names; a document damaged since then is skipped."""
-    opened: dict[tuple[str, int], list] = {}
+    opened: dict[tuple[str, int], list[tuple[Key, sequence.Elements]]] = {}
     waiting, following = self._state.waiting, self._state.next_piece
     for name, position, _ in (*waiting, *([following] if following else [])):
       if (name, position) in opened:
@@ -157,11 +157,13 @@ class Lane(Iterator[sequence.Row]):
       (own,) = self._pieces(name, [position])
       if isinstance(own, Damaged):
         self._skip(name, position, own)
-        own = []
+        opened[name, position] = []
+        continue
+      assert not isinstance(own, TooLong)  # it fitted before it was left waiting
       opened[name, position] = self._keyed(name, position, own)
     for name, position, piece in waiting:
-      own = opened[name, position]
-      self._waiting += own if piece is None else own[piece : piece + 1]
+      parts = opened[name, position]
+      self._waiting += parts if piece is None else parts[piece : piece + 1]
     if following:
       self._cut = opened[following[:2]][following.piece :]
 
@@ -309,11 +311,11 @@ class Lane(Iterator[sequence.Row]):
 
 def _read(source: Source, indices: list[int]) -> list[Sequence[Span] | Damaged]:
   """Reads documents; those that are damaged come as their error."""
+  found: list[Sequence[Span] | Damaged] = []
   try:
-    return source.several(indices)
+    return [*source.several(indices)]
   except Damaged:
     pass  # one by one, to see which
-  found = []
   for index in indices:
     try:
       found.append(source[index])

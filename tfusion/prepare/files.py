@@ -123,6 +123,7 @@ class Captioned:
     yield from self.skipped
     for file, caption, id in self.pairs:
       file.require_unchanged()
+      assert file.apart is not None  # known of every image of a folder
       yield Raw(id, (caption, file.path), file.apart)
 
 

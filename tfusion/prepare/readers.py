@@ -17,6 +17,7 @@ PATH is a file or a folder, looked through for all files of the kind.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfusion.prepare import datasets, files, rows, tables, tar
@@ -34,7 +35,7 @@ KNOWN = {
   "text": "text in UTF-8, or in UTF-16 with its mark",
 }
 
-PLANS = {
+PLANS: dict[str, Callable[[str, str, int], Sequence[Part]]] = {
   "edits": tables.plan_edits,
   "folder": files.plan_folder,
   "jsonl": tables.plan_jsonl,
@@ -58,13 +59,13 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
   """
   name, _, argument = spec.partition(":")
   if name in datasets.EMBEDDED:
-    return datasets.plan_embedded(spec, documents, image_shape)
+    return [*datasets.plan_embedded(spec, documents, image_shape)]
   if name not in PLANS:
     known = sorted([*PLANS, *datasets.EMBEDDED])
     raise ValueError(f"--source={spec}: unknown; known: {', '.join(known)}")
   if not argument:
     raise ValueError(f"--source={spec}: which? As in --source {name}:PATH")
-  return PLANS[name](spec, argument, documents)
+  return [*PLANS[name](spec, argument, documents)]
 
 
 def listing_sha256(parts: list[Part]) -> str:
@@ -78,6 +79,7 @@ def listing_sha256(parts: list[Part]) -> str:
 
   digest = hashlib.sha256()
   for part in parts:
-    fields = [type(part).__name__, dataclasses.asdict(part, dict_factory=rootless)]
+    own = dataclasses.asdict(part, dict_factory=rootless)  # type: ignore[call-overload]
+    fields = [type(part).__name__, own]
     digest.update(json.dumps(fields).encode() + b"\n")
   return digest.hexdigest()

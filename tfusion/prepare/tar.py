@@ -19,7 +19,7 @@ import lzma
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,11 @@ from tfusion.prepare import rows
 from tfusion.prepare.raw import Raw, Rejected
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-OPEN = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+OPEN: dict[bytes, Callable[..., Any]] = {
+  b"\x1f\x8b": gzip.open,
+  b"BZh": bz2.open,
+  b"\xfd7zXZ\x00": lzma.open,
+}
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 BLOCK_BYTES = 512  # members begin at multiples; two blocks of zeros end an archive
 READ_BYTES = 1 << 20  # of what lies behind the end, at once
@@ -86,8 +90,10 @@ class Tar:
             end = member.offset_data
             yield name, self._refused(name, raw_lib.LINK)
           else:
-            yield name, archive.extractfile(member).read()
-          archive.members = []  # it would remember them all
+            file = archive.extractfile(member)
+            assert file is not None  # as of any that is a file
+            yield name, file.read()
+          archive.members = []  # type: ignore[attr-defined]  # it would keep them all
         stream.seek(end)
         # tarfile takes a header it cannot read for the end.
         if stream.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
@@ -162,7 +168,7 @@ def _beside(sample: dict[str, bytes], found: Raw) -> dict[str, Any]:
   row = parsing.parse_json(sample["json"]) if "json" in sample else {}
   if row.get("spans") is not None:
     return row
-  taken = {*map(str.strip, filter(_is_text, found.spans))}
+  taken = {span.strip() for span in found.spans if isinstance(span, str)}
   said = {k: v for k, v in row.items() if not (_is_text(v) and v.strip() in taken)}
   # Under its own name it would count as read.
   return {f".json's {k}" if k in rows.TEXT else k: v for k, v in said.items()}
@@ -229,8 +235,10 @@ def plan(spec: str, argument: str, documents: int) -> list[Tar]:
 def _open(path: Path) -> IO[bytes]:
   """Opens an archive, whether it is compressed or not."""
   head = _head(path)
-  opens = (how for magic, how in OPEN.items() if head.startswith(magic))
-  return next(opens, open)(path, "rb")
+  for magic, how in OPEN.items():
+    if head.startswith(magic):
+      return how(path, "rb")
+  return open(path, "rb")
 
 
 def _head(path: Path) -> bytes:

@@ -166,7 +166,7 @@ def open_shapes(
     "seed": (0, MOST_DOCUMENTS),
     "things": (1, MOST_THINGS),
   }
-  given = set()
+  given: set[str] = set()
   for option in rest:
     key, _, value = option.partition("=")
     if key not in options or key in given:
@@ -183,7 +183,15 @@ def open_shapes(
     options[key] = int(value)
   if split == "test":
     options["length"] = min(options["length"], TEST_LENGTH)
-  return Shapes(name, kind, split, image_shape[0], **options)
+  return Shapes(
+    name,
+    kind,
+    split,
+    image_shape[0],
+    length=options["length"],
+    seed=options["seed"],
+    things=options["things"],
+  )
 
 
 def _tell(

@@ -27,7 +27,7 @@ from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards.manifest import Manifest, Shard
 from tfusion.data.shards.records import Damaged, Record
-from tfusion.data.source import Prepared, Source
+from tfusion.data.source import Prepared, Source, Span
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
@@ -205,13 +205,19 @@ class Shards(Source):
   folder: Path
   manifest: Manifest
   split: str
+  _reader: Reader = dataclasses.field(init=False, repr=False, compare=False)
+  # Of latents.
+  _shift_hwc: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+  _scale_hwc: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
     super().__post_init__()
     reader = Reader(self.folder, self.manifest.of(self.split))
     object.__setattr__(self, "_reader", reader)
     images = self.manifest.images
-    for name in ("shift", "scale") if images and images.latents else ():
+    if images is None or not images.latents:
+      return
+    for name in ("shift", "scale"):
       # Of the full shape: numpy is four times slower where it repeats channels.
       full = np.empty(images.shape, np.float32)
       full[...] = getattr(images, name)
@@ -238,7 +244,7 @@ class Shards(Source):
     sha256 = hash_of([self.digest, json.dumps(made)])
     return Contents(sha256, len(self))
 
-  def __getitem__(self, index: int) -> sequence.Document:
+  def __getitem__(self, index: int) -> tuple[Span, ...]:
     """Returns the spans of a document.
 
     Latents are (z - shift) / scale per channel, pixels u8 / 127.5 - 1; codes lie above
@@ -250,7 +256,7 @@ class Shards(Source):
     """
     return self._document(index, self._reader[index])
 
-  def several(self, indices: Sequence[int]) -> list[sequence.Document]:
+  def several(self, indices: Sequence[int]) -> list[tuple[Span, ...]]:
     """Returns documents, and raises, as [] does, in three quarters of the time.
 
     The code of one document is more than the first cache of a processor holds; this
@@ -259,7 +265,7 @@ class Shards(Source):
     found = self._reader.several(indices)
     return [self._document(i, record) for i, record in zip(indices, found)]
 
-  def _document(self, index: int, record: Record) -> sequence.Document:
+  def _document(self, index: int, record: Record) -> tuple[Span, ...]:
     fault = _misfit(record, self.manifest)
     if fault:
       shard, own = self._reader.locate(index)
@@ -286,7 +292,8 @@ class Shards(Source):
   def normalised(self, images: manifest_lib.ImageFormat) -> "Shards":
     """The same latents, by the scale and shift of other shards."""
     own = self.manifest.images
-    own = dataclasses.replace(own, scale=images.scale, shift=images.shift)
+    if own is not None:
+      own = dataclasses.replace(own, scale=images.scale, shift=images.shift)
     manifest = dataclasses.replace(self.manifest, images=own)
     return dataclasses.replace(self, manifest=manifest)
 
@@ -336,8 +343,8 @@ def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> 
     )
   manifest_lib.check_files(manifest, folder, shards=own)
   Reader(folder, own).check()
-  images = any(shard.images for shard in own)
-  return Shards(f"shards:{path}", folder, manifest, split, has_images=images)
+  shown = any(shard.images for shard in own)
+  return Shards(f"shards:{path}", folder, manifest, split, has_images=shown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,7 +408,11 @@ def _misfit(record: Record, manifest: Manifest) -> str:
       found = " and ".join(map(str, dict.fromkeys(shapes.values())))
       expected = f"{images.kind} of {images.shape}" if images else "no images"
       return f"holds {record.kind} of {found}, its manifest says {expected}"
-    if images.codebook and not _within(record.images["codes"], images.codebook):
+    if (
+      images
+      and images.codebook
+      and not _within(record.images["codes"], images.codebook)
+    ):
       return f"has a code that is none of {images.codebook}"
   for text in record.texts:
     if not _within(text, manifest.vocabulary):
