@@ -36,8 +36,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-import tfusion
 from tfusion.lock import Lost
+from tfusion.version import __version__
 
 Path: TypeAlias = ocp.path.Path
 _SAVES = itertools.count()  # a barrier's name may be used only once per program
@@ -47,7 +47,8 @@ _REMEDIES = {
   "Permission denied|Read-only|not permitted": "make it writable",
   "": "mend what that names",
 }
-_VERSIONS = {m.__name__: m.__version__ for m in (jax, flax, orbax.checkpoint, tfusion)}
+_VERSIONS = {m.__name__: m.__version__ for m in (jax, flax, orbax.checkpoint)}
+_VERSIONS["tfusion"] = __version__
 
 
 class Restored(NamedTuple):

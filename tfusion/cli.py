@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tfusion import __version__, autoencoder_config, errors, progress, startup
+from tfusion import autoencoder_config, errors, progress, startup
 from tfusion import workdir as workdir_lib
 from tfusion.config_file import known_good, read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
+from tfusion.version import __version__
 
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
