@@ -55,7 +55,7 @@ def _small(c: ml_collections.ConfigDict) -> None:
   c.train.save_every_steps = 400
   c.loss.adversary_width = 16
   c.loss.adversary_levels = 2
-  # None, however long the run is made: drawn scenes have no texture to make up.
+  # None, however long the run is made: rendered scenes have no texture to make up.
   c.loss.adversary_start = 1_000_000
 
 

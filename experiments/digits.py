@@ -7,7 +7,7 @@ from tfusion.data.digits import DIGIT_WORDS
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """One model that writes text, draws digits and reads them.
+  """One model that writes text, samples digits and reads them.
 
   On 2 CPU cores in 10 minutes of training:
     tfusion train --config experiments/digits.py --workdir runs/digits
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.data.sources = ("digits", "pydoc")
   c.data.row_length = 128
   c.data.image_slots = 6
-  # The paper has 0.8; a short run that is to read as well as it draws needs more
+  # The paper has 0.8; a short run that is to read as well as it writes needs more
   # images before their captions.
   c.data.caption_first = 0.65
   c.diffusion.clip = 1.0  # scans lie in [-1, 1]

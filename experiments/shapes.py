@@ -1,4 +1,4 @@
-"""Shapes: captions and 32 x 32 drawings of one to four things."""
+"""Shapes: captions and 32 x 32 images of scenes of one to four things."""
 
 import ml_collections
 
@@ -6,9 +6,9 @@ from tfusion import config as config_lib
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """One model that draws scenes from captions and captions them, judged by a program.
+  """One model that makes scenes from captions and captions scenes, read by a program.
 
-  25M elements; no full run has been timed or judged yet. On a laptop:
+  25M elements; no full run has been timed or evaluated yet. On a laptop:
     tfusion train --config experiments/shapes.py --workdir runs/shapes
   A minute, to see that everything runs:
     tfusion train --config experiments/shapes.py:smoke --workdir runs/smoke

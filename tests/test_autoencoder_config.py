@@ -59,12 +59,12 @@ def test_a_value_that_cannot_be_is_named(key, value, words):
   assert words in refusal(**{key: value})
 
 
-def test_pictures_must_divide_into_cells_and_be_square_for_codes():
+def test_images_must_divide_into_cells_and_be_square_for_codes():
   deep = dict(model__widths=(4, 4, 4))
   words = refusal(**deep, data__image_shape=(8, 6, 1))
   assert "sides must divide by the 4 pixels of a cell" in words
   words = refusal(model__codes=4, data__image_shape=(8, 12, 1))
-  assert "codes are of square pictures" in words
+  assert "codes are of square images" in words
 
 
 def test_all_problems_come_in_one_message():

@@ -110,7 +110,7 @@ def test_an_autoencoders_workdir_and_a_models_are_not_taken_for_each_other(tmp_p
     workdir_lib.check_same_run(small, tmp_path / "b")
 
 
-def test_an_autoencoder_goes_on_with_its_own_model_loss_and_pictures_alone(tmp_path):
+def test_an_autoencoder_goes_on_with_its_own_model_loss_and_images_alone(tmp_path):
   workdir_lib.save_config(AutoencoderConfig(), tmp_path)
   train = dataclasses.replace(AutoencoderConfig().train, steps=7)
   longer = AutoencoderConfig(train=train)

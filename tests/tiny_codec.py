@@ -1,6 +1,6 @@
 """Autoencoders so small that compiling is all that a test waits for.
 
-Not a test: shared by the tests of whatever encodes or shows pictures.
+Not a test: shared by the tests of whatever encodes or shows images.
 """
 
 import dataclasses

@@ -1,9 +1,10 @@
 """Every knob of an autoencoder and of its training, once, with its unit; validation.
 
-Owns: the frozen dataclasses of a run of `tfusion autoencoder`, the checks at the door.
-Not: turning dicts into dataclasses (config.py), values of an experiment (experiments/).
+Owns: the frozen dataclasses of a run of `tfusion autoencoder`, the checks before it
+starts. Not: turning a ConfigDict into dataclasses (config.py), an experiment's values
+(experiments/).
 
-Apart from config.py because the two commands share few knobs, and neither reads the
+This is not in config.py because the two commands share few knobs, and neither reads the
 other's.
 """
 
@@ -15,7 +16,7 @@ import ml_collections
 from tfusion import config as config_lib
 from tfusion.config import OptimConfig
 
-CHANNELS = (1, 3)  # of a image; grey ones are shown to the model three times
+CHANNELS = (1, 3)  # of an image; a grey one is given to the network three times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +33,14 @@ class AutoencoderModelConfig:
   # papers have 1. A CPU computes few cells of many channels faster.
   patch: int = 1
   blocks: int = 2  # residual blocks of a level; the decoder has one more
-  groups: int = 32  # of channels in a GroupNorm, at most all channels
+  groups: int = 32  # of channels in a GroupNorm; no more than there are channels
   encoder_out: int = 256  # channels that the encoder's last convolution gives
   decoder_in: int = 256  # channels that the decoder's first convolution takes
   latent_channels: int = 8  # numbers of a cell of a latent, or of a code
   quant_conv: bool = True  # 1x1 convolutions between these and the latent
-  codes: int = 0  # size of the codebook; 0: a VAE; the paper's VQ-VAE has 16,384
-  dtype: str = "auto"  # of convolutions: auto (bfloat16, on CPU float32) or a name
+  codes: int = 0  # size of the codebook; 0: a VAE. The paper's VQ-VAE has 16,384
+  # Of convolutions: float32, bfloat16, or auto, which is bfloat16 except on a CPU.
+  dtype: str = "auto"
 
   @property
   def downsampling(self) -> int:
@@ -51,29 +53,30 @@ class LossConfig:
   """What makes a good reconstruction (arXiv 2408.11039, section 4.1).
 
   L1 + perceptual + 0.5 adversary + 1e-6 KL, or the codebook's loss instead of the KL.
-  The paper's fifth term, 0.2 x a distance of MoCo v2 features, is left out: its network
-  is not among `features`. The reductions are ours: L1 is a mean over numbers, the
-  perceptual term a mean over positions, the KL a sum over a latent; then images are
-  averaged.
+  The paper has a fifth term, 0.2 x a distance between features of MoCo v2, which is
+  left out: that network is not among `features`. How the terms are reduced is ours: L1
+  is a mean over numbers, the perceptual term a mean over positions, the KL a sum over a
+  latent; then all are averaged over the images.
   """
 
   features: str = "random"  # none, random, or vgg16:PATH, see autoencoder/perceptual.py
   perceptual_weight: float = 1.0
-  kl_weight: float = 1e-6  # of nats per image
-  beta: float = 0.25  # of the term that moves the encoder to the codes
+  kl_weight: float = 1e-6  # per nat of an image
+  beta: float = 0.25  # weight of the term that moves the encoder towards the codes
   adversary_weight: float = 0.5
-  adversary_start: int = 50_000  # first update with an adversary
+  adversary_start: int = 50_000  # the first update with an adversary
   adversary_width: int = 64  # channels of the discriminator's first layer
-  adversary_levels: int = 3  # halvings of the image in it
+  adversary_levels: int = 3  # how often the discriminator halves the image
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagesConfig:
-  """Which images."""
+  """Which images it learns from."""
 
   sources: tuple[str, ...] = ("shapes",)  # as data.sources of `tfusion train`
-  image_shape: tuple[int, ...] = (256, 256, 3)  # h, w, c that sources give
-  threads: int = 2  # that make images ahead
+  # Height, width and channels that the sources give.
+  image_shape: tuple[int, ...] = (256, 256, 3)
+  threads: int = 2  # that read images ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +84,26 @@ class TrainConfig:
   """The loop. Steps are updates of the parameters."""
 
   steps: int = 1_000_000
-  batch_images: int = 32  # per update, over all hosts; ours
+  batch_images: int = 32  # images per update, over all hosts; ours
   log_every_steps: int = 20
   eval_every_steps: int = 500
-  eval_images: int = 64  # held out
+  eval_images: int = 64  # held-out images per evaluation
   save_every_steps: int = 500
   keep_last: int = 2  # newest checkpoints to keep
-  keep_every_steps: int = 0  # also keep every multiple of this; 0: none
-  max_skipped_updates: int = 5  # non-finite updates in a row before the run stops
+  keep_every_steps: int = 0  # also keep checkpoints of multiples of this; 0: none
+  # Updates whose numbers are not finite are skipped; so many in a row stop the run.
+  max_skipped_updates: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-  """A whole run. The paper does not say batch, rate or optimizer: ours."""
+  """A whole run. The paper names no batch, rate or optimizer; these are ours."""
 
   seed: int = 0
   model: AutoencoderModelConfig = AutoencoderModelConfig()
   loss: LossConfig = LossConfig()
   data: ImagesConfig = ImagesConfig()
-  # Of the autoencoder and of the discriminator, each from its first update on.
+  # Both networks have their own, the discriminator from its first update on.
   optim: OptimConfig = OptimConfig(
     peak_lr=1e-4, end_lr=1e-5, warmup_steps=1000, b1=0.5, b2=0.9, weight_decay=0.0
   )

@@ -1,7 +1,7 @@
 """Every knob of a run, once, with its unit; all validation.
 
-Owns: the frozen dataclasses, ConfigDict <-> dataclass, the checks at the door. Not:
-values of an experiment (experiments/), the config that a workdir keeps (workdir.py).
+Owns: the frozen dataclasses, turning a ConfigDict into them, the checks before a run
+starts. Not: an experiment's values (experiments/), a workdir's config (workdir.py).
 """
 
 import dataclasses
@@ -18,21 +18,24 @@ class ModelConfig:
   """The transformer and its patch layers (arXiv 2408.11039, section 4.1, Table 2)."""
 
   layers: int = 4
-  width: int = 192
-  heads: int = 4  # query heads; width / heads numbers each
-  kv_heads: int = 4  # key/value heads; fewer than `heads` is grouped-query attention
+  width: int = 192  # numbers of a position between layers
+  heads: int = 4  # query heads, of width / heads numbers each
+  kv_heads: int = 4  # key/value heads; fewer than heads is grouped-query attention
   mlp: int = 512  # hidden width of SwiGLU
-  vocab_size: int = 512  # rows of the embedding; the tokenizer may use fewer
-  image_shape: tuple[int, ...] = (8, 8, 1)  # h, w, c of an image or latent
-  patch: int = 2  # side of a patch, in pixels of image_shape: 1, 2, 4 or 8
+  vocab_size: int = 512  # rows of the embedding; a tokenizer may have fewer pieces
+  image_shape: tuple[int, ...] = (8, 8, 1)  # height, width, channels of image or latent
+  patch: int = 2  # side of a patch in pixels or latent cells: 1, 2, 4 or 8
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
-  dtype: str = "auto"  # of matmuls: auto (bfloat16, on CPU float32) or a name
-  # In which gradients of weights are summed and cross devices, ours: float32 sends 4
-  # bytes a parameter and update, bfloat16, where dtype is that, 2 (7B: 27 or 13 GB).
+  # Of matmuls: float32, bfloat16, or auto, which is bfloat16 except on a CPU.
+  dtype: str = "auto"
+  # In which gradients of weights are summed and sent between devices; ours. float32
+  # sends 4 bytes per parameter and update, bfloat16 2 (a 7B model: 27 or 13 GB).
   gradient_dtype: str = "float32"
-  remat: str = "none"  # none, dots (keep matmul outputs) or full
-  unroll: int = 1  # layers per iteration of the scan; a CPU is fastest with all
+  # What the backward pass computes again to save memory: none, dots (all but the
+  # outputs of matmuls) or full.
+  remat: str = "none"
+  unroll: int = 1  # layers per iteration of the scan; a CPU is fastest with all of them
   attention: str = "auto"  # auto (by platform), dense, chunked, tpu or gpu
 
   @property
@@ -50,39 +53,49 @@ class ModelConfig:
 class DiffusionConfig:
   """The noise process; t = 0 is clean, t = timesteps is noise (section 3)."""
 
-  timesteps: int = 1000
+  timesteps: int = 1000  # of the noise schedule
   image_weight: float = 5.0  # lambda, the weight of the diffusion loss
-  # Of images that text follows, in pairs and in longer documents:
-  image_first_noise_cap: float = 1.0  # share of the schedule for their t; Table 8: 0.5
-  image_first_clean: float = 0.0  # share of them at t = 0, as in a prompt; ours
-  # Bound on the predicted clean image in sampling, ours; 0 is none. Latents have a
-  # deviation of 1 and numbers of up to 12 (docs/sampling.md); for pixels it is 1.
+  # The largest t of an image that learned text follows, as a share of timesteps; the
+  # paper's Table 8 has 0.5.
+  image_first_noise_cap: float = 1.0
+  # The share of such images that are shown without noise, as in a prompt; ours.
+  image_first_clean: float = 0.0
+  # While sampling, the predicted clean image is kept within plus and minus this; 0: no
+  # bound. Ours. Latents reach 12 (docs/sampling.md); pixels lie in [-1, 1], so 1.
   clip: float = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """What rows are made of (section 4.1)."""
+  """What rows are made of (section 4.1). An element is a token or a patch."""
 
-  sources: tuple[str, ...] = (
-    "digits",
-    "pydoc",
-  )  # digits, pydoc, folder:PATH, shards:PATH
-  tokenizer: str = ""  # a sentencepiece model file; empty: trained on the sources
+  # Each is digits, pydoc, shapes:OPTIONS, folder:PATH or shards:PATH (docs/data.md).
+  sources: tuple[str, ...] = ("digits", "pydoc")
+  tokenizer: str = (
+    ""  # a sentencepiece model file; empty: one is trained on the sources
+  )
   row_length: int = 128  # elements in a row
-  image_slots: int = 8  # images a row can hold
-  isolate_documents: bool = True  # those of one row do not see each other; ours
-  text_per_patch: float = 1.0  # text elements per patch, if the sources allow it
-  weights: tuple[float, ...] = ()  # shares of elements by source; empty: the line above
-  epochs: tuple[int, ...] = ()  # by source, until it is dropped; 0 or empty: no end
-  caption_first: float = 0.8  # share of pairs with the caption before the image
-  caption_dropout: float = 0.1  # share of caption-first pairs that lose it; ours
-  too_long: str = "reject"  # what no row holds: reject, or split into several rows
-  overlap: int = 0  # elements of the piece before that a piece repeats, not learned
-  max_damaged: int = 16  # damaged records that a lane skips before the run stops
-  lanes: int = 4  # independent data streams; hosts must divide them
-  packing_rows: int = 3  # rows' worth of documents from which a row is chosen
-  workers: int = 1  # processes per host that prepare rows; 0: none, in line
+  image_slots: int = 8  # images that a row can hold
+  # Whether a document sees itself alone, and none of those before it in its row; ours.
+  isolate_documents: bool = True
+  # Elements of text for every patch, where the sources have enough of both; the paper
+  # mixes them 1:1. Unused with weights.
+  text_per_patch: float = 1.0
+  weights: tuple[float, ...] = ()  # of each source, its share of the elements
+  epochs: tuple[
+    int, ...
+  ] = ()  # of each source, before it is used up; 0 or empty: no end
+  caption_first: float = 0.8  # share of pairs whose caption comes before the image
+  caption_dropout: float = 0.1  # share of those pairs that lose their caption; ours
+  # A document that fits no row is left out (reject) or cut into several rows (split).
+  too_long: str = "reject"
+  # Elements that a piece of a cut document repeats of the piece before, not learned.
+  overlap: int = 0
+  max_damaged: int = 16  # damaged records that a lane may skip before the run stops
+  lanes: int = 4  # independent streams of rows; the number of hosts must divide them
+  # How many rows' worth of documents wait, so that some of them fill a row well.
+  packing_rows: int = 3
+  workers: int = 1  # processes per host that make rows; 0: the training loop does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +104,24 @@ class OptimConfig:
 
   peak_lr: float = 3e-4  # 1/update, after warm-up
   end_lr: float = 1.5e-5  # 1/update, after the last step
-  warmup_steps: int = 4000
+  warmup_steps: int = 4000  # updates in which the rate rises from 0
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
-  weight_decay: float = 0.1  # on matrices; never on norms
-  clip_norm: float = 1.0  # of the global gradient
-  ema_decay: float = 0.0  # per update, of the weights used to sample; 0: no EMA
+  weight_decay: float = 0.1  # of matrices; biases and norms have none
+  clip_norm: float = 1.0  # largest norm of the gradient of all parameters together
+  # Of the average of the weights that is kept for sampling, per update; 0: no average.
+  ema_decay: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; data may be -1: all that remain."""
+  """Devices along each axis of the mesh; their product is the number of devices."""
 
-  data: int = -1  # copies of the parameters
-  fsdp: int = 1  # shards of parameters and batch
-  context: int = 1  # shards of a row
-  tensor: int = 1  # shards of heads, mlp and vocabulary
+  data: int = -1  # copies of the parameters; -1: as many as the other axes leave
+  fsdp: int = 1  # parts into which parameters and batch are cut
+  context: int = 1  # parts into which a row is cut
+  tensor: int = 1  # parts into which heads, mlp and vocabulary are cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +130,15 @@ class TrainConfig:
 
   steps: int = 2000
   batch_rows: int = 16  # rows per update, over all hosts
-  accumulate: int = 1  # microbatches per update
+  accumulate: int = 1  # parts of a batch whose gradients are summed, to save memory
   log_every_steps: int = 20
   eval_every_steps: int = 500
   eval_rows: int = 64  # held-out rows per evaluation
   save_every_steps: int = 500
   keep_last: int = 2  # newest checkpoints to keep
-  keep_every_steps: int = 0  # also keep every multiple of this; 0: none
-  max_skipped_updates: int = 5  # non-finite updates in a row before the run stops
+  keep_every_steps: int = 0  # also keep checkpoints of multiples of this; 0: none
+  # Updates whose numbers are not finite are skipped; so many in a row stop the run.
+  max_skipped_updates: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,28 +147,29 @@ class SampleConfig:
 
   sampler: str = "ddpm"  # ddpm or ddim
   steps: int = 250  # denoising steps
-  start: float = 0.97  # share of diffusion.timesteps where they begin; ours
-  guidance: float = 3.0  # scale of classifier-free guidance; 1 is none
-  temperature: float = 0.0  # of text; 0 is greedy
-  max_elements: int = 256  # positions in the cache of one sequence
+  start: float = 0.97  # where they begin, as a share of diffusion.timesteps; ours
+  guidance: float = 3.0  # scale of classifier-free guidance; 1: none
+  temperature: float = 0.0  # of text; 0: the likeliest token every time
+  max_elements: int = 256  # of a sequence, prompt included: the size of its cache
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What is sampled while training, and measured by `tfusion eval`."""
 
-  # Of each digit so many images; of each part of the source shapes so many documents.
+  # Images of each digit; of the source shapes, documents of each part.
   samples_per_class: int = 50
-  batch: int = 100  # sequences generated at a time
-  text_rows: int = 256  # held-out rows for text perplexity, at most
-  prompts: tuple[str, ...] = ()  # sampled at every evaluation; <image> is where
+  batch: int = 100  # sequences that are sampled together
+  text_rows: int = 256  # held-out rows for the perplexity of text, at most
+  # What is continued at every evaluation; <image> stands where an image is wanted.
+  prompts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """A whole run."""
 
-  seed: int = 0
+  seed: int = 0  # of all that is random: parameters, order of the data, noise
   model: ModelConfig = ModelConfig()
   diffusion: DiffusionConfig = DiffusionConfig()
   data: DataConfig = DataConfig()

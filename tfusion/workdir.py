@@ -14,20 +14,22 @@ from tfusion import config as config_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
 
-PROBE = ".write-probe"  # a file that proves that others can be written
+PROBE = ".write-probe"  # written and removed, to see whether others can be
 
 C = TypeVar("C", Config, AutoencoderConfig)
 
 
 class Kind(NamedTuple):
-  """What is said of the runs of one command."""
+  """How the workdirs of one command are treated."""
 
   command: str
   from_dict: Callable[[Any], Any]  # a nested dict to its config
-  # A workdir is bound to these: its parameters or its data state mean nothing without.
+  # Sections and knobs that a run cannot change: with another value, its parameters or
+  # the state of its data mean nothing.
   bound: tuple[str, ...]
-  unbound: tuple[str, ...]  # but not to these of them
-  # What these name may lie elsewhere; whether it is the same is seen when it is read.
+  unbound: tuple[str, ...]  # knobs in those sections that may change all the same
+  # Knobs that name files. These may lie elsewhere: whether they are the same is seen
+  # when they are read.
   of_content: tuple[str, ...]
 
 
@@ -57,14 +59,15 @@ KINDS = {
 }
 
 
-# What a run did before tfusion had these keys: its config.json lacks them.
+# Knobs that config.json does not have in older runs, and what those runs did.
 ADDED = {
   "model.gradient_dtype": "bfloat16",
   "data.isolate_documents": True,
   "sample.start": 1.0,
 }
 
-# What knobs were called before: the config.json of a run may have these names.
+# Knobs that have another name now: old name -> new name. A run's config.json may have
+# the old ones.
 RENAMED = {
   "data.text_per_image": "data.text_per_patch",
   "eval.images_per_class": "eval.samples_per_class",
@@ -118,11 +121,11 @@ def load_config(workdir: str | Path, *, kind: type[C] | None = Config) -> C:
 def check_same_run(
   config: Config | AutoencoderConfig, workdir: str | Path
 ) -> list[str]:
-  """Refuses to continue a workdir with a config that its state does not fit.
+  """Refuses to go on in a workdir with a config that does not fit what is saved there.
 
   Returns:
-    What differs and may: "key: old -> new" each; not data.sources, of which
-    data/identity.py says more.
+    "key: old -> new" for every difference that is allowed, except of data.sources:
+    data/identity.py says more of those.
 
   Raises:
     ValueError: names every differing key of the model and the data, with both values;
@@ -131,8 +134,8 @@ def check_same_run(
   if not (Path(workdir) / "config.json").is_file():
     if has_checkpoint(workdir):
       raise ValueError(
-        f"--workdir={workdir}: has checkpoints, but no config.json to see by of which"
-        " run; restore it from a copy of the workdir, or choose a new workdir"
+        f"--workdir={workdir}: has checkpoints, but no config.json to say of which run;"
+        " restore it from a copy of the workdir, or choose a new workdir"
       )
     return []
   kind = type(config)
@@ -161,8 +164,8 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 
 def has_begun(workdir: str | Path) -> bool:
-  """Whether a workdir is a run's: what it holds decides, not what a start that was
-  refused has left."""
+  """Whether a run has begun in a workdir; files that a refused start has left there do
+  not count."""
   return (Path(workdir) / "config.json").is_file() or has_checkpoint(workdir)
 
 
@@ -214,7 +217,7 @@ def _with_added(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _what(key: str, value: str | tuple[str, ...]) -> Any:
-  """What a key names, without where that lies."""
+  """What a knob names, apart from where that lies."""
   if key == "data.tokenizer":
     return None  # a file of any name, or one that is trained
   if isinstance(value, str):

@@ -371,13 +371,13 @@ def test_texts_of_another_python_are_refused_and_both_versions_are_named(
   )
 
 
-def test_other_scans_and_other_drawings_are_refused(tmp_path, monkeypatch):
+def test_other_scans_and_other_scenes_are_refused(tmp_path, monkeypatch):
   digits = make("digits", model__image_shape=(8, 8, 1))
-  drawn = make("shapes", model__image_shape=(32, 32, 3), data__row_length=512)
+  scenes = make("shapes", model__image_shape=(32, 32, 3), data__row_length=512)
   begin(digits, tmp_path / "digits")
-  begin(drawn, tmp_path / "drawn")
-  begin(dataclasses.replace(drawn, data=drawn.data), tmp_path / "drawn")
-  load, draw = digits_lib._digits, shapes.draw
+  begin(scenes, tmp_path / "scenes")
+  begin(dataclasses.replace(scenes, data=scenes.data), tmp_path / "scenes")
+  load, render = digits_lib._digits, shapes.render
 
   def other_scans(split):
     scans, labels = load(split)
@@ -386,9 +386,9 @@ def test_other_scans_and_other_drawings_are_refused(tmp_path, monkeypatch):
     return scans, labels
 
   monkeypatch.setattr(digits_lib, "_digits", other_scans)
-  monkeypatch.setattr(shapes, "draw", lambda scene, px: draw(scene, px) // 2 * 2)
+  monkeypatch.setattr(shapes, "render", lambda scene, px: render(scene, px) // 2 * 2)
   assert "digits: 1 image differs (3)" in refusal(digits, tmp_path / "digits")
-  said = refusal(drawn, tmp_path / "drawn")
+  said = refusal(scenes, tmp_path / "scenes")
   assert "the training documents differ" in said and "the held-out documents" in said
 
 

@@ -60,17 +60,17 @@ def test_a_workdir_keeps_what_was_measured_first(tmp_path):
       numbers.kept(tmp_path)
 
 
-def test_drawings_that_leave_the_range_are_counted_and_the_farthest_is_named():
+def test_sampled_images_that_leave_the_range_are_counted_and_the_farthest_is_named():
   known = Numbers(-1.0, 1.0, 0.5, 9)
   inside = np.full(SHAPE, 1.4, np.float32)  # a quarter of 2 beyond is 1.5
   assert numbers.warning([inside, -inside], known) == ""
   far = inside.copy()
   far[0, 0] = -952
   text = numbers.warning([inside, far], known)
-  assert text.startswith("1 of 2 drawings have numbers that training images do not")
+  assert text.startswith("1 of 2 sampled images have numbers that no training image")
   assert "12 % lie outside -1 .. 1, the farthest at -952" in text
   assert "sample.guidance" in text and "diffusion.clip" in text
   lost = inside.copy()
   lost[0, 0] = np.nan
-  assert "1 of 1 drawings" in numbers.warning([lost], known)
+  assert "1 of 1 sampled images" in numbers.warning([lost], known)
   assert numbers.warning([], known) == numbers.warning([far], None) == ""

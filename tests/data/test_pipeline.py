@@ -409,4 +409,4 @@ def test_a_source_from_which_drawing_cannot_be_learned_is_told_of(
   source = Given("pages", 40, make)
   config = changed(diffusion=dict(image_first_noise_cap=cap))
   notices.warn((source,), tiny_sources.tokenizer(), config, tmp_path)
-  assert caplog.text.count("drawing from pure noise is not learned") == said
+  assert caplog.text.count("sampling from pure noise is not learned") == said

@@ -17,7 +17,7 @@ CONFIG = tiny_sources.changed(data=dict(sources=("plain",), lanes=1))
 def test_what_a_source_does_not_say_has_a_plain_answer(tmp_path):
   assert (PLAIN.spec, PLAIN.has_images, PLAIN.leaves_out) == ("plain", True, False)
   assert PLAIN.skipped == {} and PLAIN.balance is None and PLAIN.prepared is None
-  assert PLAIN.contents() is None and PLAIN.digest is None
+  assert PLAIN.contents() is None and PLAIN.digest is None and PLAIN.advice() == ""
   assert PLAIN.fit(len, room=1) is PLAIN
   assert [own[0] for own in PLAIN.several([3, 1])] == ["number 3", "number 1"]
 

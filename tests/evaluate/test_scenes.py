@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from tfusion.data.scenes.outlines import SHAPES
-from tfusion.data.scenes.render import draw
+from tfusion.data.scenes.render import render
 from tfusion.data.scenes.scene import (
   COLOURS,
   SIZES,
@@ -25,7 +25,7 @@ GREY = Background("plain", ((128, 128, 128),) * 2, (0.5,) * 16)
 
 
 def image_of(scene, px):
-  return draw(scene, px).astype(np.float32) / 127.5 - 1
+  return render(scene, px).astype(np.float32) / 127.5 - 1
 
 
 def reads(thing, seen):
@@ -45,7 +45,7 @@ def test_the_test_split_is_read_exactly():
   source = open_shapes("stories", split="test", image_shape=(32, 32, 3))
   for index in range(12):
     images = source[index][1::2]
-    for scene, image in zip(source.drawn(index).scenes, images, strict=True):
+    for scene, image in zip(source.truth(index).scenes, images, strict=True):
       assert mark_scene(scene.things, read(image)).right, index
 
 

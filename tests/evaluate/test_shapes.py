@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
   """A run without a model: nothing but an oracle can answer for it."""
   path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
   texts = [
-    t for kind in KINDS for i in range(60) for t in source_of(kind).drawn(i).texts
+    t for kind in KINDS for i in range(60) for t in source_of(kind).truth(i).texts
   ]
   config = tiny.config(
     model__image_shape=(32, 32, 3),
@@ -64,7 +64,7 @@ class Oracle:
           source_of(kind), trained.tokenizer, part=part, count=EACH
         ):
           self.image[self.key(task.prompt)] = task.image_hwc
-          self.caption[task.image_hwc.tobytes()] = task.drawn.texts[0]
+          self.caption[task.image_hwc.tobytes()] = task.truth.texts[0]
 
   def key(self, prompt):
     return tuple(
@@ -152,9 +152,9 @@ def test_tasks_are_test_documents_without_their_last_image(trained, kind):
       texts = [
         trained.tokenizer.decode(s.ids) for s in task.prompt if isinstance(s, Text)
       ]
-      assert tuple(texts) == task.drawn.texts
+      assert tuple(texts) == task.truth.texts
       assert task.prompt[-1] == Blank() and task.prompt.count(Blank()) == 1
-      pairs = {pair_of(thing) for thing in task.drawn.scenes[-1].things}
+      pairs = {pair_of(thing) for thing in task.truth.scenes[-1].things}
       assert bool(pairs & set(HELD_OUT)) == (part == "held_out")
       if kind == "pairs":  # and the words ask for it
         asked = captions.claims_of(texts[0]).things

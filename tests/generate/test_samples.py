@@ -219,4 +219,4 @@ def test_images_far_from_those_trained_on_are_warned_of(trained, monkeypatch, ca
   known = dataclasses.make_dataclass("Numbers", ["least", "most"])(-1.0, 1.0)
   with caplog.at_level("WARNING", logger="absl"):
     sample(trained._replace(numbers=known), ["<image>"])
-  assert "1 of 1 drawings have numbers that training images do not" in caplog.text
+  assert "1 of 1 sampled images have numbers that no training image" in caplog.text

@@ -89,7 +89,7 @@ def test_a_folders_own_listing_is_read_as_json_lines_with_its_images(tmp_path):
   assert {d.spans for d in kept(found)} >= {("ours 3", tmp_path / "3.png")}
 
 
-def test_lists_of_pictures_in_parquet_come_with_their_text(tmp_path):
+def test_lists_of_images_in_parquet_come_with_their_text(tmp_path):
   rows = [
     {"text": f"two of {i}", "images": [{"bytes": png(i + k), "path": None}] * 2}
     for i, k in enumerate(range(40))

@@ -236,14 +236,14 @@ def test_an_image_whose_latent_is_no_number_is_rejected_and_spoils_no_scale(
       encoded["logvar"][pixels == 8] = np.nan
       return encoded
 
-  class Pictures:
+  class Images:
     def read(self):
       for n in range(12):
         yield raw.Raw(str(n), ("a", np.full((4, 4, 3), n, np.uint8)), False)
 
   monkeypatch.setattr(encoder, "open_codec", lambda path: Overflows())
   settings = encoder.Settings((4, 4, 3), "mean_logvar", "autoencoder", batch=8)
-  part.write((0, Pictures()), part.Job(str(tmp_path), 1, settings))
+  part.write((0, Images()), part.Job(str(tmp_path), 1, settings))
   account = part.read_account(tmp_path, 0)
   reasons = {one.id: one.reason for one in account.rejected}
   assert reasons == {"7": raw.NOT_FINITE, "8": raw.NOT_FINITE}

@@ -252,36 +252,36 @@ def check_rows(documents, first, second):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
   (tmp_path / "a.png").write_bytes(png("red"))
   (tmp_path / "b.png").write_bytes(png("blue"))
   return tmp_path
 
 
-def test_json_lines_hold_texts_and_images_in_any_order(pictures):
+def test_json_lines_hold_texts_and_images_in_any_order(images):
   lines = [json.dumps(row) for row in ROWS]
-  (pictures / "rows.jsonl").write_text("\n".join(lines))
-  found = list(read(f"jsonl:{pictures}").values())
-  check_rows(found, pictures / "a.png", pictures / "b.png")
+  (images / "rows.jsonl").write_text("\n".join(lines))
+  found = list(read(f"jsonl:{images}").values())
+  check_rows(found, images / "a.png", images / "b.png")
 
 
-def test_lines_that_are_no_document_are_rejected_one_by_one(pictures):
-  (pictures / "bad.jsonl").write_bytes(
+def test_lines_that_are_no_document_are_rejected_one_by_one(images):
+  (images / "bad.jsonl").write_bytes(
     "\n".join(BAD_ROWS).encode() + b'\n\n\xff\xfe\n{"text": "last"}\n'
   )
-  found = read(f"jsonl:{pictures}", documents=2)
+  found = read(f"jsonl:{images}", documents=2)
   kinds = [getattr(d, "reason", None) for d in found.values()]
   assert kinds == [*BAD_ROWS.values(), raw.BAD_LAYOUT, None]
 
 
-def test_a_disk_that_fails_stops_the_part_and_rejects_nothing(pictures, monkeypatch):
-  (pictures / "rows.jsonl").write_text('{"text": "a", "image": "a.png"}\n')
-  (pictures / "a.txt").write_text("a text")
+def test_a_disk_that_fails_stops_the_part_and_rejects_nothing(images, monkeypatch):
+  (images / "rows.jsonl").write_text('{"text": "a", "image": "a.png"}\n')
+  (images / "a.txt").write_text("a text")
 
   def fail(*args, **options):
     raise OSError(errno.EIO, "Input/output error")
 
-  for spec in (f"jsonl:{pictures}", f"text:{pictures}"):
+  for spec in (f"jsonl:{images}", f"text:{images}"):
     parts = readers.plan(spec, documents=3, image_shape=SHAPE)
     with monkeypatch.context() as patch:
       patch.setattr("builtins.open", fail)
@@ -339,7 +339,7 @@ def test_every_line_is_in_exactly_one_part_however_it_is_cut(tmp_path, documents
     assert json.loads(line)["text"] == document.spans[0]
 
 
-def test_parquet_rows_may_hold_the_images_themselves(pictures):
+def test_parquet_rows_may_hold_the_images_themselves(images):
   pa = pytest.importorskip("pyarrow")
   from pyarrow import parquet
 
@@ -357,8 +357,8 @@ def test_parquet_rows_may_hold_the_images_themselves(pictures):
       for row in rows
     ]
   )
-  parquet.write_table(table, pictures / "rows.parquet", row_group_size=2)
-  found = read(f"parquet:{pictures}", documents=2)
+  parquet.write_table(table, images / "rows.parquet", row_group_size=2)
+  found = read(f"parquet:{images}", documents=2)
   assert list(found) == [
     f"rows.parquet@{g}.{r}" for g, r in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0))
   ]
@@ -367,9 +367,9 @@ def test_parquet_rows_may_hold_the_images_themselves(pictures):
   assert found[3].reason == raw.LOST_IMAGE and found[3].test
   found[3] = Raw(found[3].id, ("only words",), True, (1.0,))
   for i in (1, 4):  # those name files
-    spans = [png("red") if s == pictures / "a.png" else s for s in found[i].spans]
+    spans = [png("red") if s == images / "a.png" else s for s in found[i].spans]
     found[i] = Raw(found[i].id, tuple(spans), found[i].test, found[i].weights)
-  check_rows(found, png("red"), pictures / "b.png")
+  check_rows(found, png("red"), images / "b.png")
 
 
 def test_a_damaged_parquet_file_loses_no_row_of_the_others(tmp_path):
@@ -393,17 +393,17 @@ def test_a_damaged_parquet_file_loses_no_row_of_the_others(tmp_path):
   }
 
 
-def test_edits_come_from_csv_or_json_lines(pictures):
+def test_edits_come_from_csv_or_json_lines(images):
   row = ["a.png", 'make it "blue",\nquickly', "b.png"]
-  with open(pictures / "edits.csv", "w", newline="") as file:
+  with open(images / "edits.csv", "w", newline="") as file:
     writer = csv.writer(file)
     writer.writerows(
       [["input", "instruction", "output"], *[row] * 4, ["a.png", "lost"]]
     )
-  (pictures / "more.jsonl").write_text(json.dumps(ROWS[4]))
-  found = read(f"edits:{pictures}")
+  (images / "more.jsonl").write_text(json.dumps(ROWS[4]))
+  found = read(f"edits:{images}")
   edit = found["edits.csv@3"]
-  assert edit.spans == (pictures / "a.png", row[1], pictures / "b.png")
+  assert edit.spans == (images / "a.png", row[1], images / "b.png")
   assert edit.weights == (0, 1, 1)
   assert found["more.jsonl@0"].spans[1] == "make it blue"
   assert reasons(found) == {"edits.csv@4": raw.LOST_IMAGE}
@@ -612,7 +612,7 @@ def test_a_tfds_data_set_is_read_by_name(prepared, monkeypatch):
   tfds = pytest.importorskip("tensorflow_datasets")
   with tfds.testing.mock_data(num_examples=3, data_dir=str(prepared.parents[1])):
     found = read("tfds:tiny", documents=2)
-  # Mocked splits have the sizes of the real ones, and made-up pictures.
+  # Mocked splits have the sizes of the real ones, and made-up images.
   assert len(found) == 8 and found["train/0"].spans[1].dtype == np.uint8
 
 

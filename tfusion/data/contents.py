@@ -26,7 +26,7 @@ class Contents(NamedTuple):
   hashed: tuple[Hashed, ...] = ()  # each, where a source knows them
 
 
-def digest(parts: Iterable[str | bytes]) -> str:
+def hash_of(parts: Iterable[str | bytes]) -> str:
   """A SHA-256 of parts, each of which keeps its ends: hexadecimal digits."""
   whole = hashlib.sha256()
   for part in parts:
@@ -39,5 +39,5 @@ def digest(parts: Iterable[str | bytes]) -> str:
 def of_documents(hashed: Iterable[Hashed], *, made_with: str = "") -> Contents:
   """The contents of documents that are hashed one by one, in order."""
   hashed = tuple(hashed)
-  sha256 = digest(part for own in hashed for part in (own.text, own.image))
+  sha256 = hash_of(part for own in hashed for part in (own.text, own.image))
   return Contents(sha256, len(hashed), made_with, hashed)

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tfusion.data import contents as contents_lib
 from tfusion.data import heldout
+from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
 from tfusion.data.source import TRAIN, Source
 
 SHAPE = (8, 8, 1)
@@ -47,15 +47,15 @@ class Digits(Source):
     word = DIGIT_WORDS[self.labels[scan]]
     return CAPTIONS[template].format(word), _to_float(self.scans[scan])
 
-  def contents(self) -> contents_lib.Contents:
+  def contents(self) -> Contents:
     """Hashes of captions and scans; the digit's place is its id."""
-    texts = [contents_lib.digest([c.format(w) for c in CAPTIONS]) for w in DIGIT_WORDS]
+    texts = [hash_of([c.format(w) for c in CAPTIONS]) for w in DIGIT_WORDS]
     hashed = [
-      contents_lib.Hashed(str(i), texts[label], contents_lib.digest([scan.tobytes()]))
+      Hashed(str(i), texts[label], hash_of([scan.tobytes()]))
       for i, (scan, label) in enumerate(zip(self.scans, self.labels))
     ]
     version = importlib.metadata.version("scikit-learn")
-    return contents_lib.of_documents(hashed, made_with=f"scikit-learn {version}")
+    return of_documents(hashed, made_with=f"scikit-learn {version}")
 
   def texts(self) -> Iterable[str]:
     return (c.format(DIGIT_WORDS[i]) for i in self.labels for c in CAPTIONS)

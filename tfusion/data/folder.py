@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from tfusion.data import contents as contents_lib
 from tfusion.data import heldout
 from tfusion.data import images as images_lib
 from tfusion.data.balance import (
@@ -30,6 +29,7 @@ from tfusion.data.balance import (
   free_id,
   settle,
 )
+from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
 from tfusion.data.pairs import Pair, find_pairs
 from tfusion.data.source import Source
 
@@ -91,17 +91,17 @@ class Folder(Source):
     files = {p.file for p in self._own} - self.stated.keys()
     return "" if self.test else heldout.advice(files, file=False)
 
-  def contents(self) -> contents_lib.Contents:
+  def contents(self) -> Contents:
     """Hashes of captions and of decoded pixels; ids are the images' names."""
     pixels, seen = images_lib.hashes(self.cache.parent), collections.Counter()
     hashed = []
     for pair in self._own:
       seen[pair.file] += 1
       more = f" {seen[pair.file]}" if seen[pair.file] > 1 else ""
-      text = contents_lib.digest([pair.caption])
+      text = hash_of([pair.caption])
       image = pixels[self.row_of[pair.file]]
-      hashed.append(contents_lib.Hashed(pair.file + more, text, image))
-    return contents_lib.of_documents(hashed, made_with=f"Pillow {PIL.__version__}")
+      hashed.append(Hashed(pair.file + more, text, image))
+    return of_documents(hashed, made_with=f"Pillow {PIL.__version__}")
 
   def fit(self, count: Callable[[str], int], *, room: int) -> "Folder":
     """Skips captions that no row can hold.

@@ -1,4 +1,4 @@
-"""What a person is told of the data before training.
+"""What is said of the data before training begins.
 
 Owns: what was found and skipped, as lines and as JSON, and the warnings. Not: the
 accounts themselves (balance.py), opening sources (pipeline.py).
@@ -20,7 +20,6 @@ from tfusion.config import Config
 from tfusion.data import balance as balance_lib
 from tfusion.data import forms
 from tfusion.data.balance import Balance
-from tfusion.data.folder import Folder
 from tfusion.data.source import Source, some_documents
 from tfusion.data.tokenizer import Tokenizer
 
@@ -32,8 +31,8 @@ Encode = Callable[[str], np.ndarray]
 
 
 def warn(sources: Sources, tokenizer: Tokenizer, config: Config, workdir: Path) -> None:
-  """Logs what a person should know before training: what was skipped, which shares are
-  out of reach, from which source drawing cannot be learned.
+  """Logs what a person should know before training: what was skipped, whether the mix
+  of text and images is out of reach, from which source no image is learned in full.
 
   Args:
     sources: to train on.
@@ -45,7 +44,7 @@ def warn(sources: Sources, tokenizer: Tokenizer, config: Config, workdir: Path) 
   _report_skipped(sources, workdir)
   _report_doubtful(sources)
   _report_unreachable(sources, encode, config)
-  _report_never_drawn(sources, encode, config)
+  _report_never_all_noise(sources, encode, config)
 
 
 def found(train: Sources, test: Sources) -> dict[str, dict[str, Any]]:
@@ -106,12 +105,12 @@ def _report_skipped(sources: Sources, workdir: Path) -> None:
 def _report_doubtful(sources: Sources) -> None:
   """Names folders that are trained on and sound as if they should not be."""
   for source in sources:
-    if isinstance(source, Folder) and (said := source.advice()):
+    if said := source.advice():
       logging.warning("%s: %s", source.name, said)
 
 
-def _report_never_drawn(sources: Sources, encode: Encode, config: Config) -> None:
-  """Says when text follows every image of a source, so that none is ever all noise."""
+def _report_never_all_noise(sources: Sources, encode: Encode, config: Config) -> None:
+  """Says when learned text follows every image of a source: none is ever all noise."""
   diffusion = config.diffusion
   if diffusion.image_first_noise_cap == 1 and not diffusion.image_first_clean:
     return
@@ -128,7 +127,7 @@ def _report_never_drawn(sources: Sources, encode: Encode, config: Config) -> Non
       if images:
         logging.warning(
           "%s: learned text follows every image, so none is noised beyond"
-          " diffusion.image_first_noise_cap=%g and drawing from pure noise is not"
+          " diffusion.image_first_noise_cap=%g and sampling from pure noise is not"
           " learned; set it to 1 and diffusion.image_first_clean to 0, or add a source"
           " whose images end their documents",
           source.name,
@@ -158,7 +157,7 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
   if patches and text >= config.data.text_per_patch * patches:
     logging.warning(
       "data.text_per_patch=%g cannot be reached: captions alone give %.2f text elements"
-      " per patch, so %s will hardly be drawn; raise it, or use smaller patches",
+      " per patch, so %s will hardly be read; raise it, or use smaller patches",
       config.data.text_per_patch,
       text / patches,
       ", ".join(text_only),

@@ -1,7 +1,7 @@
-"""Numbers that training images are made of, to see whether drawings are like them.
+"""The range of numbers in training images, to see whether sampled images leave it.
 
-Owns: measuring them, the file that a workdir keeps, the warning. Not:
-what the numbers are scaled by (shards/manifest.py), bounds in sampling (diffusion/).
+Owns: measuring it, the file that a workdir keeps, the warning. Not: what latents are
+scaled by (shards/manifest.py), bounds in sampling (diffusion/).
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from tfusion.data.source import Source, some_documents
 
 FILE = "numbers.json"
 MEASURED = 256  # documents of each source, at most
-# Share of the range by which drawings may lie beyond what so few images show.
+# By which share of the range sampled images may leave it: few images were measured.
 MARGIN = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-  """Of training images as the model has them: pixels in [-1, 1], or latents."""
+  """Of training images as the model gets them: pixels in [-1, 1], or latents."""
 
   least: float
   most: float
@@ -57,7 +57,7 @@ def keep(sources: Sequence[Source], workdir: Path) -> None:
 
 
 def kept(workdir: str | Path) -> Numbers | None:
-  """What `keep` wrote; None for a run without images, or from before it did.
+  """What `keep` wrote; None for a run without images, or an older one.
 
   Raises:
     ValueError: the file is damaged.
@@ -75,7 +75,7 @@ def kept(workdir: str | Path) -> Numbers | None:
 
 
 def warning(images: Sequence[np.ndarray], numbers: Numbers | None) -> str:
-  """Says that drawings have numbers that no training image has; empty if they do not.
+  """Says that sampled images have numbers that no training image has; else nothing.
 
   Args:
     images: f32[h, w, c] each, as the model made them.
@@ -91,7 +91,7 @@ def warning(images: Sequence[np.ndarray], numbers: Numbers | None) -> str:
     return ""
   farthest = max((float(x.flat[np.argmax(np.abs(x))]) for x in images), key=abs)
   return (
-    f"{bad} of {len(images)} drawings have numbers that training images do not have:"
+    f"{bad} of {len(images)} sampled images have numbers that no training image has:"
     f" {100 * np.mean(outside):.2g} % lie outside {numbers.least:.3g} .."
     f" {numbers.most:.3g}, the farthest at {farthest:.3g}; lower sample.guidance, set"
     " diffusion.clip, or train longer"

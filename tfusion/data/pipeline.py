@@ -45,7 +45,7 @@ SAMPLED = 200  # documents per source for the estimate of the reachable mixture
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """What a run trains on and is judged on."""
+  """What a run trains on, and what is held out."""
 
   train: tuple[Source, ...]
   test: tuple[Source, ...]
@@ -231,7 +231,7 @@ def heldout_rows(
   share of captions first in config: every seed, step and host count gives the same.
 
   Args:
-    sources: the test sources, or those of them that are to be judged.
+    sources: the test sources, or those of them that are to be evaluated.
     tokenizer: encodes their texts.
     config: a checked Config; `hosts` divides train.batch_rows.
     rows: at most so many over all hosts.

@@ -5,7 +5,7 @@ shards themselves (shards/), autoencoders (autoencoder/), the tokenizer's use
 (pipeline.py).
 
 A workdir keeps latents.json, the ImageFormat of its latents or codes with the hash of
-their autoencoder, and autoencoder.safetensors, if the shards have one: enough to draw
+their autoencoder, and autoencoder.safetensors, if the shards have one: enough to show
 what the model makes, without the shards.
 """
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from tfusion import sequence
-from tfusion.data import contents as contents_lib
 from tfusion.data import heldout
+from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
 from tfusion.data.source import TEST, Source, Span
 
 PYDOC_TEST = 0.1  # of the characters, at most
@@ -34,14 +34,11 @@ class Prose(Source):
     after = (sequence.BREAK,) if index in self.continued else ()
     return (*before, self.documents[index], *after)
 
-  def contents(self) -> contents_lib.Contents:
+  def contents(self) -> Contents:
     """Hashes of the texts; the place of each is its id."""
-    hashed = [
-      contents_lib.Hashed(str(i), contents_lib.digest([text]))
-      for i, text in enumerate(self.documents)
-    ]
+    hashed = [Hashed(str(i), hash_of([text])) for i, text in enumerate(self.documents)]
     made_with = f"Python {platform.python_version()}"
-    return contents_lib.of_documents(hashed, made_with=made_with)
+    return of_documents(hashed, made_with=made_with)
 
   def texts(self) -> Iterable[str]:
     return self.documents

@@ -103,6 +103,10 @@ class Source(abc.ABC):
     or nothing is ever left out (`leaves_out`)."""
     return None
 
+  def advice(self) -> str:
+    """What a person should hear before training on these documents; often nothing."""
+    return ""
+
   def contents(self) -> Contents | None:
     """Hashes by which a run knows these documents again; None: there are none."""
     return None

@@ -25,7 +25,7 @@ NUL = "holds NUL characters, as UTF-16 without a mark does; save it as UTF-8"
 # Spaces, controls, formats, halves of characters; marks, which need a letter to stand
 # on. Not what is unassigned: an older Python knows fewer letters.
 UNSEEN = ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Mn", "Me", "Mc")
-# Letters and symbols that are drawn as nothing, and what stands for a lost character.
+# Letters and symbols that show nothing, and what stands for a lost character.
 BLANKS = frozenset("\u115f\u1160\u3164\uffa0\u2800\ufffc\ufffd\ufffe\uffff")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus
 from tfusion.data.scenes.captions import claims_hold, claims_of
-from tfusion.data.scenes.source import Drawn, Shapes
+from tfusion.data.scenes.source import Shapes, Truth
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import answers
 from tfusion.evaluate.marks import Marks, mark_caption, mark_scene, mean_marks
@@ -33,7 +33,7 @@ class Task(NamedTuple):
   """A test document without its last image, which the model is to make."""
 
   prompt: Prompt
-  drawn: Drawn  # the document's scenes and texts
+  truth: Truth  # the document's scenes and texts
   image_hwc: np.ndarray  # the true last image
 
 
@@ -52,9 +52,9 @@ def find_tasks(
   for index in range(len(source)):
     if len(tasks) == count:
       break
-    drawn = source.drawn(index)
+    truth = source.truth(index)
     # "a star" may be of any colour: it asks for no pair, held out or not.
-    claims = claims_of(drawn.texts[0]) if source.kind == "pairs" else None
+    claims = claims_of(truth.texts[0]) if source.kind == "pairs" else None
     vague = claims and not all(c.colour and c.shape for c in claims.things)
     if source.part(index) != part or vague:
       continue
@@ -67,7 +67,7 @@ def find_tasks(
       else Image(span)
       for span in given
     )
-    tasks.append(Task((*spans, Blank()), drawn, image))
+    tasks.append(Task((*spans, Blank()), truth, image))
   return tasks
 
 
@@ -130,8 +130,8 @@ def _given(task: Task) -> list[Image]:
 def _mark(kind: str, task: Task, image_hwc: np.ndarray) -> Marks:
   seen = read(image_hwc)
   if kind == "pairs":
-    return mark_caption(task.drawn.texts[0], seen)
-  return mark_scene(task.drawn.scenes[-1].things, seen)
+    return mark_caption(task.truth.texts[0], seen)
+  return mark_scene(task.truth.scenes[-1].things, seen)
 
 
 def _captions_right(trained: Trained, tasks: list[Task]) -> float:
@@ -139,7 +139,7 @@ def _captions_right(trained: Trained, tasks: list[Task]) -> float:
   texts = answers.caption(trained, np.stack([t.image_hwc for t in tasks]))
   claims = [claims_of(text) for text in texts]
   right = [
-    c is not None and claims_hold(c, t.drawn.scenes[0].things)
+    c is not None and claims_hold(c, t.truth.scenes[0].things)
     for c, t in zip(claims, tasks)
   ]
   return float(np.mean(right))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from tfusion.data.scenes.render import draw
+from tfusion.data.scenes.render import render
 from tfusion.data.scenes.scene import Draws, draw_scene
 from tfusion.evaluate.marks import mark_scene, mean_marks
 from tfusion.evaluate.scenes import read
@@ -49,7 +49,7 @@ def try_classifier(
   for index in range(images):
     # These words are the seed: with others, other scenes would be tried.
     scene = draw_scene(Draws("judge", seed, px, index), held_out=index % 2 == 1)
-    image = draw(scene, px).astype(np.float32) / 127.5 - 1
+    image = render(scene, px).astype(np.float32) / 127.5 - 1
     if blur:
       image = ndimage.gaussian_filter(image, (blur * px, blur * px, 0))
     image = image + noise * rng.normal(size=image.shape)

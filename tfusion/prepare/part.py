@@ -26,7 +26,7 @@ from tfusion.data import images as images_lib
 from tfusion.data.balance import Amount, Balance
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
-from tfusion.data.shards import source as shards_lib
+from tfusion.data.shards.source import write_shard
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
 from tfusion.prepare import encoder
 from tfusion.prepare import raw as raw_lib
@@ -167,7 +167,7 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
     if first is not None:
       path = Path(job.out) / f"{split}-{number:06d}-of-{job.parts:06d}.array_record"
       some = itertools.chain([first], some)
-      account.shards.append(shards_lib.write_shard(path, some, split=split))
+      account.shards.append(write_shard(path, some, split=split))
   text = json.dumps(dataclasses.asdict(account)) + "\n"
   files.write_whole(account_path(job.out, number), text)
   counts.unlink(missing_ok=True)

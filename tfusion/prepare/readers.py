@@ -51,7 +51,7 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
   Args:
     spec: as in the table above.
     documents: that a part should have, where a source can be cut.
-    image_shape: h, w, c of the images to be; embedded sources draw them so.
+    image_shape: h, w, c of the images to be; an embedded source makes them so.
 
   Raises:
     ValueError: an unknown source, or one that is not there or cannot serve.

@@ -12,7 +12,7 @@ import pytest
 from tfusion.data.scenes import captions, outlines
 from tfusion.data.scenes import scene as scenes
 from tfusion.data.scenes.outlines import SHAPES
-from tfusion.data.scenes.render import cover, draw, draw_background
+from tfusion.data.scenes.render import cover, render, render_background
 from tfusion.data.scenes.scene import (
   COLOURS,
   HELD_OUT,
@@ -53,7 +53,7 @@ def test_random_numbers_are_those_of_their_key_for_ever():
   assert abs(np.mean(units) - 0.5) < 5 * math.sqrt(1 / 12 / 1000)  # 5 deviations
 
 
-def test_a_picture_is_the_mean_colour_of_what_each_pixel_covers():
+def test_an_image_is_the_mean_colour_of_what_each_pixel_covers():
   """Against 64 x 64 samples of a pixel, and the definition of every outline."""
   fine, px = 64, 12
   for k, shape in enumerate(SHAPES):
@@ -64,7 +64,7 @@ def test_a_picture_is_the_mean_colour_of_what_each_pixel_covers():
     y = (at - one.y) / one.radius * table.scale_k[k] + table.centre_kx[k, 1]
     inside = outlines._INSIDE[shape](x[None], y[:, None])
     share = inside.reshape(px, fine, px, fine).mean((1, 3))
-    made = draw(Scene((one,), GREY), px).astype(float)
+    made = render(Scene((one,), GREY), px).astype(float)
     expected = 90 + share[..., None] * (np.asarray(one.rgb) - 90.0)
     # Edges may be off by half a cell of the table, 1/80 of these pixels, on each of
     # two sides; a level spans up to 150.
@@ -85,14 +85,14 @@ def test_things_of_a_size_cover_equal_areas_about_their_position(px):
     assert cover_hw[0].max() == cover_hw[-1].max() == 0  # the window holds all of it
 
 
-def test_pictures_never_change_a_byte():
+def test_images_never_change_a_byte():
   """Another hash means that no figure or shard from before compares: see scene.py."""
   made = hashlib.sha256()
   seen = set()
   for scene in many(60, "golden"):
     seen |= {scene.background.pattern, *(t.shape for t in scene.things)}
     made.update(json.dumps(scene.to_json(), sort_keys=True).encode())
-    made.update(draw(scene, 32).tobytes() + draw(scene, 64).tobytes())
+    made.update(render(scene, 32).tobytes() + render(scene, 64).tobytes())
   assert seen == {*PATTERNS, *SHAPES}
   assert made.hexdigest()[:32] == "9365ff5e6afb9dc537c297be40707627"
 
@@ -145,7 +145,7 @@ def test_every_shape_and_every_colour_has_one_held_out_pair():
 
 def test_backgrounds_stay_far_from_every_colour():
   for scene in many(200, "background"):
-    ground = draw_background(scene.background, 32)
+    ground = render_background(scene.background, 32)
     assert ground.min() >= 0 and ground.max() <= 255
     assert np.ptp(ground, axis=-1).max() <= 24.5  # nearly gray
     for rgb in COLOURS.values():

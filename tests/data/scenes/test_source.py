@@ -15,7 +15,7 @@ from tfusion.data.lanes import Lane
 from tfusion.data.scenes import captions
 from tfusion.data.scenes import source as shapes
 from tfusion.data.scenes.outlines import SHAPES
-from tfusion.data.scenes.render import draw
+from tfusion.data.scenes.render import render
 from tfusion.data.scenes.scene import COLOURS, HELD_OUT, PLACES, SIZES, apart, pair_of
 from tfusion.data.tokenizer import Tokenizer
 
@@ -38,16 +38,16 @@ def spans_of(document):
 
 
 @pytest.mark.parametrize("px", [32, 64])
-def test_a_pair_is_a_true_caption_and_the_picture_of_its_scene(px):
+def test_a_pair_is_a_true_caption_and_the_image_of_its_scene(px):
   source = open_one(px=px)
   assert len(source) == 1_000_000 and source.has_images and source.name == "shapes"
   for index in (0, 7, 999_999):
-    text, picture = source[index]
-    truth = source.drawn(index)
+    text, image = source[index]
+    truth = source.truth(index)
     assert (text,) == truth.texts and len(truth.scenes) == 1
-    assert picture.shape == (px, px, 3) and picture.dtype == np.float32
+    assert image.shape == (px, px, 3) and image.dtype == np.float32
     np.testing.assert_array_equal(
-      np.round((picture + 1) * 127.5), draw(truth.scenes[0], px)
+      np.round((image + 1) * 127.5), render(truth.scenes[0], px)
     )
     assert captions.claims_hold(captions.claims_of(text), truth.scenes[0].things)
 
@@ -63,13 +63,13 @@ def test_a_document_depends_on_its_index_alone(kind):
       other[index]
 
 
-def test_seeds_splits_and_kinds_share_no_picture_or_scene():
+def test_seeds_splits_and_kinds_share_no_image_or_scene():
   opened = [
     open_one(f"{kind},seed={seed}", split=split)
     for kind, seed, split in itertools.product(KINDS, (0, 1), ("train", "test"))
   ]
-  firsts = [source.drawn(i).scenes[0] for source in opened for i in range(40)]
-  assert len({draw(scene, 32).tobytes() for scene in firsts}) == len(firsts) == 480
+  firsts = [source.truth(i).scenes[0] for source in opened for i in range(40)]
+  assert len({render(scene, 32).tobytes() for scene in firsts}) == len(firsts) == 480
   assert len({scene.things for scene in firsts}) == len(firsts)
 
 
@@ -81,7 +81,7 @@ def test_training_never_shows_or_names_a_held_out_pair(kind):
   source = open_one(kind)
   shown, named = set(), set()
   for index in range(700):
-    truth = source.drawn(index)
+    truth = source.truth(index)
     shown |= {pair_of(t) for scene in truth.scenes for t in scene.things}
     named |= {pair for text in truth.texts for pair in NAMED.findall(text)}
     assert source.part(index) == "seen"
@@ -94,7 +94,7 @@ def test_a_quarter_of_the_test_split_ends_with_a_held_out_pair(kind):
   source = open_one(kind, split="test")
   ends = set()
   for index in range(240):
-    truth = source.drawn(index)
+    truth = source.truth(index)
     first, last = ({pair_of(t) for t in truth.scenes[i].things} for i in (0, -1))
     if source.part(index) == "held_out":
       assert last & set(HELD_OUT)
@@ -157,7 +157,7 @@ def test_following_the_words_leads_exactly_to_the_next_scene(kind, split):
   source = open_one(kind, split=split)
   kinds = set()
   for index in range(250):
-    truth = source.drawn(index)
+    truth = source.truth(index)
     steps = truth.texts[1:] if kind == "stories" else truth.texts
     assert len(steps) == len(truth.scenes) - 1 == len(truth.changes)
     for text, change, a, b in zip(steps, truth.changes, truth.scenes, truth.scenes[1:]):
@@ -168,41 +168,43 @@ def test_following_the_words_leads_exactly_to_the_next_scene(kind, split):
   assert kinds == {"colour", "shape", "size", "place", "add", "remove"}
 
 
-def test_a_story_is_text_and_pictures_in_turn_and_begins_with_a_caption():
+def test_a_story_is_text_and_images_in_turn_and_begins_with_a_caption():
   source = open_one("stories,things=3")
   lengths = set()
   for index in range(40):
-    truth, spans = source.drawn(index), source[index]
+    truth, spans = source.truth(index), source[index]
     assert spans[::2] == truth.texts
-    for scene, picture in zip(truth.scenes, spans[1::2], strict=True):
-      np.testing.assert_array_equal(np.round((picture + 1) * 127.5), draw(scene, 32))
+    for scene, image in zip(truth.scenes, spans[1::2], strict=True):
+      np.testing.assert_array_equal(np.round((image + 1) * 127.5), render(scene, 32))
     claims = captions.claims_of(spans[0])
     assert captions.claims_hold(claims, truth.scenes[0].things)
     lengths.add(len(truth.scenes))
     assert max(len(scene.things) for scene in truth.scenes) <= 3
-  assert lengths == set(shapes.STORY_PICTURES)
+  assert lengths == set(shapes.STORY_IMAGES)
 
 
-def test_the_first_picture_of_an_edit_is_read_and_not_learned():
+def test_the_first_image_of_an_edit_is_read_and_not_learned():
   source = open_one("edits")
-  given, text, picture = source[5]
-  before, after = source.drawn(5).scenes
+  given, text, image = source[5]
+  before, after = source.truth(5).scenes
   assert isinstance(given, sequence.Image)
   assert (given.weight, given.noise_cap) == (0.0, 0.0)
-  np.testing.assert_array_equal(np.round((given.latent + 1) * 127.5), draw(before, 32))
-  np.testing.assert_array_equal(np.round((picture + 1) * 127.5), draw(after, 32))
-  assert text == source.drawn(5).texts[0]
+  np.testing.assert_array_equal(
+    np.round((given.latent + 1) * 127.5), render(before, 32)
+  )
+  np.testing.assert_array_equal(np.round((image + 1) * 127.5), render(after, 32))
+  assert text == source.truth(5).texts[0]
 
 
 def test_texts_are_a_bounded_sample_with_every_word(monkeypatch):
   monkeypatch.setattr(shapes, "SAMPLED_TEXTS", 300)
   source = open_one("stories")
   texts = list(source.texts())
-  assert texts == [t for i in range(300) for t in source.drawn(i).texts]
+  assert texts == [t for i in range(300) for t in source.truth(i).texts]
   words = {word.strip(",") for text in texts for word in text.split()}
   assert words >= {*COLOURS, *SHAPES, *SIZES, "left", "above", "below", "two", "now"}
   short = list(open_one("pairs,length=3").texts())
-  assert short == [source.texts[0] for source in map(open_one("pairs").drawn, range(3))]
+  assert short == [source.texts[0] for source in map(open_one("pairs").truth, range(3))]
 
 
 def test_options_are_read():
@@ -244,18 +246,18 @@ def test_a_lane_packs_any_of_two_thousand_million_documents(tmp_path):
   opened = sources.open_sources(
     specs, split="train", image_shape=(32, 32, 3), workdir=tmp_path
   )
-  texts = [t for source in opened for i in range(99) for t in source.drawn(i).texts]
+  texts = [t for source in opened for i in range(99) for t in source.truth(i).texts]
   path = tmp_path / "tokenizer.model"
   tokenizer = Tokenizer.train(texts, vocab_size=400, path=path)
   lane = Lane(opened, tokenizer, config, lane=0)
   rows = [next(lane) for _ in range(6)]
   weights = np.concatenate([r.image_weight_n[r.image_start_n > 0] for r in rows])
-  assert 0.0 in weights and 1.0 in weights  # edits read one picture, learn the other
+  assert 0.0 in weights and 1.0 in weights  # edits read one image, learn the other
   drawn = lane.state().taken
   assert set(drawn) == set(specs) and min(drawn.values()) > 0
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 1), (16, 16, 3), (32, 64, 3)])
-def test_pictures_of_another_shape_are_refused(shape):
+def test_images_of_another_shape_are_refused(shape):
   with pytest.raises(ValueError, match=r"model.image_shape=.*\(32, 32, 3\) or \(64,"):
     sources.open_sources(["shapes"], split="train", image_shape=shape, workdir="")

@@ -1,7 +1,7 @@
-"""The words of drawn scenes: captions, what they claim, and instructions.
+"""The words of scenes: captions, what they claim, and instructions.
 
 Owns: templates, the grammar that reads a caption back, whether its claims hold of a
-scene. Not: scenes and changes (scene.py), judging images (evaluate/scenes.py).
+scene. Not: scenes and changes (scene.py), what an image shows (evaluate/scenes.py).
 
 A caption names everything in the image, and a thing's words are a part of the truth:
 "two circles and a square" says nothing of colours, but that there are three things.
@@ -140,11 +140,11 @@ def claims_of(text: str) -> Claims | None:
 
 
 def claims_hold(claims: Claims, things: Sequence[Thing], *, slack: float = 0.0) -> bool:
-  """Whether a image of `things` shows all that is claimed, and no thing more.
+  """Whether an image of `things` shows all that is claimed, and no thing more.
 
   Args:
     claims: of a caption.
-    things: of a scene, or read from a image.
+    things: of a scene, or read from an image.
     slack: by how much a thing may miss a place or a relation, a share of the side.
   """
   if len(claims.things) != len(things):

@@ -1,4 +1,4 @@
-"""The outlines that drawn things may have, and how much of a pixel they cover.
+"""The outlines that things may have, and how much of a pixel they cover.
 
 Owns: the shapes' geometry, exact areas of pixels under them. Not: where things stand
 (scene.py), colours (render.py).
@@ -8,7 +8,7 @@ k shapes  n things
 An outline lies in the square [-1, 1]^2, x to the right, y down. A table counts the
 cells of a fine grid inside it, so that four lookups give the part of a pixel that it
 covers. Only + - * / and comparisons of doubles are used, here and in render.py: every
-machine draws the same bytes.
+machine renders the same bytes.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Scene -> image: a background, and things on it with smooth edges.
 
-Owns: pixels. Not: what is drawn (scene.py), the outlines (outlines.py).
+Owns: pixels. Not: what a scene is (scene.py), the outlines (outlines.py).
 
 h w pixels  n things
 
@@ -19,19 +19,19 @@ from tfusion.data.scenes.scene import Background, Scene, Thing
 LATTICE = 4  # knots of clouds along a side
 
 
-def draw(scene: Scene, px: int) -> np.ndarray:
-  """Draws a scene.
+def render(scene: Scene, px: int) -> np.ndarray:
+  """Renders a scene to pixels.
 
   A pixel is the mean of what it covers: edges are exact areas, not samples.
 
   Args:
-    scene: what to draw; later things lie over earlier ones.
+    scene: later things lie over earlier ones.
     px: pixels along a side.
 
   Returns:
     u8[px, px, 3], RGB.
   """
-  image = draw_background(scene.background, px)
+  image = render_background(scene.background, px)
   covers, left_n, top_n = cover(scene.things, px)
   size = covers.shape[1]
   for thing, cover_hw, left, top in zip(scene.things, covers, left_n, top_n):
@@ -69,7 +69,7 @@ def cover(
   return covers, left_n.tolist(), top_n.tolist()
 
 
-def draw_background(background: Background, px: int) -> np.ndarray:
+def render_background(background: Background, px: int) -> np.ndarray:
   """Returns the background alone, f64[px, px, 3] in 0..255."""
   mix_hw = _mix(background.pattern, background.knots, px)
   low, high = np.asarray(background.rgb, np.float64)

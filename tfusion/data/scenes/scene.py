@@ -1,4 +1,4 @@
-"""What a drawn scene is: one to four things on a background, drawn by lot from a key.
+"""What a scene is: one to four things on a background, drawn at random from a key.
 
 Owns: things, colours, sizes, places, relations, pairs that training never sees, single
 changes of a scene, the random numbers behind all that. Not: images (render.py),
@@ -83,7 +83,7 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-  """One drawn object. `colour` and `size` name what `rgb` and `radius` are near."""
+  """An object of a scene; `colour` and `size` name what `rgb` and `radius` are near."""
 
   shape: str
   colour: str
@@ -105,7 +105,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """The exact truth of a image."""
+  """The exact truth of an image."""
 
   things: tuple[Thing, ...]
   background: Background

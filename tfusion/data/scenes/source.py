@@ -1,10 +1,10 @@
-"""The source `shapes`: drawn scenes with words, any number of them, by index.
+"""The source `shapes`: rendered scenes with words, any number of them, by index.
 
 Owns: its options, what a document of each kind is, the splits and their parts. Not:
 scenes (scene.py), images (render.py), words (captions.py).
 
-A document is a pure function of (kind, seed, split, index): nothing is stored, nothing
-is drawn in order. Kinds:
+A document is a pure function of (kind, seed, split, index): nothing is stored, and the
+documents may be asked for in any order. Kinds:
 
   pairs    caption, image
   stories  caption, image, "now make the square red", image, ...
@@ -21,9 +21,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from tfusion import sequence
-from tfusion.data import contents as contents_lib
+from tfusion.data.contents import Contents, hash_of
 from tfusion.data.scenes import captions
-from tfusion.data.scenes.render import draw
+from tfusion.data.scenes.render import render
 from tfusion.data.scenes.scene import (
   HELD_OUT,
   MOST_THINGS,
@@ -44,12 +44,12 @@ THEN = ("now", "then", "next,", "after that,")
 HELD_OUT_EVERY = 4  # test documents
 TEST_LENGTH = 8192  # documents at most
 MOST_DOCUMENTS = 2**31 - 1
-HASHED = 16  # documents by which a program that draws others is known
+HASHED = 16  # documents by which another version of this program is known
 SAMPLED_TEXTS = 4096  # documents whose texts a tokenizer is trained on
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class Truth:
   """The truth of a document: its texts and scenes, each in order.
 
   `changes[i]` leads from scenes[i] to scenes[i + 1].
@@ -62,7 +62,7 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes(Source):
-  """Documents of one kind and split; `drawn(i)` is the truth of document i."""
+  """Documents of one kind and split; `truth(i)` is what document i shows and says."""
 
   kind: str  # of KINDS
   split: str  # "train" or "test"
@@ -74,9 +74,9 @@ class Shapes(Source):
   def __len__(self) -> int:
     return self.length
 
-  def contents(self) -> contents_lib.Contents:
-    """A hash of the options and of the first documents: all are drawn by one program,
-    and a change of it shows in some of them."""
+  def contents(self) -> Contents:
+    """A hash of the options and of the first documents: one program makes all of them,
+    and a change of it shows in some."""
     options = (self.kind, self.split, self.px, self.length, self.seed, self.things)
     parts: list[str | bytes] = [repr(options)]
     for index in range(min(self.length, HASHED)):
@@ -84,21 +84,21 @@ class Shapes(Source):
         latent = span.latent if isinstance(span, sequence.Image) else span
         parts.append(latent if isinstance(latent, str) else latent.tobytes())
     made_with = f"tfusion {__version__}"
-    return contents_lib.Contents(contents_lib.digest(parts), self.length, made_with)
+    return Contents(hash_of(parts), self.length, made_with)
 
   def __getitem__(self, index: int) -> tuple[str | np.ndarray | sequence.Image, ...]:
-    drawn = self.drawn(index)
+    truth = self.truth(index)
     images = [
-      draw(scene, self.px).astype(np.float32) / 127.5 - 1 for scene in drawn.scenes
+      render(scene, self.px).astype(np.float32) / 127.5 - 1 for scene in truth.scenes
     ]
     if self.kind == "edits":
       before, after = images
       given = sequence.Image(before, weight=0.0, noise_cap=0.0)
-      return given, drawn.texts[0], after
-    return tuple(span for both in zip(drawn.texts, images) for span in both)
+      return given, truth.texts[0], after
+    return tuple(span for both in zip(truth.texts, images) for span in both)
 
-  def drawn(self, index: int) -> Drawn:
-    """Returns the truth of document `index`.
+  def truth(self, index: int) -> Truth:
+    """Returns the texts and scenes of document `index`.
 
     Raises:
       IndexError: there is no such document.
@@ -116,7 +116,7 @@ class Shapes(Source):
       says = [f"{draws.choice(THEN)} {text}" for text in says]
     if self.kind != "edits":
       says.insert(0, captions.caption(scenes[0], draws))
-    return Drawn(tuple(says), scenes, changes)
+    return Truth(tuple(says), scenes, changes)
 
   def part(self, index: int) -> str:
     """The part of a document: "seen", or "held_out" for some of the test split."""
@@ -126,11 +126,11 @@ class Shapes(Source):
   def texts(self) -> Iterable[str]:
     """The texts of the first SAMPLED_TEXTS documents, the same at every call.
 
-    Documents are drawn independently, so the first are as good a sample as any, and
-    they hold every word there is.
+    Documents are independent of each other, so the first are as good a sample as any,
+    and they hold every word there is.
     """
     for index in range(min(self.length, SAMPLED_TEXTS)):
-      yield from self.drawn(index).texts
+      yield from self.truth(index).texts
 
 
 def open_shapes(
@@ -153,7 +153,7 @@ def open_shapes(
   shapes = [(px, px, 3) for px in SIDES_PX]
   if tuple(image_shape) not in shapes:
     raise ValueError(
-      f"model.image_shape={tuple(image_shape)}: data.sources={name!r} draws images of"
+      f"model.image_shape={tuple(image_shape)}: data.sources={name!r} has images of"
       f" {shapes[0]} or {shapes[1]}; choose one of these"
     )
   kind, *rest = argument.split(",") if argument else ("pairs",)

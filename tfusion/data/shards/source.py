@@ -21,8 +21,8 @@ import numpy as np
 from array_record.python import array_record_module
 
 from tfusion import files, sequence
-from tfusion.data import contents as contents_lib
 from tfusion.data.balance import Balance
+from tfusion.data.contents import Contents, hash_of
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards.manifest import Manifest, Shard
@@ -231,12 +231,12 @@ class Shards(Source):
     """What became of all that the source held of this split; None: not known."""
     return (self.manifest.counts.splits or {}).get(self.split)
 
-  def contents(self) -> contents_lib.Contents:
+  def contents(self) -> Contents:
     """A hash of what the manifest says of the records and of their making."""
     own, images = self.manifest, self.manifest.images
     made = [own.tokenizer_sha256, own.autoencoder_sha256, images and vars(images)]
-    sha256 = contents_lib.digest([self.digest, json.dumps(made)])
-    return contents_lib.Contents(sha256, len(self))
+    sha256 = hash_of([self.digest, json.dumps(made)])
+    return Contents(sha256, len(self))
 
   def __getitem__(self, index: int) -> sequence.Document:
     """Returns the spans of a document.
