@@ -22,6 +22,7 @@ from tfusion import workdir as workdir_lib
 from tfusion.training import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = str(ROOT / "experiments" / "folder.py")
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = ("train", "autoencoder", "prepare", "sample", "eval", "inspect", "bench")
 # Importing one of these takes from a tenth of a second to seconds.
@@ -184,6 +185,14 @@ def test_the_argument_behind_the_colon_reaches_the_experiment(tmp_path):
     (f"{DIGITS}:smoke=x", [], "smoke='x': expected bool"),
     (DIGITS, [f"--config.train.steps={10**20}"], f"train.steps={10**20}: too large"),
     (DIGITS, [f"--config.seed={2**70}"], f"seed={2**70}: too large"),
+    (
+      DIGITS,
+      [f"--config.seed={2**32}"],
+      "seed=4294967296: too large; at most 42949672",
+    ),
+    (DIGITS, [f"--config.model.vocab_size={2**31}"], "too large; at most 2147483647"),
+    (DIGITS, ["--config.optim.peak_lr=nan"], "peak_lr=nan: expected a finite float"),
+    (f"{FOLDER}:data=a,b", [], "'b' is not known; known: ['data', 'smoke']; a comma"),
     (DIGITS, [f"--config.optim.peak_lr={'9' * 400}"], "optim.peak_lr=inf"),
     ("none.py", [], "--config=none.py: there is no file none.py"),
     (str(ROOT), [], "there is no file"),

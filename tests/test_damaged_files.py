@@ -175,6 +175,8 @@ class _State:
       "a: is a folder, and a file is need",
     ),
     (OSError(71, "Protocol error", "a"), "a: Protocol error"),
+    (OSError(71, "Protocol error"), "w: Protocol error"),
+    (OSError(27, "File too large"), "w: a file grew larger than is allowed; raise `ul"),
     (OSError("a part stopped;\nrepeat"), "a part stopped; repeat"),
     (MemoryError("Unable to allocate 9 GiB"), "full (Unable to allocate 9 GiB); lower"),
     (
