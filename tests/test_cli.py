@@ -212,6 +212,24 @@ def test_a_config_that_cannot_be_is_one_message_and_no_work(
   assert not workdir.exists()
 
 
+def test_a_tilde_is_the_home_folder_where_no_shell_has_put_it_there(
+  capsys, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "photos").mkdir()
+  where, none = str(tmp_path / "photos"), "holds no images"
+  for args, says in (
+    (["train", "--config", f"{FOLDER}:data=~/photos", "--workdir=~/w"], none),
+    (["prepare", "--source", "folder:~/photos", "--out=~/out"], none),
+    (["prepare", "--source", "folder:~/photos", "--out=~/photos/out"], "lies in the s"),
+    (["prepare", "--source=pydoc", "--out=~/o", "--tokenizer=~/t.model"], "t.model"),
+    (["sample", "--workdir=~/photos", "--prompt=a"], f"{where}: holds no config.json"),
+    (["inspect", "shards", "~/photos"], where),
+  ):
+    err = refusal(capsys, *args)
+    assert says in err and str(tmp_path) in err and "~" not in err, err
+
+
 def test_a_wrong_folder_of_images_is_one_message(capsys, tmp_path):
   folder = ROOT / "experiments" / "folder.py"
   for arg, says in (("", "which folder?"), (":data=/none/such", "no such folder")):
