@@ -1,4 +1,4 @@
-"""Autoencoders: pictures to small latents, or to codes, and back."""
+"""Autoencoders: images to small latents, or to codes, and back."""
 
 import ml_collections
 
@@ -9,14 +9,14 @@ from tfusion import config as config_lib
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """Drawn scenes of 64 x 64 pixels to latents of 16 x 16 x 4 numbers.
 
-  On 2 cores of an Intel Xeon 344 s (commit 1944df3): 64 held-out pictures come back at
+  On 2 cores of an Intel Xeon 344 s (commit 1944df3): 64 held-out images come back at
   29.29 dB from 1.081 bits per pixel.
     tfusion autoencoder --config experiments/autoencoder.py --workdir runs/vae
   Its twin, to 256 codes of a book of 512; 326 s, 27.38 dB from 0.562 bits per pixel:
     tfusion autoencoder --config experiments/autoencoder.py:vq --workdir runs/vq
   A minute, adversary and all, to see that everything runs:
     tfusion autoencoder --config experiments/autoencoder.py:smoke --workdir runs/smoke
-  The sizes of arXiv 2408.11039, section 4.1, on a folder of pictures; not run yet:
+  The sizes of arXiv 2408.11039, section 4.1, on a folder of images; not run yet:
     tfusion autoencoder --config experiments/autoencoder.py:full \
       --config.data.sources='("folder:photos",)' --workdir runs/full
   """

@@ -21,6 +21,15 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.fast)
 
 
+@pytest.fixture(scope="module")
+def mesh():
+  """The mesh of a single device, which is in use; programs compile quickly."""
+  import tiny  # not before a test needs jax
+
+  with tiny.one_device() as mesh:
+    yield mesh
+
+
 def pytest_runtest_setup(item):
   if item.get_closest_marker("libtpu") and not LIBTPU:
     pytest.skip("nothing is compiled for TPUs: pip install '.[tpu]' brings libtpu")

@@ -19,7 +19,7 @@ from PIL import Image
 from tfusion import checkpoint, cli
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
-from tfusion.training import loop
+from tfusion.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = str(ROOT / "experiments" / "folder.py")
@@ -448,16 +448,18 @@ def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
   tiny_run, tmp_path, capsys, monkeypatch
 ):
   before = set(multiprocessing.active_children())
+  take, taken = pipeline.HostBatches.__next__, []
 
-  def kill_workers(*_):
+  def take_and_kill(self):
+    taken.append(take(self))
     for worker in set(multiprocessing.active_children()) - before:
       os.kill(worker.pid, signal.SIGKILL)
-    return "killed"
+    return taken[-1]
 
   late = ["--config.train.steps=20", "--config.train.save_every_steps=20"]
   late += ["--config.train.eval_every_steps=20"]
   with monkeypatch.context() as killing:
-    killing.setattr(loop, "_progress_line", kill_workers)
+    killing.setattr(pipeline.HostBatches, "__next__", take_and_kill)
     assert cli.main([*tiny_run, *late, "--config.data.workers=1"]) == 2
   out, err = capsys.readouterr()
   (line,) = [x for x in err.splitlines() if x.startswith("tfusion train: ")]

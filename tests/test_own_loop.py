@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
-  with tiny_experiments.quick(tmp_path_factory.mktemp("compiled")):
+  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
     yield
 
 

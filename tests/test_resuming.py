@@ -13,7 +13,7 @@ import time
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+import tiny
 from PIL import Image
 
 from tfusion import checkpoint, cli, report
@@ -55,23 +55,12 @@ def get_config(arg="photos"):
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
   """Programs compile quickly, and once."""
-  options = {
-    "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name, None) for name in options}
-  before["jax_disable_most_optimizations"] = False
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  with pytest.MonkeyPatch.context() as patch:
+  with (
+    tiny.compiled_once(tmp_path_factory.mktemp("compiled")),
+    pytest.MonkeyPatch.context() as patch,
+  ):
     patch.setattr(report, "write_report", lambda workdir: None)  # takes seconds
     yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 def make_photos(root: pathlib.Path) -> None:

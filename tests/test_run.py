@@ -7,7 +7,9 @@ import signal
 import jax
 import numpy as np
 import pytest
+import tiny
 import tiny_experiments
+from tiny import assert_same_tree
 
 import tfusion
 from tfusion import lock
@@ -19,7 +21,7 @@ PROMPT = "image 2 of train <image>"
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
-  with tiny_experiments.quick(tmp_path_factory.mktemp("compiled")):
+  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
     yield
 
 
@@ -40,11 +42,6 @@ def autoencoder(tmp_path_factory):
   return tfusion.train(config, folder / "run")
 
 
-def assert_same(tree, other):
-  for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
-    np.testing.assert_array_equal(x, y)
-
-
 def pixels(made):
   return [np.asarray(image) for image in made.images]
 
@@ -63,7 +60,7 @@ def test_train_evaluates_as_the_command_does_and_returns_what_load_returns(train
       tfusion.experiment(workdir.parent / "experiment.py"),
     )
   )
-  assert_same(loaded.params, trained.params)
+  assert_same_tree(loaded.params, trained.params)
   assert loaded.tokenizer.sha256 == trained.tokenizer.sha256
   assert repr(loaded) == f"Run({str(workdir)!r}, step=4)"
 
@@ -80,9 +77,9 @@ def test_an_earlier_checkpoint_is_opened_by_its_path_or_its_step(trained):
   by_path, by_step = tfusion.load(path), tfusion.load(trained.workdir, step=2)
   assert by_path.step == by_step.step == 2
   assert by_path.workdir == trained.workdir
-  assert_same(by_path.params, by_step.params)
+  assert_same_tree(by_path.params, by_step.params)
   with pytest.raises(AssertionError):
-    assert_same(by_path.params, trained.params)
+    assert_same_tree(by_path.params, trained.params)
   with pytest.raises(ValueError, match=r"no step 3 in .*: it has \[2, 4\]"):
     tfusion.load(trained.workdir, step=3)
   with pytest.raises(ValueError, match="step=4: .* is the checkpoint of another step"):

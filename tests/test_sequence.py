@@ -122,7 +122,7 @@ def test_a_patch_sees_its_image_and_all_else_sees_only_its_own_past(seed):
     owner += [n] * len(inputs)
     image += [None if i[3] is None else (n, i[3]) for i in inputs]
   for q in range(64):
-    seen = set(range(row.lo_bl[q], row.hi_bl[q] + 1))
+    seen = set(range(row.lo_l[q], row.hi_l[q] + 1))
     expected = set()
     if q < len(owner):
       expected = {
@@ -137,13 +137,13 @@ def test_a_patch_sees_its_image_and_all_else_sees_only_its_own_past(seed):
 @pytest.mark.parametrize("seed", range(30))
 def test_no_boi_of_patches_learns_and_no_eoi_or_padding_is_a_target(seed):
   row = pack(packed_documents(np.random.default_rng(seed), codes=False))
-  learned = row.weights_bl > 0
-  assert not np.any(learned & (row.tokens_bl == SPECIAL.boi))
-  assert not np.any(learned & (row.patch_bl >= 0))
-  assert not np.any(learned & (row.hi_bl < row.lo_bl))
-  assert SPECIAL.eoi not in row.targets_bl[learned]
-  assert SPECIAL.pad not in row.targets_bl[learned]
-  assert np.all(row.targets_bl[~learned] == SPECIAL.pad)
+  learned = row.weights_l > 0
+  assert not np.any(learned & (row.tokens_l == SPECIAL.boi))
+  assert not np.any(learned & (row.patch_l >= 0))
+  assert not np.any(learned & (row.hi_l < row.lo_l))
+  assert SPECIAL.eoi not in row.targets_l[learned]
+  assert SPECIAL.pad not in row.targets_l[learned]
+  assert np.all(row.targets_l[~learned] == SPECIAL.pad)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -154,27 +154,27 @@ def test_packing_changes_nothing_inside_a_document(seed):
   for document in documents:
     laid = lay_out(document)
     own = slice(start, start + len(laid.tokens_l))
-    np.testing.assert_array_equal(row.tokens_bl[own], laid.tokens_l)
-    np.testing.assert_array_equal(row.targets_bl[own], laid.targets_l)
-    np.testing.assert_array_equal(row.weights_bl[own], laid.weights_l)
-    np.testing.assert_array_equal(row.positions_bl[own], range(len(laid.tokens_l)))
+    np.testing.assert_array_equal(row.tokens_l[own], laid.tokens_l)
+    np.testing.assert_array_equal(row.targets_l[own], laid.targets_l)
+    np.testing.assert_array_equal(row.weights_l[own], laid.weights_l)
+    np.testing.assert_array_equal(row.positions_l[own], range(len(laid.tokens_l)))
     # The last input ends its own document and knows nothing of the next.
-    assert row.targets_bl[own][-1] == SPECIAL.eos
+    assert row.targets_l[own][-1] == SPECIAL.eos
     for span in (s for s in document if isinstance(s, Image)):
-      first = row.image_start_bn[slot]
-      np.testing.assert_array_equal(row.latents_bnhwc[slot], span.latent)
+      first = row.image_start_n[slot]
+      np.testing.assert_array_equal(row.latents_nhwc[slot], span.latent)
       np.testing.assert_array_equal(
-        row.patch_bl[first : first + PATCHES], slot * PATCHES + np.arange(PATCHES)
+        row.patch_l[first : first + PATCHES], slot * PATCHES + np.arange(PATCHES)
       )
-      assert row.tokens_bl[first - 1] == SPECIAL.boi
-      assert row.tokens_bl[first + PATCHES] == SPECIAL.eoi
-      assert row.image_weight_bn[slot] == span.weight
-      assert row.noise_cap_bn[slot] == np.float32(span.noise_cap)
+      assert row.tokens_l[first - 1] == SPECIAL.boi
+      assert row.tokens_l[first + PATCHES] == SPECIAL.eoi
+      assert row.image_weight_n[slot] == span.weight
+      assert row.noise_cap_n[slot] == np.float32(span.noise_cap)
       slot += 1
     start = own.stop
-  assert not row.image_weight_bn[slot:].any()
-  assert not row.latents_bnhwc[slot:].any()
-  assert np.sum(row.patch_bl >= 0) == slot * PATCHES
+  assert not row.image_weight_n[slot:].any()
+  assert not row.latents_nhwc[slot:].any()
+  assert np.sum(row.patch_l >= 0) == slot * PATCHES
   assert sequence.live_elements(sequence.stack([row])) == start
 
 
@@ -182,12 +182,12 @@ def test_packing_changes_nothing_inside_a_document(seed):
 def test_without_isolation_a_document_also_sees_those_before_it(seed):
   documents = packed_documents(np.random.default_rng(seed))
   alone, together = pack(documents), pack(documents, isolate=False)
-  live = alone.hi_bl >= alone.lo_bl
-  assert not together.lo_bl[live].any()
-  np.testing.assert_array_equal(together.positions_bl[live], np.arange(np.sum(live)))
-  for name in set(alone._fields) - {"lo_bl", "positions_bl"}:
+  live = alone.hi_l >= alone.lo_l
+  assert not together.lo_l[live].any()
+  np.testing.assert_array_equal(together.positions_l[live], np.arange(np.sum(live)))
+  for name in set(alone._fields) - {"lo_l", "positions_l"}:
     np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
-  np.testing.assert_array_equal(together.lo_bl[~live], alone.lo_bl[~live])
+  np.testing.assert_array_equal(together.lo_l[~live], alone.lo_l[~live])
 
 
 def test_an_image_in_codes_is_learned_from_boi_to_eoi():
@@ -309,10 +309,10 @@ def test_a_clean_image_has_no_image_loss_but_its_boi_is_learned():
   clean = Image(np.ones(SHAPE, np.float32), noise_cap=0.0)
   document = clean, Text(np.array([10]))
   row = pack([document])
-  assert row.image_weight_bn[0] == row.noise_cap_bn[0] == 0
-  assert (row.targets_bl[0], row.weights_bl[0]) == (SPECIAL.boi, 1)
+  assert row.image_weight_n[0] == row.noise_cap_n[0] == 0
+  assert (row.targets_l[0], row.weights_l[0]) == (SPECIAL.boi, 1)
   shown = dataclasses.replace(clean, weight=0.0), Text(np.array([10]))
-  assert pack([shown]).weights_bl[0] == 0  # given in a prompt: read, not learned
+  assert pack([shown]).weights_l[0] == 0  # given in a prompt: read, not learned
 
 
 def test_a_row_refuses_what_does_not_fit():

@@ -55,9 +55,9 @@ def test_a_folder_of_images_gives_a_valid_config_that_holds_every_caption(
   # The chosen rows hold every caption, the chosen vocabulary every character.
   corpus = pipeline.open_corpus(config, tmp_path)
   assert sum(map(len, corpus.train + corpus.test)) == 3
-  lane = pipeline.HostBatches(corpus, config, host=0, hosts=1)
-  assert next(lane).latents_bnhwc.shape[2:] == (image, image, 3)
-  lane.close()
+  batches = pipeline.HostBatches(corpus, config, host=0, hosts=1)
+  assert next(batches).latents_bnhwc.shape[2:] == (image, image, 3)
+  batches.close()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Not a test: shared by tests/model and tests/train. Beside it, the paper's own co
 import contextlib
 import dataclasses
 import importlib.util
+import json
 import pathlib
 import types
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from tfusion import config as config_lib
 from tfusion import sequence
@@ -96,6 +98,31 @@ def quick():
 
 
 @contextlib.contextmanager
+def compiled_once(folder: pathlib.Path):
+  """`quick`, and a program that was compiled once is found again in a folder.
+
+  Yields:
+    What tells another process of the folder: environment variables.
+  """
+  options = {
+    "jax_compilation_cache_dir": str(folder),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  for name, value in options.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  try:
+    with quick():
+      yield {name.upper(): str(value) for name, value in options.items()}
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
 def one_device():
   """The mesh of a single device, and `quick`."""
   mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
@@ -145,7 +172,7 @@ def image(rng: np.random.Generator, *, weight: float = 1.0, noise_cap: float = 1
   return sequence.Image(latent, weight, noise_cap)
 
 
-def pack(documents: list[Document], c: Config) -> sequence.Batch:
+def pack(documents: list[Document], c: Config) -> sequence.Row:
   """One row that holds these documents."""
   patches = c.model.patches_per_image
   elements = [
@@ -173,6 +200,27 @@ def batch(c: Config, *, seed: int = 0, rows: int | None = None) -> sequence.Batc
     # Rows differ in images, text and padding.
     packed.append(pack(documents[: 1 + row % 4] if row % 4 < 2 else documents, c))
   return sequence.stack(packed)
+
+
+def assert_same_batch(
+  got: sequence.Batch | sequence.Row, want: sequence.Batch | sequence.Row
+):
+  """Both are numpy arrays of the same dtypes and numbers."""
+  for name, x, y in zip(want._fields, got, want, strict=True):
+    assert type(x) is np.ndarray and x.dtype == y.dtype, name
+    np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def assert_same_tree(got, want):
+  """Both are trees of as many leaves, of the same numbers."""
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def lines(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
+  """The lines of a .jsonl file of a run."""
+  text = (workdir / f"{name}.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
 
 
 def clock_that_reads(*seconds: float) -> types.SimpleNamespace:

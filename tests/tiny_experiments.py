@@ -3,11 +3,8 @@
 Not a test: shared by the tests of whatever trains as a user does.
 """
 
-import contextlib
 from pathlib import Path
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 MODEL = """
@@ -51,25 +48,3 @@ def write(folder: Path, text: str) -> Path:
   path = folder / "experiment.py"
   path.write_text(text.replace("{photos}", str(photos)))
   return path
-
-
-@contextlib.contextmanager
-def quick(folder: Path):
-  """Programs compile in a third of the time, and once: they are kept in a folder."""
-  options = {
-    "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": str(folder),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name, None) for name in options}
-  before["jax_disable_most_optimizations"] = False
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()

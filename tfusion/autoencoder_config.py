@@ -15,7 +15,7 @@ import ml_collections
 from tfusion import config as config_lib
 from tfusion.config import OptimConfig
 
-CHANNELS = (1, 3)  # of a picture; grey ones are shown to the model three times
+CHANNELS = (1, 3)  # of a image; grey ones are shown to the model three times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,27 +53,27 @@ class LossConfig:
   L1 + perceptual + 0.5 adversary + 1e-6 KL, or the codebook's loss instead of the KL.
   The paper's fifth term, 0.2 x a distance of MoCo v2 features, is left out: its network
   is not among `features`. The reductions are ours: L1 is a mean over numbers, the
-  perceptual term a mean over positions, the KL a sum over a latent; then pictures are
+  perceptual term a mean over positions, the KL a sum over a latent; then images are
   averaged.
   """
 
   features: str = "random"  # none, random, or vgg16:PATH, see autoencoder/perceptual.py
   perceptual_weight: float = 1.0
-  kl_weight: float = 1e-6  # of nats per picture
+  kl_weight: float = 1e-6  # of nats per image
   beta: float = 0.25  # of the term that moves the encoder to the codes
   adversary_weight: float = 0.5
   adversary_start: int = 50_000  # first update with an adversary
   adversary_width: int = 64  # channels of the discriminator's first layer
-  adversary_levels: int = 3  # halvings of the picture in it
+  adversary_levels: int = 3  # halvings of the image in it
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagesConfig:
-  """Which pictures."""
+  """Which images."""
 
   sources: tuple[str, ...] = ("shapes",)  # as data.sources of `tfusion train`
   image_shape: tuple[int, ...] = (256, 256, 3)  # h, w, c that sources give
-  threads: int = 2  # that make pictures ahead
+  threads: int = 2  # that make images ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def validate(config: AutoencoderConfig) -> None:
       f"{len(config.model.widths)} levels give"
     )
   if config.model.codes and len(set(shape[:2])) != 1:
-    problems.append(f"data.image_shape={shape}: codes are of square pictures")
+    problems.append(f"data.image_shape={shape}: codes are of square images")
   if not config.data.sources:
     problems.append("data.sources=(): name at least one source")
   if optim.end_lr > optim.peak_lr:

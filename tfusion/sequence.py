@@ -112,24 +112,40 @@ class Elements(NamedTuple):
   images: tuple[Image, ...]
 
 
-class Batch(NamedTuple):
-  """Packed rows (or one row, without b). Padding sees nothing: lo = l, hi = l - 1.
+class Row(NamedTuple):
+  """Documents packed into one row. Padding sees nothing: lo = l, hi = l - 1.
 
-  `patch_bl` is slot * patches_per_image + patch, -1 where the input is not a patch;
-  `image_start_bn` is the position of the first patch of a slot, 0 for an empty slot.
+  `patch_l` is slot * patches_per_image + patch, -1 where the input is not a patch;
+  `image_start_n` is the position of the first patch of a slot, 0 for an empty slot.
   """
 
-  tokens_bl: np.ndarray  # i32
-  targets_bl: np.ndarray  # i32
-  weights_bl: np.ndarray  # f32
-  positions_bl: np.ndarray  # i32, counted inside each document, if it is isolated
-  lo_bl: np.ndarray  # i32, first key in the row that this input sees
-  hi_bl: np.ndarray  # i32, last key
-  patch_bl: np.ndarray  # i32
-  latents_bnhwc: np.ndarray  # f32, clean; zeros in an empty slot
-  image_start_bn: np.ndarray  # i32
-  image_weight_bn: np.ndarray  # f32, of the image loss; 0 if clean or an empty slot
-  noise_cap_bn: np.ndarray  # f32 in [0, 1]
+  tokens_l: np.ndarray  # i32
+  targets_l: np.ndarray  # i32
+  weights_l: np.ndarray  # f32
+  positions_l: np.ndarray  # i32, counted inside each document, if it is isolated
+  lo_l: np.ndarray  # i32, first key in the row that this input sees
+  hi_l: np.ndarray  # i32, last key
+  patch_l: np.ndarray  # i32
+  latents_nhwc: np.ndarray  # f32, clean; zeros in an empty slot
+  image_start_n: np.ndarray  # i32
+  image_weight_n: np.ndarray  # f32, of the image loss; 0 if clean or an empty slot
+  noise_cap_n: np.ndarray  # f32 in [0, 1]
+
+
+class Batch(NamedTuple):
+  """The rows of one step, stacked: the fields of Row, in its order, with b in front."""
+
+  tokens_bl: np.ndarray
+  targets_bl: np.ndarray
+  weights_bl: np.ndarray
+  positions_bl: np.ndarray
+  lo_bl: np.ndarray
+  hi_bl: np.ndarray
+  patch_bl: np.ndarray
+  latents_bnhwc: np.ndarray
+  image_start_bn: np.ndarray
+  image_weight_bn: np.ndarray
+  noise_cap_bn: np.ndarray
 
 
 def unconditional() -> Document:
@@ -318,14 +334,14 @@ def in_image(elements: Elements, *, special: SpecialTokens) -> np.ndarray:
   return np.cumsum(begins) - begins > np.cumsum(ends)
 
 
-def pack(documents: Sequence[Elements], **sizes) -> Batch:
-  """Places laid-out documents in a row: `pack_rows` of one, without b.
+def pack(documents: Sequence[Elements], **sizes) -> Row:
+  """Places laid-out documents in a row: `pack_rows` of one.
 
   Args:
     documents: laid-out documents, in order.
     sizes: as for `pack_rows`.
   """
-  return Batch(*(field[0] for field in pack_rows([documents], **sizes)))
+  return Row(*(field[0] for field in pack_rows([documents], **sizes)))
 
 
 def pack_rows(
@@ -357,24 +373,24 @@ def pack_rows(
   batch = _empty_rows(len(rows), row_length, image_slots, tuple(latent_shape), special)
   for number, documents in enumerate(rows):
     # Latents are the most of a row by far: they are copied here, and nowhere again.
-    _fill(Batch(*(f[number] for f in batch)), documents, patches_per_image, isolate)
+    _fill(Row(*(f[number] for f in batch)), documents, patches_per_image, isolate)
   return batch
 
 
 def _fill(
-  row: Batch, documents: Sequence[Elements], patches_per_image: int, isolate: bool
+  row: Row, documents: Sequence[Elements], patches_per_image: int, isolate: bool
 ) -> None:
-  """Places documents in an empty row (a Batch without b)."""
+  """Places documents in an empty row."""
   lengths = [len(d.tokens_l) for d in documents]
   images = [image for d in documents for image in d.images]
-  length, row_length = sum(lengths), len(row.tokens_bl)
-  image_slots, *latent_shape = row.latents_bnhwc.shape
+  length, row_length = sum(lengths), len(row.tokens_l)
+  image_slots, *latent_shape = row.latents_nhwc.shape
   if length > row_length or len(images) > image_slots:
     raise ValueError(
       f"documents of {length} elements and {len(images)} images do not fit a row of"
       f" data.row_length={row_length} and {image_slots} image slots"
     )
-  row.latents_bnhwc[len(images) :] = 0
+  row.latents_nhwc[len(images) :] = 0
   if not documents:
     return
   # For all documents at once: for each alone, every line costs nearly as much.
@@ -385,28 +401,28 @@ def _fill(
   patches = [len(d.images) * patches_per_image for d in documents]
   before_l = np.repeat(np.cumsum([0, *patches[:-1]]), lengths)
   is_patch_l = patch_l >= 0
-  row.tokens_bl[:length] = tokens_l
-  row.targets_bl[:length] = targets_l
-  row.weights_bl[:length] = weights_l
+  row.tokens_l[:length] = tokens_l
+  row.targets_l[:length] = targets_l
+  row.weights_l[:length] = weights_l
   lo_l = start_l if isolate else np.zeros_like(start_l)
-  row.positions_bl[:length] = np.arange(length) - lo_l
-  row.lo_bl[:length] = lo_l
-  row.hi_bl[:length] = start_l + hi_l
-  row.patch_bl[:length] = np.where(is_patch_l, patch_l + before_l, patch_l)
+  row.positions_l[:length] = np.arange(length) - lo_l
+  row.lo_l[:length] = lo_l
+  row.hi_l[:length] = start_l + hi_l
+  row.patch_l[:length] = np.where(is_patch_l, patch_l + before_l, patch_l)
   firsts = np.flatnonzero(is_patch_l & (patch_l % patches_per_image == 0))
   for slot, (first, image) in enumerate(zip(firsts, images, strict=True)):
     if image.latent.shape != tuple(latent_shape):
       raise ValueError(
         f"image of shape {image.latent.shape} in a run of {tuple(latent_shape)}"
       )
-    row.latents_bnhwc[slot] = image.latent
-    row.image_start_bn[slot] = first
-    row.image_weight_bn[slot] = image.weight if image.noise_cap > 0 else 0
-    row.noise_cap_bn[slot] = image.noise_cap
+    row.latents_nhwc[slot] = image.latent
+    row.image_start_n[slot] = first
+    row.image_weight_n[slot] = image.weight if image.noise_cap > 0 else 0
+    row.noise_cap_n[slot] = image.noise_cap
 
 
-def stack(rows: Sequence[Batch]) -> Batch:
-  """Stacks rows (Batches without b) or concatenates nothing else: adds b in front."""
+def stack(rows: Sequence[Row]) -> Batch:
+  """Stacks rows into a batch."""
   return Batch(*(np.stack(fields) for fields in zip(*rows, strict=True)))
 
 

@@ -6,18 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tfusion.autoencoder import adversary
 from tfusion.autoencoder_config import LossConfig
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 TINY = dataclasses.replace(LossConfig(), adversary_width=3, adversary_levels=1)
-
-
-@pytest.fixture(autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def shapes(config: LossConfig) -> dict:

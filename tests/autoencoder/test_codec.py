@@ -9,18 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
-import tiny
 from safetensors.numpy import load_file, save_file
 from tiny_codec import VAE, VQ, make
 
 from tfusion.autoencoder import codec, network
 from tfusion.autoencoder.codec import Codec
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-  with tiny.one_device():
-    yield
+pytestmark = pytest.mark.usefixtures("mesh")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Promises of tfusion/autoencoder/loop.py, on real runs on the digits."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -9,9 +8,10 @@ import signal
 import jax
 import numpy as np
 import pytest
+import tiny
 import tiny_autoencoder
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from tiny import assert_same_tree, lines
 
 from tfusion import cli
 from tfusion.autoencoder import codec, loop, step
@@ -27,21 +27,8 @@ VALUES = ("metrics.jsonl", "validation.jsonl", "autoencoder.safetensors")
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
   """Where compiled programs wait for the next run of the same config."""
-  options = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_disable_most_optimizations": True,
-  }
-  before = {name: getattr(jax.config, name, None) for name in options}
-  before["jax_disable_most_optimizations"] = False
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +39,10 @@ def straight(tmp_path_factory):
   return workdir, loop.train(VAE, workdir, evaluations=[draw])
 
 
-def lines(workdir, name="metrics.jsonl") -> list[dict]:
-  return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-
-
 def assert_same_run(workdir, state, straight):
   for name in VALUES:
     assert (workdir / name).read_bytes() == (straight[0] / name).read_bytes(), name
-  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(straight[1]), strict=True):
-    assert np.array_equal(a, b)
+  assert_same_tree(state, straight[1])
 
 
 def test_inspect_shows_its_config_and_checkpoints(straight, capsys):
@@ -113,10 +95,10 @@ def test_the_values_of_every_step_are_logged_and_the_adversary_begins_when_told(
     True,
   ]
   assert all(line["skipped_total"] == 0 for line in found)
-  judged = lines(straight[0], "validation.jsonl")
+  judged = lines(straight[0], "validation")
   assert [line["step"] for line in judged] == [2, 4]
   assert judged[-1]["images"] == 3  # of two batches, the second padded
-  last = lines(straight[0], "speed.jsonl")[-1]
+  last = lines(straight[0], "speed")[-1]
   assert last["eta_seconds"] == 0 and last["images_per_s"] > 0
 
 

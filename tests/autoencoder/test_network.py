@@ -12,17 +12,13 @@ from tfusion.autoencoder import network
 from tfusion.autoencoder.network import Conv, GroupNorm, Posterior
 from tfusion.autoencoder_config import AutoencoderModelConfig
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 FULL = AutoencoderModelConfig()
 SMALL = AutoencoderModelConfig(
   widths=(4, 8), blocks=1, encoder_out=6, decoder_in=6, latent_channels=3
 )
 WITH_CODES = dataclasses.replace(SMALL, codes=11)
-
-
-@pytest.fixture(autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

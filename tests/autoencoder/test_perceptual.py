@@ -5,18 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny
 
 from tfusion.autoencoder import perceptual
 from tfusion.autoencoder.perceptual import EPS, VGG16_STAGES, VGG16_WIDTHS, Features
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 SHAPE = (32, 32, 3)
-
-
-@pytest.fixture(autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def images(*shape: int, seed: int = 0) -> np.ndarray:

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 import tiny_autoencoder
 
 from tfusion.autoencoder import adversary, network
 from tfusion.autoencoder import step as step_lib
 from tfusion.autoencoder.perceptual import distance, open_features
 from tfusion.autoencoder.step import Losses, State
+
+pytestmark = pytest.mark.usefixtures("mesh")
 
 VAE = tiny_autoencoder.config(
   loss__features="random", optim__ema_decay=0.9, optim__warmup_steps=0
@@ -21,12 +22,6 @@ VQ = tiny_autoencoder.config(model__codes=5)
 ROOT = jax.random.key(0)
 FEATURES = open_features("random", image_shape=(8, 8, 3))
 NONE = open_features("none", image_shape=(8, 8, 3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def images(count: int = 2) -> np.ndarray:

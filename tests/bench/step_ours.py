@@ -85,7 +85,7 @@ def make_config(args: argparse.Namespace) -> config_lib.Config:
   return config_lib.from_dict(c)
 
 
-def make_row(config: config_lib.Config, rng: np.random.Generator) -> sequence.Batch:
+def make_row(config: config_lib.Config, rng: np.random.Generator) -> sequence.Row:
   """Caption of 64 tokens, image, 64 tokens of text."""
   words = rng.integers(5, config.model.vocab_size, (2, 64)).astype(np.int32)
   image = rng.standard_normal(IMAGE_SHAPE).astype(np.float32)

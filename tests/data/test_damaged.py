@@ -23,9 +23,9 @@ def bad(number):
 def test_damaged_records_are_skipped_and_all_else_is_shown():
   lane = Lane([SOURCE], tokenizer(), ONE, lane=0, repeat=False)
   texts = [
-    tokenizer().decode(row.tokens_bl[row.lo_bl == lo])
+    tokenizer().decode(row.tokens_l[row.lo_l == lo])
     for row in lane
-    for lo in np.unique(row.lo_bl[row.hi_bl >= row.lo_bl])
+    for lo in np.unique(row.lo_l[row.hi_l >= row.lo_l])
   ]
   assert sorted(texts) == sorted(f"whole {n}" for n in range(200) if n % 50 != 7)
 

@@ -9,22 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_photos import add, squares
 
 from tfusion.data import folder, images, pairs
 
 SHAPE = (8, 8, 3)
 
 
-def add(
-  root: Path, name: str, *, caption="a square", color=(200, 40, 90), size=(20, 20)
-):
-  """Writes an image and its caption; gives the image's path."""
-  path = root / name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.new("RGB", size, color).save(path)
-  if caption is not None:
-    path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-  return path
+@pytest.fixture
+def photos(tmp_path) -> Path:
+  return squares(tmp_path / "photos")
 
 
 def open_both(root, workdir, shape=SHAPE):
@@ -48,14 +42,6 @@ def flat(image: np.ndarray) -> np.ndarray:
     image, np.broadcast_to(image[0, 0], image.shape), atol=0.02
   )
   return (image[0, 0] + 1) * 127.5
-
-
-@pytest.fixture
-def photos(tmp_path) -> Path:
-  root = tmp_path / "photos"
-  for i in range(4):
-    add(root, f"good{i}.png", caption=f"square number {i}")
-  return root
 
 
 def save_16_bit(path):

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import tiny_shards
 from PIL import Image
+from tiny_photos import add
 
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
@@ -23,20 +24,12 @@ from tfusion.data.tokenizer import Tokenizer
 SHAPE = (8, 8, 3)
 
 
-def add(root: Path, name: str, color: int, caption: str) -> Path:
-  path = root / name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.new("RGB", (20, 20), (color, 40, 90)).save(path)
-  path.with_suffix(".txt").write_text(caption)
-  return path
-
-
 @pytest.fixture
 def photos(tmp_path) -> Path:
   root = tmp_path / "photos"
   for i in range(4):
-    add(root, f"train/{i}.png", 10 * i, f"square number {i}")
-    add(root, f"test/{i}.png", 100 + 10 * i, f"unseen square {i}")
+    add(root, f"train/{i}.png", f"square number {i}", color=(10 * i, 40, 90))
+    add(root, f"test/{i}.png", f"unseen square {i}", color=(100 + 10 * i, 40, 90))
   return root
 
 
@@ -155,7 +148,7 @@ def test_names_that_change_neither_order_nor_split_may_change(run, photos):
 
 def test_photos_that_came_or_went_are_counted_and_some_are_named(run, photos):
   for i in range(5):
-    add(photos, f"train/new{i}.png", 200 + i, f"a new square {i}")
+    add(photos, f"train/new{i}.png", f"a new square {i}", color=(200 + i, 40, 90))
   (photos / "test/0.png").unlink()
   said = refusal(make(f"folder:{photos}"), run)
   assert "1 document is gone (test/0.png)" in said

@@ -7,6 +7,8 @@ import json
 
 import numpy as np
 import pytest
+from tiny import assert_same_batch
+from tiny_sources import changed
 
 from tfusion import config as config_lib
 from tfusion import sequence
@@ -19,15 +21,6 @@ from tfusion.data.tokenizer import Tokenizer
 from tfusion.numerals import percent
 
 CONFIG = config_lib.Config()
-
-
-def changed(config=CONFIG, **sections):
-  """A config with some keys of some sections replaced."""
-  parts = {
-    name: dataclasses.replace(getattr(config, name), **values)
-    for name, values in sections.items()
-  }
-  return dataclasses.replace(config, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,26 +59,21 @@ def corpus(tmp_path_factory) -> pipeline.Corpus:
   return pipeline.open_corpus(CONFIG, tmp_path_factory.mktemp("corpus"))
 
 
-def read(row: sequence.Batch, tokenizer: Tokenizer):
+def read(row: sequence.Row, tokenizer: Tokenizer):
   """Yields (text, image number or None, image first) of every document in a row."""
-  for lo in np.unique(row.lo_bl[row.hi_bl >= row.lo_bl]):
-    own = row.lo_bl == lo
-    text = tokenizer.decode(row.tokens_bl[own])
-    slots = np.unique(row.patch_bl[own & (row.patch_bl >= 0)] // 16)
-    image = row.latents_bnhwc[slots[0], 0, 0, 0] if len(slots) else None
+  for lo in np.unique(row.lo_l[row.hi_l >= row.lo_l]):
+    own = row.lo_l == lo
+    text = tokenizer.decode(row.tokens_l[own])
+    slots = np.unique(row.patch_l[own & (row.patch_l >= 0)] // 16)
+    image = row.latents_nhwc[slots[0], 0, 0, 0] if len(slots) else None
     assert len(slots) <= 1
-    assert np.sum(own & (row.patch_bl >= 0)) == 16 * len(slots)  # whole
-    assert row.tokens_bl[own][0] == tokenizer.special.bos
+    assert np.sum(own & (row.patch_l >= 0)) == 16 * len(slots)  # whole
+    assert row.tokens_l[own][0] == tokenizer.special.bos
     last = np.flatnonzero(own)[-1]
     # All are whole, and of one whose caption was dropped no text target is learned.
-    ends = row.targets_bl[last] == tokenizer.special.eos
-    assert ends == bool(text) == row.weights_bl[own].any()
-    yield text, image, row.tokens_bl[own][1] == tokenizer.special.boi
-
-
-def assert_same(a: sequence.Batch, b: sequence.Batch):
-  for name, x, y in zip(a._fields, a, b, strict=True):
-    np.testing.assert_array_equal(x, y, err_msg=name)
+    ends = row.targets_l[last] == tokenizer.special.eos
+    assert ends == bool(text) == row.weights_l[own].any()
+    yield text, image, row.tokens_l[own][1] == tokenizer.special.boi
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
@@ -119,9 +107,7 @@ def test_every_further_epoch_has_every_document_once_in_another_order(tokenizer)
 
 def test_another_seed_gives_another_order(tokenizer):
   rows = [
-    next(
-      Lane([PAIRS], tokenizer, dataclasses.replace(CONFIG, seed=s), lane=0)
-    ).tokens_bl
+    next(Lane([PAIRS], tokenizer, dataclasses.replace(CONFIG, seed=s), lane=0)).tokens_l
     for s in (0, 0, 1)
   ]
   assert np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
@@ -134,8 +120,8 @@ def test_text_and_image_elements_keep_their_ratio(corpus, ratio, rows):
   lanes = [Lane(corpus.train, corpus.tokenizer, config, lane=k) for k in range(2)]
   text = patches = 0
   for row in itertools.chain(*(itertools.islice(lane, rows // 2) for lane in lanes)):
-    live = int(np.sum(row.hi_bl >= row.lo_bl))
-    here = int(np.sum(row.patch_bl >= 0))
+    live = int(np.sum(row.hi_l >= row.lo_l))
+    here = int(np.sum(row.patch_l >= 0))
     text, patches = text + live - here, patches + here
   assert abs(text / patches / ratio - 1) < 0.01
   filled = (text + patches) / (rows * config.data.row_length)
@@ -159,7 +145,7 @@ def test_one_kind_of_source_is_simply_drawn(tokenizer):
 
 
 def live_share(row):
-  return np.mean(row.hi_bl >= row.lo_bl)
+  return np.mean(row.hi_l >= row.lo_l)
 
 
 @pytest.mark.slow
@@ -172,9 +158,9 @@ def test_captions_come_first_and_are_dropped_as_often_as_asked(tokenizer):
   seen = collections.Counter()
   for row in itertools.islice(lane, 600):
     slots = sum(x is not None for _, x, _ in read(row, tokenizer))
-    caps = list(row.noise_cap_bn[:slots])
+    caps = list(row.noise_cap_n[:slots])
     np.testing.assert_array_equal(
-      row.image_weight_bn[:slots], row.noise_cap_bn[:slots] > 0
+      row.image_weight_n[:slots], row.noise_cap_n[:slots] > 0
     )
     for text, image, image_first in read(row, tokenizer):
       if image is None:
@@ -200,7 +186,7 @@ def test_no_random_choice_depends_on_global_state(tokenizer):
   first = [next(lanes[0]) for _ in range(5)]
   np.random.seed(2)
   for row in first:
-    assert_same(row, next(lanes[1]))
+    assert_same_batch(row, next(lanes[1]))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 40, 101])
@@ -213,7 +199,7 @@ def test_a_lane_goes_on_from_its_state_bit_by_bit(corpus, stop):
   state = LaneState.from_json(json.loads(saved))
   again = Lane(corpus.train, corpus.tokenizer, CONFIG, lane=2, state=state)
   for _ in range(60):
-    assert_same(next(lane), next(again))
+    assert_same_batch(next(lane), next(again))
   assert lane.state() == again.state()
 
 
@@ -224,7 +210,7 @@ def test_taking_a_state_changes_nothing_and_stays_as_it_is(tokenizer):
   state = lane.state()
   before = json.dumps(state.to_json())
   for _ in range(20):
-    assert_same(next(lane), next(other))
+    assert_same_batch(next(lane), next(other))
     lane.state()
   assert json.dumps(state.to_json()) == before
 
@@ -295,7 +281,7 @@ def test_one_long_document_shows_by_what_it_holds_and_not_by_its_number(tokenize
     Lane([source], tokenizer, config, lane=0, state=s) for s in (state, old)
   )
   for _ in range(10):
-    assert next(first).tokens_bl.tobytes() == next(second).tokens_bl.tobytes()
+    assert next(first).tokens_l.tobytes() == next(second).tokens_l.tobytes()
   lost = [lane.state().rejected_elements["books"] for lane in (first, second)]
   assert lost[0] - 9001 == lost[1] > 0
 
@@ -329,7 +315,7 @@ def test_a_row_holds_no_more_images_than_slots(tokenizer):
   config = changed(data=dict(image_slots=2, row_length=256))
   lane = Lane([PAIRS, PROSE], tokenizer, config, lane=0)
   for row in itertools.islice(lane, 50):
-    assert row.latents_bnhwc.shape == (2, 8, 8, 1)
+    assert row.latents_nhwc.shape == (2, 8, 8, 1)
     assert sum(image is not None for _, image, _ in read(row, tokenizer)) <= 2
 
 
@@ -358,7 +344,7 @@ def drawn(tokenizer, config=ONE_STREAM, *, name="posteriors", rows=400):
   """The normals that were added to the mean, per image shown."""
   source = Given(name, ((POSTERIOR, sequence.Text(tokenizer.encode("7")), POSTERIOR),))
   lane = Lane([source], tokenizer, config, lane=0)
-  shown = [row.latents_bnhwc for row in itertools.islice(lane, rows)]
+  shown = [row.latents_nhwc for row in itertools.islice(lane, rows)]
   return (np.concatenate(shown) - MEAN) / 0.5
 
 
@@ -380,9 +366,9 @@ def test_a_sample_depends_on_seed_source_document_and_span_alone(tokenizer):
   source = Given("posteriors", ((POSTERIOR, POSTERIOR),))
   two = changed(ONE_STREAM, data=dict(lanes=2))
   lanes = [Lane([source], tokenizer, two, lane=k) for k in range(2)]
-  dealt = np.concatenate([next(lanes[n % 2]).latents_bnhwc for n in range(6)])
+  dealt = np.concatenate([next(lanes[n % 2]).latents_nhwc for n in range(6)])
   one = Lane([source], tokenizer, ONE_STREAM, lane=0)
-  whole = np.concatenate([next(one).latents_bnhwc for _ in range(6)])
+  whole = np.concatenate([next(one).latents_nhwc for _ in range(6)])
   np.testing.assert_array_equal(dealt, whole)
 
 
@@ -393,10 +379,10 @@ def test_images_in_codes_count_as_images_in_the_mixture(tokenizer):
   lane = Lane([source, PROSE], tokenizer, CONFIG, lane=0)
   rows = list(itertools.islice(lane, 400))
   state = lane.state()
-  codes = sum(int(np.sum(row.tokens_bl >= 300)) for row in rows)
+  codes = sum(int(np.sum(row.tokens_l >= 300)) for row in rows)
   assert 0 <= state.patches - codes <= 30 * 60  # those in rows not yet full
   assert abs(state.text_elements / state.patches - 1) < 0.01
-  firsts = [row.tokens_bl[row.positions_bl == 1] for row in rows]
+  firsts = [row.tokens_l[row.positions_l == 1] for row in rows]
   firsts = np.concatenate([f for f in firsts])
   assert np.sum(firsts == tokenizer.special.boi) > 100  # image first, or no caption
 
@@ -406,5 +392,5 @@ def test_a_pair_of_which_one_is_only_read_keeps_its_order(tokenizer):
   source = Given("readings", ((shown, "7"),))
   lane = Lane([source], tokenizer, ONE_STREAM, lane=0)
   for row in itertools.islice(lane, 50):
-    assert row.tokens_bl[1] == tokenizer.special.boi
-    assert not row.image_weight_bn.any() and "7" in tokenizer.decode(row.tokens_bl)
+    assert row.tokens_l[1] == tokenizer.special.boi
+    assert not row.image_weight_n.any() and "7" in tokenizer.decode(row.tokens_l)

@@ -49,7 +49,7 @@ def test_without_weights_the_rows_are_those_of_before():
   for row in itertools.islice(lane, 50):
     for name, field in zip(row._fields[2:], row[2:]):  # ids are the tokenizer's
       data = np.ascontiguousarray(field).tobytes()
-      if name == "weights_bl":
+      if name == "weights_l":
         weights = zlib.crc32(data, weights)
       else:
         checked = zlib.crc32(data, checked)
@@ -106,7 +106,7 @@ def test_shares_hold_in_what_the_rows_hold_over_all_lanes():
   for k in range(config.data.lanes):
     lane = Lane(sources, tokenizer(), config, lane=k)
     for row in itertools.islice(lane, 200):
-      own = {lo: row.lo_bl == lo for lo in np.unique(row.lo_bl[row.hi_bl >= row.lo_bl])}
+      own = {lo: row.lo_l == lo for lo in np.unique(row.lo_l[row.hi_l >= row.lo_l])}
       for (name, *_), elements in zip(lane.last_keys, own.values(), strict=True):
         counted[name] += int(np.sum(elements))
   share = counted["long"] / counted.total()
@@ -203,8 +203,8 @@ def test_what_is_only_read_is_shown_clean():
   shown = Given("edits", 20, edit)
   config = changed(ALL, data=dict(sources=("edits",), weights=(), epochs=()))
   row = next(Lane([shown], tokenizer(), config, lane=0))
-  np.testing.assert_array_equal(row.image_weight_bn[:2], [0, 1])
-  np.testing.assert_array_equal(row.noise_cap_bn[:2], [0, 1])
+  np.testing.assert_array_equal(row.image_weight_n[:2], [0, 1])
+  np.testing.assert_array_equal(row.noise_cap_n[:2], [0, 1])
 
 
 def edit(number):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_photos import add, squares
 
 from tfusion import parsing
 from tfusion.data import folder, pairs, text
@@ -18,21 +19,7 @@ from tfusion.prepare import files
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-  root = tmp_path / "photos"
-  for i in range(4):
-    add(root, f"good{i}.png", f"square number {i}")
-  return root
-
-
-def add(root: Path, name: str, caption: str | bytes | None = "a square") -> Path:
-  """Writes an image by its name, and its caption beside it."""
-  path = root / name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.new("RGB", (9, 9), (200, 40, 90)).save(path, "PNG")
-  if caption is not None:
-    data = caption if isinstance(caption, bytes) else caption.encode()
-    path.with_suffix(".txt").write_bytes(data)
-  return path
+  return squares(tmp_path / "photos")
 
 
 def listed(root: Path) -> dict[str, tuple[str, Amount]]:

@@ -213,8 +213,8 @@ LONG = changed(ALL, data=dict(sources=("stories",), weights=(), epochs=(), lanes
 
 def learned(row):
   """Position, token and target of everything that is learned in a row."""
-  own = row.weights_bl > 0
-  return list(zip(row.tokens_bl[own], row.targets_bl[own], strict=True))
+  own = row.weights_l > 0
+  return list(zip(row.tokens_l[own], row.targets_l[own], strict=True))
 
 
 @pytest.mark.parametrize("overlap", [0, 7])
@@ -237,7 +237,7 @@ def test_a_lane_that_splits_learns_exactly_what_the_whole_documents_hold(overlap
     expected += zip(whole.tokens_l[own], whole.targets_l[own], strict=True)
     images += [image.latent[0, 0, 0] for image in whole.images]
   assert sorted(itertools.chain(*map(learned, rows))) == sorted(expected)
-  shown = [row.latents_bnhwc[row.image_weight_bn > 0, 0, 0, 0] for row in rows]
+  shown = [row.latents_nhwc[row.image_weight_n > 0, 0, 0, 0] for row in rows]
   assert sorted(np.concatenate(shown)) == sorted(images)
   state = lane.state()
   assert state.split["stories"] > 10 and state.rejected["stories"] == 0
@@ -261,16 +261,16 @@ def test_several_images_and_texts_keep_their_order():
             text += span
           else:
             order.append(span[0, 0, 0])
-        own = row.lo_bl == start
-        assert tokenizer().decode(row.tokens_bl[own]) == text
-        found = row.latents_bnhwc[slot : slot + len(order), 0, 0, 0]
+        own = row.lo_l == start
+        assert tokenizer().decode(row.tokens_l[own]) == text
+        found = row.latents_nhwc[slot : slot + len(order), 0, 0, 0]
         np.testing.assert_array_equal(found, order)
-        assert np.all(row.noise_cap_bn[slot : slot + len(order)] == 1.0)
-        assert np.all(row.image_weight_bn[slot : slot + len(order)] == 1.0)
+        assert np.all(row.noise_cap_n[slot : slot + len(order)] == 1.0)
+        assert np.all(row.image_weight_n[slot : slot + len(order)] == 1.0)
         kinds = "".join("t" if isinstance(s, str) else "i" for s in spans)
         orders.add(kinds)
-      own = np.flatnonzero(row.lo_bl == start)
-      slot += int(np.sum(row.patch_bl[own] >= 0)) // 16
+      own = np.flatnonzero(row.lo_l == start)
+      slot += int(np.sum(row.patch_l[own] >= 0)) // 16
       start = own[-1] + 1
   assert len(orders) > 5 and any(order.count("i") > 2 for order in orders)
 

@@ -15,9 +15,9 @@ import pytest
 import tiny_shards
 import tiny_sources
 from PIL import Image
-from tiny_sources import Given, latent
+from tiny import assert_same_batch
+from tiny_sources import Given, changed, latent
 
-from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion import workdir as workdir_lib
 from tfusion.data import notices, pipeline, sources
@@ -25,13 +25,7 @@ from tfusion.data.pipeline import HostBatches, heldout_rows, open_corpus
 from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
 
-
-def changed(**data):
-  config = config_lib.Config()
-  return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
-
-
-CONFIG = changed(workers=0)
+CONFIG = changed(data=dict(workers=0))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +45,6 @@ def expected(corpus):
   return batches, states
 
 
-def assert_same(a: sequence.Batch, b: sequence.Batch):
-  for name, x, y in zip(a._fields, a, b, strict=True):
-    assert type(y) is np.ndarray and x.dtype == y.dtype
-    np.testing.assert_array_equal(x, y, err_msg=name)
-
-
 def joined(batches):
   """Host batches in order of the hosts as the global batch."""
   return sequence.Batch(*(np.concatenate(f) for f in zip(*batches, strict=True)))
@@ -66,14 +54,14 @@ def joined(batches):
 def test_the_global_batch_is_the_same_on_every_host_count(corpus, expected, hosts):
   data = [HostBatches(corpus, CONFIG, host=h, hosts=hosts) for h in range(hosts)]
   for batch in expected[0][:6]:
-    assert_same(batch, joined([next(d) for d in data]))
+    assert_same_batch(batch, joined([next(d) for d in data]))
 
 
 def test_rows_of_a_lane_lie_together(corpus, expected):
   lane = pipeline.lanes.Lane(corpus.train, corpus.tokenizer, CONFIG, lane=1)
   batch = expected[0][0]
   for n in range(4, 8):
-    assert_same(next(lane), sequence.Batch(*(field[n] for field in batch)))
+    assert_same_batch(next(lane), sequence.Row(*(field[n] for field in batch)))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5])
@@ -84,7 +72,7 @@ def test_a_run_goes_on_bit_by_bit_on_another_host_count(corpus, expected, stop, 
   for d in data:
     d.restore(states[stop])
   for batch in batches[stop : stop + 4]:
-    assert_same(batch, joined([next(d) for d in data]))
+    assert_same_batch(batch, joined([next(d) for d in data]))
   after = {lane: s for d in data for lane, s in d.lane_states().items()}
   assert {str(k): s for k, s in after.items()} == states[stop + 4]
 
@@ -93,22 +81,22 @@ def test_a_run_goes_on_bit_by_bit_on_another_host_count(corpus, expected, stop, 
 @pytest.mark.parametrize("workers, stop", [(1, 3), (2, 0)])
 def test_worker_processes_change_no_batch_and_no_state(corpus, expected, workers, stop):
   batches, states = expected
-  data = HostBatches(corpus, changed(workers=workers), host=0, hosts=1)
+  data = HostBatches(corpus, changed(data=dict(workers=workers)), host=0, hosts=1)
   data.restore(states[stop])
   try:
     for n in range(stop, stop + 5):
-      assert_same(batches[n], next(data))
+      assert_same_batch(batches[n], next(data))
       assert json.loads(json.dumps(data.lane_states())) == states[n + 1]
     # Back and on again: batches that a worker had prepared ahead are forgotten.
     data.restore(states[1])
-    assert_same(batches[1], next(data))
+    assert_same_batch(batches[1], next(data))
   finally:
     data.close()
 
 
 @pytest.mark.slow
 def test_a_dead_worker_is_an_error_and_the_run_can_go_on(corpus, expected):
-  data = HostBatches(corpus, changed(workers=1), host=0, hosts=1)
+  data = HostBatches(corpus, changed(data=dict(workers=1)), host=0, hosts=1)
   before = set(multiprocessing.active_children())
   try:
     next(data)
@@ -125,7 +113,7 @@ def test_a_dead_worker_is_an_error_and_the_run_can_go_on(corpus, expected):
       while taken < 12:  # what it had prepared comes first
         next(data)
         taken += 1
-    assert_same(expected[0][taken], next(data))
+    assert_same_batch(expected[0][taken], next(data))
   finally:
     data.close()
 
@@ -144,7 +132,7 @@ if __name__ == "__main__":
 
 def test_a_killed_run_leaves_no_worker_behind(corpus, tmp_path):
   (tmp_path / "run.py").write_text(KILLED)
-  (tmp_path / "args").write_bytes(pickle.dumps((corpus, changed(workers=1))))
+  (tmp_path / "args").write_bytes(pickle.dumps((corpus, changed(data=dict(workers=1)))))
   root = Path(pipeline.__file__).parents[2]
   run = subprocess.Popen(
     [sys.executable, tmp_path / "run.py", tmp_path / "args"],
@@ -191,7 +179,7 @@ def test_held_out_rows_are_the_same_for_every_host_count_and_seed(corpus, hosts)
     for h in range(hosts)
   ]
   for n, batch in enumerate(whole):
-    assert_same(batch, joined([share[n] for share in shares]))
+    assert_same_batch(batch, joined([share[n] for share in shares]))
 
 
 def test_held_out_rows_beyond_the_asked_ones_are_empty(corpus):
@@ -235,7 +223,7 @@ def test_prose_is_cut_to_rows_and_complete(corpus):
 
 def test_the_tokenizer_of_a_workdir_stays(tmp_path):
   config = dataclasses.replace(
-    changed(sources=("digits",)),
+    changed(data=dict(sources=("digits",))),
     model=dataclasses.replace(CONFIG.model, vocab_size=300),
   )
   first = open_corpus(config, tmp_path).tokenizer
@@ -254,7 +242,7 @@ def test_the_tokenizer_of_a_workdir_stays(tmp_path):
 def test_a_named_tokenizer_is_copied_into_the_workdir(tmp_path):
   path = tmp_path / "own.model"
   own = Tokenizer.train(["a handwritten seven"], vocab_size=290, path=path)
-  config = changed(sources=("digits",), tokenizer=str(path))
+  config = changed(data=dict(sources=("digits",), tokenizer=str(path)))
   workdir = tmp_path / "run"
   workdir.mkdir()
   assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
@@ -269,7 +257,7 @@ def test_a_start_that_was_refused_leaves_no_tokenizer_behind(tmp_path):
   letters = list(map(chr, range(500, 900)))
   Tokenizer.train(letters, vocab_size=700, path=path)
   config = dataclasses.replace(
-    changed(sources=("digits",), tokenizer=str(path)),
+    changed(data=dict(sources=("digits",), tokenizer=str(path))),
     model=dataclasses.replace(CONFIG.model, vocab_size=300),
   )
   with pytest.raises(ValueError, match="model.vocab_size=300: the tokenizer has 6"):
@@ -293,7 +281,7 @@ def test_what_is_skipped_is_listed_in_the_workdir_and_logged(tmp_path, caplog):
   )
   (tmp_path / "photos" / "good0.png").write_bytes(b"")
   spec = f"folder:{tmp_path / 'photos'}"
-  config = changed(sources=(spec,))
+  config = changed(data=dict(sources=(spec,)))
   corpus = open_corpus(config, tmp_path)
   listed = json.loads((tmp_path / "skipped.json").read_text())[spec]
   assert set(listed) == {"good0.png", "silent.png", "essay.png"}
@@ -321,7 +309,9 @@ def test_what_sources_hold_is_shown_for_each_split_and_adds_up(tmp_path):
     (tmp_path / "photos" / f"{name}.txt").write_text(caption)
   tiny_shards.make(tmp_path / "old", kind="pixels", shape=(8, 8, 1))
   photos, old = f"folder:{tmp_path / 'photos'}", f"shards:{tmp_path / 'old'}"
-  corpus = open_corpus(changed(sources=(photos, "digits"), row_length=128), tmp_path)
+  corpus = open_corpus(
+    changed(data=dict(sources=(photos, "digits"), row_length=128)), tmp_path
+  )
   lines = list(notices.found_lines(corpus.train, corpus.test))
   assert lines == [
     f"{photos}:",
@@ -336,7 +326,7 @@ def test_what_sources_hold_is_shown_for_each_split_and_adds_up(tmp_path):
   found = notices.found(corpus.train, corpus.test)[photos]
   assert found["train"]["found"] == {"documents": 6, "images": 6, "texts": 5}
   assert json.loads(json.dumps(found)) == found
-  corpus = open_corpus(changed(sources=(old,)), tmp_path)
+  corpus = open_corpus(changed(data=dict(sources=(old,))), tmp_path)
   assert list(notices.found_lines(corpus.train, corpus.test)) == [
     f"{old}: 12 documents to train on, 4 held out; what preparing skipped is not known"
   ]
@@ -354,7 +344,9 @@ def test_a_long_caption_of_a_folder_is_split_where_the_config_says_so(
     tmp_path / "photos", {f"{i}": "short" for i in range(4)} | {"long": words}
   )
   spec = f"folder:{tmp_path / 'photos'}"
-  config = changed(sources=(spec,), too_long=too_long, row_length=64, workers=0)
+  config = changed(
+    data=dict(sources=(spec,), too_long=too_long, row_length=64, workers=0)
+  )
   corpus = open_corpus(config, tmp_path)
   held = [s[i][0] for s in corpus.train + corpus.test for i in range(len(s))]
   assert (words in held) == (too_long == "split")
@@ -373,7 +365,7 @@ def test_weights_are_always_in_reach(tmp_path, caplog):
     tmp_path / "photos", {f"{i}": "many different words " * 3 for i in range(9)}
   )
   photos = f"folder:{tmp_path / 'photos'}"
-  config = changed(sources=(photos, "pydoc"), weights=(1.0, 9.0), workers=0)
+  config = changed(data=dict(sources=(photos, "pydoc"), weights=(1.0, 9.0), workers=0))
   data = HostBatches(open_corpus(config, tmp_path), config, host=0, hosts=1)
   for _ in range(4):
     next(data)
@@ -387,7 +379,11 @@ def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, s
     tmp_path / "photos", {f"{i}": "many different words " * 3 for i in range(9)}
   )
   config = changed(
-    sources=(f"folder:{tmp_path / 'photos'}", "pydoc"), text_per_patch=ratio, workers=0
+    data=dict(
+      sources=(f"folder:{tmp_path / 'photos'}", "pydoc"),
+      text_per_patch=ratio,
+      workers=0,
+    )
   )
   corpus = open_corpus(config, tmp_path)
   data = HostBatches(corpus, config, host=0, hosts=1)
@@ -411,6 +407,6 @@ def test_a_source_from_which_drawing_cannot_be_learned_is_told_of(
   tmp_path, caplog, make, cap, said
 ):
   source = Given("pages", 40, make)
-  config = tiny_sources.changed(diffusion=dict(image_first_noise_cap=cap))
+  config = changed(diffusion=dict(image_first_noise_cap=cap))
   notices.warn((source,), tiny_sources.tokenizer(), config, tmp_path)
   assert caplog.text.count("drawing from pure noise is not learned") == said

@@ -266,7 +266,7 @@ def test_damaged_records_are_skipped_named_and_counted_and_no_other_is_lost(tmp_
   config = run([name], lanes=1, max_damaged=2, caption_dropout=0.0)
   corpus = begin(config, tmp_path / "run")
   lane = Lane(corpus.train, corpus.tokenizer, config, lane=0, repeat=False)
-  text = " ".join(corpus.tokenizer.decode(row.tokens_bl) for row in lane)
+  text = " ".join(corpus.tokenizer.decode(row.tokens_l) for row in lane)
   shown = [n for n in range(12) if f"picture {n} " in text]
   assert shown == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
   found = lane.state().damaged[name]

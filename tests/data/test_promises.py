@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny import assert_same_batch
 from tiny_sources import ALL, SOURCES, changed, tokenizer
 
 from tfusion import config as config_lib
@@ -31,12 +32,6 @@ def all_states(data) -> dict:
   return json.loads(
     json.dumps({lane: s for d in data for lane, s in d.lane_states().items()})
   )
-
-
-def assert_same(a: sequence.Batch, b: sequence.Batch):
-  for name, x, y in zip(a._fields, a, b, strict=True):
-    assert x.dtype == y.dtype
-    np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +67,7 @@ def test_the_rows_below_hold_all_that_is_promised(expected):
 def test_the_global_batch_is_the_same_on_every_host_count(expected, hosts):
   data = host_batches(hosts=hosts)
   for batch in expected[0][:8]:
-    assert_same(batch, next_global(data))
+    assert_same_batch(batch, next_global(data))
   assert all_states(data) == expected[1][8]
 
 
@@ -81,7 +76,7 @@ def test_worker_processes_change_no_batch_and_no_state(expected, workers):
   data = host_batches(changed(ALL, data=dict(workers=workers)))
   try:
     for batch, state in zip(expected[0][:6], expected[1][1:]):
-      assert_same(batch, next_global(data))
+      assert_same_batch(batch, next_global(data))
       assert all_states(data) == state
   finally:
     data[0].close()
@@ -94,14 +89,14 @@ def test_what_two_hosts_saved_goes_on_bit_by_bit_on_one_or_four(expected, hosts)
   for d in two:
     d.restore(states[18])
   for batch in batches[18:20]:
-    assert_same(batch, next_global(two))
+    assert_same_batch(batch, next_global(two))
   saved = all_states(two)
   assert saved == states[20]
   data = host_batches(hosts=hosts)
   for d in data:
     d.restore(saved)
   for batch in batches[20:]:  # through the end of a source
-    assert_same(batch, next_global(data))
+    assert_same_batch(batch, next_global(data))
   assert all_states(data) == states[STEPS]
 
 

@@ -47,53 +47,53 @@ def spelled_out(document, patches):
   yield SPECIAL.eos, document[-1].weight, None
 
 
-def expected_row(documents, config) -> sequence.Batch:
+def expected_row(documents, config) -> sequence.Row:
   """The row of these documents, position by position."""
   length, slots = config.data.row_length, config.data.image_slots
   patches = config.model.patches_per_image
-  row = {name: [] for name in sequence.Batch._fields}
+  row = {name: [] for name in sequence.Row._fields}
   images = []
   for document in documents:
-    first = len(row["tokens_bl"])
+    first = len(row["tokens_l"])
     inputs = list(spelled_out(document, patches))
     before, last_of, seen = len(images), {}, {}
     for i, (_, _, image) in enumerate(inputs):
       last_of[image] = first + i
     for i, (token, _, image) in enumerate(inputs[:-1]):
       target, weight, _ = inputs[i + 1]
-      row["tokens_bl"].append(token)
-      row["targets_bl"].append(target if weight else SPECIAL.pad)
-      row["weights_bl"].append(weight)
-      row["positions_bl"].append(i)
-      row["lo_bl"].append(first)
-      row["hi_bl"].append(first + i if image is None else last_of[image])
+      row["tokens_l"].append(token)
+      row["targets_l"].append(target if weight else SPECIAL.pad)
+      row["weights_l"].append(weight)
+      row["positions_l"].append(i)
+      row["lo_l"].append(first)
+      row["hi_l"].append(first + i if image is None else last_of[image])
       if image is None:
-        row["patch_bl"].append(-1)
+        row["patch_l"].append(-1)
         continue
       if image not in seen:
         seen[image] = 0
         images.append((document[image], first + i))
       slot = before + list(seen).index(image)
-      row["patch_bl"].append(slot * patches + seen[image])
+      row["patch_l"].append(slot * patches + seen[image])
       seen[image] += 1
   padding = {
-    "tokens_bl": SPECIAL.pad,
-    "targets_bl": SPECIAL.pad,
-    "weights_bl": 0.0,
-    "positions_bl": 0,
-    "lo_bl": length,
-    "hi_bl": length - 1,
-    "patch_bl": -1,
+    "tokens_l": SPECIAL.pad,
+    "targets_l": SPECIAL.pad,
+    "weights_l": 0.0,
+    "positions_l": 0,
+    "lo_l": length,
+    "hi_l": length - 1,
+    "patch_l": -1,
   }
   for name, value in padding.items():
     row[name] += [value] * (length - len(row[name]))
   empty = slots - len(images)
-  row["latents_bnhwc"] = [i.latent for i, _ in images] + [np.zeros(SHAPE)] * empty
-  row["image_start_bn"] = [start for _, start in images] + [0] * empty
-  row["image_weight_bn"] = [i.weight for i, _ in images] + [0] * empty
+  row["latents_nhwc"] = [i.latent for i, _ in images] + [np.zeros(SHAPE)] * empty
+  row["image_start_n"] = [start for _, start in images] + [0] * empty
+  row["image_weight_n"] = [i.weight for i, _ in images] + [0] * empty
   # What is only read is shown clean.
-  row["noise_cap_bn"] = [0.75 if i.weight else 0.0 for i, _ in images] + [1.0] * empty
-  return sequence.Batch(*(np.asarray(row[name]) for name in sequence.Batch._fields))
+  row["noise_cap_n"] = [0.75 if i.weight else 0.0 for i, _ in images] + [1.0] * empty
+  return sequence.Row(*(np.asarray(row[name]) for name in sequence.Row._fields))
 
 
 def albums_in_codes(number: int) -> tuple:

@@ -25,7 +25,7 @@ def test_what_a_source_does_not_say_has_a_plain_answer(tmp_path):
 def test_a_source_with_plain_answers_is_trained_on_and_told_of(tmp_path):
   lane = Lane([PLAIN], tiny_sources.tokenizer(), CONFIG, lane=0)
   first = next(lane)
-  assert next(lane).tokens_bl.shape == first.tokens_bl.shape
+  assert next(lane).tokens_l.shape == first.tokens_l.shape
   splits = {"train": [PLAIN], "test": [PLAIN]}
   named, kept = identity.recognise(splits, ["plain"], tmp_path)
   assert named["train"] == (PLAIN,) and kept.sources[0]["train"] is None

@@ -16,13 +16,9 @@ from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards.manifest import ImageFormat
 from tfusion.generate.canvas import Canvas, false_colours, open_canvas
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 SHAPE = (4, 4, 3)  # of latents; of pixels 8 x 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-  with tiny.one_device():
-    yield
 
 
 @pytest.fixture(scope="module")

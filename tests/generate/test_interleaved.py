@@ -27,6 +27,8 @@ from tfusion.model.transfusion import Transfusion, bind
 from tfusion.sequence import Image, Text
 from tfusion.sharding import put_rows, spec
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 LIMIT = 44  # sample.max_elements
 PATCHES = 4
 CONFIG = tiny.config(
@@ -66,12 +68,6 @@ def make_prompts(seed=0):
     (image(), image(), text(1)),
     (text(1), image(), text(6), Blank(), text(2)),
   ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def make_params():

@@ -43,10 +43,10 @@ def test_documents_are_named_by_source_index_and_piece(taken):
   names = [name for row in rows for name in row.documents]
   assert any(", piece 2" in name for name in names)
   for row in rows:
-    starts = np.unique(row.row.lo_bl[row.row.hi_bl >= row.row.lo_bl])
+    starts = np.unique(row.row.lo_l[row.row.hi_l >= row.row.lo_l])
     for name, start in zip(row.documents, starts, strict=True):
       if name.startswith("prose[") and "piece" not in name:
-        text = tokenizer().decode(row.row.tokens_bl[row.row.lo_bl == start])
+        text = tokenizer().decode(row.row.tokens_l[row.row.lo_l == start])
         assert text == SOURCES[3].make(int(name[6:-1]))[0]
 
 

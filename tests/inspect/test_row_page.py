@@ -26,8 +26,8 @@ def packed(*documents, config=ALL):
 
 
 def page_of(row, names, show):
-  ends = np.flatnonzero(row.tokens_bl == tokenizer().special.bos)[1:]
-  ends = [0, *ends, np.sum(row.hi_bl >= row.lo_bl)]
+  ends = np.flatnonzero(row.tokens_l == tokenizer().special.bos)[1:]
+  ends = [0, *ends, np.sum(row.hi_l >= row.lo_l)]
   taken = TakenRow(row, 5, names, tuple(np.diff(ends)))
   return row_page.page(
     taken, tokenizer(), title="Step 3", show=show, patches_per_image=PATCHES
@@ -94,7 +94,7 @@ def test_a_page_says_how_noisy_an_image_to_be_read_may_be_and_what_is_not_learne
 def test_documents_that_see_each_other_are_told_apart_all_the_same():
   together = changed(ALL, data=dict(isolate_documents=False))
   row = packed((text("12"),), (text("345"),), config=together)
-  assert set(row.lo_bl[:7]) == {0}
+  assert set(row.lo_l[:7]) == {0}
   page = page_of(row, ("a[0]", "b[0]"), None)
   assert "a[0]: positions 0 to 2" in page and "b[0]: positions 3 to 6" in page
 
@@ -105,18 +105,18 @@ def test_the_band_is_the_mask():
   scale = plot.shape[0] // 64
   small = plot[::scale, ::scale]
   keys = np.arange(64)
-  mask = (row.lo_bl[:, None] <= keys) & (keys <= row.hi_bl[:, None])
+  mask = (row.lo_l[:, None] <= keys) & (keys <= row.hi_l[:, None])
   np.testing.assert_array_equal((small < 255).any(-1), mask)
   orange = (small == row_page.PATCH).all(-1).any(1)
-  np.testing.assert_array_equal(orange, row.patch_bl >= 0)
+  np.testing.assert_array_equal(orange, row.patch_l >= 0)
 
 
 def test_the_band_of_a_long_row_stays_small():
   empty = packed()
   long = empty._replace(
-    lo_bl=np.zeros(8192, np.int32),
-    hi_bl=np.arange(8192, dtype=np.int32),
-    patch_bl=np.full(8192, -1, np.int32),
+    lo_l=np.zeros(8192, np.int32),
+    hi_l=np.arange(8192, dtype=np.int32),
+    patch_l=np.full(8192, -1, np.int32),
   )
   side = len(row_page.band(long))
   assert 600 < side <= row_page.BAND_PX

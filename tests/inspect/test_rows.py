@@ -131,13 +131,13 @@ def test_latents_and_codes_are_shown_as_well_as_can_be(
   assert shown
   if latents:
     (row,) = taken
-    made = row.row.latents_bnhwc[: len(shown)]
+    made = row.row.latents_nhwc[: len(shown)]
     scaled = made * np.float32(images.scale) + np.float32(images.shift)
     expected = [codec.decode(x[None])[0] for x in scaled]
     if not has_autoencoder:
       expected = [false_colours(x) for x in made]
   else:
-    tokens = taken[0].row.tokens_bl
+    tokens = taken[0].row.tokens_l
     vocabulary = tiny_shards.tokenizer().vocab_size
     codes = tokens[tokens >= vocabulary].reshape(-1, 16) - vocabulary
     expected = [codec.decode(x[None])[0] for x in codes]

@@ -13,12 +13,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny
 from interop import kl
 from safetensors.numpy import load_file, save_file
 
 from tfusion.autoencoder import network
 from tfusion.interop import diffusers, open_codec
+
+pytestmark = pytest.mark.usefixtures("mesh")
 
 GOLDEN = pathlib.Path(__file__).parent / "kl_tiny"
 # Float32 through some 20 convolutions, summed in another order; outputs are about 1.
@@ -27,12 +28,6 @@ BESIDE = pytest.mark.skipif(
   not all(map(importlib.util.find_spec, ("torch", "diffusers"))),
   reason="not run beside diffusers itself: pip install torch==2.13.0 diffusers",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-  with tiny.one_device():
-    yield
 
 
 @pytest.fixture

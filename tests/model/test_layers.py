@@ -20,11 +20,7 @@ from tfusion.model.layers import (
 )
 from tfusion.sharding import spec
 
-
-@pytest.fixture(autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
+pytestmark = pytest.mark.usefixtures("mesh")
 
 
 def first_layer(kind, model) -> nnx.Module:

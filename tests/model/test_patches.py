@@ -9,11 +9,7 @@ from flax import nnx
 
 from tfusion.model.patches import LinearPatches, patchify, sinusoids, unpatchify
 
-
-@pytest.fixture(autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
+pytestmark = pytest.mark.usefixtures("mesh")
 
 
 def make(**changes) -> LinearPatches:

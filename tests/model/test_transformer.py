@@ -12,14 +12,10 @@ from flax import nnx
 from tfusion.model.layers import View, rope_angles
 from tfusion.model.transformer import REMAT, Transformer, empty_keys
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 MODEL = dataclasses.replace(tiny.config().model, layers=3)
 B, L, D = 2, 8, MODEL.width
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def make(model=MODEL) -> Transformer:

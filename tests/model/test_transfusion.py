@@ -12,6 +12,8 @@ from flax import nnx
 from tfusion.model.transfusion import axis_names, bind, build, dtype_of, parameter_count
 from tfusion.sharding import RULES
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 CONFIG = tiny.config()
 # Table 2: layers, width, heads, numbers of a head; Llama's SwiGLU width; parameters
 # with a vocabulary of 32,000 and without the patch layers, in millions; what linear
@@ -23,12 +25,6 @@ SIZES = {
   "1.4b": (24, 2048, 16, 128, 5632, 1364.3, 0.356),
   "7b": (32, 4096, 32, 128, 11_008, 6738.4, 0.269),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 @pytest.fixture(scope="module")

@@ -93,13 +93,15 @@ def test_the_line_on_the_console_holds_losses_rates_and_the_time_left():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
-def test_a_line_that_finds_the_disk_full_names_its_file(tmp_path):
+def test_a_line_that_finds_the_disk_full_names_its_file(tmp_path, monkeypatch):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 0}\n')
   file = log_lib.JsonLines(path, last_step=0, writes=True)
-  path.with_suffix(".tmp").symlink_to("/dev/full")
-  with pytest.raises(OSError, match="No space left on device") as error:
-    log_lib.JsonLines(path, last_step=0, writes=True)
+  full = pathlib.Path("/dev/full").write_bytes
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "write_bytes", lambda self, data: full(data))
+    with pytest.raises(OSError, match="No space left on device") as error:
+      log_lib.JsonLines(path, last_step=0, writes=True)
   assert str(path) in str(error.value) and path.read_text() == '{"step": 0}\n'
   path.unlink()
   path.symlink_to("/dev/full")

@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 import tiny
 import tiny_shards
-from jax.experimental.compilation_cache import compilation_cache
+from tiny import lines
 
-from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
@@ -82,29 +81,29 @@ sys.exit(cli.main(["train", "--config", sys.argv[1], "--workdir", sys.argv[2]]))
 
 def make_config(**changes) -> Config:
   """A run of 12 updates of a model that knows nothing afterwards."""
-  values = {
-    "model": dict(layers=1, width=32, heads=2, kv_heads=2, mlp=32, vocab_size=320),
-    "data": dict(
-      sources=("digits",), row_length=64, lanes=2, packing_rows=1, workers=0
-    ),
-    "optim": dict(warmup_steps=2, peak_lr=1e-2),
-    "train": dict(
-      steps=STEPS,
-      batch_rows=4,
-      log_every_steps=1,
-      eval_every_steps=EVALS,
-      eval_rows=4,
-      save_every_steps=SAVES,
-      keep_last=3,
-    ),
-  }
-  nested = dataclasses.asdict(Config())
-  for section, keys in values.items():
-    nested[section].update(keys)
-  for name, value in changes.items():
-    section, key = name.split("__")
-    nested[section][key] = value
-  return config_lib.from_dict(nested)
+  values = dict(
+    model__layers=1,
+    model__width=32,
+    model__heads=2,
+    model__kv_heads=2,
+    model__mlp=32,
+    model__vocab_size=320,
+    data__sources=("digits",),
+    data__row_length=64,
+    data__lanes=2,
+    data__packing_rows=1,
+    data__workers=0,
+    optim__warmup_steps=2,
+    optim__peak_lr=1e-2,
+    train__steps=STEPS,
+    train__batch_rows=4,
+    train__log_every_steps=1,
+    train__eval_every_steps=EVALS,
+    train__eval_rows=4,
+    train__save_every_steps=SAVES,
+    train__keep_last=3,
+  )
+  return tiny.build(**(values | changes))
 
 
 PLAIN = make_config()
@@ -116,20 +115,8 @@ FULL = make_config(**FULL_CHANGES)
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
   """Where compiled programs wait for the next run of the same config."""
-  options = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  with tiny.quick():
-    yield {name.upper(): str(value) for name, value in options.items()}
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")) as environment:
+    yield environment
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +127,6 @@ def never_stopped(tmp_path_factory):
     runs[name] = tmp_path_factory.mktemp(name) / "run"
     loop.train(config, runs[name])
   return runs
-
-
-def lines(workdir: pathlib.Path, name: str = "metrics") -> list[dict]:
-  return [json.loads(x) for x in (workdir / f"{name}.jsonl").read_text().splitlines()]
 
 
 def assert_same_files(got: pathlib.Path, want: pathlib.Path):

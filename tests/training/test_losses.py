@@ -10,13 +10,9 @@ import tiny
 from tfusion.model.patches import patchify
 from tfusion.training.losses import Sum, image_loss, text_loss
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 B, L, V = 3, 5, 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 def tokens(seed: int = 0):

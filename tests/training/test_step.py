@@ -20,16 +20,12 @@ from tfusion.training import step as step_lib
 from tfusion.training.losses import Sum, text_loss
 from tfusion.training.step import Losses, draw_noise, gradients, init_state, train_step
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = tiny.config(optim__ema_decay=0.9)
 PATCHES = CONFIG.model.patches_per_image
 ROOT_KEY = 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 @pytest.fixture(scope="module")

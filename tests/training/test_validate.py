@@ -14,13 +14,9 @@ from tfusion.training import validate as validate_lib
 from tfusion.training.step import draw_noise
 from tfusion.training.validate import BINS, grid, validate
 
+pytestmark = pytest.mark.usefixtures("mesh")
+
 CONFIG = tiny.config()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mesh():
-  with tiny.one_device() as mesh:
-    yield mesh
 
 
 @pytest.fixture(scope="module")

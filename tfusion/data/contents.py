@@ -14,13 +14,13 @@ class Hashed(NamedTuple):
 
   id: str  # by which a person finds it, as the name of its file
   text: str  # hash of its text
-  picture: str = ""  # hash of its picture
+  image: str = ""  # hash of its image
 
 
 class Contents(NamedTuple):
   """All documents of one split, in order."""
 
-  sha256: str  # of texts and pictures; names are no part of it
+  sha256: str  # of texts and images; names are no part of it
   documents: int
   made_with: str = ""  # what may give others in another version: "Python 3.11.2"
   hashed: tuple[Hashed, ...] = ()  # each, where a source knows them
@@ -39,5 +39,5 @@ def digest(parts: Iterable[str | bytes]) -> str:
 def of_documents(hashed: Iterable[Hashed], *, made_with: str = "") -> Contents:
   """The contents of documents that are hashed one by one, in order."""
   hashed = tuple(hashed)
-  sha256 = digest(part for own in hashed for part in (own.text, own.picture))
+  sha256 = digest(part for own in hashed for part in (own.text, own.image))
   return Contents(sha256, len(hashed), made_with, hashed)

@@ -99,8 +99,8 @@ class Folder(Source):
       seen[pair.file] += 1
       more = f" {seen[pair.file]}" if seen[pair.file] > 1 else ""
       text = contents_lib.digest([pair.caption])
-      picture = pixels[self.row_of[pair.file]]
-      hashed.append(contents_lib.Hashed(pair.file + more, text, picture))
+      image = pixels[self.row_of[pair.file]]
+      hashed.append(contents_lib.Hashed(pair.file + more, text, image))
     return contents_lib.of_documents(hashed, made_with=f"Pillow {PIL.__version__}")
 
   def fit(self, count: Callable[[str], int], *, room: int) -> "Folder":

@@ -316,9 +316,9 @@ def _by_document(
   for id in old.keys() & new.keys():
     (_, a), (split, b) = old[id], new[id]
     if a.text != b.text:
-      found[_CAPTION if a.picture else _TEXT].append(id)
-    if a.picture != b.picture:
-      found[_PICTURE].append(id)
+      found[_CAPTION if a.image else _TEXT].append(id)
+    if a.image != b.image:
+      found[_IMAGE].append(id)
     compare(id, old[id], split)
   # What has another name now is the same document still.
   gone = collections.defaultdict(list)
@@ -344,11 +344,11 @@ def _some(ids: list[str]) -> str:
   return ", ".join(sorted(ids)[:QUOTED]) + more
 
 
-_CAPTION, _TEXT, _PICTURE, _TRAINED, _HELD_OUT, _GONE, _NEW = range(7)
+_CAPTION, _TEXT, _IMAGE, _TRAINED, _HELD_OUT, _GONE, _NEW = range(7)
 _WORDS = {  # of one, of several
   _CAPTION: ("caption differs", "captions differ"),
   _TEXT: ("text differs", "texts differ"),
-  _PICTURE: ("image differs", "images differ"),
+  _IMAGE: ("image differs", "images differ"),
   _TRAINED: (
     "held-out document would now be trained on",
     "held-out documents would now be trained on",

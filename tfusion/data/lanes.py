@@ -38,8 +38,8 @@ class TooLong(NamedTuple):
   elements: int
 
 
-class Lane(Iterator[sequence.Batch]):
-  """One deterministic stream of packed rows (Batches without b)."""
+class Lane(Iterator[sequence.Row]):
+  """One deterministic stream of packed rows."""
 
   def __init__(
     self,
@@ -99,7 +99,7 @@ class Lane(Iterator[sequence.Batch]):
     """How many positions each of these takes."""
     return [length for _, length in self._last]
 
-  def __next__(self) -> sequence.Batch:
+  def __next__(self) -> sequence.Row:
     """Returns the next row; raises what `take` does."""
     return pack(self.take(), self._config, self._tokenizer)
 
@@ -324,15 +324,15 @@ def _read(source: Source, indices: list[int]) -> list[Sequence[Span] | Damaged]:
 
 def pack(
   documents: list[sequence.Elements], config: Config, tokenizer: Tokenizer
-) -> sequence.Batch:
-  """Packs laid-out documents into a row (a Batch without b) of the run's sizes."""
+) -> sequence.Row:
+  """Packs laid-out documents into a row of the run's sizes."""
   return sequence.pack(documents, **_sizes(config, tokenizer))
 
 
 def pack_rows(
   rows: list[list[sequence.Elements]], config: Config, tokenizer: Tokenizer
 ) -> sequence.Batch:
-  """Packs the documents of several rows into a Batch."""
+  """Packs the documents of several rows into a batch."""
   return sequence.pack_rows(rows, **_sizes(config, tokenizer))
 
 

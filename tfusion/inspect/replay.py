@@ -17,7 +17,7 @@ from tfusion.data.pipeline import Corpus
 class TakenRow(NamedTuple):
   """A row of a global batch and where it came from."""
 
-  row: sequence.Batch  # one row: its arrays are without b
+  row: sequence.Row
   lane: int
   documents: tuple[str, ...]  # "source[index]" of each in order; ", piece n" of one cut
   lengths: tuple[int, ...]  # positions of each

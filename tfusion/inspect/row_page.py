@@ -52,9 +52,9 @@ def page(
     One page that needs no other file.
   """
   row = taken.row
-  live = row.hi_bl >= row.lo_bl
-  used = len(np.unique(row.patch_bl[row.patch_bl >= 0] // patches_per_image))
-  images = show(row.latents_bnhwc[:used]) if used else ()
+  live = row.hi_l >= row.lo_l
+  used = len(np.unique(row.patch_l[row.patch_l >= 0] // patches_per_image))
+  images = show(row.latents_nhwc[:used]) if used else ()
   sections, stop = [], 0
   for name, length in zip(taken.documents, taken.lengths, strict=True):
     start, stop = stop, stop + length
@@ -68,7 +68,7 @@ def page(
   return (
     f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
     f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-    f"<p>Lane {taken.lane}; {filled}, {used} of {len(row.image_start_bn)} image slots"
+    f"<p>Lane {taken.lane}; {filled}, {used} of {len(row.image_start_n)} image slots"
     " used. Grey is read, not learned.</p>"
     f"{''.join(sections)}<h2>What sees what</h2><p>Down: the position that looks;"
     " across: the positions that it sees. Text is blue, patches are orange.</p>"
@@ -76,30 +76,30 @@ def page(
   )
 
 
-def band(row: sequence.Batch) -> np.ndarray:
+def band(row: sequence.Row) -> np.ndarray:
   """The intervals lo..hi of a row as a plot u8[side, side, 3].
 
   Of long rows every few positions are shown, of short ones each as several pixels.
   """
-  length = len(row.lo_bl)
+  length = len(row.lo_l)
   stride = -(-length // BAND_PX)
   at = np.arange(0, length, stride)
-  lo, hi = row.lo_bl[at, None], row.hi_bl[at, None]
+  lo, hi = row.lo_l[at, None], row.hi_l[at, None]
   sees = (lo <= at) & (at <= hi)
-  colours = np.where(row.patch_bl[at, None] >= 0, PATCH, TEXT)
+  colours = np.where(row.patch_l[at, None] >= 0, PATCH, TEXT)
   plot = np.where(sees[..., None], colours[:, None], 255).astype(np.uint8)
   scale = max(1, BAND_PX // len(at))
   return plot.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def _spans(
-  row: sequence.Batch, own: np.ndarray, tokenizer: Tokenizer, images, show
+  row: sequence.Row, own: np.ndarray, tokenizer: Tokenizer, images, show
 ) -> Iterator[str]:
   """The document at positions `own`, span by span."""
   special = {i: n.upper() for n, i in tokenizer.special._asdict().items() if n != "pad"}
-  starts = {int(s): n for n, s in enumerate(row.image_start_bn[: len(images)])}
+  starts = {int(s): n for n, s in enumerate(row.image_start_n[: len(images)])}
   # Position i is learned as the target of the position before it.
-  learned = np.append(False, row.weights_bl[own[:-1]] > 0)
+  learned = np.append(False, row.weights_l[own[:-1]] > 0)
   kinds = [_kind(row, i, special, tokenizer.vocab_size) for i in own]
   begin = 0
   while begin < len(own):
@@ -111,7 +111,7 @@ def _spans(
       and kinds[begin] != "special"
     ):
       end += 1
-    ids = row.tokens_bl[own[begin:end]]
+    ids = row.tokens_l[own[begin:end]]
     if kinds[begin] == "patch":
       slot = starts[int(own[begin])]
       yield png.tag(images[slot], width=IMAGE_PX)
@@ -124,24 +124,24 @@ def _spans(
       shown = f"<b>{special[int(ids[0])]}</b>" if kinds[begin] == "special" else shown
       yield shown if learned[begin] else f"<span class=read>{shown}</span>"
     begin = end
-  if row.targets_bl[own[-1]] == tokenizer.special.eos:
+  if row.targets_l[own[-1]] == tokenizer.special.eos:
     yield "<b>EOS</b>"  # a target alone
-  elif row.targets_bl[own[-1]] == tokenizer.special.pad:
+  elif row.targets_l[own[-1]] == tokenizer.special.pad:
     yield "<span class=read>(what follows is not learned)</span>"
 
 
-def _noise(row: sequence.Batch, slot: int) -> str:
+def _noise(row: sequence.Row, slot: int) -> str:
   """What the image of a slot is trained on."""
-  weight, cap = row.image_weight_bn[slot], row.noise_cap_bn[slot]
+  weight, cap = row.image_weight_n[slot], row.noise_cap_n[slot]
   if cap == 0:
     return "clean: to be read, no noise to learn"
   bound = f"t up to {cap:g} T: to be read" if cap < 1 else "t up to T"
   return f"{bound}, weight {weight:g}"
 
 
-def _kind(row: sequence.Batch, i: int, special: dict, vocab_size: int) -> str:
-  if row.patch_bl[i] >= 0:
+def _kind(row: sequence.Row, i: int, special: dict, vocab_size: int) -> str:
+  if row.patch_l[i] >= 0:
     return "patch"
-  if row.tokens_bl[i] >= vocab_size:
+  if row.tokens_l[i] >= vocab_size:
     return "code"
-  return "special" if int(row.tokens_bl[i]) in special else "text"
+  return "special" if int(row.tokens_l[i]) in special else "text"

@@ -54,7 +54,11 @@ def open_checkpoints(config: Any, workdir: Path, held: Hold) -> Checkpoints:
 
 def write_facts(workdir: Path, facts: Values) -> Values:
   """Writes run.json: these facts, the machine and the command; returns them all."""
-  command = {"command": " ".join(["tfusion", *sys.argv[1:]])}
+  program, *options = sys.argv
+  program = Path(program).name
+  if program in ("tfusion", "__main__.py"):
+    program = "tfusion"  # as it is typed; a run may also be trained by another program
+  command = {"command": " ".join([program, *options])}
   facts = machine.environment() | facts | command
   write_json(workdir, "run.json", facts)
   return facts

@@ -1,9 +1,9 @@
 """The words of drawn scenes: captions, what they claim, and instructions.
 
 Owns: templates, the grammar that reads a caption back, whether its claims hold of a
-scene. Not: scenes and changes (scene.py), judging pictures (evaluate/scenes.py).
+scene. Not: scenes and changes (scene.py), judging images (evaluate/scenes.py).
 
-A caption names everything in the picture, and a thing's words are a part of the truth:
+A caption names everything in the image, and a thing's words are a part of the truth:
 "two circles and a square" says nothing of colours, but that there are three things.
 """
 
@@ -140,11 +140,11 @@ def claims_of(text: str) -> Claims | None:
 
 
 def claims_hold(claims: Claims, things: Sequence[Thing], *, slack: float = 0.0) -> bool:
-  """Whether a picture of `things` shows all that is claimed, and no thing more.
+  """Whether a image of `things` shows all that is claimed, and no thing more.
 
   Args:
     claims: of a caption.
-    things: of a scene, or read from a picture.
+    things: of a scene, or read from a image.
     slack: by how much a thing may miss a place or a relation, a share of the side.
   """
   if len(claims.things) != len(things):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-CELLS = 512  # of the fine grid, along a side; 19 or more to a pixel of 1/64 picture
+CELLS = 512  # of the fine grid, along a side; 19 or more to a pixel of 1/64 image
 
 # Corners by hand: sine and cosine differ in the last bit between libraries.
 _POLYGONS = {
@@ -125,7 +125,7 @@ def coverage(
     x_n: centres of mass, in pixels from the left.
     y_n: centres of mass, in pixels from the top.
     radius_n: of the discs of the same area, in pixels, > 0.
-    left_n: first columns of the windows; they may reach beyond the picture.
+    left_n: first columns of the windows; they may reach beyond the image.
     top_n: first rows.
     size: pixels along a side of every window.
   """

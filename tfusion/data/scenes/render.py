@@ -1,4 +1,4 @@
-"""Scene -> picture: a background, and things on it with smooth edges.
+"""Scene -> image: a background, and things on it with smooth edges.
 
 Owns: pixels. Not: what is drawn (scene.py), the outlines (outlines.py).
 
@@ -31,7 +31,7 @@ def draw(scene: Scene, px: int) -> np.ndarray:
   Returns:
     u8[px, px, 3], RGB.
   """
-  picture = draw_background(scene.background, px)
+  image = draw_background(scene.background, px)
   covers, left_n, top_n = cover(scene.things, px)
   size = covers.shape[1]
   for thing, cover_hw, left, top in zip(scene.things, covers, left_n, top_n):
@@ -39,9 +39,9 @@ def draw(scene: Scene, px: int) -> np.ndarray:
     columns = slice(max(left, 0), min(left + size, px))
     own = cover_hw[rows.start - top : rows.stop - top]
     own = own[:, columns.start - left : columns.stop - left, None]
-    part = picture[rows, columns]
+    part = image[rows, columns]
     part += own * (np.asarray(thing.rgb, np.float64) - part)
-  return np.floor(picture + 0.5).astype(np.uint8)
+  return np.floor(image + 0.5).astype(np.uint8)
 
 
 def cover(
@@ -94,7 +94,7 @@ def _mix(pattern: str, knots: tuple[float, ...], px: int) -> np.ndarray:
   if pattern == "gradient":
     span = abs(turn_x) + abs(turn_y) + 1e-3
     return 0.5 + (turn_x * (line - 0.5) + (turn_y * (line - 0.5))[:, None]) / span
-  waves = 2 + 3 * knots[2]  # across the picture
+  waves = 2 + 3 * knots[2]  # across the image
   if pattern == "stripes":
     return _wave(waves * (turn_x * line + (turn_y * line)[:, None]) + knots[3])
   assert pattern == "checks", pattern

@@ -1,10 +1,10 @@
 """What a drawn scene is: one to four things on a background, drawn by lot from a key.
 
 Owns: things, colours, sizes, places, relations, pairs that training never sees, single
-changes of a scene, the random numbers behind all that. Not: pictures (render.py),
+changes of a scene, the random numbers behind all that. Not: images (render.py),
 words (captions.py), documents (source.py).
 
-Lengths are shares of the picture's side, x to the right, y down, from the top left.
+Lengths are shares of the image's side, x to the right, y down, from the top left.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ PATTERNS = ("plain", "gradient", "stripes", "checks", "clouds", "glow")
 KNOTS = 16  # numbers that shape a background
 
 MOST_THINGS = 4
-GAP = 2 / 32  # between things, along x or y: two pixels of the smaller picture
-EDGE = 1 / 32  # between things and the picture's edge
+GAP = 2 / 32  # between things, along x or y: two pixels of the smaller image
+EDGE = 1 / 32  # between things and the image's edge
 GRID = 256  # things stand on points of this grid
 RADIUS_JITTER, COLOUR_JITTER = 0.05, 10  # a share; levels of 255
 CLEAR = 1 / 16  # a relation holds if centres differ by so much
@@ -105,7 +105,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """The exact truth of a picture."""
+  """The exact truth of a image."""
 
   things: tuple[Thing, ...]
   background: Background
@@ -154,7 +154,7 @@ def related(a: Thing, relation: str, b: Thing, *, slack: float = 0.0) -> bool:
 
 
 def apart(things: Sequence[Thing]) -> bool:
-  """Whether all things lie in the picture, and GAP from each other along x or y."""
+  """Whether all things lie in the image, and GAP from each other along x or y."""
   boxes = [_box(thing) for thing in things]
   return all(
     min(x0, y0) >= EDGE and max(x1, y1) <= 1 - EDGE for x0, y0, x1, y1 in boxes

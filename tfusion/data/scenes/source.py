@@ -1,17 +1,17 @@
 """The source `shapes`: drawn scenes with words, any number of them, by index.
 
 Owns: its options, what a document of each kind is, the splits and their parts. Not:
-scenes (scene.py), pictures (render.py), words (captions.py).
+scenes (scene.py), images (render.py), words (captions.py).
 
 A document is a pure function of (kind, seed, split, index): nothing is stored, nothing
 is drawn in order. Kinds:
 
-  pairs    caption, picture
-  stories  caption, picture, "now make the square red", picture, ...
-  edits    picture (read, not learned), "make the square red", picture
+  pairs    caption, image
+  stories  caption, image, "now make the square red", image, ...
+  edits    image (read, not learned), "make the square red", image
 
 The test split has two parts. `seen` is what training is like. In `held_out`, every
-HELD_OUT_EVERY-th document from 0, the last picture shows a pair of colour and shape of
+HELD_OUT_EVERY-th document from 0, the last image shows a pair of colour and shape of
 scenes.HELD_OUT, which no training document of any kind shows or names.
 """
 
@@ -38,7 +38,7 @@ from tfusion.data.source import Source
 
 KINDS = ("pairs", "stories", "edits")
 SIDES_PX = (32, 64)
-STORY_PICTURES = (2, 3, 4)
+STORY_IMAGES = (2, 3, 4)
 THEN = ("now", "then", "next,", "after that,")
 HELD_OUT_EVERY = 4  # test documents
 TEST_LENGTH = 8192  # documents at most
@@ -87,14 +87,14 @@ class Shapes(Source):
 
   def __getitem__(self, index: int) -> tuple[str | np.ndarray | sequence.Image, ...]:
     drawn = self.drawn(index)
-    pictures = [
+    images = [
       draw(scene, self.px).astype(np.float32) / 127.5 - 1 for scene in drawn.scenes
     ]
     if self.kind == "edits":
-      before, after = pictures
+      before, after = images
       given = sequence.Image(before, weight=0.0, noise_cap=0.0)
       return given, drawn.texts[0], after
-    return tuple(span for both in zip(drawn.texts, pictures) for span in both)
+    return tuple(span for both in zip(drawn.texts, images) for span in both)
 
   def drawn(self, index: int) -> Drawn:
     """Returns the truth of document `index`.
@@ -143,7 +143,7 @@ def open_shapes(
       million; the test split has as many, up to TEST_LENGTH), a seed (0), things in a
       scene at most (4).
     split: "train" or "test"; they share no random number.
-    image_shape: h, w, c of the pictures: (32, 32, 3) or (64, 64, 3).
+    image_shape: h, w, c of the images: (32, 32, 3) or (64, 64, 3).
 
   Raises:
     ValueError: another shape, kind, option or value.
@@ -152,7 +152,7 @@ def open_shapes(
   shapes = [(px, px, 3) for px in SIDES_PX]
   if tuple(image_shape) not in shapes:
     raise ValueError(
-      f"model.image_shape={tuple(image_shape)}: data.sources={name!r} draws pictures of"
+      f"model.image_shape={tuple(image_shape)}: data.sources={name!r} draws images of"
       f" {shapes[0]} or {shapes[1]}; choose one of these"
     )
   kind, *rest = argument.split(",") if argument else ("pairs",)
@@ -192,11 +192,11 @@ def _tell(
   """Draws the scenes of a document and what leads from one to the next."""
   if kind == "pairs":
     return (draw_scene(draws, most=most, held_out=held_out),), ()
-  pictures = draws.choice(STORY_PICTURES) if kind == "stories" else 2
+  images = draws.choice(STORY_IMAGES) if kind == "stories" else 2
   while True:
     scenes = [draw_scene(draws, most=most, held_out=held_out, unlike=True)]
     changes = []
-    for _ in range(pictures - 1):
+    for _ in range(images - 1):
       change = draw_change(draws, scenes[-1], most=most, held_out=held_out)
       changes.append(change)
       scenes.append(change.apply(scenes[-1]))
