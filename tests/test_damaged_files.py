@@ -150,6 +150,7 @@ def test_a_run_whose_tokenizer_is_gone_is_not_told_to_leave_a_key_empty(
 
 
 class _State:
+  step = 1
   sampling_params: dict = {}
 
 
