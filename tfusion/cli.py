@@ -5,7 +5,7 @@ Owns: arguments. Not: work. `--help` answers without importing jax.
 
 import argparse
 import dataclasses
-import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -72,8 +72,7 @@ def _run(argv: list[str] | None) -> int:
     startup.use_huge_pages()
     if sys.stdout is not None:
       sys.stdout.reconfigure(errors="replace")  # file names may be any bytes
-  if getattr(args, "workdir", None):
-    args.workdir = os.path.expanduser(args.workdir)  # bash leaves --workdir=~/x alone
+  _expand_home(args)
   if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   startup.quiet(verbose=args.verbose)
@@ -94,6 +93,23 @@ def _run(argv: list[str] | None) -> int:
     if not error.args:  # else the run was saved, and has said so
       print(f"tfusion {args.command}: interrupted", file=sys.stderr)
     return 130
+
+
+def _expand_home(args: argparse.Namespace) -> None:
+  """Puts the home folder in the place of ~, which shells leave alone in --out=~/x,
+  folder:~/x and data=~/x."""
+  for name in (
+    "autoencoder",
+    "config",
+    "out",
+    "path",
+    "source",
+    "tokenizer",
+    "workdir",
+  ):
+    if isinstance(value := getattr(args, name, None), str):
+      home = re.sub(r"(?:^|(?<=[:=]))~(?=/|$)", lambda _: str(Path.home()), value)
+      setattr(args, name, home)
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> int:

@@ -98,8 +98,8 @@ def _check(config: Config, prompt: Prompt, *, number: int) -> None:
   count = sequence.element_count(whole, patches_per_image=patches)
   if count > limit:
     raise ValueError(
-      f"prompt {number}: {count} elements with its images of {patches} patches, but"
-      f" sample.max_elements={limit}; use fewer images or raise sample.max_elements"
+      f"prompt {number}: {count} elements with images of {patches} patches each, but"
+      f" sample.max_elements={limit}; shorten it or raise sample.max_elements"
     )
 
 

@@ -154,7 +154,7 @@ def _alike(word: str) -> bool:
 
 
 def _nearly(prompt: str, hidden: str) -> ValueError:
-  name = _shown(hidden).strip()
+  name = "".join(f"\\{SIGNS[c]}" if c in SIGNS else c for c in hidden).strip()
   name = name if len(name) <= 60 else f"{name[:60]}..."
   return ValueError(
     f"prompt {prompt!r}: {name!r} is an unknown mark, or nearly a known one; {HOW}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from tfusion.sharding import gather_json
 from tfusion.training.clock import Clock
 from tfusion.training.stop import StopSignals
 
@@ -49,6 +50,13 @@ class Feed:
       return self._clock.wait_for(self._batches, device=device)
 
   def raise_failure(self) -> None:
-    """Raises what the data of this host raised, after all hosts have saved."""
-    if self._failed:
-      raise self._failed
+    """Raises, on all hosts, what the data of one raised, after they all have saved.
+
+    Raises:
+      ChildProcessError: names the host.
+    """
+    if self._stop.agreed_on != signal.SIGCHLD:
+      return
+    said = gather_json(self._failed and str(self._failed))
+    host, why = next((host, why) for host, why in enumerate(said) if why)
+    raise ChildProcessError(f"host {host}: {why}")
