@@ -7,6 +7,8 @@ Owns: going there from a saved state, the names of the documents. Not: lanes
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tfusion import sequence
 from tfusion.config import Config
 from tfusion.data.lane_state import LaneState
@@ -17,7 +19,7 @@ from tfusion.data.pipeline import Corpus
 class TakenRow(NamedTuple):
   """A row of a global batch and where it came from."""
 
-  row: sequence.Batch  # one row: its arrays are without b
+  row: sequence.Batch[np.ndarray]  # one row: its arrays are without b
   lane: int
   documents: tuple[str, ...]  # "source[index]" of each in order; ", piece n" of one cut
   lengths: tuple[int, ...]  # positions of each

@@ -35,7 +35,7 @@ def page(
   tokenizer: Tokenizer,
   *,
   title: str,
-  show: Callable[[np.ndarray], Sequence[np.ndarray]],
+  show: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
   patches_per_image: int,
 ) -> str:
   """Makes the page of a row.
@@ -44,7 +44,7 @@ def page(
     taken: from `replay.rows_of_step`.
     tokenizer: of the run.
     title: heading of the page.
-    show: turns latents f32[n, h, w, c], or codes i32[n, codes] from 0 on, into
+    show: turns latents f32[h, w, c], or codes i32[codes] from 0 on, into
       u8[px, px, 1 or 3] each.
     patches_per_image: positions of an image in patches.
 
@@ -54,7 +54,7 @@ def page(
   row = taken.row
   live = row.hi_bl >= row.lo_bl
   used = len(np.unique(row.patch_bl[row.patch_bl >= 0] // patches_per_image))
-  images = show(row.latents_bnhwc[:used]) if used else ()
+  images = show(list(row.latents_bnhwc[:used])) if used else ()
   sections, stop = [], 0
   for name, length in zip(taken.documents, taken.lengths, strict=True):
     start, stop = stop, stop + length
@@ -76,7 +76,7 @@ def page(
   )
 
 
-def band(row: sequence.Batch) -> np.ndarray:
+def band(row: sequence.Batch[np.ndarray]) -> np.ndarray:
   """The intervals lo..hi of a row as a plot u8[side, side, 3].
 
   Of long rows every few positions are shown, of short ones each as several pixels.
@@ -93,7 +93,7 @@ def band(row: sequence.Batch) -> np.ndarray:
 
 
 def _spans(
-  row: sequence.Batch, own: np.ndarray, tokenizer: Tokenizer, images, show
+  row: sequence.Batch[np.ndarray], own: np.ndarray, tokenizer: Tokenizer, images, show
 ) -> Iterator[str]:
   """The document at positions `own`, span by span."""
   special = {i: n.upper() for n, i in tokenizer.special._asdict().items() if n != "pad"}
@@ -117,7 +117,7 @@ def _spans(
       yield png.tag(images[slot], width=IMAGE_PX)
       yield f"<small>{end - begin} patches, {_noise(row, slot)}</small>"
     elif kinds[begin] == "code":
-      yield png.tag(show(ids[None] - tokenizer.vocab_size)[0], width=IMAGE_PX)
+      yield png.tag(show([ids - tokenizer.vocab_size])[0], width=IMAGE_PX)
       yield f"<small>{end - begin} codes</small>"
     else:
       shown = html.escape(tokenizer.decode(ids))
@@ -130,7 +130,7 @@ def _spans(
     yield "<span class=read>(what follows is not learned)</span>"
 
 
-def _noise(row: sequence.Batch, slot: int) -> str:
+def _noise(row: sequence.Batch[np.ndarray], slot: int) -> str:
   """What the image of a slot is trained on."""
   weight, cap = row.image_weight_bn[slot], row.noise_cap_bn[slot]
   if cap == 0:
@@ -139,7 +139,9 @@ def _noise(row: sequence.Batch, slot: int) -> str:
   return f"{bound}, weight {weight:g}"
 
 
-def _kind(row: sequence.Batch, i: int, special: dict, vocab_size: int) -> str:
+def _kind(
+  row: sequence.Batch[np.ndarray], i: int, special: dict, vocab_size: int
+) -> str:
   if row.patch_bl[i] >= 0:
     return "patch"
   if row.tokens_bl[i] >= vocab_size:
