@@ -91,11 +91,13 @@ def full_names(knobs: Iterable[str], kind: type[C], *, section: str) -> list[str
 
 
 @overload
-def read_config(path: str, overrides: list[str]) -> Config: ...
+def read_config(path: str, overrides: list[str]) -> Config:
+  """Of an experiment of `tfusion train`."""
 
 
 @overload
-def read_config(path: str, overrides: list[str], *, kind: ConfigModule[C]) -> C: ...
+def read_config(path: str, overrides: list[str], *, kind: ConfigModule[C]) -> C:
+  """Of an experiment of the command whose config is `kind`'s."""
 
 
 def read_config(
