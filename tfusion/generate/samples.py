@@ -87,7 +87,8 @@ class Sample:
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     about = _claim(folder)
-    text, paths = "", []
+    text = ""
+    paths: list[Path] = []
     for part in self.parts:
       if isinstance(part, str):
         text += part

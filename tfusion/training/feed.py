@@ -6,19 +6,19 @@ which batches (data/pipeline.py).
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic
 
 import jax
 
 from tfusion.sharding import gather_json
-from tfusion.training.clock import Clock
+from tfusion.training.clock import Clock, Rows
 from tfusion.training.stop import StopSignals
 
 
-class Feed:
+class Feed(Generic[Rows]):
   """Batches on the host, and the failure for which all hosts stop."""
 
-  def __init__(self, batches: Iterator[Any], clock: Clock, stop: StopSignals):
+  def __init__(self, batches: Iterator[Rows], clock: Clock, stop: StopSignals):
     """Takes nothing yet.
 
     Args:
@@ -29,7 +29,7 @@ class Feed:
     self._failed: ChildProcessError | None = None
     self._batches, self._clock, self._stop = batches, clock, stop
 
-  def next(self, *, device: Any) -> Any:
+  def next(self, *, device: Any) -> Rows:
     """The next batch.
 
     Args:
