@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(
-  r'__version__ = "(.+)"', (here / "tfusion" / "__init__.py").read_text()
+  r'__version__ = "(.+)"', (here / "tfusion" / "version.py").read_text()
 ).group(1)
 
 setup(

@@ -321,6 +321,16 @@ def test_a_damaged_checkpoint_is_skipped_said_moved_aside_and_saved_again(
   assert names(directory) == {"1", "2.corrupt"}
 
 
+def test_folders_that_only_look_like_checkpoints_are_left_alone(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(7, {"w": jnp.ones(2)}, {}, wait=True)
+    for name in ("007", "000000009", "\u0669"):
+      (tmp_path / name).mkdir()
+    assert checkpoints.steps() == [7] and checkpoints.latest == 7
+    assert checkpoints.restore(abstract({"w": jnp.ones(2)})).step == 7
+  assert {"007", "000000009", "\u0669"} <= names(tmp_path)
+
+
 def test_no_good_checkpoint_among_some_never_starts_from_scratch(tmp_path):
   save_steps(tmp_path, 1, 2)
   for step in (1, 2):
@@ -379,7 +389,7 @@ def test_a_full_disk_is_one_clear_error_and_costs_no_older_checkpoint(tmp_path):
     f"checkpoint of step 2 could not be written to {tmp_path} (it needs 4.0 MiB, "
   )
   assert "MiB are free)" in failure and "File too large" in failure
-  assert "earlier checkpoints [1] are intact: make room" in failure
+  assert "earlier checkpoints [1] are intact: raise `ulimit -f`" in failure
   assert end == "fine"  # said once
   assert names(tmp_path) == {"1"}  # and no half checkpoint eats the room that is left
   w = np.random.default_rng(0).normal(size=(1 << 20,)).astype(np.float32)
@@ -392,6 +402,7 @@ def test_a_full_disk_is_one_clear_error_and_costs_no_older_checkpoint(tmp_path):
 @pytest.mark.parametrize(
   "error, remedy",
   [
+    (OSError(27, "File too large"), "raise `ulimit -f`, or choose a disk that takes"),
     (OSError(28, "No space left on device"), "make room there, and start again"),
     (OSError(122, "Disk quota exceeded"), "make room there, and start again"),
     (OSError(13, "Permission denied"), "make it writable, and start again"),
@@ -409,7 +420,7 @@ def test_room_is_asked_for_only_where_it_lacks(tmp_path, monkeypatch, error, rem
   with pytest.raises(OSError) as raised:
     checkpoints.close()
   said = str(raised.value)
-  assert error.strerror in said and f"intact: {remedy}" in said
+  assert error.strerror in said and f"There is no earlier one: {remedy}" in said
   assert ("make room" in said) == (error.errno in (28, 122))
 
 

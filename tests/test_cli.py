@@ -22,6 +22,7 @@ from tfusion import workdir as workdir_lib
 from tfusion.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
+FOLDER = str(ROOT / "experiments" / "folder.py")
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = ("train", "autoencoder", "prepare", "sample", "eval", "inspect", "bench")
 # Importing one of these takes from a tenth of a second to seconds.
@@ -184,6 +185,14 @@ def test_the_argument_behind_the_colon_reaches_the_experiment(tmp_path):
     (f"{DIGITS}:smoke=x", [], "smoke='x': expected bool"),
     (DIGITS, [f"--config.train.steps={10**20}"], f"train.steps={10**20}: too large"),
     (DIGITS, [f"--config.seed={2**70}"], f"seed={2**70}: too large"),
+    (
+      DIGITS,
+      [f"--config.seed={2**32}"],
+      "seed=4294967296: too large; at most 42949672",
+    ),
+    (DIGITS, [f"--config.model.vocab_size={2**31}"], "too large; at most 2147483647"),
+    (DIGITS, ["--config.optim.peak_lr=nan"], "peak_lr=nan: expected a finite float"),
+    (f"{FOLDER}:data=a,b", [], "'b' is not known; known: ['data', 'smoke']; a comma"),
     (DIGITS, [f"--config.optim.peak_lr={'9' * 400}"], "optim.peak_lr=inf"),
     ("none.py", [], "--config=none.py: there is no file none.py"),
     (str(ROOT), [], "there is no file"),
@@ -201,6 +210,24 @@ def test_a_config_that_cannot_be_is_one_message_and_no_work(
   assert err.startswith("tfusion train: ") and says in err
   assert err.count("\n") == 1
   assert not workdir.exists()
+
+
+def test_a_tilde_is_the_home_folder_where_no_shell_has_put_it_there(
+  capsys, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "photos").mkdir()
+  where, none = str(tmp_path / "photos"), "holds no images"
+  for args, says in (
+    (["train", "--config", f"{FOLDER}:data=~/photos", "--workdir=~/w"], none),
+    (["prepare", "--source", "folder:~/photos", "--out=~/out"], none),
+    (["prepare", "--source", "folder:~/photos", "--out=~/photos/out"], "lies in the s"),
+    (["prepare", "--source=pydoc", "--out=~/o", "--tokenizer=~/t.model"], "t.model"),
+    (["sample", "--workdir=~/photos", "--prompt=a"], f"{where}: holds no config.json"),
+    (["inspect", "shards", "~/photos"], where),
+  ):
+    err = refusal(capsys, *args)
+    assert says in err and str(tmp_path) in err and "~" not in err, err
 
 
 def test_a_wrong_folder_of_images_is_one_message(capsys, tmp_path):

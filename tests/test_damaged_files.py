@@ -150,6 +150,7 @@ def test_a_run_whose_tokenizer_is_gone_is_not_told_to_leave_a_key_empty(
 
 
 class _State:
+  step = 1
   sampling_params: dict = {}
 
 
@@ -175,6 +176,8 @@ class _State:
       "a: is a folder, and a file is need",
     ),
     (OSError(71, "Protocol error", "a"), "a: Protocol error"),
+    (OSError(71, "Protocol error"), "w: Protocol error"),
+    (OSError(27, "File too large"), "w: a file grew larger than is allowed; raise `ul"),
     (OSError("a part stopped;\nrepeat"), "a part stopped; repeat"),
     (MemoryError("Unable to allocate 9 GiB"), "full (Unable to allocate 9 GiB); lower"),
     (

@@ -29,7 +29,7 @@ def get_config(arg=""):
   c.model.update(widths=(4,), groups=2, blocks=1)
   c.loss.update(features="none", adversary_start=9)
   c.data.update(sources=("folder:{photos}",), image_shape=(8, 8, 3), threads=1)
-  c.train.update(steps=4, batch_pictures=4, eval_pictures=1, log_every_steps=1)
+  c.train.update(steps=4, batch_images=4, eval_images=1, log_every_steps=1)
   c.train.update(save_every_steps=2, eval_every_steps=4)
   return c
 """

@@ -22,7 +22,7 @@ docs/python.md shows them at work. Importing tfusion imports none of them, nor j
 name does when it is first used.
 """
 
-__version__ = "0.1.0"
+from tfusion.version import __version__
 
 TYPE_CHECKING = False  # to type checkers and editors it is True
 if TYPE_CHECKING:

@@ -36,18 +36,20 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-import tfusion
 from tfusion.lock import Lost
+from tfusion.version import __version__
 
 Path: TypeAlias = ocp.path.Path
 _SAVES = itertools.count()  # a barrier's name may be used only once per program
 # What the system or orbax says, and what then helps.
 _REMEDIES = {
-  "No space left|[Qq]uota|File too large": "make room there",
+  "No space left|[Qq]uota": "make room there",
+  "File too large": "raise `ulimit -f`, or choose a disk that takes large files",
   "Permission denied|Read-only|not permitted": "make it writable",
   "": "mend what that names",
 }
-_VERSIONS = {m.__name__: m.__version__ for m in (jax, flax, orbax.checkpoint, tfusion)}
+_VERSIONS = {m.__name__: m.__version__ for m in (jax, flax, orbax.checkpoint)}
+_VERSIONS["tfusion"] = __version__
 
 
 class Restored(NamedTuple):
@@ -112,7 +114,9 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """Returns the finished steps, ascending, without checking their contents."""
     have = self._names()
-    return sorted(int(n) for n in have if n.isdecimal() and f"{n}.partial" not in have)
+    steps = {int(name) for name in have if name.isdecimal()}
+    # 007 is no checkpoint of ours, nor is one of which a part is missing.
+    return sorted(n for n in steps if f"{n}" in have and f"{n}.partial" not in have)
 
   @property
   def latest(self) -> int | None:
@@ -291,11 +295,14 @@ class Checkpoints:
     if os.path.isdir(self.directory):
       free = shutil.disk_usage(self.directory).free
       space += f", {free / 2**20:.1f} MiB are free"
+    kept, resumes = "There is no earlier one", ""
+    if steps := self.steps():
+      kept = f"The earlier checkpoints {steps} are intact"
+      resumes = " to resume from the newest"
     remedy = next(r for said, r in _REMEDIES.items() if re.search(said, str(error)))
     return OSError(
       f"checkpoint of step {step} could not be written to {self.directory} ({space}): "
-      f"{str(error)[:500]}. The earlier checkpoints {self.steps()} are intact: "
-      f"{remedy}, and start again to resume from the newest"
+      f"{str(error)[:500]}. {kept}: {remedy}, and start again{resumes}"
     )
 
   def _finish(self, response: ocp.AsyncResponse[None], record: dict, save: int) -> None:

@@ -5,17 +5,19 @@ Owns: arguments. Not: work. `--help` answers without importing jax.
 
 import argparse
 import dataclasses
-import os
+import io
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tfusion import __version__, autoencoder_config, errors, progress, startup
+from tfusion import autoencoder_config, errors, progress, startup
 from tfusion import workdir as workdir_lib
 from tfusion.config_file import known_good, read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
+from tfusion.version import __version__
 
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
@@ -27,6 +29,15 @@ RESUMES = (
 )
 ANY = "Any knob of the config can be set: --config.SECTION.KEY=VALUE, as in"
 KNOBS, SAMPLING = f"{ANY} --config.train.steps=100.", f"{ANY} --config.sample.steps=50."
+
+
+class Commands(Protocol):
+  """What commands are added to; the class that argparse has for it is private."""
+
+  def add_parser(
+    self, name: str, *, help: str, description: str
+  ) -> argparse.ArgumentParser:
+    """The parser of a new command."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,10 +80,9 @@ def _run(argv: list[str] | None) -> int:
   args, rest = parser.parse_known_args(argv)
   if argv is None:
     startup.use_huge_pages()
-    if sys.stdout is not None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not None: closed before the start
       sys.stdout.reconfigure(errors="replace")  # file names may be any bytes
-  if getattr(args, "workdir", None):
-    args.workdir = os.path.expanduser(args.workdir)  # bash leaves --workdir=~/x alone
+  _expand_home(args)
   if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   startup.quiet(verbose=args.verbose)
@@ -93,6 +103,23 @@ def _run(argv: list[str] | None) -> int:
     if not error.args:  # else the run was saved, and has said so
       print(f"tfusion {args.command}: interrupted", file=sys.stderr)
     return 130
+
+
+def _expand_home(args: argparse.Namespace) -> None:
+  """Puts the home folder in the place of ~, which shells leave alone in --out=~/x,
+  folder:~/x and data=~/x."""
+  for name in (
+    "autoencoder",
+    "config",
+    "out",
+    "path",
+    "source",
+    "tokenizer",
+    "workdir",
+  ):
+    if isinstance(value := getattr(args, name, None), str):
+      home = re.sub(r"(?:^|(?<=[:=]))~(?=/|$)", lambda _: str(Path.home()), value)
+      setattr(args, name, home)
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> int:
@@ -213,6 +240,7 @@ def _train(config: Any, workdir: str, **more: Any) -> int:
   try:
     run.train(config, workdir, **more)
   except SystemExit as stopped:  # by SIGTERM, and saved
+    assert isinstance(stopped.code, int), "a run ends with the status of its signal"
     return stopped.code
   return 0
 
@@ -297,11 +325,11 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_inspect(
-  commands: argparse.Action, add: Callable[..., argparse.ArgumentParser]
+  commands: Commands, add: Callable[..., argparse.ArgumentParser]
 ) -> None:
   text = "Shows what a run, its data or shards hold."
-  shown = commands.add_parser("inspect", help=text, description=text)
-  shown = shown.add_subparsers(dest="what", required=True, metavar="WHAT")
+  parser = commands.add_parser("inspect", help=text, description=text)
+  shown = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("run", inspect_run, to=shown, more=None)
   c.add_argument(
     "--workdir",
@@ -346,11 +374,13 @@ def _add_inspect(
 
 
 def _add_bench(
-  commands: argparse.Action, add: Callable[..., argparse.ArgumentParser], experiment
+  commands: Commands,
+  add: Callable[..., argparse.ArgumentParser],
+  experiment: dict[str, Any],
 ) -> None:
   text = "Measures the speed of the training step, of attention or of the data."
-  bench = commands.add_parser("bench", help=text, description=text)
-  bench = bench.add_subparsers(dest="what", required=True, metavar="WHAT")
+  parser = commands.add_parser("bench", help=text, description=text)
+  bench = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
   c.add_argument("--config", **experiment)
   c.add_argument(

@@ -244,7 +244,10 @@ def parse_arg(arg: str, **known: Any) -> ml_collections.ConfigDict:
   for item in filter(None, arg.split(",")):
     key, _, text = item.partition("=")
     if key not in known:
-      raise ValueError(f"config argument {key!r} is not known; known: {sorted(known)}")
+      raise ValueError(
+        f"config argument {key!r} is not known; known: {sorted(known)}; a comma ends a"
+        " value and begins the next argument"
+      )
     kind = type(known[key])
     try:
       values[key] = _parse_bool(text or "true") if kind is bool else kind(text)
@@ -439,8 +442,10 @@ def build(kind: type[D], values: Any) -> D:
   config = parsing.build(kind, values, whole="config")
   for key, value in flatten(config).items():
     for one in value if isinstance(value, tuple) else (value,):
-      if isinstance(one, int) and abs(one) >= 2**32:  # programs count with 32 bits
-        raise ValueError(f"{key}={value}: too large; at most {2**32 - 1}")
+      # Programs count with 32 bits, one of which is the sign's, but not a seed's.
+      most = 2**32 - 1 if key == "seed" else 2**31 - 1
+      if isinstance(one, int) and abs(one) > most:
+        raise ValueError(f"{key}={value}: too large; at most {most}")
       if isinstance(one, float) and not math.isfinite(one):
         raise ValueError(f"{key}={value}: expected a finite float")
   return config

@@ -10,10 +10,9 @@ import difflib
 import importlib.util
 import os
 import traceback
-import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, overload
 
 import ml_collections
 from absl import flags
@@ -26,6 +25,19 @@ from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config
 
 KINDS = {Config: config_lib, AutoencoderConfig: autoencoder_config}
+
+C = TypeVar("C", bound=Config | AutoencoderConfig)
+Made = TypeVar("Made", covariant=True)
+
+
+class ConfigModule(Protocol[Made]):
+  """The module of a command's config: tfusion.config or autoencoder_config."""
+
+  def defaults(self) -> ml_collections.ConfigDict:
+    """The default config, for an experiment file to change."""
+
+  def from_dict(self, values: Any) -> Made:
+    """A checked config of a nested dict."""
 
 
 # `Config | Any`, not a union of both: with that, an editor would offer nothing and a
@@ -54,11 +66,11 @@ def experiment(path: str | os.PathLike[str], **knobs: Any) -> Config | Any:
   return _changed(values.to_dict(), knobs, _kind_of(values), section="train")
 
 
-def with_knobs(config: Config, knobs: Mapping[str, Any], *, section: str) -> Config:
+def with_knobs(config: C, knobs: Mapping[str, Any], *, section: str) -> C:
   """A config with knobs changed.
 
   Args:
-    config: or an AutoencoderConfig.
+    config: of either kind.
     knobs: by name, as for `experiment`.
     section: whose knobs bare names are first.
 
@@ -68,9 +80,7 @@ def with_knobs(config: Config, knobs: Mapping[str, Any], *, section: str) -> Con
   return _changed(dataclasses.asdict(config), knobs, type(config), section=section)
 
 
-def full_names(
-  knobs: Iterable[str], kind: type[Config | AutoencoderConfig], *, section: str
-) -> list[str]:
+def full_names(knobs: Iterable[str], kind: type[C], *, section: str) -> list[str]:
   """Finds "section.name" of knobs that may be named without their section.
 
   Raises:
@@ -80,8 +90,21 @@ def full_names(
   return [_full_name(name, known, section) for name in knobs]
 
 
+@overload
+def read_config(path: str, overrides: list[str]) -> Config:
+  """Of an experiment of `tfusion train`."""
+
+
+@overload
+def read_config(path: str, overrides: list[str], *, kind: ConfigModule[C]) -> C:
+  """Of an experiment of the command whose config is `kind`'s."""
+
+
 def read_config(
-  path: str, overrides: list[str], *, kind: types.ModuleType = config_lib
+  path: str,
+  overrides: list[str],
+  *,
+  kind: ConfigModule[Config | AutoencoderConfig] = config_lib,
 ) -> Config | AutoencoderConfig:
   """Reads `file.py[:arg]`, applies `--config.a.b=value`, checks everything.
 
@@ -175,10 +198,10 @@ def _kind_of(values: ml_collections.ConfigDict) -> type[Config | AutoencoderConf
 def _changed(
   values: dict[str, Any],
   knobs: Mapping[str, Any],
-  kind: type[Config | AutoencoderConfig],
+  kind: type[C],
   *,
   section: str,
-) -> Any:  # a config of that kind
+) -> C:
   """Puts knobs into a nested dict, and makes a checked config of it."""
   names = dict(zip(knobs, full_names(knobs, kind, section=section), strict=True))
   for name, full in names.items():
@@ -220,8 +243,8 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _with_overrides(
-  config: ml_collections.ConfigDict, args: list[str], kind: types.ModuleType
-) -> Any:  # a config of that kind
+  config: ml_collections.ConfigDict, args: list[str], kind: ConfigModule[C]
+) -> C:
   known = config_lib.flatten(kind.from_dict(kind.defaults()))
   for arg in args:
     key = arg.partition("=")[0].removeprefix("--config.")

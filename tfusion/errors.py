@@ -21,6 +21,8 @@ OF_SYSTEM = {  # errno: what is said of the file
   errno.ESTALE: "is gone from the shared disk; mount it anew, then start again",
   errno.EMFILE: "too many files are open; raise the limit with `ulimit -n 65536`",
   errno.ENFILE: "the system has too many open files; close some programs",
+  errno.EFBIG: "a file grew larger than is allowed; raise `ulimit -f`, or name a place"
+  " on a disk that takes large files",
   errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 LESS = (
@@ -62,6 +64,9 @@ def _of_system(error: OSError, said: str, place: str) -> str:
   if error.errno == errno.ENOMEM:
     return f"the memory of this machine is full ({said}); {LESS}"
   known = OF_SYSTEM.get(error.errno or 0)
-  if not known or not (file or place):
-    return f"{file}: {error.strerror}" if file and error.strerror else said
-  return f"{file or place}: {known} ({error.strerror})"
+  where = file or place
+  if not where or not error.strerror:
+    return said
+  return (
+    f"{where}: {known} ({error.strerror})" if known else f"{where}: {error.strerror}"
+  )

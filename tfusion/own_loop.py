@@ -44,7 +44,7 @@ def set_mesh(config: Config) -> contextlib.AbstractContextManager:
   return jax.set_mesh(make_mesh(config.mesh))
 
 
-class Batches(Iterator[Batch]):
+class Batches(Iterator[Batch[jax.Array]]):
   """Batches without end, in the order in which `tfusion train` would take them.
 
   Attributes:
@@ -65,7 +65,7 @@ class Batches(Iterator[Batch]):
     hosts = dict(host=jax.process_index(), hosts=jax.process_count())
     self._rows = HostBatches(corpus, config, **hosts)
 
-  def __next__(self) -> Batch:
+  def __next__(self) -> Batch[jax.Array]:
     """The next train.batch_rows rows, as arrays over all devices.
 
     Raises:
@@ -107,8 +107,11 @@ def batches(config: Config, workdir: str | Path | None = None) -> Batches:
   config_lib.validate_devices(
     config, devices=jax.device_count(), hosts=jax.process_count()
   )
-  keep = None if workdir is not None else tempfile.TemporaryDirectory()
-  folder = Path(workdir if keep is None else keep.name).expanduser()
+  keep = None
+  if workdir is None:
+    keep = tempfile.TemporaryDirectory()
+    workdir = keep.name
+  folder = Path(workdir).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   mesh = jax.sharding.get_mesh()
   mesh = make_mesh(config.mesh) if mesh.empty else mesh
@@ -142,7 +145,10 @@ def init_state(config: Config, key: jax.Array | None = None) -> TrainState:
 
 
 def train_step(
-  config: Config, state: TrainState, batch: Batch, key: jax.Array | None = None
+  config: Config,
+  state: TrainState,
+  batch: Batch[jax.Array],
+  key: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update, exactly that of `tfusion train`; compiled once for a config.
 
@@ -180,7 +186,7 @@ def _init(config: Config, key: jax.Array, field: str | None):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(config: Config, state: TrainState, batch: Batch, key: jax.Array):
+def _step(config: Config, state: TrainState, batch: Batch[jax.Array], key: jax.Array):
   state, metrics = step_lib.train_step(config, state, batch, key)
   return _laid_out(config, state), metrics
 

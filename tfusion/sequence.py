@@ -26,9 +26,11 @@ patches: their count is fixed, so the sampler appends EOI itself.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+
+A = TypeVar("A")  # np.ndarray on a host, jax.Array on devices
 
 # What `lay_out` remembers: 20 bytes an element, so 10 MB at most.
 FRAMES, FRAME_LENGTH = 512, 1024
@@ -94,7 +96,8 @@ class Break:
 
 BREAK = Break()
 
-Document = tuple[Text | Image | Codes | Break, ...]
+Span = Text | Image | Codes | Break
+Document = tuple[Span, ...]
 
 
 class Elements(NamedTuple):
@@ -132,20 +135,23 @@ class Row(NamedTuple):
   noise_cap_n: np.ndarray  # f32 in [0, 1]
 
 
-class Batch(NamedTuple):
-  """The rows of one step, stacked: the fields of Row, in its order, with b in front."""
+class Batch(NamedTuple, Generic[A]):
+  """The rows of one step, stacked: the fields of Row, in its order, with b in front.
 
-  tokens_bl: np.ndarray
-  targets_bl: np.ndarray
-  weights_bl: np.ndarray
-  positions_bl: np.ndarray
-  lo_bl: np.ndarray
-  hi_bl: np.ndarray
-  patch_bl: np.ndarray
-  latents_bnhwc: np.ndarray
-  image_start_bn: np.ndarray
-  image_weight_bn: np.ndarray
-  noise_cap_bn: np.ndarray
+  `Batch[np.ndarray]` is a host's own, `Batch[jax.Array]` lies on the devices.
+  """
+
+  tokens_bl: A
+  targets_bl: A
+  weights_bl: A
+  positions_bl: A
+  lo_bl: A
+  hi_bl: A
+  patch_bl: A
+  latents_bnhwc: A
+  image_start_bn: A
+  image_weight_bn: A
+  noise_cap_bn: A
 
 
 def unconditional() -> Document:
@@ -157,7 +163,7 @@ def unconditional() -> Document:
   return ()
 
 
-def is_image(span: Text | Image | Codes | Break) -> bool:
+def is_image(span: Span) -> bool:
   """True for an image, in patches or in codes."""
   return isinstance(span, Image | Codes)
 
@@ -191,7 +197,7 @@ def images_to_read(document: Document) -> list[int]:
   ]
 
 
-def span_length(span: Text | Image | Codes | Break, *, patches_per_image: int) -> int:
+def span_length(span: Span, *, patches_per_image: int) -> int:
   """Row positions of a span; those of an image count its BOI and EOI."""
   if isinstance(span, Break):
     return 0
@@ -229,12 +235,11 @@ def lay_out(
     start, stop = stop, stop + length
     if isinstance(span, Image):
       images.append(span)
-    if not isinstance(span, (Text, Codes)):
-      continue
-    edge = isinstance(span, Codes)  # BOI, EOI
-    tokens_l[start + edge : stop - edge] = span.ids
-    if weight > 0:
-      targets_l[start + edge - 1 : stop - edge - 1] = span.ids
+    elif not isinstance(span, Break):
+      edge = isinstance(span, Codes)  # BOI, EOI
+      tokens_l[start + edge : stop - edge] = span.ids
+      if weight > 0:
+        targets_l[start + edge - 1 : stop - edge - 1] = span.ids
   targets_l[frame.weights_l == 0] = special.pad  # what follows a Break
   return Elements(
     tokens_l, targets_l, frame.weights_l, frame.hi_l, frame.patch_l, tuple(images)
@@ -252,7 +257,7 @@ def _frame(
   Captioned images have few lengths, which come again and again; so the arrays are
   shared, and not to be written to.
   """
-  blank: dict[type, Callable[[int, float], Text | Image | Codes | Break]] = {
+  blank: dict[type, Callable[[int, float], Span]] = {
     Text: lambda length, weight: Text(np.full(length, special.pad), weight),
     Codes: lambda length, weight: Codes(np.full(length - 2, special.pad), weight),
     Image: lambda length, weight: Image(np.zeros(0), weight),
@@ -354,7 +359,7 @@ def pack_rows(
   special: SpecialTokens,
   patches_per_image: int,
   isolate: bool = True,
-) -> Batch:
+) -> Batch[np.ndarray]:
   """Places laid-out documents one after the other in rows of fixed length.
 
   Args:
@@ -422,17 +427,23 @@ def _fill(
     row.noise_cap_n[slot] = image.noise_cap
 
 
-def stack(rows: Sequence[Row]) -> Batch:
+def stack(rows: Sequence[Row]) -> Batch[np.ndarray]:
   """Stacks rows into a batch."""
   return Batch(*(np.stack(fields) for fields in zip(*rows, strict=True)))
 
 
-def live_elements(batch: Batch) -> int:
+def live_elements(batch: Batch[A]) -> int:
   """Positions that are not padding."""
   return int(np.sum(np.asarray(batch.hi_bl) >= np.asarray(batch.lo_bl)))
 
 
-def _empty_rows(rows, row_length, image_slots, latent_shape, special) -> Batch:
+def _empty_rows(
+  rows: int,
+  row_length: int,
+  image_slots: int,
+  latent_shape: tuple[int, ...],
+  special: SpecialTokens,
+) -> Batch[np.ndarray]:
   """Rows of padding; what the slots hold is to be written."""
   places, slots = (rows, row_length), (rows, image_slots)
   return Batch(

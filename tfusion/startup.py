@@ -76,6 +76,6 @@ def _is_guarded(source: bytes, line: int) -> bool:
   return any(
     isinstance(node, ast.If)
     and "__name__" in ast.unparse(node.test)
-    and node.lineno <= line <= node.end_lineno
+    and node.lineno <= line <= (node.end_lineno or node.lineno)  # parsed, so it has one
     for node in ast.parse(source).body
   )

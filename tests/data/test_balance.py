@@ -28,6 +28,12 @@ def test_a_settled_balance_adds_up_by_reason():
   assert not made.adds_up
 
 
+def test_what_is_of_no_document_is_called_so():
+  lost = [Rejected("*.md", "neither an image nor a caption", amount=Amount())]
+  *_, line = balance.lines({"train": balance.settle(Amount(1, 1, 1), lost)})
+  assert line.strip() == "skipped, neither an image nor a caption: no document"
+
+
 def test_shares_of_a_split_merge():
   both = make()
   both.merge(make())

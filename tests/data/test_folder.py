@@ -302,7 +302,19 @@ def test_captions_that_are_all_too_long_are_refused(photos, tmp_path):
 
 def test_a_workdir_without_room_for_the_cache_is_refused(photos, tmp_path):
   (tmp_path / "cache").write_text("a file where the cache should be")
-  with pytest.raises(ValueError, match="cannot be written.*another workdir"):
+  with pytest.raises(ValueError, match="cannot be written.*another workdir") as error:
+    open_both(photos, tmp_path)
+  assert "MiB" not in str(error.value)  # it is not room that lacks
+
+
+def test_a_disk_without_room_for_the_cache_is_told_how_much_it_needs(
+  photos, tmp_path, monkeypatch
+):
+  def fail(*args):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(images, "_write_images", fail)
+  with pytest.raises(ValueError, match="need 1 MiB; make room, or choose another work"):
     open_both(photos, tmp_path)
 
 

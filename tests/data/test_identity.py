@@ -531,7 +531,14 @@ def test_checkpoints_without_their_config_are_refused(run, photos):
 
 
 @pytest.mark.parametrize(
-  "text", ["{", "[]", '{"sources": [{}], "files": {}}', "[" * 9000]
+  "text",
+  [
+    "{",
+    "[]",
+    '{"sources": [{}], "files": {}}',
+    '{"sources": [], "files": {}}',
+    "[" * 9000,
+  ],
 )
 def test_a_damaged_identity_is_named(run, photos, text):
   (run / "identity.json").write_text(text)

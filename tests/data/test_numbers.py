@@ -58,6 +58,8 @@ def test_a_workdir_keeps_what_was_measured_first(tmp_path):
     (tmp_path / numbers.FILE).write_text(text)
     with pytest.raises(ValueError, match="numbers.json: damaged .* delete it"):
       numbers.kept(tmp_path)
+    with pytest.raises(ValueError, match="damaged .* delete it"):  # at the start
+      numbers.keep([Given("ramp", 11, ramp)], tmp_path)
 
 
 def test_sampled_images_that_leave_the_range_are_counted_and_the_farthest_is_named():

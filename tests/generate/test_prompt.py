@@ -75,6 +75,13 @@ def test_what_is_nearly_a_mark_is_named_with_how_to_write_it_and_a_literal_sign(
       assert part in str(error.value)
 
 
+def test_a_mark_of_which_one_sign_is_text_is_shown_as_it_is_written():
+  for mark in (r"<image\>", r"<image:a\>b"):
+    with pytest.raises(ValueError) as error:
+      parse(f"a {mark}")
+    assert f"{mark!r} is an unknown mark" in str(error.value)
+
+
 @pytest.mark.parametrize(
   "text",
   [

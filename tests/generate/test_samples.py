@@ -73,14 +73,24 @@ def test_an_image_that_cannot_be_read_is_named(trained, scan, tmp_path, kind):
     whole = scan[1].read_bytes()
     contents = {"cut": whole[: len(whole) // 2], "text": b"a cat", "empty": b""}
     path.write_bytes(contents[kind])
-  with pytest.raises(ValueError, match=re.escape(f"<image:{path}>: not an image")):
+  with pytest.raises(ValueError, match=re.escape(f"<image:{path}>: not an image")) as e:
     continued(trained, f"seven <image:{path}>")
+  assert "Errno" not in str(e.value)
+
+
+def test_an_image_that_is_no_file_is_told_what_to_do(trained, scan, monkeypatch):
+  with pytest.raises(ValueError, match="it is an address; download the image and name"):
+    continued(trained, "seven <image:https://x.org/a.png>")
+  with pytest.raises(ValueError, match="there is no such file"):
+    continued(trained, "seven <image:~/scan.png>")
+  monkeypatch.setenv("HOME", str(scan[1].parent))
+  assert len(continued(trained, "seven <image:~/scan.png>")) == 1
 
 
 def test_prompts_that_cannot_be_are_refused(trained):
   with pytest.raises(ValueError, match="'<boi>' is an unknown mark"):
     continued(trained, "seven <boi>")
-  with pytest.raises(ValueError, match="37 elements.*sample.max_elements=32"):
+  with pytest.raises(ValueError, match="37 elements.*sample.max_elements=32; shorten"):
     continued(trained, "<image>" * 6)
 
 

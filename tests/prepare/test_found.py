@@ -416,6 +416,28 @@ def latin_texts(root):
     (root / f"{i}.txt").write_bytes(b"caf\xe9")
 
 
+def test_a_source_without_a_document_is_said_to_have_none(tmp_path):
+  pytest.importorskip("apache_beam")
+  for kind in ("jsonl", "tar", "text"):
+    (tmp_path / kind).mkdir()
+  (tmp_path / "jsonl" / "a.jsonl").write_text("\n\n")
+  tar(tmp_path / "tar" / "a.tar", {})
+  (tmp_path / "text" / "a.txt").write_text(" ")
+  for kind in ("jsonl", "tar", "text"):
+    said = refused(f"{kind}:{tmp_path / kind}", tmp_path / f"out-{kind}")
+    assert "nothing to train on; it holds no document that can be used" in said
+    assert ("1 text is empty, such as a.txt" in said) == (kind == "text")
+    assert "0 documents" not in said
+
+
+def test_images_that_no_memory_holds_are_refused_before_any_work(tmp_path):
+  pytest.importorskip("apache_beam")
+  request = job.Request("shapes", str(tmp_path / "out"), image_px=100_000)
+  with pytest.raises(ValueError, match="--image-px=100000: more than the 8,192"):
+    job.prepare(request)
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize(
   ("kind", "make", "says"),

@@ -271,5 +271,5 @@ def _hash(config, params) -> str:
   digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
   for name, array in params.items():
     digest.update(f"{name} {array.shape} ".encode())
-    digest.update(np.ascontiguousarray(array, "<f4"))
+    digest.update(np.ascontiguousarray(array, "<f4").data)
   return digest.hexdigest()

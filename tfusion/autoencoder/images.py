@@ -39,9 +39,13 @@ def open_images(
       data.image_shape.
   """
   data = config.data
+  height, width, channels = data.image_shape
   try:
     opened = sources_lib.open_sources(
-      data.sources, split=split, image_shape=data.image_shape, workdir=workdir
+      data.sources,
+      split=split,
+      image_shape=(height, width, channels),
+      workdir=workdir,
     )
   except ValueError as error:  # sources know the other command's key
     text = str(error).replace("model.image_shape", "data.image_shape")

@@ -197,18 +197,20 @@ class Encoder(nnx.Module):
   """Images [b, h, w, 3] to [b, h / f, w / f, encoder_out]."""
 
   def __init__(self, config: AutoencoderModelConfig, *, rngs: nnx.Rngs):
-    widths, kept = config.widths, dict(groups=config.groups, rngs=rngs)
+    widths, groups = config.widths, config.groups
     self.patch = config.patch
     self.conv_in = Conv(PIXEL_CHANNELS * config.patch**2, widths[0], rngs=rngs)
     strides = [2] * (len(widths) - 1) + [None]
     self.levels = nnx.List(
       [
-        Level(inputs, outputs, blocks=config.blocks, stride=stride, **kept)
+        Level(
+          inputs, outputs, blocks=config.blocks, stride=stride, groups=groups, rngs=rngs
+        )
         for inputs, outputs, stride in zip((widths[0], *widths), widths, strides)
       ]
     )
-    self.middle = Middle(widths[-1], **kept)
-    self.norm_out = GroupNorm(widths[-1], **kept)
+    self.middle = Middle(widths[-1], groups=groups, rngs=rngs)
+    self.norm_out = GroupNorm(widths[-1], groups=groups, rngs=rngs)
     self.conv_out = Conv(widths[-1], config.encoder_out, rngs=rngs)
 
   def __call__(self, x_bhwc: jax.Array) -> jax.Array:
@@ -223,17 +225,24 @@ class Decoder(nnx.Module):
   """[b, h, w, decoder_in] to images [b, h * f, w * f, 3]; level 0 is the lowest."""
 
   def __init__(self, config: AutoencoderModelConfig, *, rngs: nnx.Rngs):
-    widths, kept = config.widths[::-1], dict(groups=config.groups, rngs=rngs)
+    widths, groups = config.widths[::-1], config.groups
     self.conv_in = Conv(config.decoder_in, widths[0], rngs=rngs)
-    self.middle = Middle(widths[0], **kept)
+    self.middle = Middle(widths[0], groups=groups, rngs=rngs)
     strides = [1] * (len(widths) - 1) + [None]
     self.levels = nnx.List(
       [
-        Level(inputs, outputs, blocks=config.blocks + 1, stride=stride, **kept)
+        Level(
+          inputs,
+          outputs,
+          blocks=config.blocks + 1,
+          stride=stride,
+          groups=groups,
+          rngs=rngs,
+        )
         for inputs, outputs, stride in zip((widths[0], *widths), widths, strides)
       ]
     )
-    self.norm_out = GroupNorm(widths[-1], **kept)
+    self.norm_out = GroupNorm(widths[-1], groups=groups, rngs=rngs)
     self.patch = config.patch
     self.conv_out = Conv(widths[-1], PIXEL_CHANNELS * config.patch**2, rngs=rngs)
 

@@ -103,7 +103,8 @@ def distance(
 def _maps(features, weights, x_bhwc, dtype) -> list[jax.Array]:
   """The last layer of every stage."""
   shift, scale = (jnp.asarray(v)[None, None, None] for v in features[1:])
-  x, maps = ((x_bhwc - shift) / scale).astype(dtype), []
+  x = ((x_bhwc - shift) / scale).astype(dtype)
+  maps: list[jax.Array] = []
   for stage in features.stages:
     x = _halve(x) if maps else x
     for name in stage:
@@ -152,7 +153,8 @@ def _random(path: str) -> tuple[Features, Weights]:
 
 
 def _vgg16(path: str) -> tuple[Features, Weights]:
-  shapes, inputs = {}, PIXEL_CHANNELS
+  shapes: dict[str, tuple[int, ...]] = {}
+  inputs = PIXEL_CHANNELS
   for stage, outputs in zip(VGG16_STAGES, VGG16_WIDTHS):
     for i in stage:
       shapes[f"features.{i}.weight"] = (outputs, inputs, 3, 3)
@@ -167,9 +169,9 @@ def _vgg16(path: str) -> tuple[Features, Weights]:
   for i in (i for stage in VGG16_STAGES for i in stage):
     weights[f"{i}.kernel"] = found[f"features.{i}.weight"].transpose(2, 3, 1, 0)
     weights[f"{i}.bias"] = found[f"features.{i}.bias"]
-  for stage, lin in enumerate(lins):
+  for number, lin in enumerate(lins):
     if lin in found:
-      weights[f"{stage}.lin"] = found[lin].reshape(-1)
+      weights[f"{number}.lin"] = found[lin].reshape(-1)
   stages = tuple(tuple(map(str, stage)) for stage in VGG16_STAGES)
   return Features(stages, VGG16_SHIFT, VGG16_SCALE), weights
 

@@ -8,6 +8,7 @@ Randomness: key = fold_in(fold_in(root, step), stream); nothing random is saved.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -64,7 +65,8 @@ class Losses(NamedTuple):
 class Sums(NamedTuple):
   """Sums over images."""
 
-  count: jax.Array  # f32[]
+  # f32[]. It hides tuple.count, which nothing asks of Sums.
+  count: jax.Array  # type: ignore[assignment]
   psnr: jax.Array  # dB
   pixel: jax.Array  # L1
   bits: jax.Array  # per image
@@ -116,7 +118,7 @@ def reconstruct(
 def losses(
   config: AutoencoderConfig,
   features: perceptual.Features,
-  weights: perceptual.Weights,
+  weights: Mapping[str, jax.Array],
   params: Params,
   other: adversary.Params,
   x_bhwc: jax.Array,
@@ -167,7 +169,7 @@ def train_step(
   state: State,
   x_bhwc: jax.Array,
   root: jax.Array,
-  weights: perceptual.Weights,
+  weights: Mapping[str, jax.Array],
 ) -> tuple[State, dict[str, jax.Array]]:
   """One update of the autoencoder and, if `adversarial`, of the discriminator.
 
@@ -238,7 +240,7 @@ def train_step(
     "skipped": new.skipped,
     "skipped_total": new.skipped_total,
   }
-  if config.model.codes:
+  if made.codes_bn is not None:
     used_v = count_codes(made.codes_bn, config.model.codes)
     metrics["codes_used"], metrics["codes_perplexity"] = use_of_codes(used_v)
   return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
@@ -251,7 +253,7 @@ def sums(
   made = reconstruct(config, params, x_bhwc, key=None)
   pixel_b = jnp.mean(jnp.abs(made.image_bhwc - x_bhwc), axis=(1, 2, 3))
   codes_v = jnp.zeros(0)
-  if config.model.codes:
+  if made.codes_bn is not None:
     codes_v = count_codes(made.codes_bn, config.model.codes, weights_b=weights_b)
   total = Sums(
     count=jnp.sum(weights_b),

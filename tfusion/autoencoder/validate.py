@@ -3,6 +3,7 @@
 Owns: means over all of them. Not: the sums of one batch (step.py).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ def validate(
     the reconstructions, f32[n, h, w, 3].
   """
   size, n = config.train.batch_images, len(heldout_nhwc)
-  sums, made = None, []
+  parts: list[step_lib.Sums] = []
+  made: list[np.ndarray] = []
   sums_of_batch = jax.jit(step_lib.sums, static_argnums=0)
   for start in range(0, n, size):
     x_bhwc = np.zeros((size, *heldout_nhwc.shape[1:]), np.float32)
@@ -38,7 +40,8 @@ def validate(
     x_bhwc[: n - start] = heldout_nhwc[start : start + size]
     part, made_bhwc = sums_of_batch(config, params, *put_rows((x_bhwc, weights_b)))
     made.append(fetch_rows(made_bhwc)[: n - start])
-    sums = part if sums is None else jax.tree.map(np.add, sums, part)
+    parts.append(part)
+  sums = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
   count, codes = float(sums.count), config.model.codes
   line = {
     "images": count,

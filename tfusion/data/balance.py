@@ -33,7 +33,7 @@ class Amount:
     for kind in KINDS:
       if count := getattr(self, kind):
         parts.append(f"{count:,} {kind if count > 1 else kind[:-1]}")
-    return ", ".join(parts) or "nothing"
+    return ", ".join(parts) or "no document"  # as of files of other kinds
 
 
 @dataclasses.dataclass(frozen=True)

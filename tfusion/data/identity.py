@@ -69,6 +69,8 @@ def recognise(
   said: list[str] = []
   if before:
     names = [own["name"] for own in before["sources"]]
+    if len(names) != len(specs):
+      raise _damaged(workdir / FILE, f"it names {len(names)} of {len(specs)} sources")
     _refuse_others(workdir, before, found, specs)
     said += _moved(before["sources"], specs)
   elif begun:
@@ -205,10 +207,14 @@ def _load(workdir: Path) -> dict[str, Any] | None:
     values["files"].items()
     return values
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-      f"{path}: damaged ({error!r}); restore it, or remove it if the data of this run"
-      " are as they were: it is then written anew"
-    ) from error
+    raise _damaged(path, repr(error)) from error
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+  return ValueError(
+    f"{path}: damaged ({why}); restore it, or remove it if the data of this run are as"
+    " they were: it is then written anew"
+  )
 
 
 def _names_of_old(workdir: Path, specs: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ checked at every start, in about a second a GB.
 """
 
 import concurrent.futures
+import errno
 import functools
 import hashlib
 import io
@@ -117,10 +118,13 @@ def decode_all(
     (stage / "index.json").write_text(text)
     _install(stage, ready)
   except OSError as error:
+    why = error.strerror or error
+    remedy = "choose another workdir"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      need = len(files) * math.prod(image_shape) / 2**20
+      remedy = f"they need {math.ceil(need)} MiB; make room, or {remedy}"
     raise ValueError(
-      f"{cache}: {len(files)} decoded images cannot be written ({error}); they need"
-      f" {len(files) * math.prod(image_shape) / 2**20:.0f} MiB; free them or choose"
-      " another workdir"
+      f"{cache}: {len(files)} decoded images cannot be written ({why}); {remedy}"
     ) from error
   finally:
     shutil.rmtree(stage, ignore_errors=True)

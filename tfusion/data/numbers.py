@@ -50,9 +50,13 @@ def measure(sources: Sequence[Source]) -> Numbers | None:
 
 
 def keep(sources: Sequence[Source], workdir: Path) -> None:
-  """Measures once in a run, and writes workdir/numbers.json."""
+  """Measures once in a run, and writes workdir/numbers.json.
+
+  Raises:
+    ValueError: the file is there and damaged.
+  """
   path = workdir / FILE
-  if not path.is_file() and (numbers := measure(sources)):
+  if kept(workdir) is None and (numbers := measure(sources)):
     files.write_whole(path, json.dumps(dataclasses.asdict(numbers)) + "\n")
 
 

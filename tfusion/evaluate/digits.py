@@ -50,7 +50,7 @@ def evaluate_digits(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
   images_right = classifier.predict(images.reshape(len(images), -1)) == labels
   if jax.process_index() == 0:
     each = trained.config.eval.samples_per_class
-    sheet = png.sheet(png.to_pixels(images), columns=each)
+    sheet = png.sheet(list(png.to_pixels(images)), columns=each)
     png.write(sheet, out / "digits.png", enlarge=False)
   return {
     "caption_accuracy": float(np.mean(named)),

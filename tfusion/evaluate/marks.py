@@ -6,7 +6,7 @@ captions claim (data/scenes/captions.py).
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from tfusion.data.scenes.captions import Claim, claims_of
 from tfusion.data.scenes.scene import Thing, in_place, related, relation_of
 
 SLACK = 1 / 32  # of the side, by which a place or a relation may be missed
+Check = Callable[[Thing], bool]  # whether a seen thing is as one was asked for
+
 MOST_SEEN = 8  # things of an image that are matched: the largest
 
 
@@ -45,16 +47,7 @@ def mark_scene(wanted: Sequence[Thing], seen: Sequence[Thing]) -> Marks:
     (a, relation_of(wanted[a], wanted[b]), b)
     for a, b in itertools.combinations(range(len(wanted)), 2)
   ]
-  checks = [
-    {
-      "shape": lambda t, w=w: t.shape == w.shape,
-      "colour": lambda t, w=w: t.colour == w.colour,
-      "size": lambda t, w=w: t.size == w.size,
-      "place": lambda t, w=w: max(abs(t.x - w.x), abs(t.y - w.y)) <= SLACK,
-    }
-    for w in wanted
-  ]
-  return _mark(checks, relations, seen)
+  return _mark([_scene_checks(thing) for thing in wanted], relations, seen)
 
 
 def mark_caption(text: str, seen: Sequence[Thing]) -> Marks:
@@ -77,21 +70,36 @@ def mark_caption(text: str, seen: Sequence[Thing]) -> Marks:
   return _mark(checks, claims.relations, seen)
 
 
-def _claim_checks(claim: Claim) -> dict:
-  checks = {
-    name: lambda t, name=name, value=value: getattr(t, name) == value
-    for name, value in dataclasses.asdict(claim).items()
-    if value is not None
+def _scene_checks(wanted: Thing) -> dict[str, Check]:
+  return {
+    "shape": lambda t: t.shape == wanted.shape,
+    "colour": lambda t: t.colour == wanted.colour,
+    "size": lambda t: t.size == wanted.size,
+    "place": lambda t: max(abs(t.x - wanted.x), abs(t.y - wanted.y)) <= SLACK,
   }
-  if claim.place is not None:
-    checks["place"] = lambda t: in_place(t, claim.place, slack=SLACK)
+
+
+def _claim_checks(claim: Claim) -> dict[str, Check]:
+  checks: dict[str, Check] = {}
+  if claim.shape is not None:
+    checks["shape"] = lambda t: t.shape == claim.shape
+  if claim.colour is not None:
+    checks["colour"] = lambda t: t.colour == claim.colour
+  if claim.size is not None:
+    checks["size"] = lambda t: t.size == claim.size
+  if (place := claim.place) is not None:
+    checks["place"] = lambda t: in_place(t, place, slack=SLACK)
   return checks
 
 
-def _mark(checks: Sequence[dict], relations: Sequence, seen: Sequence[Thing]) -> Marks:
+def _mark(
+  checks: Sequence[dict[str, Check]],
+  relations: Sequence[tuple[int, str, int]],
+  seen: Sequence[Thing],
+) -> Marks:
   """Marks the matching of asked and seen things that leaves the most right."""
-  shown: list[Thing | None] = sorted(seen, key=lambda t: -t.radius)[:MOST_SEEN]
-  shown += [None] * (len(checks) - len(shown))
+  largest = sorted(seen, key=lambda t: -t.radius)[:MOST_SEEN]
+  shown: list[Thing | None] = [*largest, *[None] * (len(checks) - len(largest))]
   hits = [
     [{n for n, check in asked.items() if thing and check(thing)} for thing in shown]
     for asked in checks

@@ -107,7 +107,7 @@ def _nearest(masks: list[np.ndarray], most: float) -> list[np.ndarray]:
   """For each mask the pixels nearer to it than to others, and not farther than most."""
   if not masks:
     return []
-  labels = sum(i * mask for i, mask in enumerate(masks, start=1))
+  labels = np.sum([i * mask for i, mask in enumerate(masks, start=1)], axis=0)
   distance, (rows, columns) = ndimage.distance_transform_edt(
     labels == 0, return_indices=True
   )
@@ -168,6 +168,7 @@ def _fit(
   cost_n = pixels * np.log(error_n / pixels + _SHARP**2) + off_nk.min(1) / _TONE**2
   best = np.argmin(cost_n)
   radius = float(fits.radius_n[best]) / side
+  red, green, blue = (int(x) for x in np.clip(np.round(rgb_nc[best]), 0, 255))
   thing = Thing(
     shape=SHAPES[fits.shape_n[best]],
     colour=list(COLOURS)[np.argmin(off_nk[best])],
@@ -175,7 +176,7 @@ def _fit(
     x=float(fits.x_n[best] + left) / side,
     y=float(fits.y_n[best] + top) / side,
     radius=radius,
-    rgb=tuple(int(level) for level in np.clip(np.round(rgb_nc[best]), 0, 255)),
+    rgb=(red, green, blue),
   )
   # A second colour beside it is an error too, though not along the first.
   across_hw = (chroma_hwc @ (-colour[1], colour[0])) * weight_hw

@@ -59,6 +59,7 @@ def find_tasks(
     if source.part(index) != part or vague:
       continue
     *given, image = source[index]
+    assert isinstance(image, np.ndarray), "the image to make is pixels"
     spans = (
       Text(tokenizer.encode(span))
       if isinstance(span, str)

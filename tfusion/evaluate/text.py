@@ -48,7 +48,7 @@ def perplexity(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
   }
 
 
-def count_bytes(rows: Iterable[Batch], tokenizer: Tokenizer) -> int:
+def count_bytes(rows: Iterable[Batch[np.ndarray]], tokenizer: Tokenizer) -> int:
   """Bytes of the text that rows have as targets; special tokens have none."""
   special = np.asarray(tokenizer.special)
   total = 0

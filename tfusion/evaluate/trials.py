@@ -76,7 +76,12 @@ def plot_classifier(path: str | Path, *, images: int = 200) -> list[Trial]:
     figure.subplots(1, 2, sharey=True), (("noise", NOISES), ("blur", BLURS))
   ):
     for colour, px in (("tab:orange", 32), ("tab:blue", 64)):
-      made = [try_classifier(px, images=images, **{name: level}) for level in levels]
+      made = [
+        try_classifier(px, images=images, noise=level)
+        if name == "noise"
+        else try_classifier(px, images=images, blur=level)
+        for level in levels
+      ]
       trials += made
       for mark, style in (("right", "-"), ("count", "--"), ("shape", ":")):
         values = [100 * trial.marks[mark] for trial in made]

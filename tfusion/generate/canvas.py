@@ -41,11 +41,13 @@ class Canvas:
     Raises:
       Exception: whatever Pillow's decoder raises on broken data.
     """
+    h, w, c = self.shape
     if self.images is None:
-      return decode(Path(path), self.shape).astype(np.float32) / 127.5 - 1
-    codec, (h, w, _) = self.codec, self.shape
+      return decode(Path(path), (h, w, c)).astype(np.float32) / 127.5 - 1
+    codec = self.codec
+    assert codec is not None, "open_canvas gives one to a model that is shown images"
     pixels = decode(Path(path), (h * codec.downsampling, w * codec.downsampling, 3))
-    return self._normal(codec.encode(pixels[None])["mean"])[0]
+    return _normal(codec.encode(pixels[None])["mean"], self.images)[0]
 
   def show(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Images as the model has them, in pixels u8[H, W, 1 or 3].
@@ -58,11 +60,13 @@ class Canvas:
     if self.images is None:
       return [png.to_pixels(image) for image in images]
     if not self.images.latents:
-      return self._decode(images) if self.codec else [_pattern(x) for x in images]
+      return (
+        _decode(self.codec, images) if self.codec else [_pattern(x) for x in images]
+      )
     if self.codec is None:
       return [false_colours(image) for image in images]
-    scale_c, shift_c = self._normaliser()
-    return self._decode([image * scale_c + shift_c for image in images])
+    scale_c, shift_c = _normaliser(self.images)
+    return _decode(self.codec, [image * scale_c + shift_c for image in images])
 
   def show_stored(self, images: np.ndarray) -> list[np.ndarray]:
     """Images as shards store them, in pixels u8[H, W, 3].
@@ -70,28 +74,13 @@ class Canvas:
     Args:
       images: latents [n, h, w, c] that are not normalised, or codes i32[n, codes].
     """
+    assert self.images is not None, "latents and codes have a format"
     if self.images.latents:
       images = images.astype(np.float32)
     if self.codec is None:
-      images = self._normal(images) if self.images.latents else images
+      images = _normal(images, self.images) if self.images.latents else images
       return self.show(list(images))
-    return self._decode(list(images))
-
-  def _normal(self, latents: np.ndarray) -> np.ndarray:
-    scale_c, shift_c = self._normaliser()
-    return (latents - shift_c) / scale_c
-
-  def _normaliser(self) -> tuple[np.ndarray, np.ndarray]:
-    return np.float32(self.images.scale), np.float32(self.images.shift)
-
-  def _decode(self, raw: Sequence[np.ndarray]) -> list[np.ndarray]:
-    shown = []
-    for start in range(0, len(raw), BATCH):
-      some = np.stack(raw[start : start + BATCH])
-      filled = np.zeros((BATCH, *some.shape[1:]), some.dtype)
-      filled[: len(some)] = some
-      shown += list(self.codec.decode(filled)[: len(some)])
-    return shown
+    return _decode(self.codec, list(images))
 
 
 def open_canvas(
@@ -115,24 +104,24 @@ def open_canvas(
     return Canvas(shape)
   images, sha256 = kept
   path = workdir / manifest_lib.AUTOENCODER
-  missing = sha256 is None or not path.is_file()
-  if look_only and missing:
+  wanted = sha256 if path.is_file() else None  # None: there is no autoencoder
+  if look_only and wanted is None:
     return Canvas(shape, images)
   if not (images.latents or look_only):
     raise ValueError(
       f"{workdir}: the images of this run are {images.kind}, which a model can neither"
       " make nor be shown yet; train on latents or pixels to sample images"
     )
-  if missing:
+  if wanted is None:
     raise ValueError(
       f"{path}: is missing, and the images of this run are latents: without their"
       " autoencoder none can be sampled or shown; copy it there from the shards, or"
       " prepare those anew with one"
     )
-  if (found := manifest_lib.sha256(path)) != sha256:
+  if (found := manifest_lib.sha256(path)) != wanted:
     raise ValueError(
       f"{path}: is another file (sha256 {found[:16]}...) than the data were made with"
-      f" ({sha256[:16]}...); copy that one there from the shards"
+      f" ({wanted[:16]}...); copy that one there from the shards"
     )
   codec = codec_lib.load(path)
   _check(codec, images, shape, path)
@@ -145,6 +134,26 @@ def false_colours(normal_hwc: np.ndarray) -> np.ndarray:
   shades = 127.5 + 127.5 / FALSE_COLOUR_DEVIATIONS * first
   enlarged = shades.repeat(FALSE_COLOUR_PX, axis=0).repeat(FALSE_COLOUR_PX, axis=1)
   return np.clip(np.round(enlarged), 0, 255).astype(np.uint8)
+
+
+def _normal(latents: np.ndarray, images: ImageFormat) -> np.ndarray:
+  scale_c, shift_c = _normaliser(images)
+  return (latents - shift_c) / scale_c
+
+
+def _normaliser(images: ImageFormat) -> tuple[np.ndarray, np.ndarray]:
+  """Scale and shift, f32[c] each."""
+  return np.asarray(images.scale, np.float32), np.asarray(images.shift, np.float32)
+
+
+def _decode(codec: Codec, raw: Sequence[np.ndarray]) -> list[np.ndarray]:
+  shown: list[np.ndarray] = []
+  for start in range(0, len(raw), BATCH):
+    some = np.stack(raw[start : start + BATCH])
+    filled = np.zeros((BATCH, *some.shape[1:]), some.dtype)
+    filled[: len(some)] = some
+    shown += list(codec.decode(filled)[: len(some)])
+  return shown
 
 
 def _pattern(codes_n: np.ndarray) -> np.ndarray:

@@ -98,8 +98,8 @@ def _check(config: Config, prompt: Prompt, *, number: int) -> None:
   count = sequence.element_count(whole, patches_per_image=patches)
   if count > limit:
     raise ValueError(
-      f"prompt {number}: {count} elements with its images of {patches} patches, but"
-      f" sample.max_elements={limit}; use fewer images or raise sample.max_elements"
+      f"prompt {number}: {count} elements with images of {patches} patches each, but"
+      f" sample.max_elements={limit}; shorten it or raise sample.max_elements"
     )
 
 
@@ -109,12 +109,13 @@ class _Row:
   def __init__(self, prompt: Prompt, *, special: SpecialTokens):
     self.special = special
     self.parts = split_at_blanks(prompt)
-    self.pending = [_token(special.bos)]  # spans that are not in the cache yet
+    self.pending: list[Text | Image] = [_token(special.bos)]  # not in the cache yet
     self.at = 0  # elements in the cache
     self.images = 0  # that the model made
     self.at_image = False  # BOI is the last element, in the cache or pending
     self.done = self.finished = False
-    self.spans, self.made = [], []
+    self.spans: list[Text | Image] = []
+    self.made: list[bool] = []
     self._take_part()
 
   def take_text(self, ids: np.ndarray, *, image_fits: bool):
@@ -235,12 +236,17 @@ class _Walk:
     """Elements of every row; 0 for one that is done, so that it needs no room."""
     return np.asarray([0 if row.done else row.at for row in self.rows], np.int32)
 
-  def _block(self, documents, *, at) -> phases.Block:
+  def _block(
+    self,
+    documents: Sequence[Sequence[sequence.Span]],
+    *,
+    at: Sequence[int] | np.ndarray,
+  ) -> phases.Block[np.ndarray]:
     laid = [self._lay_out(document) for document in documents]
     length = _round_up(max(len(elements.tokens_l) for elements in laid))
     return phases.make_block(self.config.model, laid, at=at, length=length)
 
-  def _lay_out(self, spans: sequence.Document) -> Elements:
+  def _lay_out(self, spans: Sequence[sequence.Span]) -> Elements:
     return sequence.lay_out_part(
       tuple(spans), special=self.special, patches_per_image=self.patches
     )

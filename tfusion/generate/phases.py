@@ -18,7 +18,7 @@ d width  v vocab  h w c latent height, width, channels
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,30 +29,34 @@ from tfusion.diffusion.samplers import denoise, guide, make_steps
 from tfusion.model.layers import Keys, View
 from tfusion.model.transformer import empty_keys
 from tfusion.model.transfusion import Params, Transfusion, bind, dtype_of
-from tfusion.sequence import Elements, SpecialTokens
+from tfusion.sequence import A, Elements, SpecialTokens
 from tfusion.sharding import by_row, join_rows, spec, split_rows
 
 TEXT, IMAGE = 0, 1  # streams of randomness
 
 
-class Block(NamedTuple):
+class Block(NamedTuple, Generic[A]):
   """Elements to put into the cache; ragged rows are padded at their ends."""
 
-  tokens_bl: np.ndarray  # i32
-  patch_bl: np.ndarray  # i32, as in sequence.Batch
-  hi_bl: np.ndarray  # i32, the last cache position seen
-  latents_bnhwc: np.ndarray  # f32, clean
-  at_b: np.ndarray  # i32, cache position of the first element
-  count_b: np.ndarray  # i32, elements of the row
+  tokens_bl: A  # i32
+  patch_bl: A  # i32, as in sequence.Batch
+  hi_bl: A  # i32, the last cache position seen
+  latents_bnhwc: A  # f32, clean
+  at_b: A  # i32, cache position of the first element
+  count_b: A  # i32, elements of the row
 
 
 def make_block(
-  config: ModelConfig, laid: Sequence[Elements], *, at: np.ndarray, length: int
-) -> Block:
+  config: ModelConfig,
+  laid: Sequence[Elements],
+  *,
+  at: Sequence[int] | np.ndarray,
+  length: int,
+) -> Block[np.ndarray]:
   """Pads rows of elements, which go to the cache positions `at`, to one length."""
   n = max(1, *(len(e.images) for e in laid))
   b = len(laid)
-  block = Block(
+  block: Block[np.ndarray] = Block(
     tokens_bl=np.zeros((b, length), np.int32),
     patch_bl=np.full((b, length), -1, np.int32),
     hi_bl=np.asarray(at, np.int32)[:, None] + np.arange(length, dtype=np.int32),
@@ -78,7 +82,7 @@ def empty_cache(config: ModelConfig, *, batch: int, length: int) -> Keys:
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def feed(
-  config: ModelConfig, params: Params, *, cache: Keys, block: Block
+  config: ModelConfig, params: Params, *, cache: Keys, block: Block[jax.Array]
 ) -> tuple[Keys, jax.Array]:
   """Puts given elements into the cache, images clean: at t = 0.
 
@@ -155,8 +159,10 @@ def sample_text(
   count_b = jnp.zeros_like(at_b)
   ids_bl = jnp.zeros_like(at_b[:, None] + jnp.arange(limit)[None])
   state = (cache, logits_bv, writing_b, ids_bl, count_b)
-  state = jax.lax.while_loop(lambda state: jnp.any(state[2]), step, state)
-  return state[0], *map(_replicate, state[3:])
+  cache, _, _, ids_bl, count_b = jax.lax.while_loop(
+    lambda state: jnp.any(state[2]), step, state
+  )
+  return cache, _replicate(ids_bl), _replicate(count_b)
 
 
 @functools.partial(
@@ -172,7 +178,7 @@ def sample_image(
   sample: SampleConfig,
   length: int,
   cache: Keys,
-  unconditional: Block,
+  unconditional: Block[jax.Array],
   at_b: jax.Array,
   image_b: jax.Array,
   keys_b: jax.Array,
@@ -202,11 +208,8 @@ def sample_image(
   model = bind(config, params)
   # The loop works in this copy, over whose noisy patches every step writes its own.
   prefix = jax.tree.map(lambda x: x[:, :, :, :length], cache)
-  if sample.guidance == 1.0:
-    unconditional = None
-  predict, prefix = _predictor(
-    model, prefix, at_b, unconditional, scale=sample.guidance
-  )
+  null = None if sample.guidance == 1.0 else unconditional
+  predict, prefix = _predictor(model, prefix, at_b, null, scale=sample.guidance)
 
   def draw_noise(number):
     def one(key, image, number):
@@ -235,7 +238,12 @@ def sample_image(
 
 
 def _predictor(
-  model: Transfusion, prefix: Keys, at_b, unconditional: Block | None, *, scale: float
+  model: Transfusion,
+  prefix: Keys,
+  at_b: jax.Array,
+  unconditional: Block[jax.Array] | None,
+  *,
+  scale: float,
 ):
   """Returns the noise predictor, guided if there is an unconditional prefix, and the
   cache of prefixes that it works in."""
@@ -254,7 +262,9 @@ def _predictor(
   return predict, both
 
 
-def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, Keys]:
+def _extend(
+  model: Transfusion, block: Block[jax.Array], cache: Keys
+) -> tuple[jax.Array, Keys]:
   slots = block.latents_bnhwc.shape[:2]
   clean_t_bn = jnp.zeros(slots, jnp.int32, out_sharding=spec("batch", None))
   x_bld = model.embed(block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl)
@@ -263,7 +273,7 @@ def _extend(model: Transfusion, block: Block, cache: Keys) -> tuple[jax.Array, K
   return model.extend(x_bld, view, cache)
 
 
-def _look(model: Transfusion, at_b, cache: Keys) -> View:
+def _look(model: Transfusion, at_b: jax.Array, cache: Keys) -> View:
   """What the patches of one image in every row see, and where they go."""
   patches = model.config.patches_per_image
   positions_bl = at_b[:, None] + jnp.arange(patches)[None]
@@ -273,6 +283,7 @@ def _look(model: Transfusion, at_b, cache: Keys) -> View:
 
 def _denoised(model: Transfusion, x_bhwc, t, view: View, cache: Keys):
   """Predicts the noise of one image at t in every row; also returns the cache."""
+  assert view.write_at_b is not None, "`look` says where its inputs are written"
   t_bn = jnp.zeros_like(view.write_at_b)[:, None] + t
   x_bmd = model.embed_images(x_bhwc[:, None], t_bn)[:, 0]
   x_bmd, cache = model.extend(x_bmd, view, cache)

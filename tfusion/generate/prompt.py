@@ -63,7 +63,7 @@ def parse_prompt(
   Raises:
     ValueError: what is nearly a mark, or another `<name>`; it says how to write both.
   """
-  spans = []
+  spans: list[Text | Image | Blank] = []
   for part in split(prompt):
     if isinstance(part, str):
       spans.append(Text(encode(part)))
@@ -83,7 +83,8 @@ def split(prompt: str) -> list[str | tuple[str, ...]]:
   Raises:
     ValueError: as parse_prompt.
   """
-  parts, end = [], 0
+  parts: list[str | tuple[str, ...]] = []
+  end = 0
   hidden = ESCAPED.sub(_hide, prompt)
   if match := HUGGED.search(hidden):
     raise _nearly(prompt, match[0])
@@ -106,7 +107,7 @@ def escape(text: str) -> str:
 
 def split_at_blanks(prompt: Prompt) -> list[list[Text | Image]]:
   """What is given before, between and behind the blanks: one list more than those."""
-  parts = [[]]
+  parts: list[list[Text | Image]] = [[]]
   for span in prompt:
     if isinstance(span, Blank):
       parts.append([])
@@ -127,9 +128,9 @@ def _shown(hidden: str) -> str:
 
 def _text(prompt: str, hidden: str) -> list[str]:
   """The text between two marks, if there is some; nothing in it may be nearly one."""
-  for match in OPENED.finditer(hidden):
-    if _is_near(*match.groups()):
-      raise _nearly(prompt, match[0])
+  for opened in OPENED.finditer(hidden):
+    if _is_near(*opened.groups()):
+      raise _nearly(prompt, opened[0])
   if match := CLOSED.search(LITERAL_OPEN.sub("", hidden)):
     raise _nearly(prompt, match[0])
   return [_shown(hidden)] if hidden else []
@@ -154,7 +155,7 @@ def _alike(word: str) -> bool:
 
 
 def _nearly(prompt: str, hidden: str) -> ValueError:
-  name = _shown(hidden).strip()
+  name = "".join(f"\\{SIGNS[c]}" if c in SIGNS else c for c in hidden).strip()
   name = name if len(name) <= 60 else f"{name[:60]}..."
   return ValueError(
     f"prompt {prompt!r}: {name!r} is an unknown mark, or nearly a known one; {HOW}"

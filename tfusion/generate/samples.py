@@ -19,6 +19,7 @@ from PIL import Image as Pillow
 
 from tfusion.config import Config
 from tfusion.data import numbers
+from tfusion.data.pairs import why_no_file
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate import png
 from tfusion.generate.canvas import Canvas
@@ -86,7 +87,8 @@ class Sample:
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     about = _claim(folder)
-    text, paths = "", []
+    text = ""
+    paths: list[Path] = []
     for part in self.parts:
       if isinstance(part, str):
         text += part
@@ -216,9 +218,11 @@ def read_prompts(
 
   def load_image(path: str) -> np.ndarray:
     try:
-      return canvas.read(path)
+      return canvas.read(Path(path).expanduser())  # no shell looks into a prompt
     except Exception as error:  # Pillow's decoders raise almost any kind
-      reason = error or type(error).__name__
+      reason = getattr(error, "strerror", None) or error or type(error).__name__
+      if isinstance(error, FileNotFoundError):
+        reason = why_no_file(path) or "there is no such file"
       raise ValueError(
         f"<image:{path}>: not an image that can be read ({reason}); give the path of a"
         " whole PNG or JPEG file"

@@ -35,7 +35,7 @@ def page(
   tokenizer: Tokenizer,
   *,
   title: str,
-  show: Callable[[np.ndarray], Sequence[np.ndarray]],
+  show: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
   patches_per_image: int,
 ) -> str:
   """Makes the page of a row.
@@ -44,7 +44,7 @@ def page(
     taken: from `replay.rows_of_step`.
     tokenizer: of the run.
     title: heading of the page.
-    show: turns latents f32[n, h, w, c], or codes i32[n, codes] from 0 on, into
+    show: turns latents f32[h, w, c], or codes i32[codes] from 0 on, into
       u8[px, px, 1 or 3] each.
     patches_per_image: positions of an image in patches.
 
@@ -117,7 +117,7 @@ def _spans(
       yield png.tag(images[slot], width=IMAGE_PX)
       yield f"<small>{end - begin} patches, {_noise(row, slot)}</small>"
     elif kinds[begin] == "code":
-      yield png.tag(show(ids[None] - tokenizer.vocab_size)[0], width=IMAGE_PX)
+      yield png.tag(show([ids - tokenizer.vocab_size])[0], width=IMAGE_PX)
       yield f"<small>{end - begin} codes</small>"
     else:
       shown = html.escape(tokenizer.decode(ids))

@@ -201,12 +201,13 @@ def _pixels(
   record: records_lib.Record, images: ImageFormat | None, autoencoder: Path | None
 ) -> tuple[list[np.ndarray] | None, str]:
   """The images of a record as pixels u8[px, px, c], and how they were made."""
-  if not record.images:
+  kind = record.kind
+  if kind is None:  # it has no images
     return None, ""
-  stored = record.images[records_lib.KINDS[record.kind][0]]
-  if record.kind == "pixels":
+  stored = record.images[records_lib.KINDS[kind][0]]
+  if kind == "pixels":
     return list(stored), "as it is"
-  if record.kind == "codes" and not autoencoder:
+  if kind == "codes" and not autoencoder:
     return None, "not shown, without an autoencoder"
   # Here: it needs jax, and a manifest is shown sooner without.
   from tfusion.autoencoder import codec

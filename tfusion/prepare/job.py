@@ -34,6 +34,7 @@ JOB = "job.json"
 LOCK = ".prepare-lock"  # held while a job runs, then left: to delete it would race
 FIXED_SHAPE = {"digits": (8, 8, 1)}  # of what an embedded source has
 PIXELS_PX, LATENTS_PX = 64, 256  # side of an image without and with an autoencoder
+MOST_PX = 8192  # some images of 200 MB are decoded at once
 
 # A trained tokenizer: on how many characters, from how many parts at most; of these
 # 100 for a merged piece, so that each is seen often enough, within bounds.
@@ -156,6 +157,8 @@ def _image_shape(request: Request, codec: Any) -> tuple[int, int, int]:
     return fixed
   chosen = LATENTS_PX if codec and name not in datasets.EMBEDDED else PIXELS_PX
   px, factor = request.image_px or chosen, codec.downsampling if codec else 1
+  if px > MOST_PX:
+    raise ValueError(f"--image-px={px}: more than the {MOST_PX:,} that memory can hold")
   if px < 1 or px % factor:
     raise ValueError(
       f"--image-px={px}: the autoencoder makes one latent of {factor} pixels, so it"
@@ -287,9 +290,10 @@ def sample_texts(parts: list[raw.Part], source: str) -> list[str]:
   if texts:
     return texts
   if all(held_out):
+    apart = f"{len(held_out):,} documents are held out by name, split or hash"
+    why = apart if held_out else "it holds no document that can be used"
     raise ValueError(
-      f"--source={source}: nothing to train on; {len(held_out):,} documents are held"
-      f" out by name, split or hash{_skipped(source, rejected)}"
+      f"--source={source}: nothing to train on; {why}{_skipped(source, rejected)}"
     )
   raise ValueError(
     f"--source={source}: {len(held_out):,} documents without text to train a tokenizer"

@@ -4,11 +4,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
-from tfusion.sequence import Batch
+Rows = TypeVar("Rows")
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
   def __init__(self):
     self.start = time.perf_counter()
-    self.seconds = defaultdict(float)
+    self.seconds: defaultdict[str, float] = defaultdict(float)
 
   @contextmanager
   def measure(self, name: str):
@@ -27,7 +27,7 @@ class Clock:
     finally:
       self.seconds[name] += time.perf_counter() - begin
 
-  def wait_for(self, rows: Iterator[Batch], *, device: Any) -> Batch:
+  def wait_for(self, rows: Iterator[Rows], *, device: Any) -> Rows:
     """Takes the next rows; counts as `data` the time that the device may have idled.
 
     That is none if what the device was computing, the tree `device`, still is not
@@ -36,7 +36,7 @@ class Clock:
     start = time.perf_counter()
     batch = next(rows)
     arrays = [x for x in jax.tree.leaves(device) if isinstance(x, jax.Array)]
-    if all(x.is_ready() for x in arrays):
+    if all(x.is_ready() for x in arrays):  # type: ignore[attr-defined]  # not in stubs
       self.seconds["data"] += time.perf_counter() - start
     return batch
 

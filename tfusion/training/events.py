@@ -136,7 +136,9 @@ def evaluating(held: Hold, log: Log) -> Iterator[None]:
 def say_finished(step: int, workdir: Path, stop: StopSignals, log: Log) -> None:
   """Says that a run has ended, what its time went into, and where things are."""
   if stop.name:
-    log.say(f"stopped by {stop.name} after step {step}, saved; the same")
+    # No one sent this signal: it stands for a data worker (stop.py).
+    cause = "a data worker that died" if stop.name == "SIGCHLD" else stop.name
+    log.say(f"stopped by {cause} after step {step}, saved; the same")
     log.say("command goes on from here")
   clock = log.clock
   seconds = ", ".join(f"{name} {value:.0f} s" for name, value in clock.seconds.items())

@@ -6,18 +6,19 @@ which batches (data/pipeline.py).
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic
 
 import jax
 
-from tfusion.training.clock import Clock
+from tfusion.sharding import gather_json
+from tfusion.training.clock import Clock, Rows
 from tfusion.training.stop import StopSignals
 
 
-class Feed:
+class Feed(Generic[Rows]):
   """Batches on the host, and the failure for which all hosts stop."""
 
-  def __init__(self, batches: Iterator[Any], clock: Clock, stop: StopSignals):
+  def __init__(self, batches: Iterator[Rows], clock: Clock, stop: StopSignals):
     """Takes nothing yet.
 
     Args:
@@ -28,7 +29,7 @@ class Feed:
     self._failed: ChildProcessError | None = None
     self._batches, self._clock, self._stop = batches, clock, stop
 
-  def next(self, *, device: Any) -> Any:
+  def next(self, *, device: Any) -> Rows:
     """The next batch.
 
     Args:
@@ -49,6 +50,13 @@ class Feed:
       return self._clock.wait_for(self._batches, device=device)
 
   def raise_failure(self) -> None:
-    """Raises what the data of this host raised, after all hosts have saved."""
-    if self._failed:
-      raise self._failed
+    """Raises, on all hosts, what the data of one raised, after they all have saved.
+
+    Raises:
+      ChildProcessError: names the host.
+    """
+    if self._stop.agreed_on != signal.SIGCHLD:
+      return
+    said = gather_json(self._failed and str(self._failed))
+    host, why = next((host, why) for host, why in enumerate(said) if why)
+    raise ChildProcessError(f"host {host}: {why}")

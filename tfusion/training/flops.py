@@ -9,7 +9,7 @@ from tfusion.config import ModelConfig
 from tfusion.sequence import Batch
 
 
-def batch_flops(config: ModelConfig, batch: Batch) -> float:
+def batch_flops(config: ModelConfig, batch: Batch[np.ndarray]) -> float:
   """Floating-point operations that a training step needs for the live elements.
 
   Forward and backward matmuls, 6 per parameter and element, and attention over the

@@ -56,7 +56,7 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
       yield Hold(stack.enter_context(lock_lib.hold(workdir)))
       return
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
-    taking = None
+    taking: futures.Future[lock_lib.Lock] | None = None
     if jax.process_index() == 0:
       taking = pool.submit(stack.enter_context, lock_lib.hold(workdir))
     # The first may watch a heartbeat for a minute; programs of several hosts wait for
@@ -65,10 +65,10 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
       pass
     if answer:
       raise ValueError(answer)
-    yield Hold(taking and taking.result())
+    yield Hold(taking.result() if taking else None)
 
 
-def _answer(taking: futures.Future | None) -> str | None:
+def _answer(taking: futures.Future[lock_lib.Lock] | None) -> str | None:
   """What keeps the lock from being taken, or nothing; None: that is not known yet."""
   if taking is None:
     return None

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import math
 import signal
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +69,9 @@ class Log:
     self.clock = clock
     self._held, self._stop = held, stop
     self._rates, self._line = rates, line
-    self._done, self._logged = Counter(), Counter()  # now, and at the last line
+    # Counts now, and at the last line.
+    self._done: defaultdict[str, float] = defaultdict(int)
+    self._logged: defaultdict[str, float] = defaultdict(int)
     self._files = {
       name: JsonLines(workdir / f"{name}.jsonl", last_step=step, writes=self.first)
       for name in ("metrics", "speed", "validation")
@@ -92,7 +94,8 @@ class Log:
       counts: what the update worked through, over all hosts.
     """
     self.waiting = step, values
-    self._done.update(counts, updates=1)  # adds
+    for name, count in (counts | {"updates": 1}).items():
+      self._done[name] += count
 
   def write(self) -> None:
     """Writes what was handed over last; waits for the device if it must.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import jax
+import numpy as np
 from absl import logging
 
 from tfusion import config as config_lib
@@ -173,6 +174,7 @@ def _open_corpus(
   for evaluation in evaluations:
     evaluation.check(corpus)
   if jax.process_index() == 0:
+    assert corpus.identity is not None, "open_corpus has just found it"
     identity.keep(corpus.identity, workdir)
     numbers.keep(corpus.train, workdir)
   workdir_lib.save_config(config, workdir)
@@ -202,7 +204,7 @@ def _restored_or_new(
   return 0, jax.jit(init, out_shardings=sharding)(root)
 
 
-def _heldout_rows(config: Config, corpus: Corpus) -> list[Batch]:
+def _heldout_rows(config: Config, corpus: Corpus) -> list[Batch[np.ndarray]]:
   return heldout_rows(
     corpus.test,
     corpus.tokenizer,
@@ -230,7 +232,7 @@ def _say_what_runs(
   )
 
 
-def _counts(config: Config, host_batch: Batch) -> dict[str, float]:
+def _counts(config: Config, host_batch: Batch[np.ndarray]) -> dict[str, float]:
   """What an update works through, over all hosts."""
   hosts = jax.process_count()
   return {
@@ -243,7 +245,7 @@ def _evaluate(
   config: Config,
   workdir: Path,
   corpus: Corpus,
-  heldout: Sequence[Batch],
+  heldout: Sequence[Batch[np.ndarray]],
   evaluations: Sequence[Evaluation],
   reading: DataReport,
   held: Hold,

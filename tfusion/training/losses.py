@@ -15,7 +15,8 @@ class Sum(NamedTuple):
   """A reduction that is not divided yet: add over microbatches, then `mean` once."""
 
   total: jax.Array  # f32[]
-  count: jax.Array  # f32[], the sum of weights
+  # f32[], the sum of weights. It hides tuple.count, which nothing asks of a Sum.
+  count: jax.Array  # type: ignore[assignment]
 
   def mean(self) -> jax.Array:
     """total / count; 0 where nothing was counted."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-import tfusion
+from tfusion.version import __version__
 
 # Dense bfloat16 peak, FLOP/s per jax device, by device_kind; public data sheets.
 PEAK_FLOPS = {
@@ -83,5 +83,5 @@ def environment() -> dict[str, Any]:
     else os.cpu_count(),
     "python": platform.python_version(),
     "jax": jax.__version__,
-    "tfusion": tfusion.__version__,
+    "tfusion": __version__,
   }

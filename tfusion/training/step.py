@@ -70,7 +70,9 @@ def init_state(config: Config, root: jax.Array) -> TrainState:
   )
 
 
-def shardings(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+def shardings(
+  config: Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+) -> TrainState:
   """The sharding of every leaf of the state."""
   abstract = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
   return state_shardings(abstract, names=axis_names(config.model), mesh=mesh)
@@ -87,7 +89,11 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def predict(
-  config: Config, params: Params, batch: Batch, noise_bnhwc: jax.Array, t_bn: jax.Array
+  config: Config,
+  params: Params,
+  batch: Batch[jax.Array],
+  noise_bnhwc: jax.Array,
+  t_bn: jax.Array,
 ) -> Prediction:
   """Noises the images of a batch and runs the model on it.
 
@@ -104,7 +110,9 @@ def predict(
   return Prediction(*bind(config.model, params)(batch, noisy_bnhwc, t_bn))
 
 
-def losses(predicted: Prediction, batch: Batch, noise_bnhwc: jax.Array) -> Losses:
+def losses(
+  predicted: Prediction, batch: Batch[jax.Array], noise_bnhwc: jax.Array
+) -> Losses:
   """Both losses of a batch: next token and predicted noise (section 3, equation 4)."""
   return Losses(
     text=text_loss(predicted.logits_blv, batch.targets_bl, weights_bl=batch.weights_bl),
@@ -115,7 +123,7 @@ def losses(predicted: Prediction, batch: Batch, noise_bnhwc: jax.Array) -> Losse
 
 
 def draw_noise(
-  config: Config, key: jax.Array, batch: Batch
+  config: Config, key: jax.Array, batch: Batch[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
   """Noise and timestep of every image slot, one t per image (section 2.2)."""
   noise_key, t_key = jax.random.split(key)
@@ -130,7 +138,7 @@ def draw_noise(
 
 
 def gradients(
-  config: Config, params: Params, batch: Batch, key: jax.Array
+  config: Config, params: Params, batch: Batch[jax.Array], key: jax.Array
 ) -> tuple[Params, Losses]:
   """Gradient of mean text loss + lambda * mean image loss over the whole batch.
 
@@ -162,7 +170,7 @@ def gradients(
 
 
 def train_step(
-  config: Config, state: TrainState, batch: Batch, root: jax.Array
+  config: Config, state: TrainState, batch: Batch[jax.Array], root: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update.
 

@@ -6,7 +6,7 @@ b batch  n image slots
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,9 @@ class Validation(NamedTuple):
   bins: tuple[Sum, ...]
 
 
-def grid(config: Config, batch: Batch, number) -> tuple[jax.Array, jax.Array]:
+def grid(
+  config: Config, batch: Batch[jax.Array], number
+) -> tuple[jax.Array, jax.Array]:
   """The bin of every image slot of batch `number` and its middle as t, i32[b, n].
 
   The bin goes up by 1 from slot to slot and by 3, which shares no factor with 10, from
@@ -52,7 +54,9 @@ def grid(config: Config, batch: Batch, number) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def eval_step(config: Config, params: Params, batch: Batch, number) -> Validation:
+def eval_step(
+  config: Config, params: Params, batch: Batch[jax.Array], number
+) -> Validation:
   """Losses of one batch, each image noised at the middle of its bin."""
   key = jax.random.fold_in(jax.random.key(NOISE_SEED), number)
   noise_bnhwc, _ = draw_noise(config, key, batch)
@@ -71,7 +75,7 @@ def eval_step(config: Config, params: Params, batch: Batch, number) -> Validatio
 
 
 def validate(
-  config: Config, params: Params, batches: Sequence[Batch]
+  config: Config, params: Params, batches: Iterable[Batch[jax.Array]]
 ) -> dict[str, Any]:
   """Averages over all batches; perplexity is exp of nats per token, specials included.
 

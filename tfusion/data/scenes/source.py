@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from tfusion import __version__, sequence
+from tfusion import sequence
 from tfusion.data.contents import Contents, hash_of
 from tfusion.data.scenes import captions
 from tfusion.data.scenes.render import render
@@ -35,6 +35,7 @@ from tfusion.data.scenes.scene import (
   pair_of,
 )
 from tfusion.data.source import Source
+from tfusion.version import __version__
 
 KINDS = ("pairs", "stories", "edits")
 SIDES_PX = (32, 64)
