@@ -23,7 +23,8 @@ class ModelConfig:
   kv_heads: int = 4  # key/value heads; fewer than heads is grouped-query attention
   mlp: int = 512  # hidden width of SwiGLU
   vocab_size: int = 512  # rows of the embedding; a tokenizer may have fewer pieces
-  image_shape: tuple[int, ...] = (8, 8, 1)  # height, width, channels of image or latent
+  # height, width, channels of image or latent
+  image_shape: tuple[int, int, int] = (8, 8, 1)
   patch: int = 2  # side of a patch in pixels or latent cells: 1, 2, 4 or 8
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
@@ -405,7 +406,7 @@ def range_problems(flat: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
 
 def flatten(config: Any) -> dict[str, Any]:
   """Returns {"section.key": value} of a dataclass of them, in declaration order."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(value):

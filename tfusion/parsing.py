@@ -28,8 +28,11 @@ def parse_json(text: str | bytes) -> Any:
   except RecursionError:
     deep = True
   else:
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    deep = sum(map(text.count, brackets)) > DEEPEST and _is_deep(values)
+    if isinstance(text, bytes):
+      brackets = text.count(b"[") + text.count(b"{")
+    else:
+      brackets = text.count("[") + text.count("{")
+    deep = brackets > DEEPEST and _is_deep(values)
   if deep:
     raise ValueError(f"nested deeper than {DEEPEST} levels")
   return values
@@ -69,7 +72,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
   arguments, container = typing.get_args(hint), typing.get_origin(hint)
   if isinstance(hint, types.UnionType):
     return None if value is None else _value(arguments[0], value, key)
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return build(hint, value, key=key)
   if container is dict:
     if not isinstance(value, dict):
@@ -96,7 +99,8 @@ def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   values = dict(pairs)
   if len(values) < len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
-    raise ValueError(f"has {max(counts, key=counts.get)!r} twice; keep one")
+    (most, _), *_ = counts.most_common(1)
+    raise ValueError(f"has {most!r} twice; keep one")
   return values
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,7 @@ from tfusion.data import lanes
 from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
 from tfusion.data.shards import manifest, records
 from tfusion.data.shards import source as shards
+from tfusion.data.source import Source
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.training import flops as flops_lib
 from tfusion.training import machine
@@ -129,7 +130,7 @@ def shares(corpus: Corpus, config: Config, *, seconds: float) -> dict[str, float
     documents; batch: these into the arrays of a batch.
   """
   source = _Timed(corpus.train[0])
-  lane = lanes.Lane([source], corpus.tokenizer, config, lane=0)
+  lane = lanes.Lane([cast(Source, source)], corpus.tokenizer, config, lane=0)
   next(lane)
   rows = config.train.batch_rows
   source.seconds, pack, batch, start = 0.0, 0.0, 0.0, time.perf_counter()

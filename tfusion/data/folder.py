@@ -51,6 +51,8 @@ class Folder(Source):
   rejected: tuple[Rejected, ...]  # of both splits
   named: bool  # names say which are held out, else a hash does
   stated: Mapping[str, bool] = dataclasses.field(default_factory=dict)  # by lines
+  _own: tuple[Pair, ...] = dataclasses.field(init=False, repr=False, compare=False)
+  _images: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
     super().__post_init__()
@@ -61,8 +63,8 @@ class Folder(Source):
     object.__setattr__(self, "_images", np.load(self.cache, mmap_mode="r"))
 
   def __reduce__(self):
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    return functools.partial(Folder, **fields), ()
+    given = (f.name for f in dataclasses.fields(self) if f.init)
+    return functools.partial(Folder, **{n: getattr(self, n) for n in given}), ()
 
   def __len__(self) -> int:
     return len(self._own)
@@ -93,7 +95,8 @@ class Folder(Source):
 
   def contents(self) -> Contents:
     """Hashes of captions and of decoded pixels; ids are the images' names."""
-    pixels, seen = images_lib.hashes(self.cache.parent), collections.Counter()
+    pixels = images_lib.hashes(self.cache.parent)
+    seen: collections.Counter[str] = collections.Counter()
     hashed = []
     for pair in self._own:
       seen[pair.file] += 1

@@ -101,8 +101,10 @@ def _limit_noise(
   for nth, place in enumerate(sequence.images_to_read(document)):
     stream = f"{name}/clean/{nth}" if nth else f"{name}/clean"
     clean = uniform(config.seed, stream, showing) < diffusion.image_first_clean
-    cap = 0.0 if clean else min(spans[place].noise_cap, diffusion.image_first_noise_cap)
-    spans[place] = dataclasses.replace(spans[place], noise_cap=cap)
+    image = spans[place]
+    assert isinstance(image, sequence.Image)
+    cap = 0.0 if clean else min(image.noise_cap, diffusion.image_first_noise_cap)
+    spans[place] = dataclasses.replace(image, noise_cap=cap)
   return tuple(spans)
 
 
@@ -110,6 +112,7 @@ def _draw_latent(
   image: sequence.Image, stream: str, seed: int, showing: int
 ) -> sequence.Image:
   """Samples the posterior of an autoencoder."""
+  assert image.std is not None
   rng = np.random.default_rng(int(uniform(seed, stream, showing) * 2**48))
   normal = rng.standard_normal(image.latent.shape, np.float32)
   return dataclasses.replace(image, latent=image.latent + image.std * normal, std=None)

@@ -164,7 +164,7 @@ def open_tokenizer(
   there = path.is_file()
   if there and expected in (None, manifest_lib.sha256(path)):
     return Tokenizer.load(path, key="", remedy=OF_RUN)
-  for copy in filter(None, copies):
+  for copy in copies:
     if expected and Path(copy).is_file():
       tokenizer = Tokenizer.load(copy)
       if tokenizer.sha256 == expected:
@@ -247,10 +247,7 @@ def _refuse_others(
   wrong = []
   for number, (own, spec) in enumerate(zip(before["sources"], specs, strict=True)):
     now = {split: found[split][number] for split in SPLITS}
-    if any(
-      own[split] and now[split] and own[split].sha256 != now[split].sha256
-      for split in SPLITS
-    ):
+    if any(_differ(own[split], now[split]) for split in SPLITS):
       called = own["name"] if own["name"] == spec else f"{own['name']} (now {spec})"
       wrong.append(f"{called}: {_difference(workdir, own, now)}")
   if wrong:
@@ -267,6 +264,11 @@ def _refuse_others(
     )
 
 
+def _differ(was: Contents | None, now: Contents | None) -> bool:
+  """Whether both are known, and not the same."""
+  return was is not None and now is not None and was.sha256 != now.sha256
+
+
 def _difference(
   workdir: Path, own: dict[str, Any], now: dict[str, Contents | None]
 ) -> str:
@@ -281,11 +283,10 @@ def _difference(
   if not said:
     names = {TRAIN: "training", TEST: "held-out"}
     said = [
-      f"the {names[split]} documents differ ({own[split].documents:,}, hash"
-      f" {own[split].sha256[:16]}...; now {now[split].documents:,},"
-      f" {now[split].sha256[:16]}...)"
+      f"the {names[split]} documents differ ({was.documents:,}, hash"
+      f" {was.sha256[:16]}...; now {is_.documents:,}, {is_.sha256[:16]}...)"
       for split in SPLITS
-      if own[split] and now[split] and own[split].sha256 != now[split].sha256
+      if (was := own[split]) and (is_ := now[split]) and _differ(was, is_)
     ]
   return ", ".join(said) + with_
 
@@ -302,11 +303,12 @@ def _by_document(
   before: dict[str, list[Hashed]], now: dict[str, Contents | None]
 ) -> list[str]:
   """Counts documents by what became of them; nothing where they are not known."""
-  if not before or not all(c and c.hashed for c in now.values()):
+  after = {split: c.hashed for split, c in now.items() if c and c.hashed}
+  if not before or len(after) < len(now):
     return []
   old = {d.id: (split, d) for split in SPLITS for d in before[split]}
-  new = {d.id: (split, d) for split in SPLITS for d in now[split].hashed}
-  found: dict[str, list[str]] = collections.defaultdict(list)
+  new = {d.id: (split, d) for split in SPLITS for d in after[split]}
+  found: dict[int, list[str]] = collections.defaultdict(list)
 
   def compare(id: str, was: tuple[str, Hashed], split: str) -> None:
     if was[0] != split:

@@ -63,7 +63,7 @@ def decode(
   height, width, channels = image_shape
   try:
     with _open(image) as opened:
-      if opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+      if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise TooLarge(f"{opened.width}x{opened.height} pixels are too many")
       # JPEG only: decodes at a fraction of the size, never below twice the target.
       opened.draft(None, (2 * max(width, height),) * 2)
@@ -169,7 +169,7 @@ def _crc(path: Path, state: tuple[int, ...] = ()) -> int:
 
 def _hash(image: np.ndarray) -> str:
   pixels = hashlib.sha256(repr(image.shape).encode())
-  pixels.update(np.ascontiguousarray(image))
+  pixels.update(np.ascontiguousarray(image).data)
   return pixels.hexdigest()
 
 
@@ -235,7 +235,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     # Pillow would clip 16 bits to 8; floats count from 0 to 1.
     pixels = np.nan_to_num(np.asarray(image, np.float32))
     full = 65535.0 if image.mode != "F" else 1.0
-    image = Image.fromarray(np.uint8(np.clip(pixels / full, 0, 1) * 255 + 0.5))
+    levels = np.clip(pixels / full, 0, 1) * 255 + 0.5
+    image = Image.fromarray(levels.astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")

@@ -56,20 +56,24 @@ class LaneState:
   @classmethod
   def fresh(cls, sources: Sequence[Source]) -> "LaneState":
     """The state of a lane that has given nothing yet."""
-    counts = "taken rejected rejected_elements split pieces elements".split()
+    counts: dict[str, Any] = {
+      name: dict.fromkeys((s.name for s in sources), 0)
+      for name in "taken rejected rejected_elements split pieces elements".split()
+    }
     return cls(
       sizes={source.name: len(source) for source in sources},
       digests=digests(sources),
       damaged={},
-      **{name: dict.fromkeys((s.name for s in sources), 0) for name in counts},
+      **counts,
     )
 
   def copy(self) -> "LaneState":
     """The same, to be changed without changing this one."""
-    fields = vars(self).items()
-    return LaneState(
-      **{k: dict(value) if isinstance(value, dict) else value for k, value in fields}
-    )
+    fields: dict[str, Any] = {
+      name: dict(value) if isinstance(value, dict) else value
+      for name, value in vars(self).items()
+    }
+    return LaneState(**fields)
 
   def to_json(self) -> dict[str, Any]:
     """The state as checkpoints keep it: lists, dicts by str, numbers and strings."""
@@ -137,4 +141,5 @@ def digests(sources: Sequence[Source]) -> dict[str, str]:
 
 
 def _to_list(key: Key) -> list[str | int]:
-  return list(key if key.piece is not None else key[:2])
+  name, position, piece = key
+  return [name, position] if piece is None else [name, position, piece]

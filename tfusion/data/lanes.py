@@ -149,7 +149,7 @@ class Lane(Iterator[sequence.Row]):
 
   def _open_waiting(self) -> None:
     """Reads again what the state names; a document damaged since then is skipped."""
-    opened: dict[tuple[str, int], list] = {}
+    opened: dict[tuple[str, int], list[tuple[Key, sequence.Elements]]] = {}
     waiting, following = self._state.waiting, self._state.next_piece
     for name, position, _ in (*waiting, *([following] if following else [])):
       if (name, position) in opened:
@@ -158,12 +158,14 @@ class Lane(Iterator[sequence.Row]):
       if isinstance(own, Damaged):
         self._skip(name, position, own)
         own = []
+      assert not isinstance(own, TooLong)  # what waits had been found to fit
       opened[name, position] = self._keyed(name, position, own)
     for name, position, piece in waiting:
-      own = opened[name, position]
-      self._waiting += own if piece is None else own[piece : piece + 1]
+      found = opened[name, position]
+      self._waiting += found if piece is None else found[piece : piece + 1]
     if following:
-      self._cut = opened[following[:2]][following.piece :]
+      name, position, piece = following
+      self._cut = opened[name, position][piece:]
 
   def _take(self) -> tuple[Key, sequence.Elements] | None:
     """The next document or piece; None when all are used up."""
@@ -310,10 +312,10 @@ class Lane(Iterator[sequence.Row]):
 def _read(source: Source, indices: list[int]) -> list[Sequence[Span] | Damaged]:
   """Reads documents; those that are damaged come as their error."""
   try:
-    return source.several(indices)
+    return [*source.several(indices)]
   except Damaged:
     pass  # one by one, to see which
-  found = []
+  found: list[Sequence[Span] | Damaged] = []
   for index in indices:
     try:
       found.append(source[index])

@@ -69,9 +69,10 @@ def found_lines(train: Sources, test: Sources) -> Iterator[str]:
   balances = _balances(train, test)
   for own, held_out in zip(train, test):
     splits = balances.get(own.name, {})
-    if splits and None not in splits.values():
+    known = {split: balance for split, balance in splits.items() if balance is not None}
+    if splits and len(known) == len(splits):
       yield f"{own.name}:"
-      yield from (f"  {line}" for line in balance_lib.lines(splits))
+      yield from (f"  {line}" for line in balance_lib.lines(known))
       continue
     yield (
       f"{own.name}: {len(own):,} documents to train on, {len(held_out):,} held out"
@@ -117,8 +118,7 @@ def _report_never_all_noise(sources: Sources, encode: Encode, config: Config) ->
   for source in sources:
     images = 0
     for index, spans in some_documents(source, SAMPLED):
-      how = dict(name=source.name, showing=index)
-      document = forms.form(spans, encode, config, **how)
+      document = forms.form(spans, encode, config, name=source.name, showing=index)
       own = [s for s in document if isinstance(s, sequence.Image) and s.weight]
       images += len(own)
       if any(image.noise_cap == 1 for image in own):
@@ -150,9 +150,12 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
         elif isinstance(span, sequence.Text):
           text += len(span.ids)
         elif not isinstance(span, sequence.Break):
-          codes = isinstance(span, sequence.Codes)
           text += 2
-          patches += len(span.ids) if codes else config.model.patches_per_image
+          patches += (
+            len(span.ids)
+            if isinstance(span, sequence.Codes)
+            else config.model.patches_per_image
+          )
       text += 1
   if patches and text >= config.data.text_per_patch * patches:
     logging.warning(

@@ -87,11 +87,10 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   def count(text: str) -> int:
     return len(tokenizer.encode(text))
 
-  corpus = Corpus(
-    *(tuple(_fit(s, count, config) for s in sources) for sources in opened.values()),
-    tokenizer,
-    identity,
+  train, test = (
+    tuple(_fit(s, count, config) for s in opened[split]) for split in (TRAIN, TEST)
   )
+  corpus = Corpus(train, test, tokenizer, identity)
   notices.warn(corpus.train, tokenizer, config, workdir)
   return corpus
 
@@ -310,6 +309,7 @@ def _init_worker(index: int, count: int) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
+  assert parent is not None  # as this is a worker
 
   def follow():
     parent.join()  # a killed parent cannot stop its workers
@@ -328,16 +328,17 @@ def _open_tokenizer(
   path, given = workdir / "tokenizer.model", config.data.tokenizer
   shards = prepared.tokenizer_of(sources)
   if begun:
-    tokenizer = identity_lib.open_tokenizer(workdir, copies=(given, shards))
+    copies = [copy for copy in (given, shards) if copy]
+    tokenizer = identity_lib.open_tokenizer(workdir, copies=copies)
     prepared.check_tokenizer(tokenizer, str(path), shards, begun=True)
     if given and Path(given).is_file():
       _refuse_another(Tokenizer.load(given), given, tokenizer, path)
-  elif given or shards:
-    if given:
-      tokenizer = Tokenizer.load(given)
-      prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
-    else:
-      tokenizer = Tokenizer.load(shards, key="", remedy=OF_SHARDS)
+  elif given:
+    tokenizer = Tokenizer.load(given)
+    prepared.check_tokenizer(tokenizer, f"data.tokenizer={given!r}", shards)
+    tokenizer.save(path)
+  elif shards:
+    tokenizer = Tokenizer.load(shards, key="", remedy=OF_SHARDS)
     tokenizer.save(path)
   else:
     texts = (text for source in sources for text in source.texts())

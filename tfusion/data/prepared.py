@@ -40,7 +40,7 @@ def agree(sources: Sequence[Source]) -> tuple[Source, ...]:
   """
   shards = [source for source in sources if source.prepared]
   _require_same(shards, "tokenizers", lambda own: own.tokenizer_sha256)
-  pictured = [source for source in shards if source.prepared.manifest.images]
+  pictured = [source for source in shards if _manifest(source).images]
   _require_same(pictured, "kinds of images", _model_kind)
   _require_same(pictured, "autoencoders", lambda own: own.autoencoder_sha256)
   encoded = _encoded(sources)
@@ -50,10 +50,10 @@ def agree(sources: Sequence[Source]) -> tuple[Source, ...]:
     if source.has_images and source not in pictured:
       raise ValueError(
         f"data.sources: {source.name} gives images as they are, {encoded[0].name} gives"
-        f" {encoded[0].prepared.manifest.images.kind} of an autoencoder; prepare both"
+        f" {_images(encoded[0]).kind} of an autoencoder; prepare both"
         " with `tfusion prepare`, or choose one"
       )
-  first = encoded[0].prepared.manifest.images
+  first = _images(encoded[0])
   return tuple(s.normalised(first) if s in encoded else s for s in sources)
 
 
@@ -107,8 +107,9 @@ def keep(sources: Sequence[Source], workdir: Path, *, begun: bool) -> None:
   encoded = _encoded(sources)
   if not encoded:
     return
+  assert encoded[0].prepared is not None
   folder, manifest = encoded[0].prepared
-  values = dataclasses.asdict(manifest.images)
+  values = dataclasses.asdict(_images(encoded[0]))
   values["autoencoder_sha256"] = manifest.autoencoder_sha256
   path = workdir / LATENTS
   text = json.dumps(values, indent=1) + "\n"
@@ -176,6 +177,19 @@ def _check_begun(manifest: manifest_lib.Manifest, folder: Path, workdir: Path) -
     )
 
 
+def _manifest(source: Source) -> manifest_lib.Manifest:
+  """Of a source that is prepared."""
+  assert source.prepared is not None, source.name
+  return source.prepared.manifest
+
+
+def _images(source: Source) -> manifest_lib.ImageFormat:
+  """How images are stored, of a source that is prepared and has some."""
+  images = _manifest(source).images
+  assert images is not None, source.name
+  return images
+
+
 def _encoded(sources: Sequence[Source]) -> list[Source]:
   """The sources whose images are latents or codes."""
   formats = [(s, s.prepared and s.prepared.manifest.images) for s in sources]
@@ -185,6 +199,7 @@ def _encoded(sources: Sequence[Source]) -> list[Source]:
 def _model_kind(manifest: manifest_lib.Manifest) -> str:
   """What a model is given: a mean alone or with its deviation are both latents."""
   images = manifest.images
+  assert images is not None
   if images.kind == "codes":
     return f"{images.codebook} codes, {images.shape[0]} an image"
   return "latents" if images.latents else images.kind
@@ -194,7 +209,7 @@ def _require_same(
   shards: Sequence[Source], what: str, of: Callable[[manifest_lib.Manifest], str | None]
 ) -> None:
   for other in shards[1:]:
-    one, another = of(shards[0].prepared.manifest), of(other.prepared.manifest)
+    one, another = of(_manifest(shards[0])), of(_manifest(other))
     if one != another:
       raise ValueError(
         f"data.sources: {shards[0].name} and {other.name} have different {what}: {one}"

@@ -112,7 +112,8 @@ def open_pydoc(*, split: str) -> Prose:
   # Here: half a megabyte that only this source needs.
   from pydoc_data import topics
 
-  held_out, size = set(), sum(map(len, topics.topics.values()))
+  held_out: set[str] = set()
+  size = sum(map(len, topics.topics.values()))
   for family in sorted(
     _families(topics.topics), key=lambda names: heldout.place(names[0])
   ):

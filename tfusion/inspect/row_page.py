@@ -54,7 +54,7 @@ def page(
   row = taken.row
   live = row.hi_l >= row.lo_l
   used = len(np.unique(row.patch_l[row.patch_l >= 0] // patches_per_image))
-  images = show(row.latents_nhwc[:used]) if used else ()
+  images = show(list(row.latents_nhwc[:used])) if used else ()
   sections, stop = [], 0
   for name, length in zip(taken.documents, taken.lengths, strict=True):
     start, stop = stop, stop + length

@@ -239,15 +239,15 @@ class Embedded:
     """Yields them as the source gives them."""
     source = _open(self.spec, self.split, self.image_shape)
     for index in range(self.start, self.stop):
-      spans, weights = [], []
+      spans: list[str | np.ndarray] = []
+      weights = []
       for span in source[index]:
-        weight = 1.0
-        if isinstance(span, sequence.Image):
-          span, weight = span.latent, span.weight
-        weights.append(weight)
-        if not isinstance(span, str):
-          span = np.uint8(np.round((span + 1) * 127.5))
-        spans.append(span)
+        weights.append(span.weight if isinstance(span, sequence.Image) else 1.0)
+        image = span.latent if isinstance(span, sequence.Image) else span
+        if isinstance(image, np.ndarray):
+          image = np.round((image + 1) * 127.5).astype(np.uint8)
+        assert isinstance(image, str | np.ndarray)
+        spans.append(image)
       test = self.split == TEST
       yield Raw(f"{self.split}/{index}", tuple(spans), test, tuple(weights))
 

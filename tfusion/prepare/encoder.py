@@ -44,8 +44,8 @@ def encode(
     The same thing, and the images as fields of a record; {} without images.
   """
   if settings.autoencoder is None:
-    for document, images in documents:
-      yield document, {"pixels": np.stack(images)} if images else {}
+    for document, own in documents:
+      yield document, {"pixels": np.stack(own)} if own else {}
     return
   waiting: collections.deque = collections.deque()  # documents and how many images
   batches: collections.deque = collections.deque()  # futures

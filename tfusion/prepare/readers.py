@@ -17,6 +17,7 @@ PATH is a file or a folder, looked through for all files of the kind.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfusion.prepare import datasets, files, rows, tables, tar
@@ -34,7 +35,7 @@ KNOWN = {
   "text": "text in UTF-8, or in UTF-16 with its mark",
 }
 
-PLANS = {
+PLANS: dict[str, Callable[[str, str, int], Sequence[Part]]] = {
   "edits": tables.plan_edits,
   "folder": files.plan_folder,
   "jsonl": tables.plan_jsonl,
@@ -58,16 +59,16 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
   """
   name, _, argument = spec.partition(":")
   if name in datasets.EMBEDDED:
-    return datasets.plan_embedded(spec, documents, image_shape)
+    return [*datasets.plan_embedded(spec, documents, image_shape)]
   if name not in PLANS:
     known = sorted([*PLANS, *datasets.EMBEDDED])
     raise ValueError(f"--source={spec}: unknown; known: {', '.join(known)}")
   if not argument:
     raise ValueError(f"--source={spec}: which? As in --source {name}:PATH")
-  return PLANS[name](spec, argument, documents)
+  return [*PLANS[name](spec, argument, documents)]
 
 
-def listing_sha256(parts: list[Part]) -> str:
+def listing_sha256(parts: Sequence[Any]) -> str:
   """A hash of all that the parts name: files, their sizes and times, captions.
 
   Not of the folder they lie in: that is as the source was given, relative or not.

@@ -94,7 +94,7 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
   def died(args: threading.ExceptHookArgs) -> None:
     # Beam waits for ever for a worker process that is gone; this is how it shows.
     if args.thread is not None and args.thread.name == "run_worker":
-      failed.append(args.exc_value)
+      failed.append(args.exc_value or args.exc_type())
 
   hook, threading.excepthook = threading.excepthook, died
   thread = threading.Thread(target=work, name="beam", daemon=True)

@@ -270,7 +270,8 @@ def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
   Raises:
     ValueError: there are none, or a .csv that lacks a column.
   """
-  parts, check = [], _Check(spec)
+  parts: list[Edits | Lines] = []
+  check = _Check(spec)
   for file in files_lib.find(spec, argument, ".csv", ".jsonl"):
     if file.name.lower().endswith(".jsonl"):
       parts += _lines(file, documents, check)
@@ -320,7 +321,7 @@ def _csv_columns(file: files_lib.File) -> list[str]:
   return next(filter(None, rows[:-1]), [])
 
 
-def _csv_rows(file: files_lib.File) -> Iterator[dict[str, str]]:
+def _csv_rows(file: files_lib.File) -> Iterator[dict[Any, Any]]:
   csv.field_size_limit(MAX_CSV_FIELD)
   text = text_lib.decode(file.path.read_bytes())
   yield from csv.DictReader(io.StringIO(text, newline=""))
@@ -350,7 +351,8 @@ class _Check:
       ValueError: none of them is in a known layout, or all lack a text or an image
         that may stand under an unknown name.
     """
-    faults, columns = [], set()
+    faults: list[str] = []
+    columns: set[str] = set()
     for row in itertools.islice(rows, SAMPLED_ROWS):
       try:
         row = parse(row)

@@ -33,7 +33,11 @@ from tfusion.prepare import rows
 from tfusion.prepare.raw import Raw, Rejected
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-OPEN = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+OPEN: dict[bytes, Any] = {
+  b"\x1f\x8b": gzip.open,
+  b"BZh": bz2.open,
+  b"\xfd7zXZ\x00": lzma.open,
+}
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 BLOCK_BYTES = 512  # members begin at multiples; two blocks of zeros end an archive
 READ_BYTES = 1 << 20  # of what lies behind the end, at once
@@ -86,8 +90,11 @@ class Tar:
             end = member.offset_data
             yield name, self._refused(name, raw_lib.LINK)
           else:
-            yield name, archive.extractfile(member).read()
-          archive.members = []  # it would remember them all
+            file = archive.extractfile(member)
+            assert file is not None  # as it is one
+            yield name, file.read()
+          # It would remember them all.
+          archive.members = []  # type: ignore[attr-defined]
         stream.seek(end)
         # tarfile takes a header it cannot read for the end.
         if stream.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
@@ -162,7 +169,7 @@ def _beside(sample: dict[str, bytes], found: Raw) -> dict[str, Any]:
   row = parsing.parse_json(sample["json"]) if "json" in sample else {}
   if row.get("spans") is not None:
     return row
-  taken = {*map(str.strip, filter(_is_text, found.spans))}
+  taken = {span.strip() for span in found.spans if isinstance(span, str)}
   said = {k: v for k, v in row.items() if not (_is_text(v) and v.strip() in taken)}
   # Under its own name it would count as read.
   return {f".json's {k}" if k in rows.TEXT else k: v for k, v in said.items()}

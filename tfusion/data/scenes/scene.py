@@ -119,8 +119,8 @@ def scene_from_json(value: dict[str, Any]) -> Scene:
   """The Scene of what `to_json` returned, JSON or not."""
   things = (Thing(**t | {"rgb": tuple(t["rgb"])}) for t in value["things"])
   b = value["background"]
-  rgb = tuple(tuple(colour) for colour in b["rgb"])
-  return Scene(tuple(things), Background(b["pattern"], rgb, tuple(b["knots"])))
+  low, high = map(tuple, b["rgb"])
+  return Scene(tuple(things), Background(b["pattern"], (low, high), tuple(b["knots"])))
 
 
 def pair_of(thing: Thing) -> tuple[str, str]:
@@ -269,11 +269,11 @@ def _put(thing: Thing, place: str) -> Thing:
 def _draw_thing(draws: Draws, colour: str, shape: str) -> Thing:
   size = draws.choice(tuple(SIZES))
   radius = SIZES[size] * (1 + RADIUS_JITTER * (2 * draws.unit() - 1))
-  rgb = tuple(
+  red, green, blue = (
     min(max(level + draws.below(2 * COLOUR_JITTER + 1) - COLOUR_JITTER, 0), 255)
     for level in COLOURS[colour]
   )
-  return Thing(shape, colour, size, 0.5, 0.5, radius, rgb)
+  return Thing(shape, colour, size, 0.5, 0.5, radius, (red, green, blue))
 
 
 def _place(things: Sequence[Thing], draws: Draws) -> tuple[Thing, ...] | None:
@@ -316,7 +316,7 @@ def _draw_background(draws: Draws) -> Background:
   """Two near grays with a hue: far from every colour that things have."""
   level = 24 + draws.below(209)
   second = min(max(level + draws.below(81) - 40, 16), 240)
-  tint = [draws.below(25) - 12 for _ in range(3)]
-  rgb = tuple(tuple(grey + t for t in tint) for grey in (level, second))
+  red, green, blue = (draws.below(25) - 12 for _ in range(3))
+  one, other = ((grey + red, grey + green, grey + blue) for grey in (level, second))
   knots = tuple(draws.unit() for _ in range(KNOTS))
-  return Background(draws.choice(PATTERNS), rgb, knots)
+  return Background(draws.choice(PATTERNS), (one, other), knots)

@@ -184,7 +184,15 @@ def open_shapes(
     options[key] = int(value)
   if split == "test":
     options["length"] = min(options["length"], TEST_LENGTH)
-  return Shapes(name, kind, split, image_shape[0], **options)
+  return Shapes(
+    name,
+    kind,
+    split,
+    image_shape[0],
+    length=options["length"],
+    seed=options["seed"],
+    things=options["things"],
+  )
 
 
 def _tell(

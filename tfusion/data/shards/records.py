@@ -20,7 +20,7 @@ import json
 import math
 import re
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -91,7 +91,7 @@ def encode(record: Record) -> bytes:
   tokens = np.concatenate([np.zeros(0, np.int32), *record.texts])
   tensors = {"lengths": lengths, "tokens": tokens}
   tensors |= {name: record.images[name] for name in FIELDS if name in record.images}
-  header = {
+  header: dict[str, dict[str, Any]] = {
     "__metadata__": {
       "crc32": _NO_CRC.decode(),
       "format": FORMAT,
