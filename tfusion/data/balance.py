@@ -1,12 +1,12 @@
-"""What a source holds is what is used and what is skipped, and it adds up.
+"""The accounts of a source: what was found is what is used plus what is skipped.
 
-Owns: amounts, what is left out with its reason, the balance of a split and its lines.
-Not: who finds and uses things (folder.py, prepare/), where lines are shown.
+Owns: amounts, what is left out and why, the balance of a split and its lines. Not:
+finding and using things (folder.py, prepare/), where the lines are shown.
 
-A document is what a source gives as one: an image with a caption, a row of a table, the
-members of one name in an archive. What lost its other half, such as an image without a
-caption, is a document too. An image with two captions is in two documents, and counts
-in both. Blank text is no text.
+A document is what a source gives as one piece: an image with its caption, a row of a
+table, the members of an archive that share a name. An image that has lost its caption,
+or a caption without its image, is a document too. An image with two captions is in two
+documents and counts in both. Blank text does not count as text.
 """
 
 import dataclasses
@@ -59,12 +59,12 @@ class Balance:
   skipped: dict[str, Amount] = dataclasses.field(default_factory=dict)  # by reason
 
   def skip(self, rejected: Rejected) -> None:
-    """Counts what is skipped; that it was found is counted elsewhere."""
+    """Counts what is skipped; `found` is counted elsewhere."""
     before = self.skipped.get(rejected.reason, Amount())
     self.skipped[rejected.reason] = before + rejected.amount
 
   def merge(self, other: "Balance") -> None:
-    """Adds another share of the same split."""
+    """Adds the balance of another part of the same split."""
     self.found, self.used = self.found + other.found, self.used + other.used
     for reason, amount in other.skipped.items():
       self.skipped[reason] = self.skipped.get(reason, Amount()) + amount
@@ -81,7 +81,7 @@ class Balance:
 
 
 def free_id(id: str, taken: set[str]) -> str:
-  """The id, or one with a number behind it if that is taken; then taken itself."""
+  """Returns the id, with a number behind it if it is taken; adds it to those taken."""
   number, made = 1, id
   while made in taken:
     number += 1

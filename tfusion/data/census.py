@@ -1,6 +1,6 @@
 """What a source holds: documents, and the images and texts in them.
 
-Owns: counting those, by a look at some documents. Not: what was found and not used
+Owns: counting them, by looking at some documents. Not: what was found and not used
 (folder.py, prepare/), what has been read so far (tally.py).
 """
 
@@ -25,7 +25,7 @@ def of(train: Sequence[Source], test: Sequence[Source]) -> dict[str, dict[str, A
 
   Returns:
     Source -> "train" and "test" -> documents, images, texts, and whether the last two
-    are exact: they are where all documents that were looked at have equally many.
+    are exact: they are if all documents that were looked at have equally many.
   """
   splits = (TRAIN, TEST)
   return {
@@ -39,7 +39,7 @@ def _count(source: Source) -> dict[str, Any]:
   for index in range(0, size, max(-(-size // LOOKED_AT), 1)):
     try:
       spans = source[index]
-    except (Damaged, ValueError):  # said when a lane meets it
+    except (Damaged, ValueError):  # logged when a lane meets it
       continue
     texts = sum(isinstance(span, str | sequence.Text) for span in spans)
     images = (np.ndarray, sequence.Image, sequence.Codes)

@@ -1,7 +1,7 @@
 """What a split of a source holds, as hashes.
 
-Owns: how documents are hashed. Not: when two runs of hashes are the same run's
-(identity.py), the documents themselves (the sources).
+Owns: how documents are hashed. Not: what follows when hashes differ (identity.py), the
+documents themselves (the sources).
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Hashed(NamedTuple):
   """One document."""
 
-  id: str  # by which a person finds it, as the name of its file
+  id: str  # how a person finds it: the name of its file, or its number
   text: str  # hash of its text
   image: str = ""  # hash of its image
 
@@ -20,14 +20,14 @@ class Hashed(NamedTuple):
 class Contents(NamedTuple):
   """All documents of one split, in order."""
 
-  sha256: str  # of texts and images; names are no part of it
+  sha256: str  # of texts and images, not of names
   documents: int
-  made_with: str = ""  # what may give others in another version: "Python 3.11.2"
-  hashed: tuple[Hashed, ...] = ()  # each, where a source knows them
+  made_with: str = ""  # the library whose version matters: "Python 3.11.2"
+  hashed: tuple[Hashed, ...] = ()  # each document, where a source knows them one by one
 
 
 def hash_of(parts: Iterable[str | bytes]) -> str:
-  """A SHA-256 of parts, each of which keeps its ends: hexadecimal digits."""
+  """SHA-256 of some parts as hexadecimal digits; where each part ends counts too."""
   whole = hashlib.sha256()
   for part in parts:
     data = part.encode(errors="surrogatepass") if isinstance(part, str) else part

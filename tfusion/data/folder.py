@@ -1,11 +1,11 @@
 """A folder of captioned images as a source.
 
-Owns: the split, what of the pairs is used, the survey that an experiment chooses sizes
-from. Not: finding images and captions (pairs.py), that choice (experiments/folder.py),
-decoding (images.py), order and mixture (lanes.py).
+Owns: which images are held out, which pairs are used, the survey by which sizes are
+chosen. Not: finding images and captions (pairs.py), choosing sizes (sizing.py),
+decoding (images.py), order and mixture (mixture.py).
 
-Images under test/, val/ and the like (heldout.py) are held out; where no name says so,
-or all do, about 5 % by a hash of the path.
+Images under test/, val/ and the like (heldout.py) are held out. Where no name says so,
+or all of them do, a hash of the path holds out about 5 %.
 """
 
 import collections
@@ -40,7 +40,7 @@ EXAMPLES = 8  # captions that a survey quotes, at most
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Source):
-  """Documents (caption, image) of one split, images read from the shared cache."""
+  """Pairs of caption and image of one split; images are read from the shared cache."""
 
   leaves_out = True
 
@@ -81,7 +81,7 @@ class Folder(Source):
 
   @property
   def balance(self) -> Balance:
-    """What became of all that the folder holds of this split."""
+    """What became of everything in the folder that belongs to this split."""
     used = Amount(*(len(self._own),) * 3)
     return settle(used, (one for one in self.rejected if one.test == self.test))
 

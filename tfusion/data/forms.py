@@ -1,10 +1,10 @@
-"""The form in which a document is shown.
+"""The form in which a document is shown to the model.
 
-Owns: its texts as tokens, which of caption and image comes first, dropped captions, how
-much noise an image may have that text is read from, samples of posteriors. Not: which
-document comes when (mixture.py), its layout (sequence.py).
+Owns: turning texts into tokens, whether caption or image comes first, dropping
+captions, how noisy an image may be that text follows, drawing latents from posteriors.
+Not: which document comes when (mixture.py), its layout (sequence.py).
 
-All of it depends on (seed, source, showing) alone: showing g of a source is document g
+All of it depends on (seed, source, showing) alone. Showing g of a source is document g
 of its shuffled, repeated order, whichever lane, host or process meets it.
 """
 
@@ -27,7 +27,7 @@ def form(
   name: str,
   showing: int,
 ) -> sequence.Document:
-  """Makes a document of what a source gave.
+  """Turns what a source gave into a document.
 
   Args:
     spans: as the source gave them.
@@ -72,8 +72,8 @@ def _arrange(
 ) -> sequence.Document:
   """Orders a captioned image, or drops its caption; leaves all else as it is.
 
-  Where one of the two is there to be read only, the order is the source's. arXiv
-  2408.11039, section 4.1 (caption first in 80 %); the paper leaves dropout open.
+  If one of the two is not learned, the source's order stays. The paper puts the caption
+  first in 80 % of pairs (arXiv 2408.11039, section 4.1) and leaves dropout open.
   """
   if len(document) != 2:
     return document
@@ -90,12 +90,12 @@ def _arrange(
 def _limit_noise(
   document: sequence.Document, config: Config, name: str, showing: int
 ) -> sequence.Document:
-  """Bounds the noise of every image that learned text follows, in whatever document.
+  """Bounds the noise of every image that learned text follows.
 
-  Such an image is there to be read as well: in a share of cases it is clean, as it is
-  in a prompt (ours), else its t is at most a share of the schedule (arXiv 2408.11039,
-  section 4.3.4, of captioned images; that pages of several images are treated alike is
-  ours).
+  The model is to read such an image as well. So a share of them is clean, as images are
+  in a prompt (ours); for the others, t is at most a share of the schedule (arXiv
+  2408.11039, section 4.3.4, for captioned images; we treat documents of several images
+  alike).
   """
   diffusion, spans = config.diffusion, list(document)
   for nth, place in enumerate(sequence.images_to_read(document)):

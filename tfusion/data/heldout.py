@@ -1,6 +1,6 @@
-"""Which documents are held out: by the names of files and folders, else by a hash.
+"""Which documents are held out: names of files and folders say so, else a hash does.
 
-Owns: the names that say so, the hash. Not: which name a document has (folder.py,
+Owns: the words in such names, the hash. Not: which name a document has (folder.py,
 prepare/).
 """
 
@@ -25,7 +25,7 @@ _FILE = re.compile(rf"{_WORD}(?:[-_.]|$)", re.IGNORECASE)
 
 
 def is_named(name: str) -> bool:
-  """Whether a name says that what it names is for testing.
+  """Whether a name says that what it names is held out.
 
   A folder on the way is called by one of WORDS, or the file's own name begins with one
   and a "-", "_" or "." behind it; in any case. So `Val/a.png`, `photos/test/a.png` and

@@ -1,13 +1,14 @@
 """What a run remembers of its data, so that it goes on with the same or not at all.
 
-Owns: identity.json and documents.json of a workdir, the comparison, the run's names of
-its sources, its tokenizer's file. Not: the hashes of a source's documents (contents.py
-and the sources), the config (workdir.py), what shards decide (prepared.py).
+Owns: identity.json and documents.json of a workdir, comparing data with them, what a
+run calls its sources, its tokenizer's file. Not: hashes of a source's documents
+(contents.py and the sources), the config (workdir.py), what shards decide
+(prepared.py).
 
-identity.json has the hash of every source's documents, of training and held-out ones
-apart, in order, and of the files that a trained model means nothing without.
-documents.json has those of single documents, where a source knows them; it is read only
-to say what differs.
+identity.json has hashes of every source's documents, in order, apart for training and
+held-out ones; and hashes of the files without which a trained model means nothing.
+documents.json has the hashes of single documents, where a source knows them. It is read
+only to say what differs.
 
 A run calls its sources what data.sources called them when it began: their order and
 the states of its lanes go by these names. Where they are read from may change, as long
@@ -32,13 +33,13 @@ from tfusion.data.tokenizer import OF_RUN, Tokenizer
 FILE, DOCUMENTS = "identity.json", "documents.json"
 TOKENIZER = manifest_lib.TOKENIZER
 SPLITS = (TRAIN, TEST)
-QUOTED = 3  # documents that a message names, of each kind
+QUOTED = 3  # documents of each kind that a message names
 
 Opened = Mapping[str, Sequence[Source]]  # by split
 
 
 class Identity(NamedTuple):
-  """What identity.json and documents.json say, and the lines to be said with it."""
+  """What identity.json and documents.json say, and what to print when they are kept."""
 
   sources: tuple[dict[str, Any], ...]  # name, path and splits of each, in order
   documents: dict[str, dict[str, tuple[Hashed, ...]]]  # source -> split -> each
@@ -49,18 +50,18 @@ class Identity(NamedTuple):
 def recognise(
   opened: Opened, specs: Sequence[str], workdir: str | Path
 ) -> tuple[dict[str, tuple[Source, ...]], Identity]:
-  """Names sources as the run does that has begun in a workdir, if they are the same.
+  """Gives sources the names by which a run knows them, if they are the same.
 
   Args:
     opened: the sources of both splits, in the order of `specs`; not yet fitted.
     specs: data.sources.
-    workdir: of a run that has begun, or none.
+    workdir: of a run that may have begun.
 
   Returns:
-    The sources with the run's names, and what is to be kept.
+    The sources with the run's names, and what the run has to keep.
 
   Raises:
-    ValueError: says of every source what is not as it was, and what to do.
+    ValueError: names what has changed in every source, and what to do.
   """
   workdir = Path(workdir)
   begun = workdir_lib.has_begun(workdir)
@@ -101,9 +102,9 @@ def recognise(
 
 
 def keep(identity: Identity, workdir: str | Path) -> None:
-  """Writes what `recognise` found, where it is not there already, and says its lines.
+  """Writes what `recognise` found, if it is not there already, and prints its lines.
 
-  Only for who holds the workdir, before config.json is written.
+  Only for the process that holds the workdir's lock, before it writes config.json.
   """
   workdir = Path(workdir)
   texts = {
@@ -120,8 +121,8 @@ def keep(identity: Identity, workdir: str | Path) -> None:
 
 
 def remembered(workdir: str | Path, name: str) -> str | None:
-  """The SHA-256 of a file that the run in a workdir began with; None if it has not
-  begun, began without the file, or before such hashes were kept."""
+  """The SHA-256 of a file with which the run in a workdir began; None if it has not
+  begun, began without the file, or began before such hashes were kept."""
   workdir = Path(workdir)
   before = _load(workdir) if workdir_lib.has_begun(workdir) else None
   return before["files"].get(name) if before else None
@@ -183,14 +184,13 @@ def open_tokenizer(
 
 
 def place(spec: str) -> str:
-  """Where a source is read from, however its path is spelled; empty for those that are
-  not of a path."""
+  """The absolute path of the folder that a source is read from; empty without one."""
   kind, _, path = spec.partition(":")
   return os.path.abspath(path) if kind in OF_PATHS else ""
 
 
 def _summary(contents: Contents | None) -> dict[str, Any] | None:
-  """All but single documents."""
+  """What identity.json keeps of the documents of a split."""
   return contents and dict(zip(Contents._fields, contents[:-1]))
 
 
@@ -218,7 +218,7 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 def _names_of_old(workdir: Path, specs: Sequence[str]) -> list[str]:
-  """The names of a run that has no identity.json, which must be where it was."""
+  """The names of a run without identity.json; its data must be where they were."""
   names = list(workdir_lib.load_config(workdir, kind=None).data.sources)
   for name, spec in zip(names, specs, strict=True):
     if name != spec and not (place(name) and place(name) == place(spec)):
@@ -288,7 +288,7 @@ def _difference(
 
 
 def _differs(before: Contents | None, now: Contents | None) -> bool:
-  """Whether documents are others, where both are known."""
+  """Whether documents differ; not if one side is unknown."""
   return bool(before and now and before.sha256 != now.sha256)
 
 
@@ -303,7 +303,7 @@ def _old_documents(workdir: Path, own: dict[str, Any]) -> dict[str, list[Hashed]
 def _by_document(
   before: dict[str, list[Hashed]], now: dict[str, Contents | None]
 ) -> list[str]:
-  """Counts documents by what became of them; nothing where they are not known."""
+  """Says what became of how many documents; nothing if they are not known."""
   hashed = {
     split: contents.hashed if contents else () for split, contents in now.items()
   }
@@ -325,7 +325,7 @@ def _by_document(
     if a.image != b.image:
       found[_IMAGE].append(id)
     compare(id, old[id], split)
-  # What has another name now is the same document still.
+  # A document that has another name now is still the same.
   gone = collections.defaultdict(list)
   for id in sorted(old.keys() - new.keys()):
     gone[old[id][1][1:]].append(id)

@@ -7,11 +7,11 @@ files belong to a folder and what they mean (folder.py).
   cache/3f0c.../index.json   files that could not be decoded, the SHA-256 of each image
                              and the CRC-32 of images.npy, then its own SHA-256
 
-The name of a cache is a hash of what the system says of every file: size, times of the
-last change of its bytes and of its inode, inode. A file that is replaced under its name
-has another inode or another time of change, which no program can set back, so it is
-decoded again. Pixels that were altered in the cache do not fit the CRC-32, which is
-checked at every start, in about a second a GB.
+The name of a cache is a hash of what the system knows of every file: its size, its
+inode, and when its bytes and its inode last changed. A file that is replaced by another
+of the same name has another inode or a later time of change, which no program can set
+back; so it is decoded again. Pixels that were altered in the cache do not match the
+CRC-32, which is checked at every start and takes about a second per GB.
 """
 
 import concurrent.futures
@@ -40,7 +40,7 @@ READ_BYTES = 1 << 22  # of the cache at once, to check it
 
 
 class TooLarge(ValueError):
-  """An image with more pixels than are sound to decode: a mistake, or an attack."""
+  """An image with so many pixels that it is a mistake, or an attack."""
 
 
 def decode(
@@ -145,7 +145,7 @@ def _index(ready: Path) -> dict:
 
 
 def _find_fault(ready: Path) -> str:
-  """What is wrong with a cache; nothing, if its pixels are as they were decoded."""
+  """What is wrong with a cache; empty if its pixels are as they were decoded."""
   try:
     stat = (ready / "images.npy").stat()
     # Both splits open the same cache: it is read once.
@@ -181,7 +181,7 @@ def _install(stage: Path, ready: Path) -> None:
     if not ready.is_dir():
       raise
     if not _find_fault(ready):
-      return  # another process was faster, with the same
+      return  # another process was faster, and made the same
     aside = stage.with_name(f"{ready.name}.{uuid.uuid4().hex}.part")
     os.rename(ready, aside)
     os.replace(stage, ready)

@@ -1,12 +1,12 @@
-"""One lane: documents -> packed rows, with a state to go on from.
+"""One lane: documents -> packed rows, and the state from which it goes on.
 
 Owns: which documents wait, what is rejected, cut and damaged. Not: which document comes
 next (mixture.py), its form (forms.py), where a long one is cut (pieces.py), which of
 them share a row (packing.py), what a row is (sequence.py), what a state holds
 (lane_state.py), batches of a host (pipeline.py).
 
-A document's form and pieces depend on (seed, source, showing) alone, so a lane's state
-is counters plus the names of the documents that wait.
+A document's form and pieces depend on (seed, source, showing) alone. So the state of a
+lane is counters and the names of the documents that wait.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from tfusion.data.tokenizer import Tokenizer
 READ_AHEAD = 8  # documents of a source, at most: they are read faster together
 ENCODED_TEXTS = 1 << 16  # encodings a lane remembers
 DAMAGE_QUOTED = 3  # messages a state keeps per source
-HOPELESS = 10_000  # documents of a source, shuffled, of which none fits: no other will
+HOPELESS = 10_000  # if so many documents of a shuffled source fit no row, none will
 
 
 class TooLong(NamedTuple):
-  """A document that fits no row, and is not to be cut."""
+  """A document that fits no row, and that is not cut."""
 
   elements: int
 
@@ -58,11 +58,11 @@ class Lane(Iterator[sequence.Row]):
       tokenizer: encodes their texts.
       config: reads seed, data, model and diffusion.image_first_*.
       lane: which of data.lanes.
-      state: what `state()` returned; from the start without it.
+      state: what `state` returned; None: from the start.
       repeat: as often as data.epochs says. False gives each document of the lane once.
 
     Raises:
-      ValueError: the state is of other sources, or more documents that it names
+      ValueError: the state is of other sources, or more of the documents that it names
         have been damaged since than data.max_damaged.
     """
     self._config, self._tokenizer = config, tokenizer
@@ -91,7 +91,7 @@ class Lane(Iterator[sequence.Row]):
 
   @property
   def last_keys(self) -> list[Key]:
-    """What lies in the row that was returned last, in order."""
+    """The documents and pieces in the row that was returned last, in order."""
     return [key for key, _ in self._last]
 
   @property
@@ -104,7 +104,7 @@ class Lane(Iterator[sequence.Row]):
     return pack(self.take(), self._config, self._tokenizer)
 
   def take(self) -> list[sequence.Elements]:
-    """Returns what the next row holds, in order.
+    """Returns the documents of the next row, in order.
 
     Raises:
       StopIteration: all documents are used up.
@@ -138,7 +138,7 @@ class Lane(Iterator[sequence.Row]):
     return [elements for _, elements in row]
 
   def state(self) -> LaneState:
-    """Where the lane is after the last returned row; stays as it is."""
+    """Where the lane is after the last returned row; a copy."""
     self._state.waiting = tuple(key for key, _ in self._waiting)
     self._state.next_piece = self._cut[0][0] if self._cut else None
     return self._state.copy()
@@ -148,7 +148,7 @@ class Lane(Iterator[sequence.Row]):
     return self._mixture.index(key.source, key.position)
 
   def _open_waiting(self) -> None:
-    """Reads again what the state names; a document damaged since then is skipped."""
+    """Reads the documents that wait again; one that was damaged since is skipped."""
     opened: dict[tuple[str, int], list[tuple[Key, sequence.Elements]]] = {}
     waiting, following = self._state.waiting, self._state.next_piece
     for name, position, _ in (*waiting, *([following] if following else [])):
@@ -189,7 +189,7 @@ class Lane(Iterator[sequence.Row]):
     return self._cut.pop(0)
 
   def _next_positions(self, name: str) -> range:
-    """The documents to read together: a row of them at most, if they are as before."""
+    """The documents to read together: a row of them, if they are as long as before."""
     taken, elements = self._state.taken[name], self._state.elements[name]
     count = self._config.data.row_length * taken // max(elements, 1)
     return self._mixture.positions(name, taken, min(max(count, 1), READ_AHEAD))
@@ -260,13 +260,13 @@ class Lane(Iterator[sequence.Row]):
       state.pieces[name] += len(own)
 
   def _reject(self, name: str, document: TooLong) -> None:
-    """Counts a document that fits no row, and stops where all are like it."""
+    """Counts a document that fits no row; stops if none of the source does."""
     self._state.rejected[name] += 1
     self._state.rejected_elements[name] += document.elements
     self._require_some(name)
 
   def _skip(self, name: str, position: int, error: Damaged) -> None:
-    """Counts a damaged record, and stops where there are too many."""
+    """Counts a damaged record; stops if there are too many."""
     damaged, index = self._state.damaged, self._mixture.index(name, position)
     skipped, records, last = dataclasses.astuple(damaged.get(name, Damage()))
     if index not in records:  # it comes again in every epoch
@@ -282,10 +282,10 @@ class Lane(Iterator[sequence.Row]):
     self._require_some(name)
 
   def _require_some(self, name: str) -> None:
-    """Stops where all documents of a source so far, and enough, gave nothing.
+    """Stops if none of many documents of a source could be used.
 
     Raises:
-      ValueError: says of how many which is true, and what helps against it.
+      ValueError: says how many are too long or damaged, and what to do.
     """
     state, data = self._state, self._config.data
     damaged = state.damaged.get(name, Damage()).skipped

@@ -16,11 +16,11 @@ from tfusion.data import forms
 from tfusion.data.lane_state import LaneState
 from tfusion.data.source import Source
 
-ENDLESS = 1 << 31  # epochs; of a source that is repeated without end
+ENDLESS = 1 << 31  # epochs of a source that is repeated without end
 
 
 class Mixture:
-  """The order in which one lane takes the documents of its sources; has no state."""
+  """The order in which one lane takes documents of its sources; it has no state."""
 
   def __init__(
     self,
@@ -30,7 +30,7 @@ class Mixture:
     lane: int,
     repeat: bool,
   ):
-    """Prepares the orders of the sources; reads no document.
+    """Works out the order of each source; reads no document.
 
     Args:
       sources: those of data.sources, or some of them.
@@ -57,11 +57,11 @@ class Mixture:
   def choose(self, state: LaneState) -> str | None:
     """Returns the source that lacks most, or None when all are used up.
 
-    With data.weights: the one with the fewest elements for its weight, so that shares
-    of elements are off by a document at most. Else text-only sources and those with
-    images take turns by data.text_per_patch, and those of one kind share it alike. The
-    paper mixes text and images 1:1 by tokens and patches (section 4.1); that captions,
-    BOS, BOI and EOI count as text is ours.
+    With data.weights, that is the one with the fewest elements for its weight: so the
+    shares of elements are off by a document at most. Without them, text-only sources
+    and sources with images take turns by data.text_per_patch, and sources of one kind
+    get equal shares. The paper mixes text and images 1:1 by tokens and patches (section
+    4.1); counting captions, BOS, BOI and EOI as text is ours.
 
     Args:
       state: of the lane; reads taken, elements, text_elements and patches.
@@ -81,7 +81,7 @@ class Mixture:
   def index(self, name: str, position: int) -> int:
     """Which document of a source is the lane's document `position` of it."""
     length, seed = self._orders[name]
-    # As grain.MapDataset.range(length).shuffle(seed) has it, in half of its time. An
+    # The same as grain.MapDataset.range(length).shuffle(seed), in half the time. An
     # index behind the last belongs to the next epoch, which is shuffled anew.
     epoch, at = divmod(self.showing(position), length)
     return grain.experimental.index_shuffle(

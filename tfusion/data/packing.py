@@ -1,4 +1,4 @@
-"""Which of the waiting documents share a row.
+"""Which of the documents that wait go into the next row.
 
 Owns: the choice. Not: which documents wait (lanes.py), how a row is laid out
 (sequence.py).
@@ -14,11 +14,13 @@ def choose(
 ) -> list[int]:
   """Chooses documents that together fill a row as far as any choice can.
 
-  The first document is always chosen, so that none waits for ever; among equally full
-  rows, that of earlier documents. First-fit leaves half a document free in every row,
-  5 % with 14 captioned images to a row; of three rows' worth of documents some nearly
-  always fit to the last element. Only where images fill their slots before the row is
-  full, in rows of tens of thousands of elements, is first-fit used after all.
+  The first document is always chosen, so that none waits for ever. Of equally full
+  rows, the one with the earlier documents is chosen.
+
+  First-fit would leave half a document free in every row: 5 % where a row holds 14
+  captioned images. Among three rows' worth of documents there are nearly always some
+  that fill a row to the last element. First-fit is used only where images fill their
+  slots before the row is full, in rows of tens of thousands of elements.
 
   Args:
     elements: of each document, in the order in which they came; none above row_length.
@@ -47,8 +49,9 @@ def _first_fit(elements, images, row_length: int, image_slots: int) -> list[int]
 
 
 def _fill(elements, images, row_length: int, image_slots: int) -> list[int]:
-  """Subset sums, as the bits of one number: bit n * width + e, if n images and e
-  elements can be had. Sums above the row land in the upper half of a width, and go."""
+  """Chooses by subset sums, which are the bits of one number: bit n * width + e is set
+  if some documents have n images and e elements together. Sums that exceed the row land
+  in the upper half of a width, and are masked out."""
   width = 2 * (row_length + 1)
   row = (1 << (row_length + 1)) - 1
   valid = sum(row << (n * width) for n in range(image_slots + 1))

@@ -1,12 +1,12 @@
-"""Images and their captions in a folder, matched; all else in it listed.
+"""Matches the images of a folder with their captions, and lists all else that is there.
 
-Owns: finding both, which belongs to which, what is skipped and why. Not: the split of
-what is found into documents of a source (folder.py), decoding (images.py).
+Owns: finding both, which belongs to which, what is skipped and why. Not: which pairs
+are trained on (folder.py), decoding (images.py).
 
 A caption stands in a .txt of the image's name, or in any .jsonl with an object on each
 line: "file", "file_name" or "image", relative to the .jsonl, "caption" or "text", and
 maybe "split". Several lines may name one image, and go before its .txt. docs/data.md
-tells it all.
+describes it in full.
 """
 
 import collections
@@ -204,7 +204,7 @@ class _Finding:
     self.pairs: list[Pair] = []
     self.rejected: list[Rejected] = []
     self.stated: dict[str, bool] = {}  # image -> held out, as a line's "split" says
-    self._alike: dict[str, str] = {}  # images by their names, loosely
+    self._alike: dict[str, str] = {}  # images by a loose spelling of their names
     for image in reversed(self.images):
       self._alike[_loose(_stem(image).rpartition("/")[2])] = image
     for image in reversed(self.images):

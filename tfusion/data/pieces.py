@@ -14,7 +14,7 @@ A document of 9 elements in rows of 6, data.overlap=2 (BOI x x EOI is an image):
   input                          d          third: the image does not fit again
   target                         EOS
 
-What is learned is learned once, from the same targets as in the whole.
+Everything is learned once, from the same targets as in the whole document.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ def cut(
 ) -> list[Elements]:
   """Cuts a laid-out document into pieces that fit a row.
 
-  Never inside an image. In the second half of the row, behind a paragraph or at an
-  image if there is such a place, else behind a sentence, else between two tokens.
+  A cut never lies inside an image. It lies in the second half of the row: behind a
+  paragraph or at an image if there is one, else behind a sentence, else between tokens.
 
   Args:
     whole: from `sequence.lay_out`.
@@ -47,8 +47,8 @@ def cut(
     row_length: elements of a piece, at most.
     image_slots: images of a piece, at most.
     patches_per_image: patches of every image.
-    overlap: elements of the piece before that a piece repeats, with weight 0 and clean;
-      fewer where that would cut an image or leave no room for the next one.
+    overlap: elements of the piece before that a piece repeats, not learned and without
+      noise; fewer where that would cut an image or leave no room for the next one.
 
   Returns:
     The pieces in order; none if an image fits no row.
@@ -99,7 +99,7 @@ def _niceness(tokens_l, endings, special) -> np.ndarray:
 def _piece(
   whole: Elements, context: int, start: int, stop: int, special, patches_per_image: int
 ) -> Elements:
-  """Elements start..stop of a document, behind context..start to be read only."""
+  """Elements start..stop of a document, behind context..start, which is not learned."""
   own = slice(context, stop)
   repeated_l = np.arange(context, stop) < start
   patch_l = whole.patch_l[own]

@@ -1,12 +1,12 @@
 """The corpus of a run and its batches on this host.
 
-Owns: opening sources and tokenizer, dealing lanes to hosts and worker processes, held-
-out rows. Not: order and mixture (mixture.py), packing (lanes.py), what a row is
+Owns: opening sources and tokenizer, dealing lanes out to hosts and worker processes,
+held-out rows. Not: order and mixture (mixture.py), packing (lanes.py), what a row is
 (sequence.py), where documents come from (sources.py).
 
-Every lane gives batch_rows / data.lanes rows of each global batch, which is lane-major.
-A host owns neighbouring lanes, a worker process some of those: neither the count of
-hosts nor that of workers changes a batch or a state.
+Every lane gives batch_rows / data.lanes rows of each global batch; they lie in it lane
+by lane. A host owns neighbouring lanes, a worker process some of those. So neither the
+number of hosts nor that of workers changes a batch or a state.
 """
 
 import dataclasses
@@ -50,20 +50,20 @@ class Corpus:
   train: tuple[Source, ...]
   test: tuple[Source, ...]
   tokenizer: Tokenizer
-  identity: identity_lib.Identity | None = None  # to be kept by who trains on it
+  identity: identity_lib.Identity | None = None  # the run that trains on it keeps it
 
 
 def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   """Opens the sources and the tokenizer of a run.
 
-  The tokenizer is workdir/tokenizer.model of a run that has begun (config.json is
-  there); else it is copied from data.tokenizer or from the shards among the sources
-  or, without either, trained on the training texts. What sources had to skip is logged
-  and listed in workdir/skipped.json.
+  A run that has begun, as its config.json shows, has its tokenizer in
+  workdir/tokenizer.model. For a new run it is copied from data.tokenizer or from the
+  shards among the sources; without either, it is trained on the training texts. What
+  the sources had to skip is logged, and listed in workdir/skipped.json.
 
   Raises:
-    ValueError: a source or a tokenizer that cannot serve, some that do not agree, or
-      that are not those of the run that has begun in the workdir.
+    ValueError: a source or the tokenizer cannot serve, they do not fit each other, or
+      they are not those with which the run in the workdir began.
   """
   workdir = Path(workdir)
   opened = {
@@ -77,7 +77,7 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   }
   opened, identity = identity_lib.recognise(opened, config.data.sources, workdir)
   opened = {split: prepared.agree(sources) for split, sources in opened.items()}
-  # Without config.json its files are what a start that was refused has left.
+  # Files without a config.json are what a refused start has left.
   begun = workdir_lib.has_begun(workdir)
   tokenizer = _open_tokenizer(config, workdir, opened[TRAIN], begun=begun)
   prepared.keep(opened[TRAIN], workdir, begun=begun)
@@ -99,12 +99,12 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
 class HostBatches(Iterator[sequence.Batch]):
   """This host's share of every global batch, without end.
 
-  A batch is [batch_rows / hosts, ...], rows in order of the lanes; the batches of all
-  hosts, concatenated in order of the hosts, are the same for every host count.
+  A batch is [batch_rows / hosts, ...], its rows in the order of the lanes. The batches
+  of all hosts, one behind the other, are the same for every number of hosts.
   """
 
   def __init__(self, corpus: Corpus, config: Config, *, host: int, hosts: int):
-    """Prepares the lanes of a host; worker processes start at the first batch.
+    """Sets out the lanes of a host; worker processes start at the first batch.
 
     Args:
       corpus: trains on `corpus.train`.
@@ -225,10 +225,10 @@ def heldout_rows(
   host: int = 0,
   hosts: int = 1,
 ) -> list[sequence.Batch]:
-  """Packs held-out documents, each at most once, with their captions.
+  """Packs held-out documents, each at most once; none loses its caption.
 
-  The rows depend on the sources, the tokenizer and the sizes, the mixture and the
-  share of captions first in config: every seed, step and host count gives the same.
+  The rows depend on the sources and the tokenizer, and on the sizes, the mixture and
+  data.caption_first in the config. Every seed, step and number of hosts gives the same.
 
   Args:
     sources: the test sources, or those of them that are to be evaluated.
@@ -239,8 +239,8 @@ def heldout_rows(
     hosts: processes in the run.
 
   Returns:
-    This host's share, [batch_rows / hosts, ...] each; the last global batch is filled
-    up with empty rows, which weigh nothing.
+    This host's share, [batch_rows / hosts, ...] each. Empty rows, which weigh nothing,
+    fill the last global batch up.
 
   Raises:
     ValueError: the sources hold nothing.
@@ -298,7 +298,7 @@ class _LaneRowsIterator(grain.DatasetIterator):
 
 
 def _exit_of(code: int) -> str:
-  """What a process's exit code says: below 0 it is a signal's number."""
+  """What an exit code says of a process; below 0, it is the number of a signal."""
   known = -code in set(signal.Signals)
   return f"killed by {signal.Signals(-code).name}" if known else f"exit code {code}"
 

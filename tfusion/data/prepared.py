@@ -1,12 +1,12 @@
-"""What shards decide for a run: its tokenizer, the numbers of its images.
+"""What shards decide for a run: its tokenizer, and what the numbers of images mean.
 
-Owns: the agreement of a run's sources, the files that its workdir keeps of it. Not: the
-shards themselves (shards/), autoencoders (autoencoder/), the tokenizer's use
-(pipeline.py).
+Owns: whether the sources of a run fit each other, the files that a workdir keeps of
+this. Not: the shards themselves (shards/), autoencoders (autoencoder/), the use of the
+tokenizer (pipeline.py).
 
-A workdir keeps latents.json, the ImageFormat of its latents or codes with the hash of
-their autoencoder, and autoencoder.safetensors, if the shards have one: enough to show
-what the model makes, without the shards.
+A workdir keeps latents.json, which is the ImageFormat of its latents or codes and the
+hash of their autoencoder; and autoencoder.safetensors, if the shards have one. With
+these, what the model makes can be shown without the shards.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ LATENTS = "latents.json"
 
 
 def agree(sources: Sequence[Source]) -> tuple[Source, ...]:
-  """Refuses sources that cannot be trained on together; unites the others.
+  """Refuses sources that cannot be trained on together; makes the others agree.
 
-  Latents of all shards are scaled and shifted by the numbers of the first: they are of
-  one autoencoder, and one number must mean the same everywhere. Which numbers matters
-  little, as long as latents come near mean 0 and deviation 1.
+  The latents of all shards are scaled and shifted by the numbers of the first shards.
+  They are of one autoencoder, so that a number must mean the same in all of them; by
+  which numbers matters little, as long as their mean is near 0 and deviation near 1.
 
   Raises:
     ValueError: shards with different tokenizers, autoencoders or kinds of images, or
@@ -60,13 +60,13 @@ def agree(sources: Sequence[Source]) -> tuple[Source, ...]:
 
 
 def tokenizer_of(sources: Sequence[Source]) -> Path | None:
-  """The tokenizer file that the shards among sources, in agreement, bring."""
+  """The tokenizer's file of the shards among sources that agree; None: no shards."""
   folders = (source.prepared.folder for source in sources if source.prepared)
   return next((folder / manifest_lib.TOKENIZER for folder in folders), None)
 
 
 def codebook(sources: Sequence[Source]) -> int:
-  """Codes above the text's ids, of sources in agreement; 0 without images in codes."""
+  """How many codes of images lie above the ids of text, in sources that agree."""
   formats = (s.prepared.manifest.images for s in sources if s.prepared)
   return max((images.codebook for images in formats if images), default=0)
 
@@ -80,7 +80,7 @@ def check_tokenizer(
     tokenizer: the run's.
     origin: what the error calls it.
     shards: the file that shards bring; None without shards.
-    begun: the run has begun with its tokenizer, which was not chosen just now.
+    begun: the run began with this tokenizer; it was not chosen just now.
 
   Raises:
     ValueError: names both and their hashes.
@@ -99,9 +99,9 @@ def keep(sources: Sequence[Source], workdir: Path, *, begun: bool) -> None:
   """Puts latents.json and the autoencoder into the workdir, each whole or not at all.
 
   Args:
-    sources: in agreement.
+    sources: which agree.
     workdir: of the run.
-    begun: it holds a run already, whose files must be these.
+    begun: the workdir holds a run already, and its files must be these.
 
   Raises:
     ValueError: a run has begun with other latents.
@@ -125,18 +125,18 @@ def _keep(shards: Prepared, workdir: Path, *, begun: bool) -> None:
   text = json.dumps(values, indent=1) + "\n"
   there = path.is_file() and path.read_bytes() == text.encode()
   begun_with = identity.remembered(workdir, LATENTS)
-  # With the hash of what it began with, a file that was altered is just written anew.
+  # If the hash of what it began with is known, an altered file is just written again.
   same = begun_with == hashlib.sha256(text.encode()).hexdigest()
   if begun and not there and not same:
     _check_begun(manifest, folder, workdir)
   if manifest.autoencoder_sha256:
     _copy(folder, workdir, manifest.autoencoder_sha256)
-  if not there:  # looking at a run, which may be another's, changes nothing
+  if not there:  # a look at a run, maybe another person's, changes nothing
     files.write_whole(path, text)
 
 
 def hashes(workdir: str | Path) -> dict[str, str]:
-  """The files that `keep` put into a workdir and that a run is to remember."""
+  """Hashes of the files that `keep` wrote and that a run has to remember."""
   path = Path(workdir) / LATENTS
   return {LATENTS: manifest_lib.sha256(path)} if path.is_file() else {}
 
@@ -173,7 +173,7 @@ def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | N
 
 
 def _check_begun(manifest: manifest_lib.Manifest, folder: Path, workdir: Path) -> None:
-  """Refuses other latents than a run has begun with, as far as it still says which."""
+  """Refuses latents that a run did not begin with, where it still says with which."""
   try:
     before = kept(workdir)
   except ValueError as error:  # the state of the lanes knows the shards as well
@@ -188,14 +188,14 @@ def _check_begun(manifest: manifest_lib.Manifest, folder: Path, workdir: Path) -
 
 
 def _model_kind(images: manifest_lib.ImageFormat) -> str:
-  """What a model is given: a mean alone or with its deviation are both latents."""
+  """What a model is given; a mean with or without its deviation is a latent."""
   if images.kind == "codes":
     return f"{images.codebook} codes, {images.shape[0]} an image"
   return "latents" if images.latents else images.kind
 
 
 def _require_same(what: str, of_source: Mapping[str, str | None]) -> None:
-  """Refuses shards that differ in something, given by the names of the sources."""
+  """Refuses shards that differ in something; the keys are the sources' names."""
   for (name, one), (other, another) in itertools.pairwise(of_source.items()):
     if one != another:
       raise ValueError(

@@ -1,7 +1,7 @@
-"""What lanes have given so far, by source: for the console, the page and data.json.
+"""What lanes have given so far, by source: for the console, the report and data.json.
 
-Owns: the sums over lanes. Not: the states they come from (lanes.py), the hosts that
-have them (sharding.py).
+Owns: the sums over lanes. Not: the states they come from (lane_state.py), collecting
+those from all hosts (sharding.py).
 """
 
 from collections.abc import Collection, Sequence
@@ -13,11 +13,11 @@ from tfusion.data.lane_state import LaneState
 from tfusion.data.source import Source
 from tfusion.numerals import percent
 
-MUCH = 0.05  # of a source's elements, to be left out of the rows
+MUCH = 0.05  # share of a source's elements that may fit no row before a warning
 
 
 class Tally:
-  """Sums over the states of some lanes; of all lanes, if they are a run's."""
+  """Sums over the states of some lanes, or of all lanes of a run."""
 
   def __init__(
     self,
@@ -38,10 +38,10 @@ class Tally:
     """What each source has given.
 
     Returns:
-      Source -> documents; of these rejected, split (into so many pieces) and skipped as
-      damaged; how many different records were damaged and what was said of the last
-      few; elements and their share; epochs; the share of the source's own elements that
-      was lost with the rejected documents.
+      Source -> documents; how many of these were rejected, split (and into how many
+      pieces) and skipped as damaged; how many different records were damaged, and what
+      was wrong with the last few; elements and their share of all; epochs; the share of
+      the source's own elements that went with the rejected documents.
     """
     total: dict[str, dict[str, Any]] = {}
     states = self._states
@@ -83,7 +83,7 @@ class Tally:
     return "; ".join(parts)
 
   def warnings(self) -> list[str]:
-    """What is lost of a source, where that is much of it, and what to do about it."""
+    """Which sources lose many of their elements, and what to do about it."""
     return [
       f"{name}: {percent(source['lost_share'])} of its elements are left out, in"
       f" {source['rejected']:,} documents that fit no row of data.row_length="

@@ -1,6 +1,6 @@
-"""Bytes and strings that are text a person can read, and those that are not.
+"""Whether bytes and strings are text that a person can read.
 
-Owns: decoding files, what is no text, what is not JSON lines. Not: tokens
+Owns: decoding files, blank text, files that are not lines of JSON. Not: tokens
 (tokenizer.py), what a text belongs to (folder.py, prepare/).
 """
 
@@ -47,7 +47,7 @@ def decode(data: bytes) -> str:
 
 
 def fault(text: str) -> str:
-  """Why a text cannot be one; nothing if it can, or is blank.
+  """Why a string cannot be text; empty if it can, or is blank.
 
   No text holds NUL. UTF-16 without its mark does when it is read as UTF-8.
   """
@@ -60,14 +60,14 @@ def is_blank(text: str) -> bool:
 
 
 def why_packed(head: bytes) -> str:
-  """That a file is compressed, as its first bytes show; nothing if it is not."""
+  """That a file is compressed, as its first bytes show; empty if it is not."""
   names = (name for magic, name in COMPRESSED.items() if head.startswith(magic))
   name = next(names, "")
   return f"is compressed by {name}; unpack it" if name else ""
 
 
 def why_no_lines(head: bytes) -> str:
-  """Why a file is not lines of JSON, as its first bytes show; nothing if they may be.
+  """Why a file is not lines of JSON, as its first bytes show; empty if it may be.
 
   Args:
     head: enough of them to hold a few lines.

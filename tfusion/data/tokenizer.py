@@ -3,10 +3,9 @@
 Owns: training, loading and checking a sentencepiece model, the special tokens. Not:
 where text comes from (sources.py), what the special tokens mean (sequence.py).
 
-A model of the Llama family (unk 0, bos 1, eos 2, no pad) has no BOI and EOI: they and
+A model of the Llama family (unk 0, bos 1, eos 2, no pad) has no BOI and EOI. They and
 PAD are added above its vocabulary, as control pieces at the end of the model itself. So
-what is saved is one file that says it all, and its hash is of the model and what was
-added; loaded again, it has all it needs.
+one file holds everything, and its hash covers what was added.
 """
 
 import hashlib
@@ -28,10 +27,10 @@ NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 # Control symbols: sentencepiece never produces them from text, whatever it spells.
 BOI, EOI, PAD = "<boi>", "<eoi>", "<pad>"
 SPACE = "\u2581"  # how sentencepiece writes a space; text may hold it too
-TRAINING_CHARACTERS = 50_000_000  # at most; byte-pair encoding takes them in seconds
+TRAINING_CHARACTERS = 50_000_000  # at most; these take byte-pair encoding seconds
 MAX_SENTENCE_BYTES = 1 << 30  # above any text, so that none is left out of training
 
-# What is to be done about a file that cannot serve, by whose it is.
+# What to do about a file that cannot serve; it depends on whose file it is.
 REMEDY = "name a sentencepiece model, or leave it empty to train one on the sources"
 OF_RUN = (
   "a trained model knows no other tokenizer: put the run's own file back, or train in a"
@@ -52,7 +51,7 @@ class Tokenizer:
     Args:
       model: the bytes of a `.model` file.
       origin: what error messages call it.
-      remedy: what they say that can be done.
+      remedy: what they tell to do.
 
     Raises:
       ValueError: not a sentencepiece model, or one without BOS and EOS, or with other
@@ -108,15 +107,15 @@ class Tokenizer:
   ) -> "Tokenizer":
     """Trains byte-pair encoding with byte fallback and writes it to a file.
 
-    Deterministic: the same texts in the same order give the same bytes. Every
-    character that it is trained on gets a piece; any other text is spelled in bytes.
+    The same texts in the same order give the same bytes. Every character that occurs
+    gets a piece; text with other characters is spelled in bytes.
 
     Args:
       texts: the corpus, which may be larger than memory.
       vocab_size: pieces at most; a small corpus gives fewer.
       path: the file to write, whole or not at all.
-      max_characters: held and trained on; of a larger corpus, texts chosen by a hash
-        of their number.
+      max_characters: to train on, all in memory; of a larger corpus, texts are chosen
+        by a hash of their number.
 
     Raises:
       ValueError: no text, or `vocab_size` has no room for its characters.
@@ -167,7 +166,7 @@ class Tokenizer:
     Args:
       path: of the file.
       key: by which the user named it, for messages; empty: nobody did.
-      remedy: what the messages say that can be done.
+      remedy: what the messages tell to do.
 
     Raises:
       ValueError: no such file, or not a model that can serve.

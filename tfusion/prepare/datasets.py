@@ -1,6 +1,6 @@
 """Data sets that come by name: those of tfds, and the embedded sources.
 
-Owns: reading either by index. Not: what the embedded sources hold (data/sources.py).
+Owns: reading either by index. Not: what the embedded sources hold (data/).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Examples:
   """A range of a split of a tfds data set."""
 
   name: str  # as it was given
-  root: str  # the folder that the name is, absolute; empty: it is none
+  root: str  # absolute, if the name is that of a folder; else empty
   split: str
   start: int
   stop: int
@@ -61,7 +61,7 @@ class FirstExamples(Examples):
   left_out: tuple[tuple[str, int], ...]  # their names and numbers of examples
 
   def read(self) -> Iterator[Raw | Rejected]:
-    """Yields what is left out of each split as one, then the examples."""
+    """Yields each split that is left out, as one rejection; then the examples."""
     texts, images = _features(_builder(self.root or self.name).info.features)
     for split, size in self.left_out:
       amount = Amount(size, size * len(images), size * len(texts))
@@ -122,10 +122,10 @@ def plan_tfds(spec: str, argument: str, documents: int) -> list[Examples]:
 
 
 def _require_files(spec: str, builder: Any, split: str) -> None:
-  """Refuses a split of which not every file is there.
+  """Refuses a split that lacks some of its files.
 
   Raises:
-    ValueError: names some that lack.
+    ValueError: names some of these.
   """
   paths = builder.info.splits[split].filepaths  # of a disk or a bucket
   folders = {path.parent for path in paths}
@@ -141,10 +141,10 @@ def _require_files(spec: str, builder: Any, split: str) -> None:
 
 
 def _open_split(builder: Any, name: str, split: str) -> Any:
-  """The examples of a split by index.
+  """The examples of a split, by index.
 
   Raises:
-    ValueError: it has none, or in a format that cannot be read by index.
+    ValueError: it has none, or its format cannot be read by index.
   """
   try:
     return builder.as_data_source(split)
@@ -185,7 +185,7 @@ def _features(features: Any) -> tuple[list[str], list[str]]:
 
 
 def _check_features(spec: str, features: Any) -> None:
-  """Says which features are not read, and refuses where those hold texts or images.
+  """Says which features are not read; refuses if all texts or images are in those.
 
   Raises:
     ValueError: there is neither text nor image, or the only ones lie deeper.
@@ -211,7 +211,7 @@ def _check_features(spec: str, features: Any) -> None:
 
 
 def _holds(feature: Any, kind: type) -> bool:
-  """Whether a feature of a kind lies anywhere in another."""
+  """Whether a feature of some kind is inside another one."""
   if isinstance(feature, kind):
     return True
   inner = getattr(feature, "feature", None)  # of a sequence

@@ -1,4 +1,4 @@
-"""Images -> what records hold of them, in batches of one size on this worker's device.
+"""Images -> the fields of a record, in batches of one size on this worker's device.
 
 Owns: batching across documents, keeping the device busy, the latents' sums. Not: the
 autoencoder (autoencoder/codec.py), decoding files (data/images.py).
@@ -25,7 +25,7 @@ class Settings:
   image_shape: tuple[int, int, int]  # h, w, c of the pixels
   kind: str  # pixels, mean, mean_logvar or codes, as in data/shards/records.py
   autoencoder: str | None = None  # the file
-  batch: int = 32  # images that the device sees at once; the last are filled up
+  batch: int = 32  # images that the device gets at once; the last batch is filled up
 
 
 def encode(
@@ -33,8 +33,8 @@ def encode(
 ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
   """Encodes the images of documents, in order.
 
-  What comes out for an image does not depend on when a batch was full, only on the
-  images before it in the same call: the same documents give the same bytes.
+  What an image becomes does not depend on when a batch was full, but only on the images
+  before it in the same call. So the same documents give the same bytes.
 
   Args:
     documents: anything, and its images u8[h, w, c].

@@ -1,4 +1,4 @@
-"""Files of a source, and the sources that are just files: captioned images, texts.
+"""Files of a source; and the sources that are just files: captioned images, texts.
 
 Owns: finding files and their state, which are held out, the sources `folder` and
 `text`. Not: archives (tar.py), tables (tables.py).
@@ -34,7 +34,7 @@ class File:
     return Path(self.root) / self.name
 
   def require_unchanged(self) -> None:
-    """Stops where the file is gone or another one: a document it held is not bad.
+    """Stops if the file is gone or has changed: that says nothing of its documents.
 
     Raises:
       OSError: names it.

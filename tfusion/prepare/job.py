@@ -3,10 +3,10 @@
 Owns: settings and whether a folder may go on with them, running the parts on Beam,
 progress, adding their accounts up. Not: one part (part.py), sources (readers.py).
 
-In --out, beside what data/shards/manifest.py lists: job.json, the settings, written
-first; and parts/NUMBER.json, a part's account. Started again, a job does the parts that
-lack one.
-A lock, .prepare-lock, keeps a second job out while one runs.
+Beside what data/shards/manifest.py lists, --out holds job.json, the settings, which are
+written first; and parts/NUMBER.json, the account of a part. A job that is started again
+does the parts without an account. A lock, .prepare-lock, keeps a second job out while
+one runs.
 """
 
 import collections
@@ -31,7 +31,9 @@ from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import part as part_lib
 
 JOB = "job.json"
-LOCK = ".prepare-lock"  # held while a job runs, then left: to delete it would race
+LOCK = (
+  ".prepare-lock"  # locked while a job runs; never deleted, as that would be a race
+)
 FIXED_SHAPE = {"digits": (8, 8, 1)}  # of what an embedded source has
 PIXELS_PX, LATENTS_PX = 64, 256  # side of an image without and with an autoencoder
 MOST_PX = 8192  # some images of 200 MB are decoded at once
@@ -138,7 +140,7 @@ def _check_installed(source: str) -> None:
 
 
 def _check_apart(request: Request) -> None:
-  """Refuses to write into the source, which would then be another at the next start."""
+  """Refuses to write into the source: at the next start it would be another one."""
   argument = request.source.partition(":")[2]
   out, source = os.path.realpath(request.out), os.path.realpath(argument)
   if argument and os.path.isdir(source) and f"{out}/".startswith(f"{source}/"):
@@ -184,10 +186,10 @@ def _image_format(request: Request, codec: Any) -> ImageFormat:
 
 @contextlib.contextmanager
 def _entered(out: str, settings: dict[str, Any]) -> Iterator[Path]:
-  """Makes the folder, or checks that it is of a job like this; keeps others out."""
+  """Makes the folder, or checks that it is of such a job; keeps other jobs out."""
   # Absolute: a worker may run in another directory.
   folder = workdir_lib.check_writable(out, option="--out").absolute()
-  # Of a job killed before it had written its settings there may be these.
+  # What a job may leave that is killed before it has written its settings.
   own = (".tmp", workdir_lib.PROBE, LOCK)
   found = sorted(p.name for p in folder.iterdir() if not p.name.endswith(own))
   if found and JOB not in found:
@@ -233,7 +235,7 @@ def _check_settings(path: Path, out: str, settings: dict[str, Any]) -> None:
     path.parent.glob("parts/*.json")
   )
   if differ <= {"listing_sha256", "parts"} and differ and not begun:
-    # A source that had to be mended before any of it could be used is another one now.
+    # The source may have been mended since, if none of it could be used before.
     files.write_whole(path, json.dumps(settings, indent=1) + "\n")
   elif differ:
     said = "; ".join(

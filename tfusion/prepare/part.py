@@ -4,8 +4,8 @@ Owns: cleaning, decoding ahead, tokenising, what is rejected, the part's own acc
 it. Not: encoding images (encoder.py), a shard's bytes (data/shards/source.py), the
 other parts (job.py).
 
-The account, parts/NUMBER.json, is written last: with it the part is done, whatever
-happens to the job. A part writes the same bytes wherever and whenever it runs.
+The account, parts/NUMBER.json, is written last. Once it is there the part is done,
+whatever happens to the job. A part writes the same bytes wherever and whenever it runs.
 """
 
 import collections
@@ -187,7 +187,7 @@ def _records(
         yield decoded, decoded.images
 
   for document, fields in encoder.encode(sound(), job.images):
-    # One such number would be the scale and shift of all shards, at the job's end.
+    # A single one would make the scale and shift of all shards not finite.
     latents = (fields[name] for name in ("mean", "logvar") if name in fields)
     if not all(np.isfinite(latent).all() for latent in latents):
       account.reject(document.reject(raw_lib.NOT_FINITE))

@@ -15,7 +15,7 @@ import numpy as np
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount, Rejected
 
-# Reasons of rejection, as counted. What exactly was wrong is listed with the id.
+# Reasons for which documents are counted as rejected; details are listed with the id.
 NO_CAPTION = "no caption"
 NO_TEXT = "its text is missing"
 NO_IMAGE = "no such image"
@@ -36,7 +36,7 @@ LINK = "link or device in an archive"
 TWICE = "id occurs twice"
 OTHER_SPLIT = "of a split that is not read"
 
-# What an OSError says of a name, whoever reads it; anything else is of the machine.
+# Errors of the name of a file, whoever reads it; all others are of the machine.
 OF_THE_NAME = (
   errno.ENOENT,
   errno.EACCES,
@@ -75,8 +75,8 @@ class Raw:
 class Part(Protocol):
   """A share of a source that one worker reads in one go; picklable.
 
-  Its fields say all that reading depends on: parts of equal fields give equal
-  documents, or the source was changed.
+  Its fields say everything that reading depends on: parts with equal fields give equal
+  documents, unless the source was changed.
   """
 
   def read(self) -> Iterator[Raw | Rejected]:
@@ -86,8 +86,8 @@ class Part(Protocol):
 def clean(raw: Raw) -> Raw | Rejected:
   """Normalises line ends, drops spans of blank text; nothing else is changed.
 
-  A document that had texts and has none then, is rejected: of an image and an empty
-  caption, the image would remain.
+  A document whose texts are all blank is rejected; else an image with an empty caption
+  would become an image without a caption.
   """
   weights = raw.weights or (1.0,) * len(raw.spans)
   kept = []
@@ -113,7 +113,7 @@ def clean(raw: Raw) -> Raw | Rejected:
 def stop_if_of_machine(error: BaseException) -> None:
   """Raises an error that another try may not meet, such as of a disk or a network.
 
-  Shards that left such documents out would be others than those of the next try.
+  If such documents were left out, the next try would give other shards.
   """
   number = getattr(error, "errno", None)
   if isinstance(error, OSError) and number not in (None, *OF_THE_NAME):

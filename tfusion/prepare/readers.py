@@ -23,7 +23,7 @@ from typing import Any
 from tfusion.prepare import datasets, files, rows, tables, tar
 from tfusion.prepare.raw import Part
 
-# What each reads, for errors; docs/data.md tells it all.
+# What each reads, for errors; docs/data.md has all of it.
 KNOWN = {
   "edits": 'columns "input", "instruction" and "output" of a .csv or .jsonl',
   "folder": "images with a .txt of the same name, or lines of a .jsonl such as"
@@ -47,7 +47,7 @@ PLANS: dict[str, Callable[[str, str, int], Sequence[Part]]] = {
 
 
 def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> list[Part]:
-  """Splits a source into parts, the same whenever the source is the same.
+  """Splits a source into parts; the same source always gives the same parts.
 
   Args:
     spec: as in the table above.
@@ -71,7 +71,7 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
 def listing_sha256(parts: list[Part]) -> str:
   """A hash of all that the parts name: files, their sizes and times, captions.
 
-  Not of the folder they lie in: that is as the source was given, relative or not.
+  The folder that they lie in does not count: it may be given in several ways.
   """
 
   def rootless(fields: list[tuple[str, Any]]) -> dict[str, Any]:

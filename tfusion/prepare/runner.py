@@ -1,6 +1,6 @@
 """Parts on Beam: on this machine by default, elsewhere by Beam's own options.
 
-Owns: the pipeline, progress, saying in a line what stopped it. Not: what a part does
+Owns: the pipeline, progress, one line that says what stopped it. Not: what a part does
 (part.py).
 """
 
@@ -42,7 +42,7 @@ def parse(args: Sequence[str]) -> Any:
   Raises:
     ValueError: an option that nobody knows.
   """
-  # It warns about what of Google's cloud is not installed.
+  # It warns about parts of Google's cloud that are not installed.
   logging.disable(logging.WARNING)
   from apache_beam.options import pipeline_options
 
@@ -116,8 +116,8 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
 def _workers_write_to(path: Path) -> Iterator[None]:
   """Keeps what worker processes write to standard error off the terminal.
 
-  Beam starts them with this process's own. Where one of them dies, the others follow,
-  each with the tracebacks of its broken connections, some after this process has ended.
+  Beam starts them with this process's own. When one of them dies, the others follow and
+  write tracebacks of their broken connections, some after this process has ended.
   """
   sys.stderr.flush()
   before = os.dup(2)

@@ -1,6 +1,6 @@
 """Archives of images and captions in the WebDataset layout.
 
-Owns: reading a .tar without unpacking it, and what in it is not trusted. Not: rows of
+Owns: reading a .tar without unpacking it, members that are not trusted. Not: rows of
 JSON (rows.py), decoding images.
 
 Members that share a path up to the first dot of their name are one document, and stand

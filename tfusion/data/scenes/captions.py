@@ -3,8 +3,8 @@
 Owns: templates, the grammar that reads a caption back, whether its claims hold of a
 scene. Not: scenes and changes (scene.py), what an image shows (evaluate/scenes.py).
 
-A caption names everything in the image, and a thing's words are a part of the truth:
-"two circles and a square" says nothing of colours, but that there are three things.
+A caption names everything in the image, but need not say all of it: "two circles and a
+square" says nothing of colours, though it does say that there are three things.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Claims:
 
 
 def caption(scene: Scene, draws: Draws) -> str:
-  """Describes a scene in a style, an order and an opening by lot."""
+  """Describes a scene in a style, an order and an opening drawn at random."""
   things = _shuffled(scene.things, draws)
   names = [s for s in STYLES if s != "relations" or len(things) > 1]
   style = draws.choice(names)
@@ -157,7 +157,7 @@ def claims_hold(claims: Claims, things: Sequence[Thing], *, slack: float = 0.0) 
 
 
 def instruction(scene: Scene, change: Change, draws: Draws) -> str:
-  """Says a change of a scene whose things are unlike, so that it says which and what.
+  """Puts a change of a scene into words; its things are unlike, so each can be named.
 
   Whatever is new stands in the words: a place is its point in scenes.PLACES, a size
   its radius, a colour its level, without jitter.

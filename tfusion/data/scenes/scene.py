@@ -65,7 +65,7 @@ class Draws:
     self._bytes, self._used = self._stream.digest(1024), 0
 
   def below(self, bound: int) -> int:
-    """Returns one of 0..bound-1, each as likely to 1 in 2^50."""
+    """Returns one of 0..bound-1, all equally likely to 1 in 2^50."""
     if self._used == len(self._bytes):
       self._bytes = self._stream.digest(2 * len(self._bytes))  # the same, and more
     drawn = int.from_bytes(self._bytes[self._used : self._used + 8], "little")
@@ -165,11 +165,11 @@ def apart(things: Sequence[Thing]) -> bool:
 def draw_scene(
   draws: Draws, *, most: int = MOST_THINGS, held_out: bool = False, unlike: bool = False
 ) -> Scene:
-  """Draws a scene by lot.
+  """Draws a scene at random.
 
   Args:
     draws: where the numbers come from.
-    most: things at most, 1 to 4; every number of them is as likely.
+    most: things at most, 1 to 4; every number of things is equally likely.
     held_out: one thing is a pair from HELD_OUT and the others are any pairs. Else no
       thing is one of those.
     unlike: no two things share colour and shape, so that each can be named.
@@ -211,7 +211,7 @@ CHANGES = ("colour", "shape", "size", "place", "add", "remove")
 def draw_change(
   draws: Draws, scene: Scene, *, most: int = MOST_THINGS, held_out: bool = False
 ) -> Change:
-  """Draws a change by lot that leaves one to `most` things, apart and unlike.
+  """Draws a change at random that leaves one to `most` things, apart and unlike.
 
   Args:
     draws: where the numbers come from.
@@ -278,7 +278,7 @@ def _draw_thing(draws: Draws, colour: str, shape: str) -> Thing:
 
 
 def _place(things: Sequence[Thing], draws: Draws) -> tuple[Thing, ...] | None:
-  """The things at places by lot, apart from each other; None if that is too hard."""
+  """The things at random places, apart from each other; None if no place is found."""
   for _ in range(SCENE_TRIES):
     placed: list[Thing] = []
     boxes: list[tuple[float, ...]] = []

@@ -50,7 +50,7 @@ SAMPLED_TEXTS = 4096  # documents whose texts a tokenizer is trained on
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """The truth of a document: its texts and scenes, each in order.
+  """What a document shows and says: its texts and scenes, each in order.
 
   `changes[i]` leads from scenes[i] to scenes[i + 1].
   """

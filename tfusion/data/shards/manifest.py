@@ -26,9 +26,9 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFormat:
-  """What the numbers of an image are.
+  """What the numbers of an image mean.
 
-  A model sees (z - shift) / scale of latents, per channel, and u8 / 127.5 - 1 of
+  A model is given (z - shift) / scale of latents, per channel, and u8 / 127.5 - 1 of
   pixels. Scale and shift are the standard deviation and mean over the training split.
   """
 
@@ -36,7 +36,7 @@ class ImageFormat:
   shape: tuple[int, ...]  # h, w, c; of codes: (codes,)
   scale: tuple[float, ...] = ()  # per channel, of latents
   shift: tuple[float, ...] = ()  # per channel, of latents
-  codebook: int = 0  # codes that there are
+  codebook: int = 0  # how many different codes there are
 
   @property
   def latents(self) -> bool:
@@ -64,14 +64,14 @@ class Counts:
   read: int
   kept: int
   rejected: dict[str, int]  # reason -> documents
-  # Split -> what became of its documents, images and texts; None: made before these
-  # were counted.
+  # Split -> what became of its documents, images and texts; None in older manifests,
+  # which did not count these.
   splits: dict[str, Balance] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """All about a folder of shards."""
+  """What a folder of shards holds."""
 
   source: str  # as given to `tfusion prepare`
   images: ImageFormat | None  # None: text only
@@ -138,7 +138,7 @@ def check_files(
   Args:
     manifest: of the folder.
     folder: holds the files.
-    shards: those of the manifest's to look at, by name and size.
+    shards: of the manifest; their names and sizes are checked.
 
   Raises:
     ValueError: a shard is missing or has another size, or the tokenizer or the
@@ -217,7 +217,7 @@ def _check(manifest: Manifest, path: Path) -> None:
 
 
 def _check_balances(manifest: Manifest, require: Callable[[bool, str], None]) -> None:
-  """Whether what became of each split adds up, and is what the shards hold."""
+  """Refuses balances that do not add up, or are not of what the shards hold."""
   counts = manifest.counts
   if counts.splits is None:
     return

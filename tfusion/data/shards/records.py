@@ -1,4 +1,4 @@
-"""A prepared document <-> bytes, and how their damage is found.
+"""A prepared document <-> bytes that show when they are damaged.
 
 Owns: the record's format (safetensors, with a schema version and a CRC-32). Not: files
 of records (source.py), what the numbers of an image mean (manifest.py).
@@ -9,7 +9,7 @@ of records (source.py), what the numbers of an image mean (manifest.py).
            with spaces to a multiple of 8
   data     the tensors, in the header's order
 
-Written here and not by the safetensors package, which orders metadata by a hash map:
+The safetensors package does not write them: it orders metadata by a hash map, so that
 even two calls in one process differ, and shards must be the same bytes each time.
 """
 
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-SCHEMA = 1  # of records and manifests; an increment makes older ones unreadable
+SCHEMA = 1  # of records and manifests; older ones cannot be read once it is raised
 FORMAT = "tfusion.record"
 TEXT, IMAGE = "t", "i"  # letters of `spans`
 
@@ -59,7 +59,7 @@ class Damaged(ValueError):
 
 
 class OtherSchema(ValueError):
-  """A record or manifest of another version: whole, but not to be read by this one."""
+  """A record or manifest that is whole, but of a version that this one cannot read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Record:
 
 
 def encode(record: Record) -> bytes:
-  """Returns the record's bytes: the same for the same record, on every machine.
+  """Returns the bytes of a record, which are the same on every machine.
 
   Raises:
     ValueError: the parts of the record do not fit each other.
@@ -117,7 +117,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes) -> Record:
-  """Reads a record; its arrays are views of `data`, not to be written to.
+  """Reads a record; its arrays are views of `data` and must not be written to.
 
   Raises:
     Damaged: the bytes are not those that were written, with the reason.
@@ -172,7 +172,7 @@ class _Header(NamedTuple):
 
 @functools.lru_cache(1024)  # documents of a source hardly differ in it
 def _header(rest: bytes) -> _Header:
-  """Reads a header from behind its CRC-32 on, without the characters of its id."""
+  """Reads what follows the CRC-32 of a header, the characters of its id taken out."""
   header = json.loads(_PREFIX + rest)
   metadata = header.pop("__metadata__")
   if metadata["format"] != FORMAT:

@@ -59,7 +59,7 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
     split: "train" or "test".
 
   Returns:
-    The shard's line in the manifest.
+    What the manifest says of the shard.
 
   Raises:
     ValueError: no record, an id that occurs twice, or a record that does not add up.
@@ -87,7 +87,7 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
 
 
 def read_shard(path: str | Path) -> Iterator[Record | Damaged]:
-  """Reads a shard in order; what is damaged comes as its error.
+  """Reads a shard in order; a damaged record comes as its error.
 
   Raises:
     ValueError: not a shard, or one without its end.
@@ -103,9 +103,9 @@ def read_shard(path: str | Path) -> Iterator[Record | Damaged]:
 
 
 class Reader:
-  """Records of some shards of a folder by index, for one thread; picklable.
+  """Records of some shards of a folder by index; for one thread, and picklable.
 
-  Files are opened when first read from, at most OPEN_FILES at a time.
+  A file is opened when it is first read from; at most OPEN_FILES are open at a time.
   """
 
   def __init__(self, folder: str | Path, shards: tuple[Shard, ...]):
@@ -140,7 +140,7 @@ class Reader:
     try:
       return _read(self._reader(shard), path, own)
     except Damaged:
-      # A disk that failed once, as over a network, is no damage: that shows again.
+      # A disk may fail once, as over a network; damage shows again.
       self._open.pop(shard.name).close()
       return _read(self._reader(shard), path, own)
 
@@ -238,7 +238,7 @@ class Shards(Source):
     return (self.manifest.counts.splits or {}).get(self.split)
 
   def contents(self) -> Contents:
-    """A hash of what the manifest says of the records and of their making."""
+    """A hash of what the manifest says of the records and of how they were made."""
     own, images = self.manifest, self.manifest.images
     made = [own.tokenizer_sha256, own.autoencoder_sha256, images and vars(images)]
     sha256 = hash_of([self.digest, json.dumps(made)])
@@ -259,8 +259,8 @@ class Shards(Source):
   def several(self, indices: Sequence[int]) -> list[tuple[Span, ...]]:
     """Returns documents, and raises, as [] does, in three quarters of the time.
 
-    The code of one document is more than the first cache of a processor holds; this
-    runs a part of it for all of them, then the next part.
+    The code that reads a document does not fit a processor's first cache; this runs a
+    part of it for all documents, and then the next part.
     """
     found = self._reader.several(indices)
     return [self._document(i, record) for i, record in zip(indices, found)]
@@ -290,7 +290,7 @@ class Shards(Source):
     return Prepared(self.folder, self.manifest)
 
   def normalised(self, images: manifest_lib.ImageFormat) -> "Shards":
-    """The same latents, by the scale and shift of other shards."""
+    """The same documents, latents scaled and shifted like those of other shards."""
     own = self.manifest.images
     if own is not None:
       own = dataclasses.replace(own, scale=images.scale, shift=images.shift)
@@ -316,7 +316,7 @@ class Shards(Source):
 
 
 def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> Shards:
-  """Opens a split of a folder of shards and proves that all of it is there.
+  """Opens a split of a folder of shards, and checks that all of it is there.
 
   Args:
     path: the folder.
@@ -394,12 +394,12 @@ def survey(path: str | Path) -> Survey:
 
 
 def _most(counts: list[int]) -> int:
-  """What 99 of 100 do not exceed."""
+  """The number that 99 of 100 do not exceed."""
   return sorted(counts)[int(0.99 * (len(counts) - 1))]
 
 
 def _misfit(record: Record, manifest: Manifest) -> str:
-  """What a record holds that its manifest does not allow; nothing, if all is well."""
+  """What a record holds that its manifest does not allow; empty if all is well."""
   images = manifest.images
   if record.images:
     shapes = {name: stacked.shape[1:] for name, stacked in record.images.items()}
