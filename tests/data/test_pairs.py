@@ -275,7 +275,7 @@ def test_a_folder_without_a_caption_says_the_true_reason(tmp_path):
       "train-0.array_record",
       "shards, whose manifest.json is missing: repeat the `tfus",
     ),
-    ("0.tar", "`tfusion prepare --source tar:FOLDER` makes shards of .tar files"),
+    ("0.tar", "`tfusion prepare --source tar:FOLDER` makes shards of archives"),
     ("a.parquet", "--source parquet:FOLDER"),
     ("a.jsonl", "--source jsonl:FOLDER"),
   ],

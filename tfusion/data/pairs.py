@@ -38,12 +38,11 @@ FOREIGN = frozenset(
 
 # What a folder may be instead, by the ends of its names.
 OTHERWISE = {
-  ".array_record": "these are shards, whose manifest.json is missing: repeat the `tfusion"
-  " prepare` that made them",
-  **{
-    f".{kind}": f"`tfusion prepare --source {kind}:FOLDER` makes shards of .{kind} files"
-    for kind in ("tar", "parquet", "jsonl")
-  },
+  ".array_record": "these are shards, whose manifest.json is missing: repeat the"
+  " `tfusion prepare` that made them",
+  ".tar": "`tfusion prepare --source tar:FOLDER` makes shards of archives",
+  ".parquet": "`tfusion prepare --source parquet:FOLDER` makes shards of tables",
+  ".jsonl": "`tfusion prepare --source jsonl:FOLDER` makes shards of tables",
 }
 
 HEAD_BYTES = 1 << 16  # of a listing, that show whether it is one
