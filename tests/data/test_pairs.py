@@ -268,6 +268,26 @@ def test_a_folder_without_a_caption_says_the_true_reason(tmp_path):
   assert "*.csv: neither an image nor a caption: 1 such as metadata.csv" in said
 
 
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    (
+      "train-0.array_record",
+      "shards, whose manifest.json is missing: repeat the `tfus",
+    ),
+    ("0.tar", "`tfusion prepare --source tar:FOLDER` makes shards of archives"),
+    ("a.parquet", "--source parquet:FOLDER"),
+    ("a.jsonl", "--source jsonl:FOLDER"),
+  ],
+)
+def test_a_folder_of_something_else_is_told_what_it_may_be(tmp_path, name, says):
+  (tmp_path / name).write_bytes(b"")
+  (tmp_path / "README.md").write_bytes(b"")
+  with pytest.raises(ValueError, match="holds no images .* 2 other files") as error:
+    find_pairs(str(tmp_path))
+  assert says in str(error.value)
+
+
 def test_a_folder_that_cannot_be_listed_is_an_error(photos, monkeypatch):
   add(photos, "locked/a.png")
   scandir = os.scandir

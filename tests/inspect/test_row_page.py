@@ -57,12 +57,13 @@ def test_images_stand_where_they_are_with_their_weight_and_noise():
   first, second = latent(0) / 64, latent(1) / 64
   shown = sequence.Image(second, weight=0.0, noise_cap=0.0)
   codes = sequence.Codes(np.arange(FIRST_CODE, FIRST_CODE + 9))
-  row = packed((sequence.Image(first), text("3"), shown), (text("4"), codes))
+  half = sequence.Image(first, weight=0.5)
+  row = packed((half, text("3"), shown), (text("4"), codes))
   asked = []
 
   def show(x):
     asked.append(x)
-    return np.full((len(x), 4, 4, 3), 10 * len(asked), np.uint8)
+    return [np.full((4, 4, 3), 10 * len(asked) + n, np.uint8) for n in range(len(x))]
 
   page = page_of(row, ("a[0]", "b[0]"), show)
   np.testing.assert_array_equal(asked[0], [first, second])
@@ -70,12 +71,12 @@ def test_images_stand_where_they_are_with_their_weight_and_noise():
     asked[1], [np.arange(9) + FIRST_CODE - tokenizer().vocab_size]
   )
   plain = re.sub(r"<img[^>]*>", "IMG", re.sub(r"</?(span|small)[^>]*>", "", page))
-  assert "BOS</b><b>BOI</b>IMG16 patches, t up to T, weight 1<b>EOI</b>3" in plain
+  assert "BOS</b><b>BOI</b>IMG16 patches, t up to T, weight 0.5<b>EOI</b>3" in plain
   clean = "clean: to be read, no noise to learn"
   assert f"3<b>BOI</b>IMG16 patches, {clean}<b>EOI</b>" in plain
   assert "4<b>BOI</b>IMG9 codes<b>EOI</b><b>EOS</b>" in plain
   made = images_of(page)
-  assert [x[0, 0, 0] for x in made[:3]] == [10, 10, 20]
+  assert [x[0, 0, 0] for x in made[:3]] == [10, 11, 20]
 
 
 def test_a_page_says_how_noisy_an_image_to_be_read_may_be_and_what_is_not_learned():
@@ -109,6 +110,17 @@ def test_the_band_is_the_mask():
   np.testing.assert_array_equal((small < 255).any(-1), mask)
   orange = (small == row_page.PATCH).all(-1).any(1)
   np.testing.assert_array_equal(orange, row.patch_l >= 0)
+
+
+def test_a_page_has_its_title_and_ends_with_the_band():
+  row = packed((text("12"), sequence.Image(latent(1))))
+  page = page_of(row, ("a[0]",), blank)
+  assert "<title>Step 3</title>" in page and "<h1>Step 3</h1>" in page
+  np.testing.assert_array_equal(images_of(page)[-1], row_page.band(row))
+
+
+def test_the_band_of_a_short_row_is_large_enough_to_see():
+  assert row_page.BAND_PX // 2 < len(row_page.band(packed())) <= row_page.BAND_PX
 
 
 def test_the_band_of_a_long_row_stays_small():

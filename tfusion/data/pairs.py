@@ -36,6 +36,15 @@ FOREIGN = frozenset(
   " .xcf".split()
 )
 
+# What a folder may be instead, by the ends of its names.
+OTHERWISE = {
+  ".array_record": "these are shards, whose manifest.json is missing: repeat the"
+  " `tfusion prepare` that made them",
+  ".tar": "`tfusion prepare --source tar:FOLDER` makes shards of archives",
+  ".parquet": "`tfusion prepare --source parquet:FOLDER` makes shards of tables",
+  ".jsonl": "`tfusion prepare --source jsonl:FOLDER` makes shards of tables",
+}
+
 HEAD_BYTES = 1 << 16  # of a listing, that show whether it is one
 BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")  # PNG, JPEG, GIF, WebP begin so
 EXPECTED = 'expected {"file": ..., "caption": ...}'
@@ -140,10 +149,11 @@ def find_pairs(path: str) -> Found:
     raise ValueError(f"folder:{path}: no such folder; name one with images in it")
   found = _Finding(root)
   if not found.images:
-    others = collections.Counter(map(_suffix, found.names)).most_common(3)
+    others = collections.Counter(map(_suffix, found.names))
     raise ValueError(
       f"folder:{path}: holds no images that Pillow can open; found"
-      f" {len(found.names)} other files {[s for s, _ in others]}"
+      f" {len(found.names)} other files {[s for s, _ in others.most_common(3)]}"
+      + next((f"; {how}" for suffix, how in OTHERWISE.items() if others[suffix]), "")
     )
   for listing in found.listings:
     found.read_listing(listing)

@@ -107,7 +107,6 @@ def _spans(
     while (
       end < len(own)
       and (kinds[end], learned[end]) == (kinds[begin], learned[begin])
-      and int(own[end]) not in starts
       and kinds[begin] != "special"
     ):
       end += 1
