@@ -279,12 +279,13 @@ def public(tree: ast.Module) -> list[ast.AST]:
   """Public functions and classes, and the public methods of the latter.
 
   Not properties, which are nouns, what a contract has documented already, nor the
-  types alone of a method that has several.
+  types alone of a function that has several.
   """
   shown = [
     node
     for node in tree.body
     if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name[0] != "_"
+    if "overload" not in map(ast.unparse, node.decorator_list)
   ]
   methods = [
     method

@@ -75,7 +75,7 @@ class ImagesConfig:
 
   sources: tuple[str, ...] = ("shapes",)  # as data.sources of `tfusion train`
   # Height, width and channels that the sources give.
-  image_shape: tuple[int, int, int] = (256, 256, 3)
+  image_shape: tuple[int, ...] = (256, 256, 3)
   threads: int = 2  # that read images ahead
 
 

@@ -6,11 +6,13 @@ starts. Not: an experiment's values (experiments/), a workdir's config (workdir.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 
 from tfusion import parsing
+
+D = TypeVar("D")  # a dataclass of sections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,7 @@ class ModelConfig:
   kv_heads: int = 4  # key/value heads; fewer than heads is grouped-query attention
   mlp: int = 512  # hidden width of SwiGLU
   vocab_size: int = 512  # rows of the embedding; a tokenizer may have fewer pieces
-  # height, width, channels of image or latent
-  image_shape: tuple[int, int, int] = (8, 8, 1)
+  image_shape: tuple[int, ...] = (8, 8, 1)  # height, width, channels of image or latent
   patch: int = 2  # side of a patch in pixels or latent cells: 1, 2, 4 or 8
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
@@ -425,7 +426,7 @@ def _parse_bool(text: str) -> bool:
   return text.lower() in ("true", "1")
 
 
-def build(kind: type, values: Any) -> Any:
+def build(kind: type[D], values: Any) -> D:
   """Builds a dataclass of knobs from a ConfigDict or nested dict.
 
   Args:

@@ -9,11 +9,13 @@ import dataclasses
 import json
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 # Levels of lists and objects. Python takes about a thousand, and counts in them what
 # has been called so far: below this, nothing that is done with the values can fail.
 DEEPEST = 400
+
+D = TypeVar("D")  # a dataclass
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -28,17 +30,13 @@ def parse_json(text: str | bytes) -> Any:
   except RecursionError:
     deep = True
   else:
-    if isinstance(text, bytes):
-      brackets = text.count(b"[") + text.count(b"{")
-    else:
-      brackets = text.count("[") + text.count("{")
-    deep = brackets > DEEPEST and _is_deep(values)
+    deep = _brackets(text) > DEEPEST and _is_deep(values)
   if deep:
     raise ValueError(f"nested deeper than {DEEPEST} levels")
   return values
 
 
-def build(kind: type, values: Any, *, key: str = "", whole: str = "it") -> Any:
+def build(kind: type[D], values: Any, *, key: str = "", whole: str = "it") -> D:
   """Builds a dataclass from a dict, as `dataclasses.asdict` and JSON give it.
 
   Fields may be int, float, str, bool, `X | None`, a dataclass, or tuples, lists and
@@ -56,7 +54,8 @@ def build(kind: type, values: Any, *, key: str = "", whole: str = "it") -> Any:
   if not isinstance(values, dict):
     raise ValueError(f"{key or whole}={values!r}: expected keys and values")
   hints = typing.get_type_hints(kind)
-  optional = {f.name for f in dataclasses.fields(kind) if f.default is None}
+  fields: tuple[dataclasses.Field, ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
+  optional = {field.name for field in fields if field.default is None}
   unknown = sorted(values.keys() - hints.keys(), key=str)
   missing = sorted(hints.keys() - values.keys() - optional)
   if unknown or missing:
@@ -99,9 +98,16 @@ def _unlike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   values = dict(pairs)
   if len(values) < len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
-    (most, _), *_ = counts.most_common(1)
-    raise ValueError(f"has {most!r} twice; keep one")
+    (twice, _), *_ = counts.most_common(1)
+    raise ValueError(f"has {twice!r} twice; keep one")
   return values
+
+
+def _brackets(text: str | bytes) -> int:
+  """How many lists and objects may begin in JSON: no level without one."""
+  if isinstance(text, bytes):
+    return text.count(b"[") + text.count(b"{")
+  return text.count("[") + text.count("{")
 
 
 def _is_deep(values: Any) -> bool:

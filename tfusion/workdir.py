@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 from tfusion import autoencoder_config, files, parsing
 from tfusion import config as config_lib
@@ -15,6 +15,8 @@ from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
 
 PROBE = ".write-probe"  # written and removed, to see whether others can be
+
+C = TypeVar("C", bound=Config | AutoencoderConfig)
 
 
 class Kind(NamedTuple):
@@ -80,9 +82,19 @@ def save_config(config: Config | AutoencoderConfig, workdir: str | Path) -> None
   write_json(workdir, "config.json", values)
 
 
-def load_config(
-  workdir: str | Path, *, kind: type[Config | AutoencoderConfig] | None = Config
-) -> Config | Any:
+@overload
+def load_config(workdir: str | Path) -> Config: ...
+
+
+@overload
+def load_config(workdir: str | Path, *, kind: type[C]) -> C: ...
+
+
+@overload
+def load_config(workdir: str | Path, *, kind: None) -> Config | AutoencoderConfig: ...
+
+
+def load_config(workdir: str | Path, *, kind: type[Any] | None = Config) -> Any:
   """Reads the config that a run saved in its workdir.
 
   Args:

@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +21,7 @@ from tfusion.data import lanes
 from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
 from tfusion.data.shards import manifest, records
 from tfusion.data.shards import source as shards
-from tfusion.data.source import Source
+from tfusion.data.source import Source, Span
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.training import flops as flops_lib
 from tfusion.training import machine
@@ -129,21 +129,22 @@ def shares(corpus: Corpus, config: Config, *, seconds: float) -> dict[str, float
     decode: reading, checking and decoding records; pack: tokens, layout, the choice of
     documents; batch: these into the arrays of a batch.
   """
-  source = _Timed(corpus.train[0])
-  lane = lanes.Lane([cast(Source, source)], corpus.tokenizer, config, lane=0)
+  source = _Timed(corpus.train[0].name, corpus.train[0])
+  lane = lanes.Lane([source], corpus.tokenizer, config, lane=0)
   next(lane)
   rows = config.train.batch_rows
-  source.seconds, pack, batch, start = 0.0, 0.0, 0.0, time.perf_counter()
+  source.seconds.clear()
+  pack, batch, start = 0.0, 0.0, time.perf_counter()
   while time.perf_counter() - start < seconds:
     begin = time.perf_counter()
     taken = [lane.take() for _ in range(rows)]
     middle = time.perf_counter()
     lanes.pack_rows(taken, config, corpus.tokenizer)
     pack, batch = pack + middle - begin, batch + time.perf_counter() - middle
-  whole = pack + batch
+  whole, decode = pack + batch, sum(source.seconds)
   return {
-    "decode": source.seconds / whole,
-    "pack": (pack - source.seconds) / whole,
+    "decode": decode / whole,
+    "pack": (pack - decode) / whole,
     "batch": batch / whole,
   }
 
@@ -237,23 +238,24 @@ def _documents(data: HostBatches) -> int:
   return sum(counts["documents"] for counts in data.tally().counts().values())
 
 
-class _Timed:
-  """A source that adds up the seconds its documents took."""
+@dataclasses.dataclass(frozen=True)
+class _Timed(Source):
+  """A source that notes the seconds its documents took."""
 
-  def __init__(self, source):
-    self.source, self.seconds = source, 0.0
-
-  def __getattr__(self, name: str):
-    return getattr(self.source, name)
+  source: Source
+  seconds: list[float] = dataclasses.field(default_factory=list)
 
   def __len__(self) -> int:
     return len(self.source)
 
-  def __getitem__(self, index: int):
+  def __getitem__(self, index: int) -> tuple[Span, ...]:
     return self.several([index])[0]
 
-  def several(self, indices: Sequence[int]) -> list:
+  def several(self, indices: Sequence[int]) -> list[tuple[Span, ...]]:
     start = time.perf_counter()
     documents = self.source.several(indices)
-    self.seconds += time.perf_counter() - start
+    self.seconds.append(time.perf_counter() - start)
     return documents
+
+  def texts(self) -> Iterable[str]:
+    return self.source.texts()

@@ -63,7 +63,7 @@ class Folder(Source):
     object.__setattr__(self, "_images", np.load(self.cache, mmap_mode="r"))
 
   def __reduce__(self):
-    given = (f.name for f in dataclasses.fields(self) if f.init)
+    given = [field.name for field in dataclasses.fields(self) if field.init]
     return functools.partial(Folder, **{n: getattr(self, n) for n in given}), ()
 
   def __len__(self) -> int:

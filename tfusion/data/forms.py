@@ -41,7 +41,7 @@ def form(
   )
   document = _limit_noise(document, config, name, showing)
   return tuple(
-    _draw_latent(span, f"{name}/std/{i}", config.seed, showing)
+    _draw_latent(span, span.std, f"{name}/std/{i}", config.seed, showing)
     if isinstance(span, sequence.Image) and span.std is not None
     else span
     for i, span in enumerate(document)
@@ -100,19 +100,18 @@ def _limit_noise(
   diffusion, spans = config.diffusion, list(document)
   for nth, place in enumerate(sequence.images_to_read(document)):
     stream = f"{name}/clean/{nth}" if nth else f"{name}/clean"
-    clean = uniform(config.seed, stream, showing) < diffusion.image_first_clean
     image = spans[place]
     assert isinstance(image, sequence.Image)
+    clean = uniform(config.seed, stream, showing) < diffusion.image_first_clean
     cap = 0.0 if clean else min(image.noise_cap, diffusion.image_first_noise_cap)
     spans[place] = dataclasses.replace(image, noise_cap=cap)
   return tuple(spans)
 
 
 def _draw_latent(
-  image: sequence.Image, stream: str, seed: int, showing: int
+  image: sequence.Image, std: np.ndarray, stream: str, seed: int, showing: int
 ) -> sequence.Image:
-  """Samples the posterior of an autoencoder."""
-  assert image.std is not None
+  """Draws a latent from an autoencoder's posterior."""
   rng = np.random.default_rng(int(uniform(seed, stream, showing) * 2**48))
   normal = rng.standard_normal(image.latent.shape, np.float32)
-  return dataclasses.replace(image, latent=image.latent + image.std * normal, std=None)
+  return dataclasses.replace(image, latent=image.latent + std * normal, std=None)

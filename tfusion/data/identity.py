@@ -149,13 +149,14 @@ def check_file(workdir: str | Path, name: str, path: str | Path) -> str:
 
 
 def open_tokenizer(
-  workdir: str | Path, *, copies: Sequence[str | Path] = ()
+  workdir: str | Path, *, copies: Sequence[str | Path | None] = ()
 ) -> Tokenizer:
   """Reads the tokenizer of a run that has begun.
 
   Args:
     workdir: of the run.
-    copies: files to put back the same one from, if it is missing or another.
+    copies: files to put the same one back from, if it is missing or another; those
+      that are empty are passed over.
 
   Raises:
     ValueError: it is missing or another, and no copy is the same.
@@ -165,7 +166,7 @@ def open_tokenizer(
   if there and expected in (None, manifest_lib.sha256(path)):
     return Tokenizer.load(path, key="", remedy=OF_RUN)
   for copy in copies:
-    if expected and Path(copy).is_file():
+    if copy and expected and Path(copy).is_file():
       tokenizer = Tokenizer.load(copy)
       if tokenizer.sha256 == expected:
         tokenizer.save(path)
@@ -247,7 +248,7 @@ def _refuse_others(
   wrong = []
   for number, (own, spec) in enumerate(zip(before["sources"], specs, strict=True)):
     now = {split: found[split][number] for split in SPLITS}
-    if any(_differ(own[split], now[split]) for split in SPLITS):
+    if any(_differs(own[split], now[split]) for split in SPLITS):
       called = own["name"] if own["name"] == spec else f"{own['name']} (now {spec})"
       wrong.append(f"{called}: {_difference(workdir, own, now)}")
   if wrong:
@@ -264,11 +265,6 @@ def _refuse_others(
     )
 
 
-def _differ(was: Contents | None, now: Contents | None) -> bool:
-  """Whether both are known, and not the same."""
-  return was is not None and now is not None and was.sha256 != now.sha256
-
-
 def _difference(
   workdir: Path, own: dict[str, Any], now: dict[str, Contents | None]
 ) -> str:
@@ -283,12 +279,17 @@ def _difference(
   if not said:
     names = {TRAIN: "training", TEST: "held-out"}
     said = [
-      f"the {names[split]} documents differ ({was.documents:,}, hash"
-      f" {was.sha256[:16]}...; now {is_.documents:,}, {is_.sha256[:16]}...)"
-      for split in SPLITS
-      if (was := own[split]) and (is_ := now[split]) and _differ(was, is_)
+      f"the {names[split]} documents differ ({own[split].documents:,}, hash"
+      f" {own[split].sha256[:16]}...; now {found.documents:,}, {found.sha256[:16]}...)"
+      for split, found in now.items()
+      if found and _differs(own[split], found)
     ]
   return ", ".join(said) + with_
+
+
+def _differs(before: Contents | None, now: Contents | None) -> bool:
+  """Whether documents are others, where both are known."""
+  return bool(before and now and before.sha256 != now.sha256)
 
 
 def _old_documents(workdir: Path, own: dict[str, Any]) -> dict[str, list[Hashed]]:
@@ -303,11 +304,13 @@ def _by_document(
   before: dict[str, list[Hashed]], now: dict[str, Contents | None]
 ) -> list[str]:
   """Counts documents by what became of them; nothing where they are not known."""
-  after = {split: c.hashed for split, c in now.items() if c and c.hashed}
-  if not before or len(after) < len(now):
+  hashed = {
+    split: contents.hashed if contents else () for split, contents in now.items()
+  }
+  if not before or not all(hashed.values()):
     return []
   old = {d.id: (split, d) for split in SPLITS for d in before[split]}
-  new = {d.id: (split, d) for split in SPLITS for d in after[split]}
+  new = {d.id: (split, d) for split in SPLITS for d in hashed[split]}
   found: dict[int, list[str]] = collections.defaultdict(list)
 
   def compare(id: str, was: tuple[str, Hashed], split: str) -> None:

@@ -235,8 +235,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     # Pillow would clip 16 bits to 8; floats count from 0 to 1.
     pixels = np.nan_to_num(np.asarray(image, np.float32))
     full = 65535.0 if image.mode != "F" else 1.0
-    levels = np.clip(pixels / full, 0, 1) * 255 + 0.5
-    image = Image.fromarray(levels.astype(np.uint8))
+    grey = np.clip(pixels / full, 0, 1) * 255 + 0.5
+    image = Image.fromarray(grey.astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")

@@ -56,24 +56,26 @@ class LaneState:
   @classmethod
   def fresh(cls, sources: Sequence[Source]) -> "LaneState":
     """The state of a lane that has given nothing yet."""
-    counts: dict[str, Any] = {
-      name: dict.fromkeys((s.name for s in sources), 0)
-      for name in "taken rejected rejected_elements split pieces elements".split()
-    }
+    zeros = dict.fromkeys((source.name for source in sources), 0)
     return cls(
       sizes={source.name: len(source) for source in sources},
       digests=digests(sources),
+      taken=dict(zeros),
+      rejected=dict(zeros),
+      rejected_elements=dict(zeros),
+      split=dict(zeros),
+      pieces=dict(zeros),
       damaged={},
-      **counts,
+      elements=dict(zeros),
     )
 
   def copy(self) -> "LaneState":
     """The same, to be changed without changing this one."""
-    fields: dict[str, Any] = {
-      name: dict(value) if isinstance(value, dict) else value
-      for name, value in vars(self).items()
-    }
-    return LaneState(**fields)
+    copy = dataclasses.replace(self)
+    for name, value in vars(self).items():
+      if isinstance(value, dict):
+        setattr(copy, name, dict(value))
+    return copy
 
   def to_json(self) -> dict[str, Any]:
     """The state as checkpoints keep it: lists, dicts by str, numbers and strings."""
@@ -141,5 +143,5 @@ def digests(sources: Sequence[Source]) -> dict[str, str]:
 
 
 def _to_list(key: Key) -> list[str | int]:
-  name, position, piece = key
-  return [name, position] if piece is None else [name, position, piece]
+  end = [] if key.piece is None else [key.piece]
+  return [key.source, key.position, *end]

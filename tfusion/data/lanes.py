@@ -157,15 +157,15 @@ class Lane(Iterator[sequence.Row]):
       (own,) = self._pieces(name, [position])
       if isinstance(own, Damaged):
         self._skip(name, position, own)
-        own = []
-      assert not isinstance(own, TooLong)  # what waits had been found to fit
+        opened[name, position] = []
+        continue
+      assert not isinstance(own, TooLong)  # it fitted before it was left waiting
       opened[name, position] = self._keyed(name, position, own)
     for name, position, piece in waiting:
-      found = opened[name, position]
-      self._waiting += found if piece is None else found[piece : piece + 1]
+      parts = opened[name, position]
+      self._waiting += parts if piece is None else parts[piece : piece + 1]
     if following:
-      name, position, piece = following
-      self._cut = opened[name, position][piece:]
+      self._cut = opened[following[:2]][following.piece :]
 
   def _take(self) -> tuple[Key, sequence.Elements] | None:
     """The next document or piece; None when all are used up."""
@@ -311,11 +311,11 @@ class Lane(Iterator[sequence.Row]):
 
 def _read(source: Source, indices: list[int]) -> list[Sequence[Span] | Damaged]:
   """Reads documents; those that are damaged come as their error."""
+  found: list[Sequence[Span] | Damaged] = []
   try:
     return [*source.several(indices)]
   except Damaged:
     pass  # one by one, to see which
-  found: list[Sequence[Span] | Damaged] = []
   for index in indices:
     try:
       found.append(source[index])

@@ -69,8 +69,8 @@ def found_lines(train: Sources, test: Sources) -> Iterator[str]:
   balances = _balances(train, test)
   for own, held_out in zip(train, test):
     splits = balances.get(own.name, {})
-    known = {split: balance for split, balance in splits.items() if balance is not None}
-    if splits and len(known) == len(splits):
+    known = {split: b for split, b in splits.items() if b is not None}
+    if known and len(known) == len(splits):
       yield f"{own.name}:"
       yield from (f"  {line}" for line in balance_lib.lines(known))
       continue
@@ -149,13 +149,10 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
           text += len(encode(span))
         elif isinstance(span, sequence.Text):
           text += len(span.ids)
+        elif isinstance(span, sequence.Codes):
+          text, patches = text + 2, patches + len(span.ids)  # BOI and EOI
         elif not isinstance(span, sequence.Break):
-          text += 2
-          patches += (
-            len(span.ids)
-            if isinstance(span, sequence.Codes)
-            else config.model.patches_per_image
-          )
+          text, patches = text + 2, patches + config.model.patches_per_image
       text += 1
   if patches and text >= config.data.text_per_patch * patches:
     logging.warning(

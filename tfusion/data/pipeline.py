@@ -88,7 +88,8 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
     return len(tokenizer.encode(text))
 
   train, test = (
-    tuple(_fit(s, count, config) for s in opened[split]) for split in (TRAIN, TEST)
+    tuple(_fit(source, count, config) for source in opened[split])
+    for split in (TRAIN, TEST)
   )
   corpus = Corpus(train, test, tokenizer, identity)
   notices.warn(corpus.train, tokenizer, config, workdir)
@@ -309,7 +310,7 @@ def _init_worker(index: int, count: int) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
-  assert parent is not None  # as this is a worker
+  assert parent is not None
 
   def follow():
     parent.join()  # a killed parent cannot stop its workers
@@ -328,8 +329,7 @@ def _open_tokenizer(
   path, given = workdir / "tokenizer.model", config.data.tokenizer
   shards = prepared.tokenizer_of(sources)
   if begun:
-    copies = [copy for copy in (given, shards) if copy]
-    tokenizer = identity_lib.open_tokenizer(workdir, copies=copies)
+    tokenizer = identity_lib.open_tokenizer(workdir, copies=(given, shards))
     prepared.check_tokenizer(tokenizer, str(path), shards, begun=True)
     if given and Path(given).is_file():
       _refuse_another(Tokenizer.load(given), given, tokenizer, path)

@@ -11,9 +11,10 @@ what the model makes, without the shards.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -21,7 +22,7 @@ from absl import logging
 from tfusion import files, parsing
 from tfusion.data import identity
 from tfusion.data.shards import manifest as manifest_lib
-from tfusion.data.source import Source
+from tfusion.data.source import Prepared, Source
 from tfusion.data.tokenizer import Tokenizer
 
 LATENTS = "latents.json"
@@ -38,23 +39,24 @@ def agree(sources: Sequence[Source]) -> tuple[Source, ...]:
     ValueError: shards with different tokenizers, autoencoders or kinds of images, or
       images that are not encoded beside some that are.
   """
-  shards = [source for source in sources if source.prepared]
-  _require_same(shards, "tokenizers", lambda own: own.tokenizer_sha256)
-  pictured = [source for source in shards if _manifest(source).images]
-  _require_same(pictured, "kinds of images", _model_kind)
-  _require_same(pictured, "autoencoders", lambda own: own.autoencoder_sha256)
-  encoded = _encoded(sources)
+  shards = {s.name: s.prepared.manifest for s in sources if s.prepared}
+  _require_same("tokenizers", {n: m.tokenizer_sha256 for n, m in shards.items()})
+  images = {name: own.images for name, own in shards.items() if own.images}
+  autoencoders = {name: shards[name].autoencoder_sha256 for name in images}
+  _require_same("kinds of images", {n: _model_kind(i) for n, i in images.items()})
+  _require_same("autoencoders", autoencoders)
+  encoded = {name: own for name, own in images.items() if own.kind != "pixels"}
   if not encoded:
     return tuple(sources)
+  first, own = next(iter(encoded.items()))
   for source in sources:
-    if source.has_images and source not in pictured:
+    if source.has_images and source.name not in images:
       raise ValueError(
-        f"data.sources: {source.name} gives images as they are, {encoded[0].name} gives"
-        f" {_images(encoded[0]).kind} of an autoencoder; prepare both"
-        " with `tfusion prepare`, or choose one"
+        f"data.sources: {source.name} gives images as they are, {first} gives"
+        f" {own.kind} of an autoencoder; prepare both with `tfusion prepare`, or choose"
+        " one"
       )
-  first = _images(encoded[0])
-  return tuple(s.normalised(first) if s in encoded else s for s in sources)
+  return tuple(s.normalised(own) if s.name in encoded else s for s in sources)
 
 
 def tokenizer_of(sources: Sequence[Source]) -> Path | None:
@@ -104,12 +106,20 @@ def keep(sources: Sequence[Source], workdir: Path, *, begun: bool) -> None:
   Raises:
     ValueError: a run has begun with other latents.
   """
-  encoded = _encoded(sources)
-  if not encoded:
-    return
-  assert encoded[0].prepared is not None
-  folder, manifest = encoded[0].prepared
-  values = dataclasses.asdict(_images(encoded[0]))
+  for source in sources:
+    if source.prepared and _is_encoded(source.prepared.manifest.images):
+      _keep(source.prepared, workdir, begun=begun)
+      return  # the others agree with it
+
+
+def _is_encoded(images: manifest_lib.ImageFormat | None) -> bool:
+  return images is not None and images.kind != "pixels"
+
+
+def _keep(shards: Prepared, workdir: Path, *, begun: bool) -> None:
+  folder, manifest = shards
+  assert manifest.images is not None
+  values = dataclasses.asdict(manifest.images)
   values["autoencoder_sha256"] = manifest.autoencoder_sha256
   path = workdir / LATENTS
   text = json.dumps(values, indent=1) + "\n"
@@ -177,43 +187,20 @@ def _check_begun(manifest: manifest_lib.Manifest, folder: Path, workdir: Path) -
     )
 
 
-def _manifest(source: Source) -> manifest_lib.Manifest:
-  """Of a source that is prepared."""
-  assert source.prepared is not None, source.name
-  return source.prepared.manifest
-
-
-def _images(source: Source) -> manifest_lib.ImageFormat:
-  """How images are stored, of a source that is prepared and has some."""
-  images = _manifest(source).images
-  assert images is not None, source.name
-  return images
-
-
-def _encoded(sources: Sequence[Source]) -> list[Source]:
-  """The sources whose images are latents or codes."""
-  formats = [(s, s.prepared and s.prepared.manifest.images) for s in sources]
-  return [source for source, own in formats if own and own.kind != "pixels"]
-
-
-def _model_kind(manifest: manifest_lib.Manifest) -> str:
+def _model_kind(images: manifest_lib.ImageFormat) -> str:
   """What a model is given: a mean alone or with its deviation are both latents."""
-  images = manifest.images
-  assert images is not None
   if images.kind == "codes":
     return f"{images.codebook} codes, {images.shape[0]} an image"
   return "latents" if images.latents else images.kind
 
 
-def _require_same(
-  shards: Sequence[Source], what: str, of: Callable[[manifest_lib.Manifest], str | None]
-) -> None:
-  for other in shards[1:]:
-    one, another = of(_manifest(shards[0])), of(_manifest(other))
+def _require_same(what: str, of_source: Mapping[str, str | None]) -> None:
+  """Refuses shards that differ in something, given by the names of the sources."""
+  for (name, one), (other, another) in itertools.pairwise(of_source.items()):
     if one != another:
       raise ValueError(
-        f"data.sources: {shards[0].name} and {other.name} have different {what}: {one}"
-        f" and {another}; prepare both with the same, or choose one"
+        f"data.sources: {name} and {other} have different {what}: {one} and {another};"
+        " prepare both with the same, or choose one"
       )
 
 

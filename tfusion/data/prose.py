@@ -112,16 +112,16 @@ def open_pydoc(*, split: str) -> Prose:
   # Here: half a megabyte that only this source needs.
   from pydoc_data import topics
 
+  families = _families(topics.topics)
+  families.sort(key=lambda names: heldout.place(names[0]))
   held_out: set[str] = set()
   size = sum(map(len, topics.topics.values()))
-  for family in sorted(
-    _families(topics.topics), key=lambda names: heldout.place(names[0])
-  ):
+  for family in families:
     size_with = sum(len(topics.topics[n]) for n in held_out.union(family))
     if size_with <= PYDOC_TEST * size:
       held_out.update(family)
-  chosen = (n for n in sorted(topics.topics) if (n in held_out) == (split == TEST))
-  return Prose("pydoc", tuple(topics.topics[n] for n in chosen))
+  own = held_out if split == TEST else topics.topics.keys() - held_out
+  return Prose("pydoc", tuple(topics.topics[name] for name in sorted(own)))
 
 
 def _families(topics: dict[str, str]) -> list[list[str]]:

@@ -26,7 +26,7 @@ def open_sources(
   specs: Sequence[str],
   *,
   split: str,
-  image_shape: tuple[int, int, int],
+  image_shape: tuple[int, ...],
   workdir: str | Path,
 ) -> tuple[Source, ...]:
   """Opens sources by name.

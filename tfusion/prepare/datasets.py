@@ -240,14 +240,14 @@ class Embedded:
     source = _open(self.spec, self.split, self.image_shape)
     for index in range(self.start, self.stop):
       spans: list[str | np.ndarray] = []
-      weights = []
+      weights: list[float] = []
       for span in source[index]:
-        weights.append(span.weight if isinstance(span, sequence.Image) else 1.0)
         image = span.latent if isinstance(span, sequence.Image) else span
         if isinstance(image, np.ndarray):
           image = np.round((image + 1) * 127.5).astype(np.uint8)
-        assert isinstance(image, str | np.ndarray)
+        assert isinstance(image, str | np.ndarray)  # no source of these gives more
         spans.append(image)
+        weights.append(span.weight if isinstance(span, sequence.Image) else 1.0)
       test = self.split == TEST
       yield Raw(f"{self.split}/{index}", tuple(spans), test, tuple(weights))
 

@@ -44,8 +44,8 @@ def encode(
     The same thing, and the images as fields of a record; {} without images.
   """
   if settings.autoencoder is None:
-    for document, own in documents:
-      yield document, {"pixels": np.stack(own)} if own else {}
+    for document, some in documents:
+      yield document, {"pixels": np.stack(some)} if some else {}
     return
   waiting: collections.deque = collections.deque()  # documents and how many images
   batches: collections.deque = collections.deque()  # futures
@@ -55,9 +55,9 @@ def encode(
   with concurrent.futures.ThreadPoolExecutor(1) as device:
 
     def submit(count: int) -> None:
-      some = np.stack(images[:count])
+      batch = np.stack(images[:count])
       del images[:count]
-      batches.append(device.submit(_encode_batch, some, settings))
+      batches.append(device.submit(_encode_batch, batch, settings))
 
     def complete(*, at_most: int) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
       while waiting:

@@ -123,7 +123,8 @@ class Captioned:
     yield from self.skipped
     for file, caption, id in self.pairs:
       file.require_unchanged()
-      yield Raw(id, (caption, file.path), bool(file.apart))
+      assert file.apart is not None  # known of every image of a folder
+      yield Raw(id, (caption, file.path), file.apart)
 
 
 def plan_folder(spec: str, argument: str, documents: int) -> list[Captioned]:

@@ -68,7 +68,7 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
   return [*PLANS[name](spec, argument, documents)]
 
 
-def listing_sha256(parts: Sequence[Any]) -> str:
+def listing_sha256(parts: list[Part]) -> str:
   """A hash of all that the parts name: files, their sizes and times, captions.
 
   Not of the folder they lie in: that is as the source was given, relative or not.
@@ -79,6 +79,7 @@ def listing_sha256(parts: Sequence[Any]) -> str:
 
   digest = hashlib.sha256()
   for part in parts:
-    fields = [type(part).__name__, dataclasses.asdict(part, dict_factory=rootless)]
+    own = dataclasses.asdict(part, dict_factory=rootless)  # type: ignore[call-overload]
+    fields = [type(part).__name__, own]
     digest.update(json.dumps(fields).encode() + b"\n")
   return digest.hexdigest()

@@ -19,7 +19,7 @@ import lzma
 import posixpath
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,7 @@ from tfusion.prepare import rows
 from tfusion.prepare.raw import Raw, Rejected
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-OPEN: dict[bytes, Any] = {
+OPEN: dict[bytes, Callable[..., Any]] = {
   b"\x1f\x8b": gzip.open,
   b"BZh": bz2.open,
   b"\xfd7zXZ\x00": lzma.open,
@@ -91,10 +91,9 @@ class Tar:
             yield name, self._refused(name, raw_lib.LINK)
           else:
             file = archive.extractfile(member)
-            assert file is not None  # as it is one
+            assert file is not None  # as of any that is a file
             yield name, file.read()
-          # It would remember them all.
-          archive.members = []  # type: ignore[attr-defined]
+          archive.members = []  # type: ignore[attr-defined]  # it would keep them all
         stream.seek(end)
         # tarfile takes a header it cannot read for the end.
         if stream.read(BLOCK_BYTES) != bytes(BLOCK_BYTES):
@@ -236,8 +235,10 @@ def plan(spec: str, argument: str, documents: int) -> list[Tar]:
 def _open(path: Path) -> IO[bytes]:
   """Opens an archive, whether it is compressed or not."""
   head = _head(path)
-  opens = (how for magic, how in OPEN.items() if head.startswith(magic))
-  return next(opens, open)(path, "rb")
+  for magic, how in OPEN.items():
+    if head.startswith(magic):
+      return how(path, "rb")
+  return open(path, "rb")
 
 
 def _head(path: Path) -> bytes:

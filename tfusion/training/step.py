@@ -1,4 +1,4 @@
-"""The training state and the pure functions that change and judge it.
+"""The training state and the pure functions that change it.
 
 Owns: TrainState, init, train_step. Not: the loop, files, printing.
 
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
   @property
   def sampling_params(self) -> Params:
-    """The weights to sample and judge with: the average if there is one."""
+    """The weights to sample and validate with: the average if there is one."""
     return self.ema or self.params
 
 

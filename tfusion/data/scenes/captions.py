@@ -162,11 +162,10 @@ def instruction(scene: Scene, change: Change, draws: Draws) -> str:
   Whatever is new stands in the words: a place is its point in scenes.PLACES, a size
   its radius, a colour its level, without jitter.
   """
-  if change.kind == "remove":
+  new = change.thing
+  if new is None:  # the kind is remove
     it = _reference(scene.things, change.index, draws)
     return draws.choice((f"remove {it}", f"take {it} away"))
-  new = change.thing
-  assert new is not None, change.kind
   if change.kind == "add":
     claim = _claim(new, ("size", "colour", "shape", "place"))
     return f"{draws.choice(('add', 'draw'))} {_noun_phrase(claim, 1)}"

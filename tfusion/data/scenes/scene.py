@@ -119,8 +119,9 @@ def scene_from_json(value: dict[str, Any]) -> Scene:
   """The Scene of what `to_json` returned, JSON or not."""
   things = (Thing(**t | {"rgb": tuple(t["rgb"])}) for t in value["things"])
   b = value["background"]
-  low, high = map(tuple, b["rgb"])
-  return Scene(tuple(things), Background(b["pattern"], (low, high), tuple(b["knots"])))
+  first, second = (tuple(colour) for colour in b["rgb"])
+  background = Background(b["pattern"], (first, second), tuple(b["knots"]))
+  return Scene(tuple(things), background)
 
 
 def pair_of(thing: Thing) -> tuple[str, str]:
@@ -317,6 +318,6 @@ def _draw_background(draws: Draws) -> Background:
   level = 24 + draws.below(209)
   second = min(max(level + draws.below(81) - 40, 16), 240)
   red, green, blue = (draws.below(25) - 12 for _ in range(3))
-  one, other = ((grey + red, grey + green, grey + blue) for grey in (level, second))
+  first, other = ((grey + red, grey + green, grey + blue) for grey in (level, second))
   knots = tuple(draws.unit() for _ in range(KNOTS))
-  return Background(draws.choice(PATTERNS), (one, other), knots)
+  return Background(draws.choice(PATTERNS), (first, other), knots)

@@ -167,7 +167,7 @@ def open_shapes(
     "seed": (0, MOST_DOCUMENTS),
     "things": (1, MOST_THINGS),
   }
-  given = set()
+  given: set[str] = set()
   for option in rest:
     key, _, value = option.partition("=")
     if key not in options or key in given:

@@ -206,7 +206,7 @@ class Shards(Source):
   manifest: Manifest
   split: str
   _reader: Reader = dataclasses.field(init=False, repr=False, compare=False)
-  # Of latents: f32[h, w, c].
+  # Of latents.
   _shift_hwc: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
   _scale_hwc: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
@@ -215,12 +215,13 @@ class Shards(Source):
     reader = Reader(self.folder, self.manifest.of(self.split))
     object.__setattr__(self, "_reader", reader)
     images = self.manifest.images
-    if images and images.latents:
-      for name in ("shift", "scale"):
-        # Of the full shape: numpy is four times slower where it repeats channels.
-        full = np.empty(images.shape, np.float32)
-        full[...] = getattr(images, name)
-        object.__setattr__(self, f"_{name}_hwc", full)
+    if images is None or not images.latents:
+      return
+    for name in ("shift", "scale"):
+      # Of the full shape: numpy is four times slower where it repeats channels.
+      full = np.empty(images.shape, np.float32)
+      full[...] = getattr(images, name)
+      object.__setattr__(self, f"_{name}_hwc", full)
 
   def __len__(self) -> int:
     return len(self._reader)
@@ -243,7 +244,7 @@ class Shards(Source):
     sha256 = hash_of([self.digest, json.dumps(made)])
     return Contents(sha256, len(self))
 
-  def __getitem__(self, index: int) -> sequence.Document:
+  def __getitem__(self, index: int) -> tuple[Span, ...]:
     """Returns the spans of a document.
 
     Latents are (z - shift) / scale per channel, pixels u8 / 127.5 - 1; codes lie above
@@ -264,7 +265,7 @@ class Shards(Source):
     found = self._reader.several(indices)
     return [self._document(i, record) for i, record in zip(indices, found)]
 
-  def _document(self, index: int, record: Record) -> sequence.Document:
+  def _document(self, index: int, record: Record) -> tuple[Span, ...]:
     fault = _misfit(record, self.manifest)
     if fault:
       shard, own = self._reader.locate(index)
@@ -291,8 +292,8 @@ class Shards(Source):
   def normalised(self, images: manifest_lib.ImageFormat) -> "Shards":
     """The same latents, by the scale and shift of other shards."""
     own = self.manifest.images
-    assert own is not None  # who has no latents is not asked
-    own = dataclasses.replace(own, scale=images.scale, shift=images.shift)
+    if own is not None:
+      own = dataclasses.replace(own, scale=images.scale, shift=images.shift)
     manifest = dataclasses.replace(self.manifest, images=own)
     return dataclasses.replace(self, manifest=manifest)
 
@@ -342,8 +343,8 @@ def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> 
     )
   manifest_lib.check_files(manifest, folder, shards=own)
   Reader(folder, own).check()
-  has_images = any(shard.images for shard in own)
-  return Shards(f"shards:{path}", folder, manifest, split, has_images=has_images)
+  shown = any(shard.images for shard in own)
+  return Shards(f"shards:{path}", folder, manifest, split, has_images=shown)
 
 
 @dataclasses.dataclass(frozen=True)
