@@ -530,6 +530,7 @@ def test_an_installed_package_has_the_templates_and_the_style(tmp_path):
   (release,) = (tmp_path / "release").iterdir()
   built = tmp_path / "built"
   subprocess.run([*setup, "build", "--build-lib", built], cwd=release, check=True)
+  assert (built / "tfusion" / "inspect" / "row_page.html.j2").is_file()
   workdir = write_run(tmp_path / "run", lines=4)
   subprocess.run(
     [sys.executable, "-c", INSTALLED, built, workdir],

@@ -6,12 +6,13 @@ Owns: the page. Not: which row (replay.py), what latents or codes look like
 l sequence  n image slots
 """
 
-import html
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from tfusion import sequence
+from tfusion import sequence, templates
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate import png
 from tfusion.inspect.replay import TakenRow
@@ -19,15 +20,16 @@ from tfusion.inspect.replay import TakenRow
 BAND_PX = 768  # side of the plot of the intervals, at most twice
 IMAGE_PX = 96  # side of an image on the page
 TEXT, PATCH = (60, 90, 160), (220, 120, 40)  # colours of what sees, in the plot
-STYLE = """
-  body { font: 15px/1.5 sans-serif; margin: 2em; max-width: 60em; }
-  section { border-left: 3px solid #ccc; padding-left: 1em; margin: 1.5em 0; }
-  b { background: #e4e8f2; border-radius: 3px; padding: 0 .3em; font-weight: normal; }
-  .read { color: #999; }
-  img { vertical-align: middle; margin: .2em; image-rendering: pixelated; }
-  pre { white-space: pre-wrap; font: inherit; margin: .5em 0; }
-  small { color: #666; }
-"""
+FOLDER = Path(__file__).parent
+
+
+class Span(NamedTuple):
+  """A piece of a document as the page shows it."""
+
+  text: str  # or what is said of the image
+  learned: bool = True
+  mark: bool = False  # a special token
+  image: str = ""  # an HTML tag
 
 
 def page(
@@ -54,25 +56,24 @@ def page(
   row = taken.row
   live = row.hi_l >= row.lo_l
   used = len(np.unique(row.patch_l[row.patch_l >= 0] // patches_per_image))
-  images = show([*row.latents_nhwc[:used]]) if used else ()
-  sections, stop = [], 0
+  images = show(list(row.latents_nhwc[:used])) if used else ()
+  documents, stop = [], 0
   for name, length in zip(taken.documents, taken.lengths, strict=True):
     start, stop = stop, stop + length
     own = np.arange(start, stop)
-    spans = "".join(_spans(row, own, tokenizer, images, show))
-    sections.append(
-      f"<section><small>{html.escape(name)}: positions {own[0]} to {own[-1]}</small>"
-      f"<pre>{spans}</pre></section>"
-    )
-  filled = f"{np.sum(live)} of {len(live)} positions filled"
-  return (
-    f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
-    f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-    f"<p>Lane {taken.lane}; {filled}, {used} of {len(row.image_start_n)} image slots"
-    " used. Grey is read, not learned.</p>"
-    f"{''.join(sections)}<h2>What sees what</h2><p>Down: the position that looks;"
-    " across: the positions that it sees. Text is blue, patches are orange.</p>"
-    f"{png.tag(band(row))}\n"
+    spans = list(_spans(row, own, tokenizer, images, show))
+    documents.append({"name": name, "first": start, "last": stop - 1, "spans": spans})
+  page = templates.environment(FOLDER).get_template("row_page.html.j2")
+  return page.render(
+    title=title,
+    style=(FOLDER / "row_page.css").read_text(),
+    lane=taken.lane,
+    filled=np.sum(live),
+    positions=len(live),
+    used=used,
+    slots=len(row.image_start_n),
+    documents=documents,
+    band=png.tag(band(row)),
   )
 
 
@@ -94,7 +95,7 @@ def band(row: sequence.Row) -> np.ndarray:
 
 def _spans(
   row: sequence.Row, own: np.ndarray, tokenizer: Tokenizer, images, show
-) -> Iterator[str]:
+) -> Iterator[Span]:
   """The document at positions `own`, span by span."""
   special = {i: n.upper() for n, i in tokenizer.special._asdict().items() if n != "pad"}
   starts = {int(s): n for n, s in enumerate(row.image_start_n[: len(images)])}
@@ -113,20 +114,20 @@ def _spans(
     ids = row.tokens_l[own[begin:end]]
     if kinds[begin] == "patch":
       slot = starts[int(own[begin])]
-      yield png.tag(images[slot], width=IMAGE_PX)
-      yield f"<small>{end - begin} patches, {_noise(row, slot)}</small>"
+      tag = png.tag(images[slot], width=IMAGE_PX)
+      yield Span(f"{end - begin} patches, {_noise(row, slot)}", image=tag)
     elif kinds[begin] == "code":
-      yield png.tag(show([ids - tokenizer.vocab_size])[0], width=IMAGE_PX)
-      yield f"<small>{end - begin} codes</small>"
+      tag = png.tag(show([ids - tokenizer.vocab_size])[0], width=IMAGE_PX)
+      yield Span(f"{end - begin} codes", image=tag)
+    elif kinds[begin] == "special":
+      yield Span(special[int(ids[0])], bool(learned[begin]), mark=True)
     else:
-      shown = html.escape(tokenizer.decode(ids))
-      shown = f"<b>{special[int(ids[0])]}</b>" if kinds[begin] == "special" else shown
-      yield shown if learned[begin] else f"<span class=read>{shown}</span>"
+      yield Span(tokenizer.decode(ids), bool(learned[begin]))
     begin = end
   if row.targets_l[own[-1]] == tokenizer.special.eos:
-    yield "<b>EOS</b>"  # a target alone
+    yield Span("EOS", mark=True)  # a target alone
   elif row.targets_l[own[-1]] == tokenizer.special.pad:
-    yield "<span class=read>(what follows is not learned)</span>"
+    yield Span("(what follows is not learned)", learned=False)
 
 
 def _noise(row: sequence.Row, slot: int) -> str:

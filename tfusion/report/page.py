@@ -1,12 +1,14 @@
 """Fills the page: a template around sections, each from a macro of its own.
 
-Owns: the template engine, and that a section which cannot be shown costs no other. Not:
+Owns: the filling, and that a section which cannot be shown costs no other. Not:
 the values (the other files of this room), the words around them (the templates).
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tfusion import templates
 
 FOLDER = Path(__file__).parent
 ERROR = 300  # characters that are shown of one
@@ -27,16 +29,7 @@ def fill(title: str, sections: list[Section]) -> str:
     title: of the browser's window.
     sections: from the top down. One whose values or macro fail says so in its place.
   """
-  from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-  environment = Environment(
-    loader=FileSystemLoader(FOLDER),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-  )
+  environment = templates.environment(FOLDER)
   macros = environment.get_template("sections.html.j2").module
   return environment.get_template("page.html.j2").render(
     title=title,
