@@ -63,7 +63,7 @@ def test_of_images_that_are_only_read_and_of_texts_no_drawing_is_missed(
   assert "drawing from" not in warned(caplog, tmp_path, Given("read", 9, read), PROSE)
   learned = Given("learned", 9, lambda n: (latent(n), f"{n}", latent(n), "more"))
   said = warned(caplog, tmp_path, Given("read", 9, read), learned)
-  assert said.count("drawing from pure noise is not learned") == 1
+  assert said.count("sampling from pure noise is not learned") == 1
   assert "learned: learned text follows every image" in said
   assert "image_first_noise_cap=0.5" in said
 
@@ -91,7 +91,7 @@ def test_text_elements_per_patch_are_those_that_captions_give(
     config = changed(data=dict(text_per_patch=asked))
     found = warned(caplog, tmp_path, source, PROSE, config=config)
     assert (f"captions alone give {share:.2f} text elements" in found) == said
-    assert ("so prose will hardly be drawn" in found) == said
+    assert ("so prose will hardly be read" in found) == said
   low = changed(data=dict(text_per_patch=share / 2))
   assert "cannot be reached" not in warned(caplog, tmp_path, source, config=low)
   assert "cannot be reached" not in warned(caplog, tmp_path, PROSE, config=low)
