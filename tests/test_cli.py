@@ -43,6 +43,7 @@ LIGHT = (
   "tfusion.numerals",
   "tfusion.progress",
   "tfusion.startup",
+  "tfusion.version",
   "tfusion.workdir",
 )
 

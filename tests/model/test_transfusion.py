@@ -9,6 +9,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from tfusion import sequence
 from tfusion.model.transfusion import axis_names, bind, build, dtype_of, parameter_count
 from tfusion.sharding import RULES
 
@@ -135,7 +136,7 @@ def test_a_patch_enters_where_the_batch_says_and_leaves_from_there(forward):
   rng = np.random.default_rng(0)
   first, second = (tiny.text(rng, 2), tiny.image(rng)), (tiny.image(rng),)
   for documents, reaches in (([first, second], False), ([first + second], True)):
-    batch = jax.tree.map(lambda x: x[None], tiny.pack(documents, CONFIG))
+    batch = sequence.stack([tiny.pack(documents, CONFIG)])
     noisy = batch.latents_bnhwc.copy()
     before = forward(batch)[1]
     noisy[0, 0, 0, 0, 0] += 1.0  # upper left number of the first image
@@ -162,7 +163,7 @@ def test_nothing_behind_an_image_reaches_its_noise(forward):
   rng = np.random.default_rng(0)
   image = tiny.image(rng)
   rows = [
-    jax.tree.map(lambda x: x[None], tiny.pack([(image, text)], CONFIG))
+    sequence.stack([tiny.pack([(image, text)], CONFIG)])
     for text in (tiny.text(rng, 3), tiny.text(rng, 6))
   ]
   rows[1].tokens_bl[0, rows[1].image_start_bn[0, 0] + 4] = 9  # in place of EOI

@@ -514,7 +514,7 @@ assert "Cannot be shown" not in page
 
 
 def test_an_installed_package_has_the_templates_and_the_style(tmp_path):
-  root = Path(report.__file__).parents[2]
+  root = Path(__file__).parents[2]
   tree, out = tmp_path / "tree", tmp_path / "out"
   copied = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
   tree.mkdir()
