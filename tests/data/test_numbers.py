@@ -45,6 +45,13 @@ def test_large_sources_are_read_here_and_there():
   assert min(asked) == 0 and max(asked) > 99_000
 
 
+def test_sources_without_images_are_not_read():
+  def unread(index):
+    raise AssertionError(index)
+
+  assert numbers.measure([Given("prose", 9, unread, has_images=False)]) is None
+
+
 def test_a_workdir_keeps_what_was_measured_first(tmp_path):
   assert numbers.kept(tmp_path) is None
   numbers.keep([PROSE], tmp_path)
@@ -66,6 +73,9 @@ def test_sampled_images_that_leave_the_range_are_counted_and_the_farthest_is_nam
   known = Numbers(-1.0, 1.0, 0.5, 9)
   inside = np.full(SHAPE, 1.4, np.float32)  # a quarter of 2 beyond is 1.5
   assert numbers.warning([inside, -inside], known) == ""
+  assert numbers.warning([inside + 0.2], known) and numbers.warning(
+    [-inside - 0.2], known
+  )
   far = inside.copy()
   far[0, 0] = -952
   text = numbers.warning([inside, far], known)

@@ -12,7 +12,9 @@ def test_no_share_of_the_machines_rate_is_above_all_of_it(
   tmp_path, capsys, monkeypatch
 ):
   monkeypatch.setattr(machine, "peak_flops", lambda: (1e9, "matmul"))
-  devices, speed = jax.device_count(), Speed(tmp_path)
+  devices = 4
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
+  speed = Speed(tmp_path)
   facts = speed.write_facts({"parameters": 7})
   assert facts["peak_flops"] == 1e9 * devices and facts["parameters"] == 7
   monkeypatch.setattr(machine, "peak_flops", lambda: (4e9, "matmul"))  # less busy now
@@ -22,6 +24,8 @@ def test_no_share_of_the_machines_rate_is_above_all_of_it(
       "mfu"
     ]
 
+  rates = speed.rates(dict(seconds=2.0, elements=100, flops=1e9))
+  assert rates == {"elements_per_s": 50.0, "mfu": 0.5 / devices}
   assert mfu(2.0, 1e9) == 0.5 and not capsys.readouterr().out
   # Six times what was measured at the start; then more than can be measured at all.
   assert mfu(1.0, 6e9) == 1.0 and mfu(1.0, 3e9) == 0.5
