@@ -18,6 +18,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # As a notebook runs its cells: one after the other, in one namespace.
 RUN = """
 import sys
+
+pytestmark = pytest.mark.slow  # whole runs are trained
 cells = {}
 for number, block in enumerate(sys.stdin.read().split("# next block")):
   exec(compile(block, f"<block {number} of docs/python.md>", "exec"), cells)

@@ -16,6 +16,8 @@ from tfusion import lock
 from tfusion.data import pipeline
 from tfusion.numerals import SEEDS
 
+pytestmark = pytest.mark.slow  # whole runs are trained
+
 PROMPT = "image 2 of train <image>"
 
 
