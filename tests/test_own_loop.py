@@ -15,6 +15,8 @@ import tiny_experiments
 import tfusion
 from tfusion.sharding import make_mesh
 
+pytestmark = pytest.mark.slow  # whole runs are trained
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -129,8 +131,6 @@ def test_a_config_that_does_not_fit_the_devices_is_refused(experiment):
 
 ON_FOUR = """
 import sys, jax, tfusion
-
-pytestmark = pytest.mark.slow  # whole runs are trained
 config = tfusion.experiment(sys.argv[1], fsdp=2)
 tfusion.set_mesh(config)
 batches, state = tfusion.batches(config), tfusion.init_state(config)

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 
+import pytest
 import tiny
 import tiny_experiments
 from PIL import Image
 
 import tfusion
+
+pytestmark = pytest.mark.slow  # whole runs are trained
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text()
@@ -18,8 +21,6 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # As a notebook runs its cells: one after the other, in one namespace.
 RUN = """
 import sys
-
-pytestmark = pytest.mark.slow  # whole runs are trained
 cells = {}
 for number, block in enumerate(sys.stdin.read().split("# next block")):
   exec(compile(block, f"<block {number} of docs/python.md>", "exec"), cells)
