@@ -1,6 +1,57 @@
 """Promises of tfusion/progress.py."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from tfusion import progress
+
+SAID = """
+import sys
+from tfusion import cli, progress
+def work(argv):
+  {work}
+  return 0
+cli._run = work
+sys.exit(cli.main([]))
+"""
+
+
+def unread(work: str) -> subprocess.CompletedProcess:
+  """A command that does this while nobody reads its output."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  try:
+    return subprocess.run(
+      [sys.executable, "-c", SAID.format(work=work)],
+      env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+      stdout=writer,
+      stderr=subprocess.PIPE,
+      text=True,
+      timeout=60,
+    )
+  finally:
+    os.close(writer)
+
+
+def test_what_is_said_to_nobody_is_noticed_once_and_then_goes_nowhere():
+  work = "sys.exit([progress.say('a'), print('b', flush=True), progress.say('c')]"
+  run = unread(f"{work} != [False, None, True])")
+  assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_output_that_was_not_written_yet_is_missed_at_the_end():
+  assert unread("pass").returncode == 0
+  run = unread("print('a')")
+  assert (run.returncode, run.stderr) == (141, "")
+
+
+def test_another_pipe_that_breaks_is_not_taken_for_the_output():
+  run = unread("raise progress.ReaderGone")
+  assert (run.returncode, run.stderr) == (141, "")
+  assert not progress.is_reader_gone(BrokenPipeError(32, "Broken pipe"))
+  assert not progress.is_reader_gone(ValueError())
 
 
 def test_progress_is_silent_at_first_then_says_rate_and_time_left(monkeypatch, capsys):

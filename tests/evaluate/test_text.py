@@ -10,6 +10,7 @@ from tfusion.data.digits import Digits
 from tfusion.data.pipeline import Corpus
 from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.evaluate import text as text_lib
 from tfusion.evaluate.text import count_bytes, perplexity
 from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import bind
@@ -89,6 +90,49 @@ def test_bytes_are_those_of_the_text_that_is_learned_in_whatever_language(traine
   # The one token of the last is behind a Break, but the space before it may be another.
   want = sum(map(len, learned)) + len(tokenizer.decode(x[1:]).encode())
   assert count_bytes([batch, batch], tokenizer) == 2 * want
+
+
+class Llama:
+  """Writes a space before every word and drops the first of what it decodes."""
+
+  special, vocab_size = tiny.SPECIAL, 30
+
+  def decode(self, ids):
+    return "".join(" word" for _ in ids)[1:]
+
+
+def test_each_learned_text_is_decoded_by_itself_and_nothing_else_is():
+  ids, image = np.arange(10, 20), sequence.Image(np.zeros((8, 8, 1), np.float32))
+  codes = sequence.Codes(np.full(3, Llama.vocab_size + 1))
+  documents = [
+    (sequence.Text(ids[:3]), image, sequence.Text(ids[:5])),
+    (sequence.Text(ids, weight=0.0), codes, sequence.Text(ids[:1])),
+    (
+      sequence.Text(ids[:2]),
+      sequence.Text(ids[:4], weight=0.0),
+      sequence.Text(ids[:2]),
+    ),
+  ]
+  sizes = dict(special=Llama.special, patches_per_image=16)
+  laid = [sequence.lay_out(document, **sizes) for document in documents]
+  sizes |= dict(row_length=96, image_slots=1, latent_shape=(8, 8, 1))
+  batch = sequence.stack([sequence.pack(laid, **sizes)])
+  want = sum(len(Llama().decode(range(n))) for n in (3, 5, 1, 2, 2))
+  assert count_bytes([batch], Llama()) == want
+
+
+def test_nats_of_all_hosts_are_shared_out_over_the_bytes_of_all(
+  trained, tmp_path, monkeypatch
+):
+  corpus = Corpus((PROSE,), (PROSE,), trained.tokenizer)
+  alone = perplexity(trained, corpus, tmp_path)
+  monkeypatch.setattr(text_lib, "gather_json", lambda own: [own, 7])
+  found = perplexity(trained, corpus, tmp_path)
+  assert found["text_bytes"] == alone["text_bytes"] + 7
+  nats = [
+    np.log(x["text_perplexity_per_byte"]) * x["text_bytes"] for x in (alone, found)
+  ]
+  assert nats[0] == pytest.approx(nats[1])
 
 
 def test_without_prose_captions_are_read(trained, tmp_path):

@@ -3,6 +3,7 @@
 import importlib.machinery
 import os
 import pathlib
+import signal
 import sys
 import types
 
@@ -20,6 +21,21 @@ from tfusion.training.stop import StopSignals
 
 def metrics(**values: float) -> dict[str, jax.Array]:
   return {name: jnp.float32(x) for name, x in values.items()}
+
+
+def test_a_run_of_which_nobody_reads_what_it_says_is_told_to_stop(
+  tmp_path, monkeypatch
+):
+  stop, read = StopSignals(), [True, False]
+  monkeypatch.setattr(log_lib, "say", lambda text: read.pop(0))
+  log = log_lib.Log(tiny.config(), tmp_path, 0, None, Hold(None), stop, None, None)
+  log.say("read")
+  assert stop.told == 0
+  log.say("not read")
+  assert stop.told == signal.SIGPIPE
+  log.first, stop.told = False, 0
+  log.say("by the first host alone")
+  assert stop.told == 0 and not read
 
 
 def test_speed_is_that_since_the_last_line_without_what_is_no_training(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tfusion import lock
+from tfusion.progress import ReaderGone
 from tfusion.training import hold as hold_lib
 from tfusion.training import stop as stop_lib
 from tfusion.training.stop import StopSignals
@@ -68,6 +69,20 @@ def test_hosts_get_the_workdir_together_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(lock.Lost, match="is in use by"):
       hold_lib.Hold(None).check_together()
   assert not (tmp_path / "lock.json").exists()
+
+
+def test_a_run_that_nobody_reads_ends_as_its_output_did_and_what_came_first_counts():
+  for number, gone in ((0, False), (signal.SIGTERM, False), (signal.SIGPIPE, True)):
+    stop = StopSignals()
+    stop.request(number)
+    stop.request(signal.SIGPIPE if number else 0)
+    stop.agreed(1, due=False)
+    assert stop.told == stop.agreed_on == number
+    if gone:
+      with pytest.raises(ReaderGone):
+        stop.raise_if_reader_gone()
+    else:
+      stop.raise_if_reader_gone()
 
 
 def test_a_run_in_another_thread_leaves_signals_alone():
