@@ -23,7 +23,7 @@ from tfusion.data.shards import manifest
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.prepare import encoder, part, readers
 
-SOURCE_PX = 160  # JPEG files, about the least that a picture on the web has
+SOURCE_PX = 160  # JPEG files, about the least that an image on the web has
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ def make(widths=WIDTHS, *, latent_channels=4, quant_conv=True, seed=0, **sizes):
 
 
 def outputs(model, pixels_bhwc: np.ndarray) -> dict[str, np.ndarray]:
-  """Moments of pictures u8 and, from the mean, pictures again; all NHWC."""
+  """Moments of images u8 and, from the mean, images again; all NHWC."""
   import torch
 
   x = torch.from_numpy(pixels_bhwc.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2)
@@ -55,7 +55,7 @@ def outputs(model, pixels_bhwc: np.ndarray) -> dict[str, np.ndarray]:
   }
 
 
-def pictures(count: int, side: int) -> np.ndarray:
+def images(count: int, side: int) -> np.ndarray:
   """u8[b, side, side, 3]: noise, so that no pixel is like its neighbour."""
   rng = np.random.default_rng(0)
   return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
@@ -65,5 +65,5 @@ if __name__ == "__main__":
   folder = pathlib.Path(sys.argv[1])
   tiny = make()
   tiny.save_pretrained(folder)
-  pixels = pictures(2, 16)
+  pixels = images(2, 16)
   save_file({"pixels": pixels} | outputs(tiny, pixels), folder / "outputs.safetensors")

@@ -46,14 +46,14 @@ def reconfigure(folder: pathlib.Path, **values) -> None:
 
 
 def ours(codec, pixels: np.ndarray) -> dict[str, np.ndarray]:
-  """What kl.outputs gives, before pictures are rounded to bytes."""
+  """What kl.outputs gives, before images are rounded to bytes."""
   got = codec.encode(pixels)
   params = jax.tree.map(np.asarray, codec.params)
   decode = lambda p, z: network.bind(codec.config, p).decode(z)  # noqa: E731
   return got | {"decoded": np.asarray(jax.jit(decode)(params, got["mean"]))}
 
 
-def test_moments_and_pictures_are_those_of_diffusers():
+def test_moments_and_images_are_those_of_diffusers():
   golden = load_file(GOLDEN / "outputs.safetensors")
   codec = open_codec(GOLDEN)
   assert codec.kind == "latents" and codec.downsampling == 4
@@ -181,7 +181,7 @@ def test_a_folder_or_file_that_is_no_autoencoder_says_what_to_give(folder):
 )
 def test_beside_diffusers_outputs_agree(tmp_path, sizes):
   sizes = dict(sizes)
-  pixels = kl.pictures(2, sizes.pop("side", 32))
+  pixels = kl.images(2, sizes.pop("side", 32))
   model = kl.make(sizes.pop("widths"), seed=1, **sizes)
   model.save_pretrained(tmp_path)
   want, got = kl.outputs(model, pixels), ours(open_codec(tmp_path), pixels)
