@@ -1,7 +1,7 @@
 """Checkpoints of a run: save, restore, list, refuse. The only file that imports orbax.
 
 Owns: the directory <workdir>/checkpoints. Not: what a state is or when to save it
-(train/), nor what a data lane's state means (data/pipeline.py).
+(training/), nor what a data lane's state means (data/pipeline.py).
 
   1200/                  a checkpoint; the label is the number of updates done
     state/...            the arrays, written by orbax
