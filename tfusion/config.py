@@ -196,12 +196,13 @@ SHARDED = dict.fromkeys(
   "model.heads model.kv_heads model.mlp model.vocab_size".split(), "mesh.tensor"
 )
 SHARDED |= {"model.width": "mesh.fsdp", "data.row_length": "mesh.context"}
+LONGEST_ROW = 1 << 22  # elements
 SEEDS = "in [0, 2**32): jax.random would take a larger one for another"
 RANGES = {
   "above 0": (
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
-    " model.rope_theta model.norm_eps model.unroll diffusion.timesteps data.row_length"
+    " model.rope_theta model.norm_eps model.unroll diffusion.timesteps"
     " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
     " optim.eps optim.clip_norm mesh.fsdp mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
@@ -215,6 +216,8 @@ RANGES = {
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.keep_every_steps sample.temperature",
   ),
+  # A row is filled, and held whole on the host; so long a one is a slip of the pen.
+  f"in [1, {LONGEST_ROW}]": (lambda x: 1 <= x <= LONGEST_ROW, "data.row_length"),
   SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
   "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap sample.start"),
   "in [0, 1]": (

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tfusion import config
 from tfusion.data import packing
 from tfusion.data.packing import choose
 
@@ -52,6 +53,12 @@ def test_where_slots_run_out_in_a_very_long_row_what_fits_is_taken(monkeypatch):
   monkeypatch.setattr(packing, "SUMS_BITS", 1)
   simple = choose(elements[:20], [2] * 20, **few)
   assert simple == [0, 1] and sum(elements[i] for i in exact) >= sum(elements[:2])
+
+
+def test_the_longest_row_is_filled_in_no_more_memory_than_a_short_one():
+  longest = config.LONGEST_ROW
+  chosen = choose([100] * 60_000, [0] * 60_000, row_length=longest, image_slots=8)
+  assert chosen == list(range(longest // 100))  # by subset sums: 63 GB
 
 
 @pytest.mark.parametrize("documents", [1, 2, 500])

@@ -172,7 +172,25 @@ def test_a_line_that_is_not_used_says_why(photos, line, says):
   (photos / "all.jsonl").write_text(f'{{"file": "good0.png", "caption": "x"}}\n{line}')
   (one,) = (o for o in find_pairs(str(photos)).rejected if o.id == "all.jsonl:2")
   assert says in one.detail, one.detail
-  assert listed(photos)["a.png"][0] == pairs.NO_CAPTION
+  # The image stands for itself, or in the line that names it without a caption.
+  if one.amount.images:
+    assert "a.png" not in listed(photos) and one.reason == pairs.BAD_LINE
+  else:
+    assert listed(photos)["a.png"][0] == pairs.NO_CAPTION
+
+
+def test_a_line_without_its_caption_and_its_image_are_one_document(photos):
+  (photos / "test").mkdir()
+  add(photos, "test/a.png", None)
+  lines = [
+    '{"file": "test/a.png", "caption": null}',
+    '{"file": "good0.png", "text": 3}',
+  ]
+  (photos / "all.jsonl").write_text("\n".join(lines))
+  first, second = sorted(find_pairs(str(photos)).rejected, key=lambda one: one.id)
+  assert (first.id, second.id) == ("all.jsonl:1", "all.jsonl:2")
+  assert first.amount == second.amount == Amount(1, 1, 0)
+  assert first.test and not second.test  # as their images
 
 
 @pytest.mark.parametrize("levels", [200, 420, 700, 960, 990, 200_000])
@@ -264,7 +282,7 @@ def test_a_folder_without_a_caption_says_the_true_reason(tmp_path):
     find_pairs(str(tmp_path))
   said = str(refusal.value)
   assert "all.jsonl:1: " in said and "has ['file', 'prompt']" in said
-  assert "0.png: no caption" in said and "1.png" not in said
+  assert "1.png: no caption" in said and "2.png" not in said
   assert "*.csv: neither an image nor a caption: 1 such as metadata.csv" in said
 
 
@@ -418,7 +436,9 @@ def test_whatever_lies_in_a_folder_is_used_or_listed_and_adds_up(tmp_path, seed)
   ids = {one.id for one in rejected}
 
   def told(name: str) -> bool:
-    return name in ids or any(id.startswith(f"{name} ") for id in ids)
+    if name in ids or any(id.startswith(f"{name} ") for id in ids):
+      return True
+    return any(one.detail.startswith(f"of {name}: ") for one in rejected)  # by a line
 
   names = sorted(pairs.walk(root))
   images = {n for n in names if pairs.is_image_name(n)}
@@ -447,7 +467,10 @@ def test_whatever_lies_in_a_folder_is_used_or_listed_and_adds_up(tmp_path, seed)
   # Nothing is both, nothing is counted twice: each image file by its own amounts.
   documents = [one for one in rejected if one.amount.images]
   lost = {
-    n for n in images if any(o.id == n or o.id.startswith(f"{n} ") for o in documents)
+    n
+    for n in images
+    for one in documents
+    if one.id == n or one.id.startswith(f"{n} ") or one.detail.startswith(f"of {n}: ")
   }
   assert used | lost == images
   for source in sources:

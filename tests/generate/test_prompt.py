@@ -60,6 +60,8 @@ def test_white_space_is_dropped_around_marks_and_kept_elsewhere():
   "<Image>;<images>;<img>;<img;<img src='a.png'>;<imgae>;<imgae;<an image>;<my image>;"
   "< the image >;<\u200bimage>;<image2>;<|image|>;"
   # Marks of other programs.
+  "[image];{image};[ IMAGE ];[img];[image:a.png];{image: a.png};[images];"
+  "\uff1cimage\uff1e;\uff1cimage\uff1aa.png\uff1e;\u3008image\u3009;\u2039image\u203a;\u00abimage\u00bb;"
   "<boi>;</s>;<|endoftext|>;<video:a.mp4>;<video:my a.mp4>;<picture>;<b>".split(";"),
 )
 def test_what_is_nearly_a_mark_is_named_with_how_to_write_it_and_a_literal_sign(mark):
@@ -115,9 +117,21 @@ def test_a_backslash_makes_a_sign_text_and_is_itself_written_twice_before_one():
   assert parse(r"<image:a\<b.png>") == [["a<b.png"]]
 
 
+def test_a_mark_in_other_brackets_can_be_a_word():
+  for mark in ("[image]", "{img}", "\uff1cimage\uff1e", "[image: a.png]"):
+    with pytest.raises(ValueError) as error:
+      parse(f"see {mark}")
+    assert rf"write \{mark} if it is text" in str(error.value)
+    assert parse(rf"see \{mark}") == [f"see {mark}"]
+    assert parse(rf"see \\{mark[:1]}") == [rf"see \\{mark[:1]}"]
+  for text in ("[an image]", "image]", "(image)", "[7]", "{imagery}", r"\[x\]"):
+    assert parse(text) == [text] and escape(text) == text
+
+
 def test_any_text_can_be_written_and_a_place_to_draw_behind_it():
   rng = np.random.default_rng(0)
   pieces = ["<", ">", "\\", "image", " ", "a", ":", "<image>", "<b>", "img"]
+  pieces += ["[", "]", "[image]", "{img:"]
   for _ in range(2000):
     text = "".join(rng.choice(pieces, rng.integers(1, 8)))
     assert parse(escape(text)) == [text]

@@ -312,7 +312,7 @@ def test_the_data_table_says_what_is_held_and_agrees_with_what_is_skipped(tmp_pa
   words = " ".join(page.text.split())
   assert "photos to train on 1,234 1,234 2,468 152" in words
   assert "held out 56 56 112" in words
-  assert "pydoc to train on 9 0 about 7 0 held out 1 0 1" in words
+  assert "pydoc to train on 9 0 about 7 0 held out 1 0 1 0" in words
   # The same numbers over the list as in the table.
   assert "151 no caption; 1 cannot be decoded" in words
   assert "Skipped of photos : 152 (151 no caption, 1 cannot be decoded)" in words
@@ -333,6 +333,24 @@ def test_what_preparing_left_out_stands_in_the_table_too(tmp_path):
   write_data(workdir, found={PHOTOS: {"train": split, "test": None}})
   words = " ".join(Page(report.write_report(workdir)).text.split())
   assert "photos to train on 40 40 40 10 10 no text held out 56 56 112" in words
+
+
+def test_what_was_skipped_stands_in_the_row_of_its_split(tmp_path):
+  workdir = write_run(tmp_path / "run", lines=4)
+  amount = lambda n: dict(documents=n, images=n, texts=n)  # noqa: E731
+  split = lambda used, **why: dict(  # noqa: E731
+    found=amount(used + sum(why.values())),
+    used=amount(used),
+    skipped={reason: amount(n) for reason, n in why.items()},
+  )
+  skipped = {PHOTOS: {f"{i}.png": "blank: no .txt" for i in range(3)}}
+  skipped[PHOTOS] |= {"notes.csv": "other: neither"}
+  (workdir / "skipped.json").write_text(json.dumps(skipped))
+  found = {"train": split(40, blank=2, other=0), "test": split(9, blank=1)}
+  write_data(workdir, found={PHOTOS: found})
+  words = " ".join(Page(report.write_report(workdir)).text.split())
+  assert "photos to train on 40 40 40 2 2 blank held out 9 9 9 1 1 blank" in words
+  assert "Skipped of photos : 4 (3 blank, 1 other)" in words
 
 
 @pytest.mark.parametrize(

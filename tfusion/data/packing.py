@@ -31,10 +31,12 @@ def choose(
   Returns:
     Indices in ascending order, 0 among them.
   """
-  chosen = _fill(elements, [0] * len(elements), row_length, 0)
-  if sum(images[i] for i in chosen) <= image_slots:
-    return chosen
-  if len(elements) * (image_slots + 1) * 2 * (row_length + 1) > SUMS_BITS:
+  bits = len(elements) * 2 * (row_length + 1)
+  if bits <= SUMS_BITS:
+    chosen = _fill(elements, [0] * len(elements), row_length, 0)
+    if sum(images[i] for i in chosen) <= image_slots:
+      return chosen
+  if bits * (image_slots + 1) > SUMS_BITS:
     return _first_fit(elements, images, row_length, image_slots)
   return _fill(elements, images, row_length, image_slots)
 

@@ -176,7 +176,7 @@ def find_pairs(path: str) -> Found:
     tuple(
       dataclasses.replace(
         one,
-        test=found.stated.get(one.id, by_name(one.id)),
+        test=found.stated.get(of := found.image_of.get(one.id, one.id), by_name(of)),
       )
       for one in found.rejected
     ),
@@ -209,6 +209,9 @@ class _Finding:
       for stem, own in _by_stem(texts).items()
     }
     self._faults = {file: fault for file in self.images if (fault := self._fault(file))}
+    # Lines that name an image and lack its caption, and why.
+    self._unusable: dict[str, list[tuple[str, str]]] = {f: [] for f in self.images}
+    self.image_of: dict[str, str] = {}  # these lines, by their ids
     self._told: set[str] = set()  # .txt files that images account for
     self._ids: set[str] = set()  # of what is rejected
     self.pairs: list[Pair] = []
@@ -241,19 +244,26 @@ class _Finding:
         continue
       where = f"{listing}:{number}"
       try:
-        name, caption, test = _read_line(line)
+        entry = _read_line(line)
+        name, test = _named(entry), _stated(entry)
         file = os.path.normpath(os.path.join(os.path.dirname(listing), name))
       except ValueError as error:
         self.reject(where, BAD_LINE, str(error))
         continue
       file = Path(file).as_posix()
+      try:
+        captions, faults = [_caption(entry)], []
+      except ValueError as error:
+        captions, faults = [], [(where, str(error))]
       if file in self._captions:
-        self._captions[file].append(caption)
+        self._captions[file] += captions
+        self._unusable[file] += faults
         if test is not None:  # of two that differ, held out: then it is not trained on
           self.stated[file] = test or self.stated.get(file, False)
       else:
         why = self._why_not(name, file)
-        self.reject(where, NO_IMAGE, f"{name[:100]} {why}", Amount(1, 0, 1))
+        amount = Amount(1, 0, len(captions))
+        self.reject(where, NO_IMAGE, f"{name[:100]} {why}", amount)
 
   def match(self, file: str) -> None:
     """Makes pairs of an image and its captions, or lists it."""
@@ -264,9 +274,12 @@ class _Finding:
       alone = beside and not captions and not rivals
       texts = len(captions) + (1 if alone else 0)
       self._told.update(beside if alone else ())
-      documents = max(len(captions), 1)
+      documents = max(len(captions) + len(self._unusable[file]), 1)
       self.reject(file, NOT_OPENED, fault, Amount(documents, documents, texts))
       return
+    for line, why in self._unusable[file]:
+      self.reject(line, BAD_LINE, f"of {file}: {why}", Amount(1, 1))
+      self.image_of[line] = file
     if not captions and beside and len(rivals) > 1:
       others = ", ".join(f for f in rivals if f != file)
       self.reject(file, SHARED, f"{beside[0]} is of {others} too", Amount(1, 1))
@@ -278,7 +291,7 @@ class _Finding:
       except (OSError, UnicodeDecodeError) as error:
         self.reject(file, BAD_CAPTION, str(error), Amount(1, 1, 1))
         return
-    if not captions:
+    if not captions and not self._unusable[file]:
       detail = "no .txt of its name, no line in a .jsonl"
       self.reject(file, NO_CAPTION, detail, Amount(1, 1))
     for caption in captions:
@@ -352,12 +365,11 @@ class _Finding:
     return ""
 
 
-def _read_line(line: bytes) -> tuple[str, str, bool | None]:
-  """The image and the caption that a line of a listing names, and whether it says that
-  they are held out.
+def _read_line(line: bytes) -> dict[str, Any]:
+  """The object in a line of a listing.
 
   Raises:
-    ValueError: says what it has instead.
+    ValueError: says what it is instead.
   """
   try:
     entry = parsing.parse_json(text_lib.decode(line))
@@ -365,23 +377,43 @@ def _read_line(line: bytes) -> tuple[str, str, bool | None]:
     raise ValueError(f"no JSON ({error}); {EXPECTED}") from error
   if not isinstance(entry, dict):
     raise ValueError(f"{KINDS.get(type(entry).__name__, 'a text')}; {EXPECTED}")
-  file, caption = _spoken(entry, FILE_KEYS), _spoken(entry, CAPTION_KEYS)
-  if not file:
+  return entry
+
+
+def _named(entry: dict[str, Any]) -> str:
+  """The image that a line names.
+
+  Raises:
+    ValueError: says what it has instead.
+  """
+  if not (file := _spoken(entry, FILE_KEYS)):
     raise ValueError(f"names no file; {EXPECTED}")
-  try:
-    caption.encode()
-    file.encode()
-  except UnicodeEncodeError as error:  # JSON can spell half a character
-    raise ValueError(f"not Unicode: {error}") from error
+  return file
+
+
+def _caption(entry: dict[str, Any]) -> str:
+  """The caption in a line.
+
+  Raises:
+    ValueError: says what it has instead.
+  """
+  return _spoken(entry, CAPTION_KEYS).strip()
+
+
+def _stated(entry: dict[str, Any]) -> bool | None:
+  """Whether a line says that its image is held out."""
   split = entry.get("split")
-  test = None if split is None else heldout.is_split_named(split)
-  return file, caption.strip(), test
+  return None if split is None else heldout.is_split_named(split)
 
 
 def _spoken(entry: dict, keys: Iterable[str]) -> str:
   """The text that stands under one of some keys."""
   value = _only(entry, keys)
   if isinstance(value, str):
+    try:
+      value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character
+      raise ValueError(f"not Unicode: {error}") from error
     return value
   there = [key for key in keys if key in entry]
   if not there:

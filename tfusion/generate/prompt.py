@@ -7,6 +7,7 @@ The written form is text with two marks: at `<image>` the model makes an image, 
 `<image:FILE>` shows it one. What is nearly a mark, or a mark of another program, is an
 error. A backslash before < or > says that the sign is text: `\<image>` is the word, not
 the mark. Before such a sign, and only there, a backslash is itself written twice.
+The mark in other brackets, as in `[image]`, is nearly one too; `\[image]` is the word.
 """
 
 import difflib
@@ -18,7 +19,19 @@ import numpy as np
 
 from tfusion.sequence import Image, Text
 
-ESCAPED = re.compile(r"(\\+)([<>])")
+# In other brackets than ours: ASCII, full-width and those that keyboards make of <.
+BRACKETS = dict(
+  zip(
+    "[{\uff3b\uff5b\uff1c\u3008\u2039\u00ab", "]}\uff3d\uff5d\uff1e\u3009\u203a\u00bb"
+  )
+)
+BRACKETED = "|".join(
+  rf"{re.escape(a)}\s*(?:images?|img)\s*(?:[:\uff1a][^{re.escape(b)}]*)?{re.escape(b)}"
+  for a, b in BRACKETS.items()
+)
+OTHERWISE = re.compile(BRACKETED, re.IGNORECASE)
+ESCAPED = re.compile(rf"(\\+)([<>]|(?={BRACKETED}).)", re.IGNORECASE)
+ESCAPABLE = re.compile(ESCAPED.pattern.replace("+", "*", 1), re.IGNORECASE)
 MARK = re.compile(r"\s*<image(?::\s*([^<>\s](?:[^<>]*[^<>\s])?)\s*)?>\s*")
 # What may be meant as one.
 HUGGED = re.compile(r"<+<image[^<>]*>|<image[^<>]*>>+")
@@ -33,7 +46,7 @@ HOW = (
   r" \< or \> for a sign that is text"
 )
 # What stands for signs of the text while marks are looked for: no text has these.
-LITERAL = {"<": "\ud800", ">": "\ud801"}
+LITERAL = {sign: chr(0xD800 + n) for n, sign in enumerate(["<", ">", *BRACKETS])}
 SIGNS = {code: sign for sign, code in LITERAL.items()}
 LITERAL_OPEN = re.compile("\ud800[^<>]*>")  # its > is text as well
 
@@ -102,7 +115,7 @@ def escape(text: str) -> str:
       return text
   except ValueError:
     pass
-  return re.sub(r"(\\*)([<>])", r"\1\1\\\2", text)
+  return ESCAPABLE.sub(r"\1\1\\\2", text)
 
 
 def split_at_blanks(prompt: Prompt) -> list[list[Text | Image]]:
@@ -131,6 +144,8 @@ def _text(prompt: str, hidden: str) -> list[str]:
   for opened in OPENED.finditer(hidden):
     if _is_near(*opened.groups()):
       raise _nearly(prompt, opened[0])
+  if match := OTHERWISE.search(hidden):
+    raise _nearly(prompt, match[0], f"; write \\{match[0]} if it is text")
   if match := CLOSED.search(LITERAL_OPEN.sub("", hidden)):
     raise _nearly(prompt, match[0])
   return [_shown(hidden)] if hidden else []
@@ -154,9 +169,10 @@ def _alike(word: str) -> bool:
   )
 
 
-def _nearly(prompt: str, hidden: str) -> ValueError:
+def _nearly(prompt: str, hidden: str, also: str = "") -> ValueError:
   name = "".join(f"\\{SIGNS[c]}" if c in SIGNS else c for c in hidden).strip()
   name = name if len(name) <= 60 else f"{name[:60]}..."
   return ValueError(
     f"prompt {prompt!r}: {name!r} is an unknown mark, or nearly a known one; {HOW}"
+    + also
   )

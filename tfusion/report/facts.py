@@ -103,23 +103,28 @@ def short_names(names: list[str]) -> dict[str, str]:
 
 
 def _held(label: Label, values: dict, skipped: dict) -> dict[str, Any]:
-  """What a source holds, by split, and how many of its inputs were skipped."""
+  """What a source holds and what of it was skipped, by split."""
   contents = values.get("contents", {}).get(label.full, {})
   found = {k: x for k, x in values.get("found", {}).get(label.full, {}).items() if x}
-  # Of shards there is no list here: preparing them has kept one.
-  reasons = _reasons(skipped.get(label.full, {})) or _reasons_found(found)
+  listed = (
+    {} if found else skipped.get(label.full, {})
+  )  # of both splits, as it was once
   splits = []
   for split, words in SPLITS.items():
     held = found.get(split, {}).get("used") or contents.get(split, {})
     exact = split in found or contents.get(split, {}).get("exact")
     counts = [_count(held.get(kind), exact or kind == "documents") for kind in KINDS]
-    splits.append({"words": words, "counts": counts})
-  return {
-    "label": label,
-    "splits": splits,
-    "skipped": f"{sum(amount for _, amount in reasons):,}",
-    "why": "; ".join(f"{amount:,} {reason}" for reason, amount in reasons),
-  }
+    reasons = _reasons_found(found.get(split, {})) or _reasons(listed)
+    splits.append(
+      {
+        "words": words,
+        "counts": counts,
+        "skipped": f"{sum(amount for _, amount in reasons):,}",
+        "why": "; ".join(f"{amount:,} {reason}" for reason, amount in reasons),
+      }
+    )
+    listed = {}
+  return {"label": label, "splits": splits}
 
 
 def _count(count: int | None, exact: bool) -> str:
@@ -148,12 +153,10 @@ def _reasons(skipped: dict[str, str]) -> list[tuple[str, int]]:
   return collections.Counter(r.split(": ")[0] for r in skipped.values()).most_common()
 
 
-def _reasons_found(found: dict[str, dict]) -> list[tuple[str, int]]:
-  """The same of data.json, over both splits; reasons that cost whole documents."""
-  counts: collections.Counter[str] = collections.Counter()
-  for split in found.values():
-    for reason, amount in split.get("skipped", {}).items():
-      counts[reason] += amount["documents"]
+def _reasons_found(split: dict[str, Any]) -> list[tuple[str, int]]:
+  """The same of a split of data.json; reasons that cost whole documents."""
+  skipped = split.get("skipped", {}).items()
+  counts = collections.Counter({why: amount["documents"] for why, amount in skipped})
   return (+counts).most_common()
 
 

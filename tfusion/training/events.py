@@ -134,7 +134,11 @@ def evaluating(held: Hold, log: Log) -> Iterator[None]:
 
 
 def say_finished(step: int, workdir: Path, stop: StopSignals, log: Log) -> None:
-  """Says that a run has ended, what its time went into, and where things are."""
+  """Says that a run has ended, what its time went into, and where things are.
+
+  Raises:
+    ReaderGone: the run has stopped because nobody reads what it says.
+  """
   if stop.name:
     # No one sent this signal: it stands for a data worker (stop.py).
     cause = "a data worker that died" if stop.name == "SIGCHLD" else stop.name
@@ -143,6 +147,7 @@ def say_finished(step: int, workdir: Path, stop: StopSignals, log: Log) -> None:
   clock = log.clock
   seconds = ", ".join(f"{name} {value:.0f} s" for name, value in clock.seconds.items())
   log.say(f"{clock.elapsed:.0f} s in all ({seconds}), see {workdir}")
+  stop.raise_if_reader_gone()
 
 
 def say_first(text: str) -> None:

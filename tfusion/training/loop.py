@@ -131,7 +131,7 @@ def train(
     while step < config.train.steps and not stop.agreed(step, due=is_due(step)):
       try:
         host_batch = feed.next(device=log.waiting)
-      except Exception:  # what was done is saved first; several hosts cannot
+      except Exception:  # what was done is saved first; several hosts could not
         if jax.process_count() == 1 and step and save(step, state, data, wait=True):
           log.say(f"saved after step {step}")
         raise
@@ -139,18 +139,18 @@ def train(
       log.write()  # of the update before, while the device works on this one
       step += 1
       log.hand_over(step, values, _counts(config, host_batch))
-      if events.checkpoint_is_due(config, step):
+      if events.checkpoint_is_due(config, step) and not stop.agreed(step, due=True):
         save(step, state, data)
       if is_due(step) and not stop.agreed(step, due=True):
         evaluate(step, state)
 
     # Stop.
+    feed.raise_spoiled()
     save(step, state, data, wait=True)
     reading.write()
     events.write_report(workdir)
     events.say_finished(step, workdir, stop, log)
     feed.raise_failure()
-    stop.raise_if_reader_gone()
     return state
 
 

@@ -13,6 +13,8 @@ from jax.experimental import multihost_utils
 
 from tfusion.progress import ReaderGone, say
 
+# What stands for a batch that one host of several could not make: nothing is saved.
+SPOILED = signal.SIGABRT
 AGREE_EVERY = 10  # steps between two times that hosts ask each other whether to stop
 
 
@@ -64,13 +66,14 @@ class StopSignals:
       self.agreed_on = self.told
     elif step % AGREE_EVERY == 0 or due:
       told = multihost_utils.process_allgather(np.asarray(self.told))
-      self.agreed_on = int(told.max())
+      self.agreed_on = int(SPOILED if SPOILED in told else told.max())
     return bool(self.agreed_on)
 
   def request(self, number: int):
     """Stops as a signal would: SIGPIPE where nobody reads what the run says, SIGCHLD
-    where a data worker has died."""
-    self.told = self.told or int(number)
+    where a data worker has died, SPOILED, which nothing outweighs."""
+    if not self.told or number == SPOILED:
+      self.told = int(number)
 
   def raise_if_reader_gone(self) -> None:
     """Raises ReaderGone if the run stopped because nobody reads what it says."""
@@ -79,7 +82,8 @@ class StopSignals:
 
   def _remember(self, number, frame):
     del frame
-    self.told = number
+    if self.told != SPOILED:
+      self.told = number
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
     say(f"{signal.Signals(number).name}: saving and stopping")
