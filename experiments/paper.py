@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.data.row_length = paper.ROW_LENGTH
   c.data.lanes = 64  # hosts must divide them
   c.data.workers = 4
+  c.mesh.data, c.mesh.fsdp = 1, -1  # ours: all chips of a slice share the parameters
   c.optim.peak_lr = 3e-4
   c.optim.end_lr = 1.5e-5
   c.optim.warmup_steps = 4_000

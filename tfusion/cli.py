@@ -125,13 +125,39 @@ def _expand_home(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, rest: list[str]) -> int:
   """Trains a model; evaluates it on the way and writes report.html."""
   config = read_config(args.config, rest)
-  return _train(config, args.workdir, reference=known_good(args.config))
+  reference = known_good(args.config)
+  more = dict(reference=reference, executable=args.executable or None)
+  return _train(config, args.workdir, **more)
 
 
 def autoencoder(args: argparse.Namespace, rest: list[str]) -> int:
   """Trains an autoencoder of images; writes autoencoder.safetensors, report.html."""
   config = read_config(args.config, rest, kind=autoencoder_config)
   return _train(config, args.workdir)
+
+
+def compile_step(args: argparse.Namespace, rest: list[str]) -> int:
+  """Compiles a config for a TPU pod that is not here: memory, speed, days; 2 if it does
+  not fit."""
+  config = read_config(args.config, rest)
+  from tfusion.pods import chips, pages, search, study
+
+  topology = chips.parse(args.topology, slices=args.slices)
+  if args.search:
+    studies = []
+    for found in search.search(config, topology):
+      studies.append(found)
+      _print([" ".join(pages.row(found))])
+    _print(pages.table(studies))
+    return 0 if any(found.fits for found in studies) else 2
+  what = "sampler" if args.sampler else "step"
+  found = study.study(config, topology, program=what, save=args.save)
+  _print(pages.lines(found))
+  if args.json:
+    workdir_lib.write_json(
+      Path(args.json).parent, Path(args.json).name, found.as_json()
+    )
+  return 0 if found.fits else 2
 
 
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
@@ -289,11 +315,54 @@ def _parser() -> argparse.ArgumentParser:
       metavar="DIR",
       help="folder of the run, which goes on if it has begun there",
     )
+    if function is train:
+      c.add_argument(
+        "--executable",
+        default="",
+        metavar="FILE",
+        help="of `tfusion compile --save`, loaded instead of compiling where it fits",
+      )
+  _add_compile(add, experiment)
   _add_sample_and_eval(add)
   _add_inspect(commands, add)
   _add_prepare(add)
   _add_bench(commands, add, experiment)
   return parser
+
+
+def _add_compile(
+  add: Callable[..., argparse.ArgumentParser], experiment: dict[str, Any]
+) -> None:
+  fits = "Exit status: 0 if it fits, 2 if it does not or if the message says why."
+  c = add("compile", compile_step, more=f"{KNOBS} {fits} docs/pods.md says more.")
+  c.add_argument("--config", **experiment)
+  c.add_argument(
+    "--topology",
+    required=True,
+    metavar="NAME",
+    help="v5p:4x4x4, v5e:16x16, v6e:8x8, or as it is rented: v5p-128, v5e-256; h100:64"
+    " and h200:64 are estimated",
+  )
+  c.add_argument(
+    "--slices", type=whole(1), default=1, metavar="N", help="so many of it (default: 1)"
+  )
+  c.add_argument(
+    "--sampler",
+    action="store_true",
+    help="the denoising of eval.batch images instead of the training step",
+  )
+  c.add_argument(
+    "--search",
+    action="store_true",
+    help="try meshes, remat and parts of the batch; prints a table (minutes for each)",
+  )
+  c.add_argument("--json", default="", metavar="FILE", help="write all numbers there")
+  c.add_argument(
+    "--save",
+    default="",
+    metavar="FILE",
+    help="write the compiled step there, for `tfusion train --executable`",
+  )
 
 
 def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -120,8 +120,10 @@ class OptimConfig:
 class MeshConfig:
   """Devices along each axis of the mesh; their product is the number of devices."""
 
-  data: int = -1  # copies of the parameters; -1: as many as the other axes leave
-  fsdp: int = 1  # parts into which parameters and batch are cut
+  # Copies of the parameters; -1: as many as the other axes leave. Slices of TPUs, and
+  # whatever else a slow network joins, lie along this axis.
+  data: int = -1
+  fsdp: int = 1  # parts into which parameters and batch are cut; -1 as for data
   context: int = 1  # parts into which a row is cut
   tensor: int = 1  # parts into which heads, mlp and vocabulary are cut
 
@@ -204,7 +206,7 @@ RANGES = {
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps"
     " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
-    " optim.eps optim.clip_norm mesh.fsdp mesh.context mesh.tensor train.steps"
+    " optim.eps optim.clip_norm mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
     " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"
     " sample.steps sample.max_elements eval.samples_per_class eval.batch"
@@ -330,9 +332,16 @@ def validate(config: Config) -> None:
     o.end_lr <= o.peak_lr,
     f"optim.end_lr={o.end_lr}: above optim.peak_lr={o.peak_lr}",
   )
+  for key in ("data", "fsdp"):
+    size = getattr(config.mesh, key)
+    require(
+      size == -1 or size > 0,
+      f"mesh.{key}={size}: a count of devices, or -1 for the rest",
+    )
   require(
-    config.mesh.data == -1 or config.mesh.data > 0,
-    f"mesh.data={config.mesh.data}: a count of devices, or -1 for the rest",
+    (config.mesh.data, config.mesh.fsdp) != (-1, -1),
+    "mesh.data=-1, mesh.fsdp=-1: only one of them can be what the others leave; with"
+    " mesh.data=1 all devices of a slice share the parameters",
   )
   if problems:
     raise ValueError("\n".join(problems))
@@ -372,13 +381,12 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
       or the lanes do not divide over the hosts (the message lists counts that do).
   """
   mesh, t, lanes = config.mesh, config.train, config.data.lanes
-  inner = mesh.fsdp * mesh.context * mesh.tensor
-  data = devices // inner if mesh.data == -1 else mesh.data
-  if data * inner != devices:
+  sizes = mesh_sizes(mesh, devices=devices)
+  if math.prod(sizes.values()) != devices:
     raise ValueError(
       f"{mesh} does not fit {devices} devices; the product must be the device count"
     )
-  rows, shards = t.batch_rows // t.accumulate, data * mesh.fsdp
+  rows, shards = t.batch_rows // t.accumulate, sizes["data"] * sizes["fsdp"]
   if rows % shards:
     raise ValueError(
       f"train.batch_rows={t.batch_rows} in train.accumulate={t.accumulate} parts gives"
@@ -394,8 +402,16 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
     )
   values = flatten(config)
   for key, axis in SHARDED.items():
-    if values[key] % values[axis]:
-      raise ValueError(f"{key}={values[key]} does not divide by {axis}={values[axis]}")
+    size = sizes[axis.removeprefix("mesh.")]
+    if values[key] % size:
+      raise ValueError(f"{key}={values[key]} does not divide by {axis}={size}")
+
+
+def mesh_sizes(mesh: MeshConfig, *, devices: int) -> dict[str, int]:
+  """Devices along every axis; what is -1 takes what the others leave."""
+  sizes = dataclasses.asdict(mesh)
+  known = math.prod(size for size in sizes.values() if size != -1)
+  return {n: max(devices // known, 1) if s == -1 else s for n, s in sizes.items()}
 
 
 def range_problems(flat: dict[str, Any], ranges: dict[str, Any]) -> list[str]:

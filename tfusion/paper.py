@@ -26,9 +26,9 @@ SIZES = {
   "7b": Size(32, 4_096, 32, 11_008),
 }
 
-# 32,000 pieces and BOI, EOI, rounded up to a multiple of 128 so that the vocabulary
+# 32,000 pieces and BOI, EOI, rounded up to 252 x 128 = 2^9 x 63: so that the vocabulary
 # divides over the devices of mesh.tensor; the 126 rows that no token has are idle.
-VOCAB_SIZE = 32_128
+VOCAB_SIZE = 32_256
 
 ROW_LENGTH = 4_096  # elements (section 4.1)
 LATENT_SHAPE = (32, 32, 8)  # h, w, c of an image of 256 x 256 pixels (section 4.1)

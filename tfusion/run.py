@@ -222,6 +222,7 @@ def train(
   workdir: str | Path,
   *,
   reference: Path | None = None,
+  executable: str | Path | None = None,
 ) -> Run | Any:
   """Trains a model or an autoencoder, as `tfusion train` or `autoencoder` does.
 
@@ -237,6 +238,8 @@ def train(
     workdir: of the run; is made if it is not there.
     reference: figures of a known-good run of a model, which the report plots behind
       this one.
+    executable: of a model, a file of `tfusion compile --save`, which is loaded instead
+      of compiling if it is of the same program, versions and machine.
 
   Returns:
     What `load(workdir)` returns.
@@ -263,6 +266,7 @@ def train(
     workdir,
     evaluations=[SampleGrids(config, workdir), suite.FinalEvaluation(config, workdir)],
     reference=reference,
+    executable=Path(executable) if executable else None,
     stop=stop,
   )
   _end_if_stopped(stop)

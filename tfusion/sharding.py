@@ -9,6 +9,11 @@ used and their gradients scattered back (ZeRO-3, arXiv 1910.02054). `context` sh
 positions of a row that is trained on: all but attention (attention/ring.py) is local to
 a position. `tensor` shards heads, mlp and vocabulary. Only `data` should cross a slow
 network.
+
+On a torus of TPUs `fsdp` is two axes of the mesh, each along dimensions of its own: the
+compiler has a scatter and a gather for one or two dimensions, and in their place sums
+whole arrays over three. What is gathered goes along the inner axis while it is small,
+and then along the outer one; what is scattered goes the other way.
 """
 
 import json
@@ -20,18 +25,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tfusion.config import MeshConfig
+from tfusion.config import MeshConfig, mesh_sizes
 
-AXES = ("data", "fsdp", "context", "tensor")
+FSDP = ("fsdp_outer", "fsdp_inner")
+AXES = ("data", *FSDP, "context", "tensor")
 
 RULES: dict[str | None, Any] = {
-  "batch": ("data", "fsdp"),
+  "batch": ("data", *FSDP),
   "sequence": "context",
-  "embed": "fsdp",
+  "embed": FSDP,
   "heads": "tensor",
   "kv_heads": "tensor",
   "mlp": "tensor",
@@ -79,14 +85,50 @@ def _initialize(how: str, *args):
 def make_mesh(
   config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """Builds the explicit mesh of AXES; data = -1 takes what remains."""
+  """Builds the explicit mesh of AXES; -1 takes what the other axes leave.
+
+  Several slices of TPUs, between which the network is slow, lie along `data`.
+
+  Raises:
+    ValueError: `data` does not divide over the slices, or the devices cannot be laid
+      out so.
+  """
   devices = jax.devices() if devices is None else devices
-  inner = config.fsdp * config.context * config.tensor
-  data = len(devices) // inner if config.data == -1 else config.data
-  shape = (data, config.fsdp, config.context, config.tensor)
-  return jax.make_mesh(
-    shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
-  )
+  sizes = mesh_sizes(config, devices=len(devices))
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if sizes["data"] % slices:
+    raise ValueError(
+      f"mesh.data={sizes['data']}: must divide by the {slices} slices, as all other"
+      " axes lie within one"
+    )
+  for outer, inner in _fsdp_parts(sizes["fsdp"], devices):
+    shape = (sizes["data"], outer, inner, sizes["context"], sizes["tensor"])
+    try:
+      return _lay_out(shape, slices, devices)
+    except (NotImplementedError, AssertionError) as error:  # what jax says of a torus
+      why = str(error).partition("\n")[0]
+  raise ValueError(f"{config}: the devices cannot be laid out so ({why})")
+
+
+def _fsdp_parts(fsdp: int, devices: Sequence[Any]) -> list[tuple[int, int]]:
+  """How the fsdp axis may be cut in two, the best first: the inner part along one
+  dimension of the torus."""
+  places = [device.coords for device in devices if hasattr(device, "coords")]
+  sides = sorted({len(set(side)) for side in zip(*places)}) if places else []
+  inner = [n for n in sides if 1 < n < fsdp and fsdp % n == 0]
+  return [*((fsdp // n, n) for n in inner), (fsdp, 1)]
+
+
+def _lay_out(
+  shape: tuple[int, ...], slices: int, devices: Sequence[Any]
+) -> jax.sharding.Mesh:
+  types = (AxisType.Explicit,) * len(AXES)
+  if slices == 1:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+  inside = (shape[0] // slices, *shape[1:])
+  across = (slices, *(1,) * (len(shape) - 1))
+  laid_out = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+  return jax.sharding.Mesh(laid_out, AXES, axis_types=types)
 
 
 def spec(*names: str | None) -> P:
@@ -94,9 +136,56 @@ def spec(*names: str | None) -> P:
   return P(*(RULES[name] for name in names))
 
 
-def gathered(names: Sequence[str | None]) -> P:
-  """The spec of a parameter where it is computed with: without its fsdp shards."""
-  return P(*(None if RULES[name] == "fsdp" else RULES[name] for name in names))
+def gather(w: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """A parameter where it is computed with: its fsdp shards are gathered.
+
+  Args:
+    w: sharded as names say.
+    names: logical axes.
+  """
+  outer, inner = FSDP
+  if "embed" in names and jax.sharding.get_abstract_mesh().shape[inner] > 1:
+    w = jax.sharding.reshard(w, _with_embed(names, outer))
+  return jax.sharding.reshard(w, _with_embed(names, None))
+
+
+def unreduced(names: Sequence[str | None], *, over: Sequence[Any]) -> P:
+  """The spec of a gradient before `scatter`.
+
+  Args:
+    names: logical axes of the parameter.
+    over: mesh axes of the rows and positions that are summed, as a spec has them.
+  """
+  axes = [
+    axis for part in over for axis in (part if isinstance(part, tuple) else (part,))
+  ]
+  return P(*_with_embed(names, None), unreduced=frozenset(filter(None, axes)))
+
+
+def scatter(w: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """The gradient of a parameter: it is summed over devices, each shard where it lies.
+
+  Args:
+    w: unreduced over the axes that hold rows; otherwise as `gather` gives it.
+    names: logical axes.
+  """
+  left = jax.typeof(w).sharding.spec.unreduced
+  shape = jax.sharding.get_abstract_mesh().shape
+  for axes in (FSDP[:1], FSDP):
+    if axes == FSDP[:1] or shape[FSDP[1]] > 1:
+      left = left - set(axes)
+      w = jax.sharding.reshard(w, P(*_with_embed(names, axes), unreduced=left))
+  return jax.sharding.reshard(w, spec(*names))
+
+
+def fsdp_shards() -> int:
+  """Shards of a parameter over fsdp, on the mesh in use."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape[axis] for axis in FSDP)
+
+
+def _with_embed(names: Sequence[str | None], axis: Any) -> P:
+  return P(*(axis if name == "embed" else RULES[name] for name in names))
 
 
 def by_row(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

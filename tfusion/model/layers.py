@@ -20,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from tfusion.attention import Work, attend
 from tfusion.config import ModelConfig
-from tfusion.sharding import gathered, spec
+from tfusion.sharding import fsdp_shards, gather, scatter, spec, unreduced
 
 
 class Keys(NamedTuple):
@@ -105,18 +105,34 @@ def multiply(x: jax.Array, w: jax.Array, how: Product) -> jax.Array:
 
 def _contract(x, w, how: Product):
   last = tuple(range(x.ndim - how.inputs, x.ndim))
+  gathered, inputs, _ = _gathered(w, x.dtype, how)
   return jax.lax.dot_general(
     x,
-    _gathered(w, x.dtype, how),
-    ((last, tuple(range(how.inputs))), ((), ())),
+    gathered,
+    ((last, inputs), ((), ())),
     preferred_element_type=how.out_dtype,
     out_sharding=how.out_sharding,
   )
 
 
 def _gathered(w, dtype, how: Product):
-  """Cast, then gathered over fsdp, in that order: half the bytes cross devices."""
-  return jax.sharding.reshard(w.astype(dtype), gathered(how.names))
+  """The weight, cast and then gathered over fsdp: half the bytes cross devices.
+
+  Also returns which of its axes are inputs and which are outputs: the axis that was cut
+  is brought to the front, where a shard is whole rows of the memory.
+  """
+  names, inputs = how.names, tuple(range(how.inputs))
+  outputs = tuple(range(how.inputs, w.ndim))
+  w = w.astype(dtype)
+  if _is_last_cut(how):
+    w, names = jnp.moveaxis(w, -1, 0), (names[-1], *names[:-1])
+    inputs, outputs = tuple(n + 1 for n in inputs), (0,)
+  return gather(w, names), inputs, outputs
+
+
+def _is_last_cut(how: Product) -> bool:
+  """Whether fsdp cuts the one output of a weight."""
+  return fsdp_shards() > 1 and how.names[-1] == "embed" and how.inputs > 0
 
 
 def _multiply_forward(x, w, how: Product):
@@ -127,23 +143,39 @@ def _multiply_forward(x, w, how: Product):
 def _multiply_backward(how: Product, saved, g):
   x, w = saved
   g = g.astype(x.dtype)
-  outputs = w.ndim - how.inputs
-  over = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(how.inputs, w.ndim))
+  gathered, _, outputs = _gathered(w, x.dtype, how)
+  last = tuple(range(g.ndim - len(outputs), g.ndim))
   dx = jax.lax.dot_general(
     g,
-    _gathered(w, x.dtype, how),
-    (over, ((), ())),
+    gathered,
+    ((last, outputs), ((), ())),
     out_sharding=jax.typeof(x).sharding,
   )
-  rows = tuple(range(x.ndim - how.inputs))
-  dw = jax.lax.dot_general(
-    x,
-    g,
-    ((rows, rows), ((), ())),
-    preferred_element_type=jnp.promote_types(x.dtype, how.gradient),
-    out_sharding=jax.typeof(w).sharding,
-  )
+  dw = _weight_gradient(x, g, jax.typeof(w).sharding, how)
   return dx, dw.astype(w.dtype)
+
+
+def _weight_gradient(x, g, sharding, how: Product):
+  """x^T g, summed over all devices that hold rows."""
+  rows = tuple(range(x.ndim - how.inputs))
+  dtype = jnp.promote_types(x.dtype, how.gradient)
+  if fsdp_shards() == 1:
+    return jax.lax.dot_general(
+      x,
+      g,
+      ((rows, rows), ((), ())),
+      preferred_element_type=dtype,
+      out_sharding=sharding,
+    )
+  names, pair = how.names, (x, g)
+  if _is_last_cut(how):
+    names, pair = (names[-1], *names[:-1]), (g, x)
+  own = unreduced(names, over=jax.typeof(x).sharding.spec[: len(rows)])
+  dw = jax.lax.dot_general(
+    *pair, ((rows, rows), ((), ())), preferred_element_type=dtype, out_sharding=own
+  )
+  dw = scatter(dw, names)
+  return jnp.moveaxis(dw, 0, -1) if _is_last_cut(how) else dw
 
 
 multiply.defvjp(_multiply_forward, _multiply_backward)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
@@ -20,7 +21,7 @@ from tfusion.model.layers import Keys, View, linear, outputs_of, param, rope_ang
 from tfusion.model.patches import LinearPatches
 from tfusion.model.transformer import Transformer
 from tfusion.sequence import Batch
-from tfusion.sharding import by_row, spec
+from tfusion.sharding import FSDP, by_row, fsdp_shards, spec
 
 Params = dict[str, Any]  # nested, float32 leaves
 
@@ -69,9 +70,18 @@ class Transfusion(nnx.Module):
   def embed_text(self, tokens_bl: jax.Array) -> jax.Array:
     """Token ids to [b, l, d]."""
     # Cast behind the lookup: its gradient sums over every place of a token, in float32.
-    table_vd = jax.sharding.reshard(self.embedding[...], spec(None))
-    x_bld = table_vd.at[tokens_bl].get(out_sharding=outputs_of(tokens_bl))
-    return x_bld.astype(dtype_of(self.config))
+    table_vd, where = self.embedding[...], outputs_of(tokens_bl)
+    if fsdp_shards() == 1:
+      table_vd = jax.sharding.reshard(table_vd, spec(None))
+      return (
+        table_vd.at[tokens_bl].get(out_sharding=where).astype(dtype_of(self.config))
+      )
+    # Each device looks up its part of the width for the rows of all, and they exchange
+    # what they found: far less than the table, and no gradient of it crosses devices.
+    table_vd = jax.sharding.reshard(table_vd, spec(None, "embed"))
+    tokens_bl = jax.sharding.reshard(tokens_bl, P("data", where[1]))
+    x_bld = table_vd.at[tokens_bl].get(out_sharding=P("data", where[1], FSDP))
+    return jax.sharding.reshard(x_bld.astype(dtype_of(self.config)), where)
 
   def embed_images(self, noisy_bnhwc: jax.Array, t_bn: jax.Array) -> jax.Array:
     """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]."""

@@ -1,35 +1,101 @@
 """A training step, compiled when it is first called.
 
-Owns: its compilation ahead of time, which the clock counts apart. Not: what it
-computes.
+Owns: its compilation ahead of time, which the clock counts apart, and what the compiler
+is asked for. Not: what it computes.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from tfusion.progress import say
+from tfusion.training import executable as executable_lib
 from tfusion.training.clock import Clock
+
+# Weights come by gathers that run in steps beside the matmuls that they precede.
+_GATHER_BESIDE = {
+  "xla_tpu_enable_async_collective_fusion": "true",
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+  "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+  "xla_tpu_overlap_compute_collective_tc": "true",
+  "xla_enable_async_all_gather": "true",
+}
+# Gradients leave by scatters that the sparse cores run, beside all matmuls; v5e has no
+# such cores, and its scatters run alone.
+_SCATTER_BESIDE = {
+  "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"
+}
+_ALL_BESIDE = _SCATTER_BESIDE | {
+  "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "false",
+}
+# By the start of device_kind, the longest that fits; docs/pods.md shows what each does.
+OPTIONS = {
+  "TPU v5 lite": _GATHER_BESIDE,
+  "TPU v5": _SCATTER_BESIDE | _GATHER_BESIDE,
+  "TPU v6": _ALL_BESIDE,
+}
+
+
+def jit_step(step: Callable[..., tuple[Any, Any]], sharding: Any) -> Any:
+  """The step under jit: its state is donated, and keeps its sharding.
+
+  Args:
+    step: (state, ...) -> the next state and metrics.
+    sharding: of the state, one or a tree like it.
+  """
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(sharding, None),
+    compiler_options=compiler_options(),
+  )
+
+
+def compiler_options() -> dict[str, str] | None:
+  """What the compiler is asked for on the devices of the mesh in use."""
+  devices = jax.sharding.get_mesh().devices
+  kind = devices.flat[0].device_kind if devices is not None and devices.size else ""
+  fitting = [start for start in OPTIONS if kind.startswith(start)]
+  return dict(OPTIONS[max(fitting, key=len)]) if fitting else None
 
 
 class CompiledStep:
   """A step whose state is donated; one shape of arguments, one program."""
 
-  def __init__(self, step: Callable[..., tuple[Any, Any]], sharding: Any, clock: Clock):
+  def __init__(
+    self,
+    step: Callable[..., tuple[Any, Any]],
+    sharding: Any,
+    clock: Clock,
+    executable: Path | None = None,
+  ):
     """Compiles nothing yet.
 
     Args:
       step: (state, ...) -> the next state and metrics.
       sharding: of the state, one or a tree like it.
       clock: counts the seconds of compiling.
+      executable: of `tfusion compile --save`; used if it is this step's.
     """
-    self._step = jax.jit(step, donate_argnums=0, out_shardings=(sharding, None))
+    self._step = jit_step(step, sharding)
     self._program: jax.stages.Compiled | None = None
-    self._clock = clock
+    self._clock, self._executable = clock, executable
 
   def __call__(self, state: Any, *args: Any) -> tuple[Any, Any]:
     """The next state and metrics, which may still be on the device."""
     if self._program is None:
       with self._clock.measure("compile"):
-        self._program = self._step.lower(state, *args).compile()
+        self._program = self._load_or_compile(self._step.lower(state, *args))
     return self._program(state, *args)
+
+  def _load_or_compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    if self._executable:
+      try:
+        return executable_lib.load(self._executable, lowered)
+      except executable_lib.Unfit as error:
+        if jax.process_index() == 0:
+          say(f"--executable={self._executable} is not used: {error}; compiling")
+    return lowered.compile()

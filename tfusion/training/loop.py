@@ -68,6 +68,7 @@ def train(
   *,
   evaluations: Sequence[Evaluation] = (),
   reference: Path | None = None,
+  executable: Path | None = None,
   stop: StopSignals | None = None,
 ) -> TrainState:
   """Trains to config.train.steps, or until Ctrl-C or SIGTERM, which save and stop.
@@ -78,6 +79,7 @@ def train(
     evaluations: checked before training; called after the validation loss, every
       eval_every_steps and at the end.
     reference: a file of a known-good run, which the report draws behind this one.
+    executable: the compiled step; not used, and said so, where it is another's.
     stop: not yet entered; says afterwards whether the run was stopped.
 
   Returns:
@@ -127,7 +129,7 @@ def train(
 
     # Train.
     feed = Feed(data, clock, stop)
-    update = CompiledStep(partial(train_step, config), sharding, clock)
+    update = CompiledStep(partial(train_step, config), sharding, clock, executable)
     while step < config.train.steps and not stop.agreed(step, due=is_due(step)):
       try:
         host_batch = feed.next(device=log.waiting)

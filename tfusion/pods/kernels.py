@@ -1,0 +1,64 @@
+"""How long the attention kernels take on a TPU that is not here.
+
+Owns: from the instructions of a tile to the seconds of a call. Not: counting the
+instructions (bench/tpu), which tiles are live (counts.py).
+"""
+
+import functools
+import math
+
+from tfusion.bench.tpu import static
+from tfusion.config import Config
+from tfusion.pods.chips import GPUS, Topology
+from tfusion.pods.counts import TILE, Counts
+
+NAMES = {"forward": "attend_forward", "backward": "attend_backward"}
+
+
+def seconds(config: Config, topology: Topology, counts: Counts) -> dict[str, float]:
+  """Of one call of each kernel on a device, by the start of its name.
+
+  The least time that the scheduled instructions allow, with both cores of a chip that
+  has two at work. {} for GPUs, whose kernels are not counted.
+
+  Raises:
+    ValueError: libtpu is not installed, or a kernel could not be counted.
+  """
+  if topology.generation in GPUS:
+    return {}
+  model, mesh, train = config.model, config.mesh, config.train
+  heads, length = model.heads // mesh.tensor, config.data.row_length // mesh.context
+  group = model.heads // model.kv_heads
+  # A step of the kernels takes up to four heads of keys: more change nothing.
+  few = math.gcd(max(model.kv_heads // mesh.tensor, 1), 4)
+  share = _shares(topology.generation, length, few * group, few, model.head_dim)
+  shards = topology.devices // (mesh.context * mesh.tensor)
+  rows = max(train.batch_rows // train.accumulate // shards, 1)
+  side = min(TILE, config.data.row_length)
+  found = {}
+  for direction, name in NAMES.items():
+    matmuls = static.MATMULS[direction]
+    flops = 2.0 * matmuls * side**2 * model.head_dim * heads * rows
+    tiles = counts.full_tiles / share[direction]["full"]
+    tiles += counts.masked_tiles / share[direction]["masked"]
+    # On a ring each device meets the keys of every other in a call of its own.
+    found[name] = flops * tiles / topology.chip.flops / mesh.context**2
+  return found
+
+
+@functools.cache
+def _shares(
+  generation: str, length: int, heads: int, kv_heads: int, head_dim: int
+) -> dict[str, dict[str, float]]:
+  """The share of a core's peak that a full and a masked tile reach."""
+  passes = static.measure(generation, "tfusion", [length, heads, kv_heads, head_dim])
+  for direction, found in passes.items():
+    if found.error:
+      raise ValueError(f"attention, {direction}, on {generation}: {found.error}")
+  return {
+    direction: {
+      kind: found.peak.get(kind) or next(iter(found.peak.values()))
+      for kind in ("full", "masked")
+    }
+    for direction, found in passes.items()
+  }

@@ -1,0 +1,173 @@
+"""The real programs for machines that are not here: the training step, and sampling.
+
+Owns: their abstract arguments, and lowering them for a topology. Not: what they compute
+(training/step.py, generate/phases.py), what is read out of them (hlo.py, timeline.py).
+
+Runs in a process that PJRT's plugin for TPUs, or many devices of a CPU, were set up in:
+worker.py.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tfusion.config import Config
+from tfusion.generate import phases
+from tfusion.model.transfusion import dtype_of
+from tfusion.pods.chips import GPUS, Topology
+from tfusion.sequence import Batch
+from tfusion.sharding import make_mesh, spec
+from tfusion.training.compiled import jit_step
+from tfusion.training.step import (
+  abstract_state,
+  draw_noise,
+  losses,
+  predict,
+  shardings,
+  train_step,
+)
+
+
+def mesh_of(config: Config, topology: Topology) -> jax.sharding.Mesh:
+  """The mesh of a config over the devices of a topology.
+
+  Raises:
+    ValueError: the compiler knows no such topology.
+  """
+  if topology.generation in GPUS:  # as many devices of a CPU stand for them
+    return make_mesh(config.mesh)
+  try:
+    described = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology.slice_name, num_slices=topology.slices
+    )
+  except Exception as error:  # of several kinds: what the plugin says
+    said = str(error).partition("\n")[0][:300]
+    raise ValueError(
+      f"--topology={topology.slice_name}: the compiler for TPUs knows none such"
+      f" ({said}); of v5p each side is 1, 2 or a multiple of 4; slices of v5e and v6e"
+      " go from 1x1 to 16x16"
+    ) from error
+  return make_mesh(config.mesh, devices=described.devices)
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch[Any]:
+  """A batch of `train.batch_rows` without numbers."""
+  rows, length = config.train.batch_rows, config.data.row_length
+  slots = config.data.image_slots
+  sharding = NamedSharding(mesh, spec("batch"))
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+  by_position = array(jnp.int32, length)
+  by_slot = array(jnp.float32, slots)
+  return Batch(
+    tokens_bl=by_position,
+    targets_bl=by_position,
+    weights_bl=array(jnp.float32, length),
+    positions_bl=by_position,
+    lo_bl=by_position,
+    hi_bl=by_position,
+    patch_bl=by_position,
+    latents_bnhwc=array(jnp.float32, slots, *config.model.image_shape),
+    image_start_bn=array(jnp.int32, slots),
+    image_weight_bn=by_slot,
+    noise_cap_bn=by_slot,
+  )
+
+
+def lower_step(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+  """The training step, as training/loop.py compiles it. Call it inside jax.set_mesh."""
+  root = _replicated(jax.eval_shape(lambda: jax.random.key(config.seed)), mesh)
+  step = jit_step(functools.partial(train_step, config), shardings(config, mesh))
+  return step.lower(abstract_state(config, mesh), abstract_batch(config, mesh), root)
+
+
+def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+  """The denoising of one image in each of `eval.batch` rows, with a full cache. Call it
+  inside jax.set_mesh."""
+  rows, slots = config.eval.batch, 1
+  length = config.sample.max_elements
+  by_row = NamedSharding(mesh, spec("batch"))
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
+
+  cache = jax.eval_shape(
+    lambda: phases.empty_cache(config.model, batch=rows, length=length)
+  )
+  block = phases.Block(
+    tokens_bl=array(jnp.int32, 2),
+    patch_bl=array(jnp.int32, 2),
+    hi_bl=array(jnp.int32, 2),
+    latents_bnhwc=array(jnp.float32, slots, *config.model.image_shape),
+    at_b=array(jnp.int32),
+    count_b=array(jnp.int32),
+  )
+  key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+  keys = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=by_row)
+  return phases.sample_image.lower(
+    config.model,
+    abstract_state(config, mesh).sampling_params,
+    diffusion=config.diffusion,
+    sample=config.sample,
+    length=length,
+    cache=cache,
+    unconditional=block,
+    at_b=array(jnp.int32),
+    image_b=array(jnp.int32),
+    keys_b=keys,
+  )
+
+
+def residual_bytes(config: Config, mesh: jax.sharding.Mesh) -> int:
+  """Bytes on a device of what the forward pass keeps for the backward pass, of one part
+  of a batch: activations, without the parameters. Call it inside jax.set_mesh."""
+  parts = config.train.accumulate
+  batch = abstract_batch(config, mesh)
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (x.shape[0] // parts, *x.shape[1:]), x.dtype, sharding=x.sharding
+    ),
+    batch,
+  )
+  params = abstract_state(config, mesh).params
+
+  def kept(params, batch):
+    noise, t = draw_noise(config, jax.random.key(0), batch)
+
+    def objective(params):
+      predicted = predict(config, params, batch, noise, t)
+      text, image = losses(predicted, batch, noise)
+      return text.total + image.total
+
+    return jax.vjp(objective, params)[1]
+
+  own = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
+  found = jax.eval_shape(kept, params, batch)
+  return sum(
+    shard_bytes(x) for x in jax.tree.leaves(found) if (x.shape, x.dtype) not in own
+  )
+
+
+def shard_bytes(x: Any) -> int:
+  """Bytes of an abstract array on one device."""
+  sharding = x.sharding
+  shape = sharding.shard_shape(x.shape) if sharding is not None else x.shape
+  itemsize = getattr(x.dtype, "itemsize", 4)
+  return int(np.prod(shape, dtype=np.int64)) * itemsize
+
+
+def matmul_dtype(config: Config) -> str:
+  """Of a config whose dtype is auto, what it is on an accelerator."""
+  return "bfloat16" if config.model.dtype == "auto" else str(dtype_of(config.model))
+
+
+def _replicated(x: Any, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P()))
