@@ -5,15 +5,23 @@ import ml_collections
 from tfusion import config as config_lib
 from tfusion import paper
 
+# Updates, and rows of 4,096 elements in each: 2.1M or 4.2M elements.
+RUNS = {"0.5t": (250_000, 512), "2t": (500_000, 1_024)}
+
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """A model of the paper with linear patches and its training run (section 4.1).
 
   Sizes, rows, batch and optimizer are the paper's; `patch` is one of Table 6.
-  250,000 updates of 512 x 4,096 elements are 0.52T, for which the paper used 128 to
-  256 GPUs. The data is not here: the paper trains on licensed images as latents
-  [32, 32, 8] of its own autoencoder and on Llama 2's text. From your own images and
-  text, with one tokenizer for both (docs/shards.md):
+  `run=0.5t` is 250,000 updates of 512 x 4,096 elements, for which the paper used 128
+  to 256 GPUs; `run=2t` is 500,000 of 1,024 rows, the paper's large run. What each size
+  takes of the memory of a pod's chips is in experiments/results/compile.md, as
+    tfusion compile --config experiments/paper.py:size=7b --topology v5p-128
+  says (docs/pods.md).
+
+  The data is not here: the paper trains on licensed images as latents [32, 32, 8] of
+  its own autoencoder and on Llama 2's text. From your own images and text, with one
+  tokenizer for both (docs/shards.md):
     tfusion prepare --source tar:IMAGES --autoencoder FILE --tokenizer t.model \\
       --out shards/images
     tfusion prepare --source text:TEXT --tokenizer t.model --out shards/text
@@ -24,10 +32,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     tfusion train --config experiments/paper.py:smoke --workdir runs/paper-smoke
   """
   folders = dict(images="shards/images", text="shards/text")
-  arg = config_lib.parse_arg(arg, size="0.16b", patch=2, smoke=False, **folders)
+  known = dict(size="0.16b", run="0.5t", patch=2, smoke=False)
+  arg = config_lib.parse_arg(arg, **known, **folders)
   if arg.size not in paper.SIZES:
     raise ValueError(
       f"experiments/paper.py: size={arg.size!r}: choose one of {tuple(paper.SIZES)}"
+    )
+  if arg.run not in RUNS:
+    raise ValueError(
+      f"experiments/paper.py: run={arg.run!r}: choose one of {tuple(RUNS)}"
     )
   c = config_lib.defaults()
   c.model.layers, c.model.width, c.model.heads, c.model.mlp = paper.SIZES[arg.size]
@@ -48,8 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.optim.b1, c.optim.b2, c.optim.eps = 0.9, 0.95, 1e-8
   c.optim.weight_decay = 0.1
   c.optim.clip_norm = 1.0
-  c.train.steps = 250_000
-  c.train.batch_rows = 512  # x 4,096 elements = 2.1M
+  c.train.steps, c.train.batch_rows = RUNS[arg.run]
   c.train.log_every_steps = 50
   c.train.eval_every_steps = 5_000
   c.train.eval_rows = 1_024

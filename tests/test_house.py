@@ -30,6 +30,7 @@ FLOORS = (
   "generate interop",
   "prepare inspect sizing",  # none knows another
   "evaluate bench",
+  "pods",
   "own_loop run",  # neither knows the other
   "cli",
   "__main__",
@@ -57,9 +58,10 @@ FILES = {
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
+  "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "training": "clock compiled data_report events feed flops hold log loop losses"
-  " machine optim speed step stop validate",
+  "training": "clock compiled data_report events executable feed flops hold log loop"
+  " losses machine optim speed step stop validate",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.

@@ -28,12 +28,13 @@ HEAD = """# The paper's models, compiled for TPU slices
 
     python tests/bench/compile_table.py
 
-wrote this page: {versions}. Nothing here was run on a TPU. Each line is the real training
-step of `experiments/paper.py`, 512 rows of 4,096 elements, compiled by the TPU's own
-compiler for the slice; [Pods](../../docs/pods.md) says how the time of a step is predicted
-and how far to trust it. GiB is what a device needs at the fullest moment. MFU counts the
-pairs that see each other, MFU square 6 N T and all pairs. Exposed is the share of the step in
-which devices only exchange data. Days are without pauses.
+wrote this page: {versions}. Nothing here was run on a TPU. Each line is the real
+training step of `experiments/paper.py`, 512 rows of 4,096 elements, compiled by the
+TPU's own compiler for the slice; [Pods](../../docs/pods.md) says how the time of a step
+is predicted and how far to trust it. Parts: of the batch, whose gradients are summed.
+GiB: what a device needs at the fullest moment. MFU counts the pairs that see each
+other, MFU square 6 N T and all pairs. Exposed: the share of the step in which devices
+only exchange data. Days are without pauses.
 """
 
 

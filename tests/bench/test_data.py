@@ -49,7 +49,7 @@ def test_what_a_host_needs_is_half_its_peak_over_the_work_of_an_element(drawn):
   live = batch.hi_bl >= batch.lo_bl
   seen = np.sum((batch.hi_bl - batch.lo_bl + 1) * live) / sequence.live_elements(batch)
   text = 1 - np.sum(batch.patch_bl >= 0) / sequence.live_elements(batch)
-  heads = 6 * width * (text * 32_128 + (1 - text) * 2 * 2 * 2 * 8)
+  heads = 6 * width * (text * 32_256 + (1 - text) * 2 * 2 * 2 * 8)
   flops = matmuls + heads + 12 * layers * width * seen
   assert needs["7B", "v5p"] == pytest.approx(4 * 459e12 / 2 / flops)
   ratio = PEAK_FLOPS["TPU v6e"] / PEAK_FLOPS["TPU v5e"]

@@ -462,6 +462,9 @@ MESHES = {
   "data fsdp tensor, in two parts": (dict(data=2, fsdp=2, tensor=2), 2),
   "data context": (dict(data=2, context=4), 1),
   "fsdp context tensor, in two parts": (dict(fsdp=2, context=2, tensor=2), 2),
+  # As on a torus, where fsdp goes along two axes.
+  "data fsdp, outer and inner": (dict(data=2, fsdp=4, inner=2), 1),
+  "fsdp, outer and inner, tensor": (dict(data=1, fsdp=4, inner=2, tensor=2), 2),
 }
 
 EIGHT_DEVICES = """
@@ -470,6 +473,7 @@ import jax, numpy as np
 import tiny
 from tfusion import config as config_lib
 from tfusion.config import MeshConfig
+from tfusion import sharding
 from tfusion.sharding import make_mesh
 from tfusion.training.step import init_state, shardings, train_step
 
@@ -480,11 +484,14 @@ def make_config(axes, accumulate):
     model__heads=8, model__kv_heads=4, train__batch_rows=8, optim__ema_decay=0.9,
     optim__peak_lr=1e-3, optim__warmup_steps=0, train__accumulate=accumulate,
     optim__eps=1e-6,  # Adam divides by it where a gradient is rounding alone
-    **{f"mesh__{axis}": size for axis, size in axes.items()},
+    **{f"mesh__{axis}": size for axis, size in axes.items() if axis != "inner"},
   )
 
-def run(config, devices, start):
+def run(config, devices, start, inner=1):
+  fsdp = config.mesh.fsdp
+  sharding._fsdp_parts = lambda *_: [(fsdp // inner, inner)]
   mesh = make_mesh(config.mesh, devices=devices)
+  assert mesh.shape["fsdp_inner"] == inner
   with jax.set_mesh(mesh):
     out = shardings(config, mesh)
     state, root, lines = jax.device_put(start, out), jax.random.key(0), []
@@ -510,7 +517,7 @@ report = {"devices": jax.device_count()}
 for name, (axes, accumulate) in json.loads(sys.argv[1]).items():
   config = make_config(axes, accumulate)
   config_lib.validate_devices(config, devices=8, hosts=1)
-  lines, state, spread = run(config, jax.devices(), start)
+  lines, state, spread = run(config, jax.devices(), start, axes.get("inner", 1))
   report[name] = spread | {
     "metrics": max(
       abs(a[k] - b[k]) / max(abs(b[k]), 1.0)

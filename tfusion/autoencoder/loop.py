@@ -106,12 +106,8 @@ def train(
       for on in (False, True)
     )
     while step < config.train.steps and not stop.agreed(step, due=is_due(step)):
-      try:
+      with events.saving_first(save, log, step, state, data):
         host_bhwc = feed.next(device=log.waiting)
-      except Exception:  # what was done is saved first; several hosts could not
-        if jax.process_count() == 1 and step and save(step, state, data, wait=True):
-          log.say(f"saved after step {step}")
-        raise
       batch_bhwc = global_batch(host_bhwc, mesh=mesh)
       this = adversarial_update if step >= config.loss.adversary_start else update
       state, values = this(state, batch_bhwc, root, weights)

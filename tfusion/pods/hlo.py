@@ -130,14 +130,14 @@ class Program:
         return _convolution_flops(operation, left.shapes[0], right.shapes[0])
     return 0.0
 
-  def hbm_bytes(self, computation: str, operation: Operation) -> int:
+  def hbm_bytes(self, computation: str, operation: Operation) -> float:
     """Bytes that an operation reads from and writes to HBM, without padding.
 
     Of an array that a fusion only slices, or writes a slice of, the slice counts.
     """
     called = operation.attribute("calls") if operation.kind == "fusion" else ""
     inner = self.computations.get(called, [])
-    read = 0
+    read = 0.0
     for n in range(len(operation.operands)):
       source = self.operand(computation, operation, n)
       if source is None:

@@ -120,12 +120,10 @@ def _members(attributes: str, count: int) -> list[int]:
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
     return [int(n) for n in match[1].split(",")]
   if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-    sizes = {n: int(size) for n, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    axes = {n: int(size) for n, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
     over = re.findall(r"'(\w+)'", match[2])
-    turned = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
-    return (
-      turned[tuple(slice(None) if n in over else 0 for n in sizes)].ravel().tolist()
-    )
+    turned = np.arange(math.prod(axes.values())).reshape(tuple(axes.values()))
+    return turned[tuple(slice(None) if n in over else 0 for n in axes)].ravel().tolist()
   match = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
   )

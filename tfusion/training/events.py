@@ -6,7 +6,7 @@ alike. Not: their order, which the two loops say.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,6 +117,20 @@ def save(
   with log.clock.measure("save"):
     held.check_together()
     return checkpoints.save(step, state, data.lane_states(), wait=wait)
+
+
+@contextlib.contextmanager
+def saving_first(
+  save: Callable[..., bool], log: Log, step: int, state: Any, data: HasLaneStates
+) -> Iterator[None]:
+  """Where the data fail, what was done is saved before the error goes on. Several hosts
+  save together or not at all: feed.py."""
+  try:
+    yield
+  except Exception:
+    if jax.process_count() == 1 and step and save(step, state, data, wait=True):
+      log.say(f"saved after step {step}")
+    raise
 
 
 @contextlib.contextmanager

@@ -131,12 +131,8 @@ def train(
     feed = Feed(data, clock, stop)
     update = CompiledStep(partial(train_step, config), sharding, clock, executable)
     while step < config.train.steps and not stop.agreed(step, due=is_due(step)):
-      try:
+      with events.saving_first(save, log, step, state, data):
         host_batch = feed.next(device=log.waiting)
-      except Exception:  # what was done is saved first; several hosts could not
-        if jax.process_count() == 1 and step and save(step, state, data, wait=True):
-          log.say(f"saved after step {step}")
-        raise
       state, values = update(state, global_batch(host_batch, mesh=mesh), root)
       log.write()  # of the update before, while the device works on this one
       step += 1

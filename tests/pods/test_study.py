@@ -1,0 +1,188 @@
+"""Promises of tfusion/pods: the real step, compiled for TPUs that are not here."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from tiny import config as tiny_config
+
+from tfusion import cli
+from tfusion.bench.tpu import aot
+from tfusion.config import Config, MeshConfig
+from tfusion.config_file import read_config
+from tfusion.pods import chips, kernels, pages, search, study, worker
+
+libtpu = pytest.mark.skipif(not aot.available(), reason="libtpu is not installed")
+GRADIENTS = (
+  0.05  # of the bytes of gradients: norms, biases and metrics are summed whole
+)
+
+
+def small(**mesh) -> Config:
+  """Layers as wide as those of a real model, but two of them."""
+  base = Config()
+  return dataclasses.replace(
+    base,
+    model=dataclasses.replace(
+      base.model,
+      layers=2,
+      width=2048,
+      heads=16,
+      kv_heads=16,
+      mlp=5632,
+      vocab_size=4096,
+      image_shape=(32, 32, 8),
+      remat="dots",
+    ),
+    data=dataclasses.replace(base.data, row_length=1024, image_slots=3, lanes=1),
+    mesh=MeshConfig(**mesh),
+    train=dataclasses.replace(base.train, batch_rows=64),
+  )
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+  """The time of the attention kernels is another test's."""
+  monkeypatch.setattr(kernels, "seconds", lambda *_: {})
+
+
+@libtpu
+@pytest.mark.libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5p:4x4x4", "v5e:8x8"])
+def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
+  name, no_kernels
+):
+  found = study.study(small(data=1, fsdp=-1), chips.parse(name))
+  assert found.fits and not found.compiled.error
+  moved: dict[str, float] = {}
+  for key, size in found.compiled.cost["bytes"].items():
+    kind = key.partition(" ")[0]
+    moved[kind] = moved.get(kind, 0) + size
+  assert moved["all-reduce"] < GRADIENTS * moved["reduce-scatter"], moved
+  # Every weight forward and backward, in bfloat16; every gradient once, in float32; the
+  # embedding is looked up where it lies.
+  table = found.config.model.vocab_size * found.config.model.width
+  matrices = found.parameters - table
+  assert moved["reduce-scatter"] == pytest.approx(4 * matrices, rel=0.25)
+  assert moved["all-gather"] == pytest.approx(2 * 2 * matrices, rel=0.25)
+  assert found.compiled.layer["count"]  # per layer, too
+  # A shard of the state and no more.
+  sizes = found.compiled.arguments
+  assert sizes["parameters"] == pytest.approx(4 * found.parameters / 64, rel=0.01)
+  assert sizes["optimizer"] == pytest.approx(8 * found.parameters / 64, rel=0.01)
+  # The matmuls are the model's: forward, backward, and no more than that again.
+  own = found.compiled.cost["flops"] * 64
+  assert 0.9 < own / found.counts.exact < 1.4
+  if name.startswith("v5p"):  # its sparse cores scatter beside the matmuls
+    key = "reduce-scatter fsdp_outer"
+    assert found.exposed[key] < 0.5 * found.compiled.cost["busy"][key]
+
+
+@libtpu
+@pytest.mark.libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_said_with_what_to_change(tmp_path, capsys, no_kernels):
+  # 7B on four chips of a v5e.
+  config = ["--config", "experiments/paper.py:size=7b", "--topology", "v5e:2x2"]
+  rest = ["--config.train.batch_rows=64", "--json", str(tmp_path / "out.json")]
+  assert cli.main(["compile", *config, *rest]) == 2
+  said = capsys.readouterr().out
+  assert "does not fit. Try --config.train.accumulate=2" in said
+  assert "--config.model.remat=full" in said and "a larger topology" in said
+  assert re.search(r"parameters 6\.\d\d, optimizer 12\.\d\d", said)
+  written = json.loads((tmp_path / "out.json").read_text())
+  assert written["fits"] is False and written["error"]
+
+
+@libtpu
+@pytest.mark.libtpu
+def test_a_topology_that_the_compiler_does_not_know_is_refused(no_kernels):
+  config = dataclasses.replace(small(data=-1), train=Config().train)
+  config = dataclasses.replace(
+    config, train=dataclasses.replace(config.train, batch_rows=60)
+  )
+  with pytest.raises(
+    ValueError, match="--topology=v5p:3x5x1: the compiler for TPUs kno"
+  ):
+    study.study(config, chips.parse("v5p:3x5x1"))
+
+
+@pytest.mark.parametrize(
+  "mesh, says",
+  [
+    (dict(data=3), "does not fit 64 devices"),
+    (dict(fsdp=5, data=1), "does not fit 64 devices"),
+    (dict(data=1, fsdp=-1, tensor=128), "does not fit 64 devices"),
+  ],
+)
+def test_a_mesh_that_does_not_divide_is_refused_before_any_work(
+  mesh, says, monkeypatch
+):
+  monkeypatch.setattr(worker, "compile_for", pytest.fail)
+  with pytest.raises(ValueError, match=says):
+    study.study(small(**mesh), chips.parse("v5p-128"))
+
+
+def test_slices_lie_along_data_alone(monkeypatch):
+  monkeypatch.setattr(worker, "compile_for", pytest.fail)
+  with pytest.raises(ValueError, match=r"mesh.data=1: must divide by the 2 slices"):
+    study.study(small(data=1, fsdp=-1), chips.parse("v5e:4x8", slices=2))
+
+
+@pytest.mark.slow
+def test_gpus_are_estimated_by_the_compiler_for_cpus(monkeypatch):
+  config = tiny_config(train__batch_rows=8)
+  config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=-1))
+  found = study.study(config, chips.parse("h100:8"))
+  assert found.fits and found.seconds == 0
+  lines = "\n".join(pages.lines(found))
+  assert "estimate of a device's memory" in lines and "predicted" not in lines
+  sizes = found.compiled.arguments
+  assert sizes["optimizer"] >= 2 * sizes["parameters"] > 0
+  assert found.compiled.activations > 0
+
+
+def test_a_search_tries_meshes_parts_and_remat_that_fit_the_devices():
+  config = read_config("experiments/paper.py:size=0.37b", [])
+  tried = search.candidates(config, chips.parse("v5p-128"))
+  assert len(tried) == len({str(c) for c in tried}) >= 12
+  assert {c.model.remat for c in tried} == {"dots", "full"}
+  assert {c.mesh.tensor for c in tried} == {1, 2, 4}
+  for one in tried:
+    assert one.mesh.data * one.mesh.fsdp * one.mesh.tensor == 64
+
+
+def fake(config: Config, topology: chips.Topology, **compiled) -> study.Study:
+  cost = dict(seconds=2.0, kernels=0.25, flops=1e15, count={"all-gather fsdp": 3})
+  cost |= dict(bytes={"all-gather fsdp": 1 << 20}, busy={"all-gather fsdp": 0.5})
+  cost |= dict(exposed={"all-gather fsdp": 0.1})
+  values = dict(error="", compile_seconds=9.0, activations=1 << 30, temporaries=1 << 29)
+  values |= dict(arguments={"parameters": 1 << 30}, peak=3 << 30, cost=cost, layer={})
+  counted = study.counts_lib.count(config)
+  made = worker.Compiled(**values | compiled)
+  mesh = {"data": 1, "fsdp": 64, "context": 1, "tensor": 1}
+  return study.Study(topology, mesh, "step", config, 10**9, counted, made)
+
+
+def test_lines_and_rows_say_what_a_step_takes():
+  config = read_config("experiments/paper.py:size=0.37b", [])
+  found = fake(config, chips.parse("v5p-128"))
+  lines = "\n".join(pages.lines(found))
+  for part in (
+    "1,000,000,000 parameters on v5p:4x4x4 (64 devices): mesh fsdp 64",
+    "3.00 of 95.74 GiB",
+    "3 all-gather fsdp, 1 MiB, 500.0 ms on the links, 100.0 ms of it exposed",
+    "predicted: 2,000.0 ms for a step, of which attention 250.0 ms and exposed",
+  ):
+    assert part in lines
+  elements = 512 * 4096 / 2.0 * 86_400
+  assert found.elements_per_day == pytest.approx(elements)
+  assert f"0.5T in {0.5e12 / elements:,.1f} days" in lines
+  row = pages.row(found)
+  assert len(row) == len(pages.COLUMNS) and row[0] == "v5p:4x4x4" and row[5] == "2,000"
+  large = fake(config, chips.parse("v5e-64"), peak=20 << 30)
+  assert not large.fits and "20.0 (does not fit)" in pages.row(large)
+  table = list(pages.table([large, found]))
+  assert "v5p" in table[2] and "v5e" in table[3]  # what fits first
