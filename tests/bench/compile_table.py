@@ -26,18 +26,20 @@ SIZES = ("0.16b", "0.37b", "0.76b", "1.4b", "7b")
 TOPOLOGIES = ("v5e-256", "v5p-128", "v5p-512", "v6e-256", "2x v5p-256")
 HEAD = """# The paper's models, compiled for TPU slices
 
-This page lists what each of the paper's five models takes on five TPU slices. Nothing on it
-was run on a TPU.
+This page lists what each of the paper's five models takes on five TPU slices. Nothing
+on it was run on a TPU.
 
     python tests/bench/compile_table.py
 
-wrote it, with {versions}. Each line is the real training step of `experiments/paper.py`,
-512 rows of 4,096 elements, compiled by the TPU's own compiler for the slice.
-[Pods](../../docs/pods.md) says how the time of a step is predicted and how far to trust
-it. Parts: of the batch, whose gradients are summed. GiB: what a device needs at the
-fullest moment. MFU counts the pairs that see each other, MFU square 6 N T and all pairs.
-Exposed: the share of the step in which devices only exchange data. Days are without
-pauses.
+wrote it, with {versions}. Each line is the real training step of
+`experiments/paper.py`, 512 rows of 4,096 elements, compiled by the TPU's own compiler
+for the slice. [Pods](../../docs/pods.md) says how the time of a step is predicted and
+how far to trust it.
+
+Parts are those of the batch, whose gradients are summed. GiB is what a device needs at
+the fullest moment. MFU counts the pairs that see each other, MFU square 6 N T and all
+pairs. Exposed is the share of the step in which devices only exchange data. Days are
+without pauses.
 """
 
 
