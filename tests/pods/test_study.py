@@ -67,7 +67,12 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   matrices = found.parameters - table
   assert moved["reduce-scatter"] == pytest.approx(4 * matrices, rel=0.25)
   assert moved["all-gather"] == pytest.approx(2 * 2 * matrices, rel=0.25)
-  assert found.compiled.layer["count"]  # per layer, too
+  # Seven weights of a layer, forward and backward; what two axes scatter may be joined.
+  layer = found.compiled.layer["count"]
+  assert layer["all-gather fsdp_inner"] == layer["all-gather fsdp_outer"] == 14
+  assert layer["reduce-scatter fsdp_outer"] == 7
+  assert layer["reduce-scatter fsdp_inner"] == (7 if name.startswith("v5p") else 4)
+  assert layer["all-reduce fsdp_outer+fsdp_inner"] == 1  # of the scales of norms
   # A shard of the state and no more.
   sizes = found.compiled.arguments
   assert sizes["parameters"] == pytest.approx(4 * found.parameters / 64, rel=0.01)

@@ -1,5 +1,6 @@
 """Promises of training/step.py: what a step computes, on one device and many."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,9 +17,17 @@ import tiny
 from tfusion import sequence
 from tfusion.diffusion.process import cosine_abar
 from tfusion.model.transfusion import bind
+from tfusion.sharding import AXES
 from tfusion.training import step as step_lib
 from tfusion.training.losses import Sum, text_loss
-from tfusion.training.step import Losses, draw_noise, gradients, init_state, train_step
+from tfusion.training.step import (
+  Losses,
+  draw_noise,
+  gradients,
+  init_state,
+  shardings,
+  train_step,
+)
 
 pytestmark = pytest.mark.usefixtures("mesh")
 
@@ -454,6 +463,30 @@ def test_the_step_traces_under_jaxs_strict_flags(start):
 
 
 # Many devices.
+
+
+@pytest.mark.parametrize("mesh", [dict(fsdp=64), dict(fsdp=16, tensor=4)])
+def test_nothing_large_lies_whole_on_every_device(mesh):
+  config = tiny.paper("size=7b")
+  values = dict(data=1, context=1, tensor=1) | mesh
+  axes = (values["data"], values["fsdp"] // 4, 4, values["context"], values["tensor"])
+  abstract = jax.sharding.AbstractMesh(
+    axes, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(axes)
+  )
+  config = dataclasses.replace(
+    config, optim=dataclasses.replace(config.optim, ema_decay=0.999)
+  )
+  with jax.sharding.use_abstract_mesh(abstract):
+    state = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
+  for (path, x), own in zip(
+    jax.tree_util.tree_leaves_with_path(state),
+    jax.tree.leaves(shardings(config, abstract)),
+    strict=True,
+  ):
+    shard = np.prod(own.shard_shape(x.shape)) * 4
+    if x.size * 4 > 1 << 20:
+      assert shard * 16 <= x.size * 4, (jax.tree_util.keystr(path), own.spec)
+
 
 MESHES = {
   "data": (dict(data=8), 1),
