@@ -4,9 +4,9 @@
 
 compiles our step for text alone, in the shapes of models whose speed MaxText publishes
 (docs/reference/models/tiering.md of its repository), for the same slices, and prints
-both MFUs. It is not their program: they choose other rematerialisation, and their batch
-is not said there, so ours is the largest power of two of rows, up to 8, that fits. About
-ten minutes.
+both MFUs. It is not their program: they choose other rematerialisation, and their
+batch is not said there, so ours is the largest power of two of rows, up to 8, that
+fits. About ten minutes.
 """
 
 import dataclasses
