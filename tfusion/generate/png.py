@@ -1,7 +1,7 @@
 """Images for people: PNG files, sheets of several images, addresses for a web page.
 
-Owns: float images in [-1, 1] to bytes, bytes to files and `data:` URLs. Not: what the numbers
-of a model mean (canvas.py).
+Owns: float images in [-1, 1] to bytes, bytes to files and `data:` URLs. Not: what the
+numbers of a model mean (canvas.py).
 
 h w c height, width and channels (1 or 3) of an image
 """

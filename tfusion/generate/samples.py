@@ -170,6 +170,7 @@ def sample(
     logging.warning("%s", said)
   call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
   call["sample"] = dataclasses.asdict(config.sample)
+  call["diffusion"] = {"clip": config.diffusion.clip}  # all else is the run's own
   return Samples(
     Sample(prompt, parts, one.made, one.finished, number % count, call)
     for number, (prompt, one, parts) in enumerate(
