@@ -7,12 +7,12 @@ from tfusion import config as config_lib
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """Drawn scenes of 64 x 64 pixels to latents of 16 x 16 x 4 numbers.
+  """Rendered scenes of 64 x 64 pixels to latents of 16 x 16 x 4 numbers.
 
-  On 2 cores of an Intel Xeon 344 s (commit 1944df3): 64 held-out images come back at
-  29.29 dB from 1.081 bits per pixel.
+  In 344 s on 2 cores of an Intel Xeon (commit 1944df3), it reconstructs 64 held-out
+  images at 29.29 dB from 1.081 bits per pixel.
     tfusion autoencoder --config experiments/autoencoder.py --workdir runs/vae
-  Its twin, to 256 codes of a book of 512; 326 s, 27.38 dB from 0.562 bits per pixel:
+  Its twin, with 256 codes from a book of 512; 326 s, 27.38 dB at 0.562 bits per pixel:
     tfusion autoencoder --config experiments/autoencoder.py:vq --workdir runs/vq
   A minute, adversary and all, to see that everything runs:
     tfusion autoencoder --config experiments/autoencoder.py:smoke --workdir runs/smoke

@@ -9,7 +9,8 @@ from tfusion.data.digits import DIGIT_WORDS
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """One model that writes text, samples digits and reads them.
 
-  On 2 CPU cores in 10 minutes of training:
+  On 2 CPU cores in 10 minutes to half an hour, evaluation included; README, "Results",
+  has what it reached:
     tfusion train --config experiments/digits.py --workdir runs/digits
   A minute, to see that everything runs:
     tfusion train --config experiments/digits.py:smoke --workdir runs/smoke

@@ -1,4 +1,4 @@
-"""One's own folder of captioned images; sizes are chosen from what it holds."""
+"""Your own folder of captioned images, with a model sized to suit it."""
 
 import math
 
@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """A model of the captions and images in a folder, sized for a laptop.
 
   Image files with a .txt of the same name beside each, or listed in a .jsonl with
-  lines {"file": ..., "caption": ...}; README, "Your own pictures". Or a folder of
+  lines {"file": ..., "caption": ...}; README, "Your own images". Or a folder of
   shards that `tfusion prepare` made, of images, latents, codes or text.
     tfusion train --config experiments/folder.py:data=photos --workdir runs/photos
   Sizes are a start, not a limit: --config.model.width=512 changes one.

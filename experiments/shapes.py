@@ -1,4 +1,4 @@
-"""Shapes: captions and 32 x 32 images of scenes of one to four things."""
+"""Shapes: captions and 32 x 32 images of scenes with one to four things."""
 
 import ml_collections
 
@@ -6,7 +6,7 @@ from tfusion import config as config_lib
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """One model that makes scenes from captions and captions scenes, read by a program.
+  """One model that makes scenes from captions and captions scenes; a program marks it.
 
   25M elements; no full run has been timed or evaluated yet. On a laptop:
     tfusion train --config experiments/shapes.py --workdir runs/shapes

@@ -12,7 +12,7 @@ import shlex
 import pytest
 from PIL import Image
 
-from tfusion import autoencoder_config, cli, config_file
+from tfusion import autoencoder_config, cli, config_file, workdir
 from tfusion import config as config_lib
 from tfusion.data import sources
 from tfusion.data.shards import records
@@ -273,6 +273,20 @@ def test_every_knob_that_a_page_names_exists(name):
     section, _, key = knob.partition(".")
     if section in SECTIONS and re.fullmatch(r"[a-z]\w*", key) and key != "json":
       assert knob in KNOBS, f"{name}: {knob}"
+
+
+def test_the_page_on_resuming_says_which_knobs_are_fixed():
+  page, kinds = PAGES["docs/resuming.md"], workdir.KINDS
+  assert "| | `tfusion train` | `tfusion autoencoder` |" in page
+  order = (config_lib.Config, autoencoder_config.AutoencoderConfig)
+  for row, field in (
+    ("fixed", "bound"),
+    ("of these may change", "unbound"),
+    ("may name another place with the same content", "of_content"),
+  ):
+    (line,) = re.findall(rf"^\| {row} \|(.*)\|$", page, re.MULTILINE)
+    shown = [set(INLINE.findall(cell)) for cell in line.split("|")]
+    assert shown == [set(getattr(kinds[kind], field)) for kind in order], row
 
 
 def test_the_page_of_knobs_is_what_the_config_says_today():

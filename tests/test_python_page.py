@@ -9,7 +9,6 @@ import sys
 import pytest
 import tiny
 import tiny_experiments
-from PIL import Image
 
 import tfusion
 
@@ -17,6 +16,7 @@ pytestmark = pytest.mark.slow  # whole runs are trained
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text()
+RESUMING = (ROOT / "docs" / "resuming.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # As a notebook runs its cells: one after the other, in one namespace.
 RUN = """
@@ -31,7 +31,6 @@ def test_the_blocks_of_the_page_run_one_after_the_other_on_two_devices(tmp_path)
   (tmp_path / "experiments").mkdir()
   experiment = tiny_experiments.write(tmp_path, tiny_experiments.MODEL)
   experiment.rename(tmp_path / "experiments" / "digits.py")
-  Image.new("L", (8, 8)).save(tmp_path / "scan.png")
   page = "# next block\n".join(BLOCKS)
   assert page.count("steps=400") == 2 and page.count("number % 20") == 1
   page = page.replace("steps=400", "steps=4").replace("number % 20", "number % 2")
@@ -48,7 +47,11 @@ def test_the_blocks_of_the_page_run_one_after_the_other_on_two_devices(tmp_path)
     timeout=500,
   )
   assert done.returncode == 0, done.stderr
-  assert (tmp_path / "runs" / "python" / "report.html").is_file()
+  kept = {
+    path.name + "/" * path.is_dir() for path in (tmp_path / "runs/python").iterdir()
+  }
+  assert {"report.html", "run.json", "samples/"} < kept
+  assert kept <= set(re.findall(r"`([^`]+)`", RESUMING))
   assert len(list((tmp_path / "samples").glob("*.txt"))) == 4
   assert re.search(
     r"^step 4: text \d+\.\d+, image \d+\.\d+$", done.stdout, re.MULTILINE

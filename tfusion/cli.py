@@ -22,10 +22,10 @@ from tfusion.version import __version__
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
 RESUMES = (
-  "To go on with a run, repeat its command; docs/resuming.md says what it keeps and"
+  "To resume a run, repeat its command; docs/resuming.md says what it keeps and"
   " checks. Exit status: 0 when the run is complete; 130 after Ctrl-C and 143 after"
-  " SIGTERM, when it is saved and can be started again; 2 if the message names what you"
-  " can mend. All hosts end with the same status."
+  " SIGTERM, when it is saved and can be resumed; 2 if the message names something that"
+  " you can fix. All hosts end with the same status."
 )
 ANY = "Any knob of the config can be set: --config.SECTION.KEY=VALUE, as in"
 KNOBS, SAMPLING = f"{ANY} --config.train.steps=100.", f"{ANY} --config.sample.steps=50."
@@ -123,7 +123,7 @@ def _expand_home(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace, rest: list[str]) -> int:
-  """Trains a model; evaluates it on the way and writes report.html."""
+  """Trains a model, evaluates it along the way, and writes report.html."""
   config = read_config(args.config, rest)
   reference = known_good(args.config)
   more = dict(reference=reference, executable=args.executable or None)
@@ -131,7 +131,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def autoencoder(args: argparse.Namespace, rest: list[str]) -> int:
-  """Trains an autoencoder of images; writes autoencoder.safetensors, report.html."""
+  """Trains an image autoencoder; writes autoencoder.safetensors and report.html."""
   config = read_config(args.config, rest, kind=autoencoder_config)
   return _train(config, args.workdir)
 
@@ -201,7 +201,7 @@ def inspect_shards(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
-  """Shows the rows of one step, a page each: texts, images and what sees what."""
+  """Shows the rows of one step, a page each: texts, images, and what sees what."""
   with tempfile.TemporaryDirectory() as empty:
     if args.workdir:
       config, workdir = read_saved_config(args.workdir, rest), args.workdir
@@ -214,7 +214,7 @@ def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> None:
-  """Turns a source into shards to train on; goes on where it was stopped."""
+  """Turns a source into shards to train on; repeat it to resume where it stopped."""
   from tfusion.data import balance
   from tfusion.prepare import job
 
@@ -226,7 +226,7 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
-  """Times the training step and its loop, beside how fast matmuls are here."""
+  """Times the training step and its loop, and matrix products for comparison."""
   config = read_config(args.config, rest)
   from tfusion.bench import training
 
@@ -237,7 +237,7 @@ def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
-  """Times attention on this machine, or counts what it would take on a TPU."""
+  """Times attention on this machine, or counts its instructions on a TPU."""
   numbers = dict(heads=args.heads, kv_heads=args.kv_heads, head_dim=args.head_dim)
   if args.static:
     from tfusion.bench.tpu import static
@@ -253,7 +253,7 @@ def bench_attention(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
-  """Times how fast rows come from shards, beside how fast TPUs would take them."""
+  """Times how fast rows are read from shards, and how fast TPUs would use them."""
   from tfusion.bench import data
 
   sizes = dict(documents=args.documents, workers=args.workers, seconds=args.seconds)
@@ -287,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
   experiment = dict(
     required=True,
     metavar="FILE.py[:ARG]",
-    help="the experiment, as experiments/digits.py, and its argument if it takes one",
+    help="the experiment, such as experiments/digits.py, and its argument, if any",
   )
 
   def add(name, function, *, to=commands, more=KNOBS, distributed=False):
@@ -295,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     command = to.add_parser(name, help=text, description=text, epilog=more)
     command.set_defaults(run=function, takes_more=more is not None)
     command.add_argument(
-      "-v", "--verbose", action="store_true", help="log more, and show tracebacks whole"
+      "-v", "--verbose", action="store_true", help="log more, and show full tracebacks"
     )
     if distributed:
       command.add_argument(
@@ -313,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
       "--workdir",
       required=True,
       metavar="DIR",
-      help="folder of the run, which goes on if it has begun there",
+      help="folder of the run; one that has begun there is resumed",
     )
     if function is train:
       c.add_argument(
@@ -374,7 +374,7 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
     action="append",
     required=True,
     help="text in which <image> is where the model makes an image and <image:FILE>"
-    r" shows it one; \< is a sign that is text; can be given several times",
+    r" shows it one; \< is a literal <; can be given several times",
   )
   c.add_argument(
     "--out", metavar="DIR", help="folder to write to (default: DIR/sampled of the run)"
@@ -386,7 +386,8 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--seed",
     type=whole(0, SEEDS - 1),
     default=0,
-    help="of the noise and of text: the same seed gives the same samples (default: 0)",
+    help="random seed of noise and text; the same seed gives the same samples"
+    " (default: 0)",
   )
   c = add("eval", evaluate, more=SAMPLING, distributed=True)
   c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
@@ -418,7 +419,7 @@ def _add_inspect(
     "--split",
     choices=["train", "test"],
     default="train",
-    help="in which a folder's records are counted (default: train)",
+    help="the split whose records are counted, in a folder (default: train)",
   )
   c.add_argument(
     "--out",
@@ -460,8 +461,8 @@ def _add_bench(
     "--static",
     type=lambda names: names.split(","),
     metavar="TPU,...",
-    help="compile for these, of v4, v5e, v5p, v6e and tpu7x, without having one, and"
-    " count instructions instead of seconds; needs the extra `tpu`",
+    help="compile for any of v4, v5e, v5p, v6e and tpu7x, without having one, and"
+    " count instructions instead of timing; needs the extra `tpu`",
   )
   c.add_argument(
     "--lengths",
@@ -474,7 +475,7 @@ def _add_bench(
   for name, value, text in (
     ("--heads", 16, "query heads (default: 16)"),
     ("--kv-heads", 4, "key and value heads (default: 4)"),
-    ("--head-dim", 128, "numbers of a head (default: 128)"),
+    ("--head-dim", 128, "width of a head (default: 128)"),
     ("--batch", 1, f"rows (default: 1){timing}"),
     ("--documents", 12, f"documents in a row (default: 12){timing}"),
   ):
@@ -483,7 +484,7 @@ def _add_bench(
     "--seconds",
     type=seconds,
     default=5.0,
-    help=f"to time each length for (default: 5){timing}",
+    help=f"how long to time each length (default: 5){timing}",
   )
   c = add("data", bench_data, to=bench, more=None)
   c.add_argument(
@@ -498,18 +499,21 @@ def _add_bench(
     type=whole(1),
     default=4000,
     metavar="N",
-    help="documents to write for it (default: 4000)",
+    help="documents to write first, as shards to read (default: 4000)",
   )
   c.add_argument(
-    "--seconds", type=seconds, default=10.0, help="to time each for (default: 10)"
+    "--seconds",
+    type=seconds,
+    default=10.0,
+    help="how long to time each number of workers (default: 10)",
   )
 
 
 def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
   beam = (
     "All other options go to Apache Beam: --direct_num_workers=2 for two processes on"
-    " this machine, or --runner=FlinkRunner, DataflowRunner or SparkRunner and what"
-    " that takes."
+    " this machine, or --runner=FlinkRunner, DataflowRunner or SparkRunner with its own"
+    " options."
   )
   c = add("prepare", prepare, more=beam)
   c.add_argument(
@@ -523,13 +527,14 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--autoencoder",
     default="",
     metavar="FILE",
-    help="turns images into latents or codes (default: they stay pixels)",
+    help="turns images into latents or codes (default: images stay pixels)",
   )
   c.add_argument(
     "--latents",
     default="mean",
     metavar="WHICH",
-    help="mean, or mean_logvar, from which every showing samples anew (default: mean)",
+    help="mean, or mean_logvar, which is sampled anew each time an image is shown"
+    " (default: mean)",
   )
   c.add_argument(
     "--image-px",
@@ -542,14 +547,14 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--tokenizer",
     default="",
     metavar="FILE",
-    help="a sentencepiece model (default: one that is trained on the source)",
+    help="a sentencepiece model (default: one is trained on the source)",
   )
   c.add_argument(
     "--vocab-size",
     type=whole(0),
     default=0,
     metavar="N",
-    help="pieces of a tokenizer that is trained (default: by the text there is)",
+    help="pieces of a trained tokenizer (default: to suit the amount of text)",
   )
   c.add_argument(
     "--shard-documents",

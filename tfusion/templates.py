@@ -1,7 +1,7 @@
 """Templates of pages, and the engine that fills them.
 
 Owns: how templates are opened: what they are given is escaped, and must be there. Not:
-the pages (report/, inspect/row_page.py).
+the pages (report/, inspect/row_page.py, generate/samples.py).
 """
 
 from pathlib import Path

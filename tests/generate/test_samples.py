@@ -126,8 +126,9 @@ def test_a_sample_shows_itself_in_a_notebook_with_its_images_in_place(
   made = sample(trained, ["a <image>", "a"])
   page = made[0]._repr_html_()
   shown = re.sub(r"<img [^>]*base64,[^>]*>", "IMG", page)
-  assert "gray'>a</span>IMG" in shown and "&lt;b&gt;" in shown and "<b>" not in shown
-  assert "width=128" in page and "pixelated" in page  # 4 pixels would not be seen
+  assert 'gray">a</span>IMG<span' in shown
+  assert "&lt;b&gt;" in shown and "<b>" not in shown
+  assert 'width="128"' in page and "pixelated" in page  # 4 pixels would not be seen
   assert made._repr_html_() == page + made[1]._repr_html_()
 
 
@@ -196,6 +197,7 @@ def test_samples_number_on_beside_those_of_other_prompts_and_say_what_was_asked(
   call = about["call"]
   assert call["prompts"] == ["seven <image>", "a"] and call["sample"]["steps"] == 2
   assert (call["count"], call["seed"], call["step"]) == (2, 5, 1)
+  assert call["diffusion"] == {"clip": trained.config.diffusion.clip}
 
 
 def test_two_that_sample_at_once_take_different_numbers(tmp_path, monkeypatch):

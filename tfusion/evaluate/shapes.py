@@ -95,7 +95,7 @@ def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
       tasks = _tasks(source, trained.config, corpus, part)
       prompts = [task.prompt for task in tasks]
       made = answers.answer(trained, prompts, f"{source.kind} {part}")
-      # The first behind those that stories and edits begin with.
+      # The first after those that stories and edits begin with.
       all_of = [[s.latent for s in one.spans if isinstance(s, Image)] for one in made]
       own = [np.clip(all_[len(_given(t))], -1, 1) for t, all_ in zip(tasks, all_of)]
       images += own
@@ -114,7 +114,11 @@ def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
 
 
 def _sources(corpus: Corpus) -> list[Shapes]:
-  """One source of each kind."""
+  """One source of each kind.
+
+  Told by its class, not by its name as the others: what is asked for here takes
+  `kind`, `part` and `truth`, which no other source has.
+  """
   found = [source for source in corpus.test if isinstance(source, Shapes)]
   return list({source.kind: source for source in found}.values())
 

@@ -1,7 +1,7 @@
-"""Images for people: PNG files, sheets of several images, tags for a web page.
+"""Images for people: PNG files, sheets of several images, addresses for a web page.
 
-Owns: float images in [-1, 1] to bytes, bytes to files and tags. Not: what the numbers
-of a model mean (canvas.py).
+Owns: float images in [-1, 1] to bytes, bytes to files and `data:` URLs. Not: what the
+numbers of a model mean (canvas.py).
 
 h w c height, width and channels (1 or 3) of an image
 """
@@ -88,15 +88,7 @@ def boxes(
   return places
 
 
-def tag(pixels_hwc: np.ndarray, *, width: int | None = None, style: str = "") -> str:
-  """An HTML <img> that holds u8[h, w, 1 or 3] itself.
-
-  Args:
-    pixels_hwc: the image.
-    width: on the page, in pixels; None: that of the image.
-    style: CSS of the tag.
-  """
+def data_url(pixels_hwc: np.ndarray) -> str:
+  """The `src` of an <img> that holds u8[h, w, 1 or 3] itself."""
   coded = base64.b64encode(encode(pixels_hwc)).decode()
-  size = f" width={width}" if width else ""
-  style = f' style="{style}"' if style else ""
-  return f'<img{size}{style} src="data:image/png;base64,{coded}">'
+  return f"data:image/png;base64,{coded}"

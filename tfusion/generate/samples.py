@@ -5,7 +5,6 @@ Owns: prompts with their files -> Samples, the files of a Sample. Not: the walk
 """
 
 import dataclasses
-import html
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from absl import logging
 from PIL import Image as Pillow
 
+from tfusion import templates
 from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pairs import why_no_file
@@ -30,7 +30,7 @@ from tfusion.model.transfusion import Params
 from tfusion.numerals import SEEDS
 from tfusion.sequence import Image, Text
 
-STYLE = "image-rendering: pixelated; vertical-align: middle; margin: 2px"
+FOLDER = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -114,16 +114,14 @@ class Sample:
     return f"Sample({self.prompt!r} -> {self.text!r})"
 
   def _repr_html_(self) -> str:
-    shown = []
-    for part, made in zip(self.parts, self.made, strict=True):
-      if isinstance(part, str):
-        colour = "inherit" if made else "gray"
-        shown.append(f"<span style='color: {colour}'>{html.escape(part)}</span>")
-      else:
-        width = max(part.shape[1], png.LEAST_SIDE)
-        shown.append(png.tag(part, width=width, style=STYLE))
-    stopped = "" if self.finished else "<span style='color: gray'> [...]</span>"
-    return f"<p style='white-space: pre-wrap'>{''.join(shown)}{stopped}</p>"
+    parts = [
+      {"text": part, "made": made}
+      if isinstance(part, str)
+      else {"src": png.data_url(part), "width": max(part.shape[1], png.LEAST_SIDE)}
+      for part, made in zip(self.parts, self.made, strict=True)
+    ]
+    template = templates.environment(FOLDER).get_template("sample.html.j2")
+    return template.render(parts=parts, finished=self.finished)
 
 
 class Samples(tuple[Sample, ...]):
@@ -172,6 +170,7 @@ def sample(
     logging.warning("%s", said)
   call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
   call["sample"] = dataclasses.asdict(config.sample)
+  call["diffusion"] = {"clip": config.diffusion.clip}  # all else is the run's own
   return Samples(
     Sample(prompt, parts, one.made, one.finished, number % count, call)
     for number, (prompt, one, parts) in enumerate(

@@ -29,7 +29,7 @@ class Span(NamedTuple):
   text: str  # or what is said of the image
   learned: bool = True
   mark: bool = False  # a special token
-  image: str = ""  # an HTML tag
+  image: str = ""  # its `src`
 
 
 def page(
@@ -73,7 +73,8 @@ def page(
     used=used,
     slots=len(row.image_start_n),
     documents=documents,
-    band=png.tag(band(row)),
+    band=png.data_url(band(row)),
+    image_px=IMAGE_PX,
   )
 
 
@@ -114,11 +115,11 @@ def _spans(
     ids = row.tokens_l[own[begin:end]]
     if kinds[begin] == "patch":
       slot = starts[int(own[begin])]
-      tag = png.tag(images[slot], width=IMAGE_PX)
-      yield Span(f"{end - begin} patches, {_noise(row, slot)}", image=tag)
+      text = f"{end - begin} patches, {_noise(row, slot)}"
+      yield Span(text, image=png.data_url(images[slot]))
     elif kinds[begin] == "code":
-      tag = png.tag(show([ids - tokenizer.vocab_size])[0], width=IMAGE_PX)
-      yield Span(f"{end - begin} codes", image=tag)
+      shown = show([ids - tokenizer.vocab_size])[0]
+      yield Span(f"{end - begin} codes", image=png.data_url(shown))
     elif kinds[begin] == "special":
       yield Span(special[int(ids[0])], bool(learned[begin]), mark=True)
     else:
