@@ -103,6 +103,26 @@ def test_what_does_not_fit_is_said_with_what_to_change(tmp_path, capsys, no_kern
 
 @libtpu
 @pytest.mark.libtpu
+@pytest.mark.slow
+def test_the_sampler_is_compiled_with_its_cache(no_kernels):
+  config = small(data=1, fsdp=2, tensor=2)
+  config = dataclasses.replace(
+    config,
+    sample=dataclasses.replace(config.sample, steps=10, max_elements=1024),
+    eval=dataclasses.replace(config.eval, batch=8),
+  )
+  found = study.study(config, chips.parse("v5e:2x2"), program="sampler")
+  assert found.fits and found.seconds > 0
+  sizes = found.compiled.arguments
+  assert set(sizes) == {"parameters", "cache"}
+  # Keys and values in bfloat16: rows over fsdp, heads over tensor.
+  assert sizes["cache"] == 2 * 2 * config.model.layers * 8 * 1024 * 2048 // 4
+  lines = "\n".join(pages.lines(found))
+  assert "8 images in 10 steps of denoising" in lines and "for the images" in lines
+
+
+@libtpu
+@pytest.mark.libtpu
 def test_a_topology_that_the_compiler_does_not_know_is_refused(no_kernels):
   config = dataclasses.replace(small(data=-1), train=Config().train)
   config = dataclasses.replace(

@@ -18,10 +18,15 @@ def lines(study: Study) -> Iterator[str]:
   """Says whether it fits, what a step takes, and what to change where it does not."""
   config, topology = study.config, study.topology
   axes = " x ".join(f"{name} {n}" for name, n in study.mesh.items() if n > 1) or "one"
+  work = (
+    f"{config.train.batch_rows} rows of {config.data.row_length} elements in"
+    f" {config.train.accumulate} parts; remat {config.model.remat}"
+  )
+  if study.program != "step":
+    work = f"{config.eval.batch} images in {config.sample.steps} steps of denoising"
   yield (
     f"{study.parameters:,} parameters on {topology} ({topology.devices} devices): mesh"
-    f" {axes}; {config.train.batch_rows} rows of {config.data.row_length} elements in"
-    f" {config.train.accumulate} parts; remat {config.model.remat}"
+    f" {axes}; {work}"
   )
   yield from _memory(study)
   if study.compiled.error:
@@ -118,9 +123,11 @@ def _time(study: Study) -> Iterator[str]:
   for key, count in sorted(layer.get("count", {}).items()):
     size = layer["bytes"][key] / 2**20
     yield f"in a layer, forward and backward: {count} {key}, {size:,.1f} MiB"
+  whole = "a step" if study.program == "step" else "all"
   for key, count in sorted(cost["count"].items()):
+    size = cost["bytes"][key] / 2**20
     yield (
-      f"in a step: {count} {key}, {cost['bytes'][key] / 2**20:,.0f} MiB,"
+      f"in {whole}: {count} {key}, {size:,.0f} MiB,"
       f" {1e3 * cost['busy'][key]:.1f} ms on the links,"
       f" {1e3 * cost['exposed'][key]:.1f} ms of it exposed"
     )

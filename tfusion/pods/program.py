@@ -99,9 +99,6 @@ def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
 
-  cache = jax.eval_shape(
-    lambda: phases.empty_cache(config.model, batch=rows, length=length)
-  )
   block = phases.Block(
     tokens_bl=array(jnp.int32, 2),
     patch_bl=array(jnp.int32, 2),
@@ -118,11 +115,34 @@ def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered
     diffusion=config.diffusion,
     sample=config.sample,
     length=length,
-    cache=cache,
+    cache=_cache(config),
     unconditional=block,
     at_b=array(jnp.int32),
     image_b=array(jnp.int32),
     keys_b=keys,
+  )
+
+
+def arguments(
+  config: Config, mesh: jax.sharding.Mesh, *, trains: bool
+) -> dict[str, Any]:
+  """What a program is given, by name: of the training step, or of the sampler, which
+  has no more than parameters and a cache. Call it inside jax.set_mesh."""
+  state = abstract_state(config, mesh)
+  if not trains:
+    return {"parameters": state.sampling_params, "cache": _cache(config)}
+  return {
+    "parameters": state.params,
+    "optimizer": state.opt_state,
+    "average": state.ema,
+    "batch": abstract_batch(config, mesh),
+  }
+
+
+def _cache(config: Config) -> Any:
+  length, rows = config.sample.max_elements, config.eval.batch
+  return jax.eval_shape(
+    lambda: phases.empty_cache(config.model, batch=rows, length=length)
   )
 
 

@@ -110,14 +110,9 @@ def _compile(request: Request) -> Compiled:
   with jax.set_mesh(mesh):
     lower = {"step": program.lower_step, "sampler": program.lower_sampler}
     lowered = lower[request.program](config, mesh)
-    state = program.abstract_state(config, mesh)
-    arguments = {
-      "parameters": state.params,
-      "optimizer": state.opt_state,
-      "average": state.ema,
-      "batch": program.abstract_batch(config, mesh),
-    }
-    kept = program.residual_bytes(config, mesh) if request.program == "step" else 0
+    trains = request.program == "step"
+    arguments = program.arguments(config, mesh, trains=trains)
+    kept = program.residual_bytes(config, mesh) if trains else 0
     try:
       compiled = lowered.compile()
     except Exception as error:  # what the compiler has to say is a result
@@ -153,7 +148,7 @@ def _compile(request: Request) -> Compiled:
     temporaries=max(memory.temp_size_in_bytes - kept, 0),
     peak=peak,
     cost=_as_json(timeline.total()),
-    layer=_as_json(_layer(parsed, timeline, config)),
+    layer=_as_json(_layer(parsed, timeline, config)) if trains else {},
   )
 
 
