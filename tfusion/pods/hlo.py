@@ -24,7 +24,6 @@ class Shape(NamedTuple):
   dtype: str
   dims: tuple[int, ...]
   in_hbm: bool  # else in a memory on the chip
-  tile_lanes: int  # of the last dimension as it is stored; 0: not told
 
   @property
   def size(self) -> int:
@@ -292,7 +291,6 @@ def _shapes(text: str) -> tuple[Shape, ...]:
   for dtype, dims, layout in _SHAPE.findall(text):
     sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
     space = re.search(r"S\((\d+)\)", layout)
-    lanes = re.search(r"T\((?:\d+,)?(\d+)\)", layout)
     in_hbm = not space or space[1] == "0"
-    found.append(Shape(dtype, sizes, in_hbm, int(lanes[1]) if lanes else 0))
+    found.append(Shape(dtype, sizes, in_hbm))
   return tuple(found)

@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec as P
 
 from tfusion.config import Config
 from tfusion.generate import phases
-from tfusion.model.transfusion import dtype_of
 from tfusion.pods.chips import GPUS, Topology
 from tfusion.sequence import Batch
 from tfusion.sharding import make_mesh, spec
@@ -182,11 +181,6 @@ def shard_bytes(x: Any) -> int:
   shape = sharding.shard_shape(x.shape) if sharding is not None else x.shape
   itemsize = getattr(x.dtype, "itemsize", 4)
   return int(np.prod(shape, dtype=np.int64)) * itemsize
-
-
-def matmul_dtype(config: Config) -> str:
-  """Of a config whose dtype is auto, what it is on an accelerator."""
-  return "bfloat16" if config.model.dtype == "auto" else str(dtype_of(config.model))
 
 
 def _replicated(x: Any, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:

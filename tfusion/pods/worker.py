@@ -91,11 +91,8 @@ def compile_for(request: Request) -> Compiled:
 
 def _main(out: str) -> None:
   """The new process."""
-  values = json.load(sys.stdin)
-  request = Request(values[0], Topology(values[1][0], *values[1][1:]), *values[2:])
-  request = request._replace(
-    topology=request.topology._replace(shape=tuple(request.topology.shape))
-  )
+  config, (generation, shape, slices), *rest = json.load(sys.stdin)
+  request = Request(config, Topology(generation, tuple(shape), slices), *rest)
   try:
     found: dict[str, Any] = _compile(request)._asdict()
   except ValueError as error:  # of the request: a mesh that does not fit
