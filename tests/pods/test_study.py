@@ -44,7 +44,7 @@ def small(**mesh) -> Config:
 @pytest.fixture
 def no_kernels(monkeypatch):
   """The time of the attention kernels is another test's."""
-  monkeypatch.setattr(kernels, "seconds", lambda *_: {})
+  monkeypatch.setattr(kernels, "times", lambda *_: kernels.Times({}))
 
 
 @libtpu
@@ -99,6 +99,39 @@ def test_what_does_not_fit_is_said_with_what_to_change(tmp_path, capsys, no_kern
   assert re.search(r"parameters 6\.\d\d, optimizer 12\.\d\d", said)
   written = json.loads((tmp_path / "out.json").read_text())
   assert written["fits"] is False and written["error"]
+
+
+def test_kernels_take_their_live_tiles_at_the_share_that_their_instructions_allow(
+  monkeypatch,
+):
+  config = read_config("experiments/paper.py:size=7b", [])
+  topology = chips.parse("v5p-128")
+  counted = study.counts_lib.count(config)
+  shares = {"forward": {"full": 0.8, "masked": 0.5}}
+  shares |= {"backward": {"full": 1.0, "masked": 1.0}}
+  monkeypatch.setattr(kernels, "_shares", lambda *_: (shares, ""))
+  found = kernels.times(config, topology, counted).seconds
+  tile = 2.0 * 512**2 * 128 * 32 * 8 / topology.chip.flops  # 8 rows of 32 heads
+  forward = counted.full_tiles / 0.8 + counted.masked_tiles / 0.5
+  assert found["attend_forward"] == pytest.approx(2 * tile * forward)
+  tiles = counted.full_tiles + counted.masked_tiles
+  assert found["attend_backward"] == pytest.approx(5 * tile * tiles)
+  assert kernels.times(config, chips.parse("h100:64"), counted).seconds == {}
+
+
+def test_kernels_whose_instructions_cannot_be_counted_are_taken_at_the_peak(
+  monkeypatch,
+):
+  found = study.kernels.static.Pass("no body does that", {}, {}, 0)
+  passes = dict.fromkeys(("forward", "backward"), found)
+  monkeypatch.setattr(kernels.static, "measure", lambda *_: passes)
+  config = tiny_config()
+  config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=4))
+  counted = study.counts_lib.count(config)
+  times = kernels.times(config, chips.parse("v5e:2x2"), counted)
+  assert "at the peak" in times.note and "no body does that" in times.note
+  assert times.seconds["attend_forward"] > 0
+  kernels._shares.cache_clear()
 
 
 @libtpu

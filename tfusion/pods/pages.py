@@ -111,9 +111,9 @@ def _operations(study: Study) -> Iterator[str]:
   counts = study.counts
   own = study.compiled.cost.get("flops", 0.0) * study.topology.devices
   yield (
-    f"operations of a step, in TFLOP: {counts.exact / 1e12:,.0f} of pairs that see each"
-    f" other; {counts.tiles / 1e12:,.0f} with whole tiles of attention;"
-    f" {counts.square / 1e12:,.0f} as 6 N T with all pairs; {own / 1e12:,.0f} in the"
+    f"operations of a step, in TFLOP: {counts.exact / 1e12:,.4g} of pairs that see each"
+    f" other; {counts.tiles / 1e12:,.4g} with whole tiles of attention;"
+    f" {counts.square / 1e12:,.4g} as 6 N T with all pairs; {own / 1e12:,.4g} in the"
     " compiled matmuls, recomputation included, attention not"
   )
 
@@ -137,6 +137,8 @@ def _time(study: Study) -> Iterator[str]:
     f" {1e3 * cost['kernels']:.1f} ms and exposed communication"
     f" {1e3 * sum(study.exposed.values()):.1f} ms"
   )
+  if study.note:
+    yield study.note
   if study.program != "step":
     return
   yield (

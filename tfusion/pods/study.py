@@ -28,6 +28,7 @@ class Study(NamedTuple):
   parameters: int
   counts: counts_lib.Counts
   compiled: Compiled
+  note: str = ""  # of the attention kernels' time
 
   @property
   def needs(self) -> dict[str, int]:
@@ -122,8 +123,12 @@ def study(
       " all other axes lie within one"
     )
   counted = counts_lib.count(config)
-  times = kernels.seconds(config, topology, counted) if program == "step" else {}
-  request = worker.Request(dataclasses.asdict(config), topology, program, times, save)
+  times = kernels.Times({})
+  if program == "step":
+    times = kernels.times(config, topology, counted)
+  request = worker.Request(
+    dataclasses.asdict(config), topology, program, times.seconds, save
+  )
   compiled = worker.compile_for(request)
   return Study(
     topology,
@@ -133,6 +138,7 @@ def study(
     parameter_count(config.model),
     counted,
     compiled,
+    times.note,
   )
 
 
