@@ -25,6 +25,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tfusion.config import MeshConfig
+from tfusion.muster import muster
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -66,6 +67,9 @@ def join_hosts(how: str) -> None:
 
 def _initialize(how: str, *args):
   try:
+    if args:
+      address, count, index = args
+      muster(address, index, count)
     jax.distributed.initialize(*args)
   except (ValueError, RuntimeError) as error:
     why = str(error).partition("\n")[0]
