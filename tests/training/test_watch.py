@@ -119,7 +119,7 @@ def test_the_error_of_another_host_ends_this_one_too_unless_it_has_one_itself(wa
   watch._hear(Word(1, "end", ["the disk is full", 2]))
   by, why, status = watch._left
   assert (why, status) == ("host 1: the disk is full", 2)
-  assert by > time.monotonic() + 5  # time to end by itself
+  assert by > time.monotonic() + 3  # time to end by itself
 
 
 def test_a_failed_collective_is_known_from_a_value_that_a_person_can_mend():

@@ -8,6 +8,7 @@ data, to compile, to evaluate and to save take as long as they take: there only 
 of a host ends the run. So does the stop of this process, as by Ctrl-Z, count nothing.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import os
@@ -30,7 +31,7 @@ from tfusion.training.peers import Peers, Word
 STATUS = os.EX_TEMPFAIL  # 75: the same command goes on
 LOOK_SECONDS = 1.0  # between two looks
 ASLEEP_SECONDS = 10.0  # between two looks: this process was stopped itself
-GRACE_SECONDS = 10.0  # for this host to fail by itself where another has
+GRACE_SECONDS = 5.0  # for this host to fail by itself where another has
 TELL_SECONDS = 2.0  # for words to reach the others before this process ends
 PROFILE = "profile"  # a file of the workdir that asks for one
 GOES_ON = "the same command, on all hosts, goes on from the last checkpoint"
@@ -57,6 +58,7 @@ class Watch:
     self._workdir, self._limit, self._clock = workdir, stall_seconds, clock
     self._beats, self._seen, self._since = 0, -1, 0.0
     self._gone: set[int] = set()  # hosts that have come to their end
+    self._lost = self._ends_itself = False
     self._left: tuple[float, str, int] | None = None  # by when to end, why, how
     self._lock, self._done = threading.Lock(), threading.Event()
     self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -94,13 +96,29 @@ class Watch:
     if self.peers and error and _is_of_devices(error):
       self._thread.join(peers_lib.SILENT_SECONDS + ASLEEP_SECONDS)
       self._end(f"the hosts lost each other, and all answer ({said[:300]}); {GOES_ON}")
+    if not self.peers:
+      self._done.set()
+      self._thread.join()
+      return
+    known = error and errors.explain(error)
+    status = 2 if known else 130 if isinstance(error, KeyboardInterrupt) else 1
+    self._ends_itself = True
+    self._say("end", error and [known or said, status])
+    if error and not self._all_end():
+      # JAX waits at the exit for hosts that are gone, and aborts: what ended this one
+      # is said by then.
+      atexit.register(_exit_now, status)
     self._done.set()
     self._thread.join()
-    if self.peers:
-      known = error and errors.explain(error)
-      status = 2 if known else 1
-      self._say("end", error and [known or said, status])
-      self.peers.close()
+    self.peers.close()
+
+  def _all_end(self) -> bool:
+    """Whether the other hosts end too, of themselves; waits for their word."""
+    end = time.monotonic() + GRACE_SECONDS + LOOK_SECONDS
+    others = set(range(jax.process_count())) - {jax.process_index()}
+    while time.monotonic() < end and not others <= self._gone:
+      time.sleep(0.1)
+    return others <= self._gone and not self._lost
 
   def _run(self) -> None:
     looked = time.monotonic()
@@ -116,9 +134,9 @@ class Watch:
       looked = now
       for word in words:
         self._hear(word)
-      if self._left and now > self._left[0]:
+      if self._left and now > self._left[0] and not self._ends_itself:
         self._end(*self._left[1:])
-      if not self._beats or self._clock.phase:
+      if not self._beats or self._clock.phase or self._ends_itself:
         self._since = now
       elif self._limit and now - self._since > self._limit:
         self._end_stalled(jax.process_index(), self._limit)
@@ -138,9 +156,14 @@ class Watch:
       self._gone.add(word.host)
       if word.value:
         why, status = word.value
-        self._left = time.monotonic() + GRACE_SECONDS, f"{name}: {why}", status
+        # The first goes last: without it, JAX would abort the others.
+        grace = GRACE_SECONDS * (1 if jax.process_index() else 2)
+        self._left = time.monotonic() + grace, f"{name}: {why}", status
     elif word.kind == "lost" and word.host not in self._gone:
       self._gone.add(word.host)
+      self._lost = True
+      if self._ends_itself:
+        return
       self._end(
         f"{name} {word.value}: killed, out of memory or cut off; {GOES_ON}", told=True
       )
@@ -200,6 +223,13 @@ def watching(workdir: Path, stall_seconds: float, clock: Clock) -> Iterator[Watc
     watch.stop(error)
     raise
   watch.stop(None)
+
+
+def _exit_now(status: int) -> None:
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      stream.flush()
+  os._exit(status)
 
 
 def _is_of_devices(error: BaseException) -> bool:
