@@ -1,11 +1,14 @@
 """Two processes of `tfusion train --distributed`, four devices each, as two hosts."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -39,48 +42,95 @@ SMALLEST = [
 CONFIG = str(ROOT / "experiments" / "digits.py:smoke")
 
 
-def run_two_hosts(workdir: pathlib.Path, *more: str) -> list[str]:
-  """Runs the command in two processes; returns what they printed."""
+# Evaluates and samples nothing on the way.
+TRAINING = [*SMALLEST, "--config.train.eval_every_steps=100000"]
+TRAINING += ["--config.train.save_every_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+  """Of a process that is a host; programs are compiled once."""
+  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")) as where:
+    yield (
+      os.environ
+      | where
+      | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "PYTHONPATH": str(ROOT),
+        **tiny.QUICK,
+      }
+    )
+
+
+class Host:
+  """A process of a run; what it prints goes to a file."""
+
+  def __init__(self, command: list[str], env: dict[str, str], printed: pathlib.Path):
+    self.printed = printed
+    with printed.open("w") as file:
+      self.process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
+
+  @property
+  def said(self) -> str:
+    return self.printed.read_text(errors="replace")
+
+  def wait_for(self, text: str) -> None:
+    end = time.monotonic() + 300
+    while text not in self.said:
+      alive = self.process.poll() is None and time.monotonic() < end
+      assert alive or text in self.said, f"waits for {text!r}:\n{self.said}"
+      time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def two_hosts(env, workdir: pathlib.Path, *more: str, config=CONFIG, knobs=TRAINING):
+  """Two processes of the command, which do not outlive the `with`."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   code = "import sys; from tfusion import cli; sys.exit(cli.main(sys.argv[1:]))"
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-    "JAX_NUM_CPU_DEVICES": "4",
-    "PYTHONPATH": str(ROOT),
-    **tiny.QUICK,
-  }
+  command = [sys.executable, "-c", code, "train", "--config", config]
+  command += ["--workdir", str(workdir), *knobs, *more, "--distributed"]
+  files = [workdir.with_name(f"{time.monotonic_ns()}_{i}.txt") for i in range(2)]
   hosts = [
-    subprocess.Popen(
-      [sys.executable, "-c", code, "train", "--config", CONFIG]
-      + ["--workdir", str(workdir), *SMALLEST, *more]
-      + ["--distributed", f"{address},{index},2"],
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for index in range(2)
+    Host([*command, f"{address},{i},2"], env, path) for i, path in enumerate(files)
   ]
   try:
-    printed = [host.communicate(timeout=600)[0] for host in hosts]
+    yield hosts
   finally:
     for host in hosts:
-      host.kill()
-  assert [host.returncode for host in hosts] == [0, 0], "\n".join(printed)
-  return printed
+      host.process.kill()
+      host.process.wait()
+
+
+def ends(hosts: list[Host], *statuses: int, within: float = 600) -> list[str]:
+  """What hosts have printed that end with these statuses."""
+  end = time.monotonic() + within
+  for host in hosts:
+    host.process.wait(timeout=max(end - time.monotonic(), 0.1))
+  said = [host.said for host in hosts]
+  assert [host.process.returncode for host in hosts] == list(statuses), "\n".join(said)
+  return said
+
+
+def run_two_hosts(env, workdir: pathlib.Path, *more: str, **how) -> list[str]:
+  """Runs the command in two processes; returns what they printed."""
+  with two_hosts(env, workdir, *more, **how) as hosts:
+    return ends(hosts, 0, 0)
 
 
 def values(workdir: pathlib.Path, name: str) -> list[dict]:
   return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
-def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
+def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(env, tmp_path):
   both, one = tmp_path / "both", tmp_path / "one"
   mesh = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-  first, second = run_two_hosts(both, *mesh, "--config.train.steps=2")
+  first, second = run_two_hosts(
+    env, both, *mesh, "--config.train.steps=2", knobs=SMALLEST
+  )
   assert "step 2/2" in first and "caption_accuracy" in first
   assert "held out" not in second  # one host speaks
   assert json.loads((both / "run.json").read_text())["hosts"] == 2
@@ -101,6 +151,45 @@ def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(tmp_path):
           # Sums over devices are in another order.
           np.testing.assert_allclose(a[key], b[key], rtol=2e-5, err_msg=key)
   assert (both / "eval" / "digits.png").is_file()
+
+
+def steps(workdir: pathlib.Path) -> list[str]:
+  folder = workdir / "checkpoints"
+  return sorted((x.name for x in folder.iterdir() if x.name.isdecimal()), key=int)
+
+
+def test_what_becomes_of_one_host_becomes_of_all_and_the_run_goes_on(env, tmp_path):
+  run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+  long = "--config.train.steps=100000"
+  # SIGTERM to one: all save the same step. A second run meanwhile is refused.
+  with two_hosts(env, run, long) as hosts:
+    hosts[0].wait_for("step 1/")
+    with two_hosts(env, run, long) as others:
+      for said in ends(others, 2, 2):
+        assert "is in use by `tfusion" in said
+    hosts[1].process.send_signal(signal.SIGTERM)
+    said = ends(hosts, 143, 143)
+  stopped = int(steps(run)[-1])
+  assert f"stopped by SIGTERM after step {stopped}, saved" in said[0]
+  folder = run / "checkpoints" / f"{stopped}"
+  assert {x.name for x in folder.glob("record.*")} == {"record.0-of-2", "record.1-of-2"}
+  # kill -9: the other ends soon, and says who was lost.
+  with two_hosts(env, run, long) as hosts:
+    hosts[0].wait_for(f"step {stopped + 6}/")
+    hosts[1].process.kill()
+    said = ends(hosts, 75, -9, within=30)
+    assert "tfusion: host 0 ends: host 1 (" in said[0]
+    assert "has ended without a word" in said[0]
+  # A torn checkpoint: the newest whole one.
+  newest = run / "checkpoints" / steps(run)[-1]
+  before = steps(run)[-2]
+  next(newest.glob("state/**/ocdbt.process_1/d/*")).write_bytes(b"torn")
+  last = f"--config.train.steps={int(newest.name) + 4}"
+  said = run_two_hosts(env, run, last)
+  assert f"checkpoint {newest} is skipped" in said[0] + said[1]
+  assert f"goes on after step {before} of" in said[0]
+  run_two_hosts(env, undisturbed, last)
+  assert values(run, "metrics.jsonl") == values(undisturbed, "metrics.jsonl")
 
 
 @pytest.mark.parametrize("how", ["here", "host:1234", "host,0,2", "host:1234,2,2"])

@@ -19,7 +19,7 @@ PACKAGE, TESTS = ROOT / "tfusion", ROOT / "tests"
 # in its own directory.
 FLOORS = (
   "version files paper parsing templates",
-  "config errors lock numerals startup",
+  "config errors lock muster numerals startup",
   "autoencoder_config",
   "workdir sharding checkpoint report progress",
   "config_file",
@@ -38,8 +38,8 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
-  " numerals own_loop paper parsing progress run sequence sharding sizing startup"
-  " templates version workdir",
+  " muster numerals own_loop paper parsing progress run sequence sharding sizing"
+  " startup templates version workdir",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
@@ -61,7 +61,7 @@ FILES = {
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
   "training": "clock compiled data_report events executable feed flops hold log loop"
-  " losses machine optim speed step stop validate",
+  " losses machine optim peers speed step stop validate watch",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.
@@ -86,7 +86,7 @@ NUMPY_ONLY = (
   "version autoencoder_config config files lock workdir cli report sequence data"
 )
 NUMPY_ONLY += " errors config_file numerals paper parsing progress sizing startup"
-NUMPY_ONLY += " templates version"
+NUMPY_ONLY += " templates version muster"
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",

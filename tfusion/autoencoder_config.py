@@ -93,6 +93,8 @@ class TrainConfig:
   keep_every_steps: int = 0  # also keep checkpoints of multiples of this; 0: none
   # Updates whose numbers are not finite are skipped; so many in a row stop the run.
   max_skipped_updates: int = 5
+  # So long without an update, a run writes where it stands and ends; 0: it never does.
+  stall_seconds: int = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +123,8 @@ RANGES = {
   "at least 0": (
     lambda x: x >= 0,
     "loss.perceptual_weight loss.kl_weight loss.beta loss.adversary_weight"
-    " loss.adversary_start train.keep_every_steps optim.end_lr optim.warmup_steps"
-    " optim.weight_decay",
+    " loss.adversary_start train.keep_every_steps train.stall_seconds optim.end_lr"
+    " optim.warmup_steps optim.weight_decay",
   ),
   config_lib.SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
   "in [0, 1)": (lambda x: 0 <= x < 1, "optim.b1 optim.b2 optim.ema_decay"),

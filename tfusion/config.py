@@ -143,6 +143,8 @@ class TrainConfig:
   keep_every_steps: int = 0  # also keep checkpoints of multiples of this; 0: none
   # Updates whose numbers are not finite are skipped; so many in a row stop the run.
   max_skipped_updates: int = 5
+  # So long without an update, a run writes where it stands and ends; 0: it never does.
+  stall_seconds: int = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,7 @@ RANGES = {
     lambda x: x >= 0,
     "diffusion.image_weight diffusion.clip data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
-    " train.keep_every_steps sample.temperature",
+    " train.keep_every_steps train.stall_seconds sample.temperature",
   ),
   # A row is filled, and held whole on the host; so long a one is a slip of the pen.
   f"in [1, {LONGEST_ROW}]": (lambda x: 1 <= x <= LONGEST_ROW, "data.row_length"),

@@ -30,6 +30,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tfusion.config import MeshConfig, mesh_sizes
+from tfusion.muster import muster
 
 FSDP = ("fsdp_outer", "fsdp_inner")
 AXES = ("data", *FSDP, "context", "tensor")
@@ -72,6 +73,9 @@ def join_hosts(how: str) -> None:
 
 def _initialize(how: str, *args):
   try:
+    if args:
+      address, count, index = args
+      muster(address, index, count)
     jax.distributed.initialize(*args)
   except (ValueError, RuntimeError) as error:
     why = str(error).partition("\n")[0]

@@ -65,6 +65,7 @@ ADDED = {
   "data.isolate_documents": True,
   "sample.start": 1.0,
 }
+ADDED_TO_ALL = {"train.stall_seconds": 0}  # the same, in the configs of all commands
 
 # Knobs that have another name now: old name -> new name. A run's config.json may have
 # the old ones.
@@ -118,7 +119,8 @@ def load_config(workdir: str | Path, *, kind: type[Any] | None = Config) -> Any:
       wanted = next((k for k in KINDS.values() if k.command == command), wanted)
     if command == wanted.command:
       values = _with_new_names(values)
-      return wanted.from_dict(_with_added(values) if command == "train" else values)
+      added = ADDED_TO_ALL | (ADDED if command == "train" else {})
+      return wanted.from_dict(_with_added(values, added))
   except ValueError as error:  # not JSON is one too
     raise ValueError(
       f"{path}: damaged or of another version of tfusion ({error}); restore it, or"
@@ -219,9 +221,9 @@ def _with_new_names(values: Any) -> Any:
   return values
 
 
-def _with_added(values: dict[str, Any]) -> dict[str, Any]:
+def _with_added(values: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
   """The config of a run as today's tfusion would have saved it."""
-  for key, value in ADDED.items():
+  for key, value in added.items():
     section, _, name = key.partition(".")
     if isinstance(values, dict) and isinstance(values.get(section), dict):
       values[section].setdefault(name, value)

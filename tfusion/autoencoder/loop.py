@@ -32,7 +32,7 @@ from tfusion.training import events
 from tfusion.training.clock import Clock
 from tfusion.training.compiled import CompiledStep
 from tfusion.training.feed import Feed
-from tfusion.training.hold import Hold, hold
+from tfusion.training.hold import Hold, hold_watched
 from tfusion.training.log import Log, Values
 from tfusion.training.stop import StopSignals
 
@@ -70,7 +70,7 @@ def train(
   workdir, clock = _check(config, workdir), Clock()
   with contextlib.ExitStack() as stack:
     # Open the workdir, the data, the devices.
-    held = stack.enter_context(hold(workdir))
+    held = stack.enter_context(hold_watched(config, workdir, clock))
     changes = workdir_lib.check_same_run(config, workdir)
     with clock.measure("init"):
       shape = config.data.image_shape

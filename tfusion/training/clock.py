@@ -17,14 +17,16 @@ class Clock:
   def __init__(self):
     self.start = time.perf_counter()
     self.seconds: defaultdict[str, float] = defaultdict(float)
+    self.phase = ""  # what is being measured; a thread may ask (watch.py)
 
   @contextmanager
   def measure(self, name: str):
     """Adds the time inside to `name`."""
-    begin = time.perf_counter()
+    begin, (before, self.phase) = time.perf_counter(), (self.phase, name)
     try:
       yield
     finally:
+      self.phase = before
       self.seconds[name] += time.perf_counter() - begin
 
   def wait_for(self, rows: Iterator[Rows], *, device: Any) -> Rows:

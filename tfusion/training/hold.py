@@ -7,11 +7,14 @@ import contextlib
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from tfusion import lock as lock_lib
 from tfusion.sharding import gather_json
+from tfusion.training.clock import Clock
+from tfusion.training.watch import Watch, watching
 
 TELL_SECONDS = 5.0  # between two words of the first host while it takes the lock
 
@@ -22,6 +25,7 @@ class Hold:
   def __init__(self, lock: lock_lib.Lock | None):
     """Keeps the lock of the first host; None on the others."""
     self._lock = lock
+    self.watch: Watch | None = None  # of the run, where it is watched
 
   def check(self) -> None:
     """Proves that this host's lock is still held; the other hosts have none.
@@ -66,6 +70,25 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
     if answer:
       raise ValueError(answer)
     yield Hold(taking.result() if taking else None)
+
+
+@contextlib.contextmanager
+def hold_watched(config: Any, workdir: Path, clock: Clock) -> Iterator[Hold]:
+  """As `hold`, with the watch over a run, which begins first.
+
+  Args:
+    config: with train.stall_seconds.
+    workdir: of the run.
+    clock: of the run.
+
+  Raises:
+    ValueError: another run holds the workdir; on all hosts.
+    OSError: the lock cannot be written; ValueError from several hosts.
+  """
+  limit = config.train.stall_seconds
+  with watching(workdir, limit, clock) as watch, hold(workdir) as held:
+    held.watch = watch
+    yield held
 
 
 def _answer(taking: futures.Future[lock_lib.Lock] | None) -> str | None:

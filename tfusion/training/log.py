@@ -56,7 +56,7 @@ class Log:
       workdir: of the run.
       step: updates done so far.
       clock: runs since the start of this process.
-      held: the workdir.
+      held: the workdir; its watch is told of every update.
       stop: is told where nobody reads any more what the run says.
       rates: what speed.jsonl says beside times, of the `seconds` and the counts since
         the last line, by name as `hand_over` was given them.
@@ -67,7 +67,7 @@ class Log:
     self.waiting: tuple[int, dict[str, jax.Array]] | None = None
     self._train, self._workdir = config.train, workdir
     self.clock = clock
-    self._held, self._stop = held, stop
+    self._held, self._stop, self._watch = held, stop, held.watch
     self._rates, self._line = rates, line
     # Counts now, and at the last line.
     self._done: defaultdict[str, float] = defaultdict(int)
@@ -77,6 +77,8 @@ class Log:
       for name in ("metrics", "speed", "validation")
     }
     self._board = TensorBoard(workdir / "tensorboard", writes=self.first)
+    if self._watch:
+      self._watch.beat()
 
   def say(self, text: str) -> None:
     """Prints; where nobody reads any more, the run is told to stop."""
@@ -108,6 +110,8 @@ class Log:
       return
     (step, arrays), self.waiting = self.waiting, None
     values = {name: float(x) for name, x in jax.device_get(arrays).items()}
+    if self._watch:
+      self._watch.beat()
     limit = self._train.max_skipped_updates
     if values["skipped"] >= limit:
       raise FloatingPointError(

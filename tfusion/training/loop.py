@@ -38,7 +38,7 @@ from tfusion.training.compiled import CompiledStep
 from tfusion.training.data_report import DataReport
 from tfusion.training.feed import Feed
 from tfusion.training.flops import batch_flops
-from tfusion.training.hold import Hold, hold
+from tfusion.training.hold import Hold, hold_watched
 from tfusion.training.log import Log, Values
 from tfusion.training.speed import Speed
 from tfusion.training.step import (
@@ -94,7 +94,7 @@ def train(
   workdir, clock = _check(config, workdir), Clock()
   with contextlib.ExitStack() as stack:
     # Open the workdir, the data, the devices.
-    held = stack.enter_context(hold(workdir))
+    held = stack.enter_context(hold_watched(config, workdir, clock))
     changes = workdir_lib.check_same_run(config, workdir)
     with clock.measure("init"):
       corpus = _open_corpus(config, workdir, evaluations, reference)

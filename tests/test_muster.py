@@ -1,0 +1,63 @@
+"""Promises of tfusion/muster.py: who is missing is said."""
+
+import concurrent.futures
+import socket
+
+import pytest
+
+from tfusion import muster as muster_lib
+from tfusion.muster import muster
+
+
+@pytest.fixture
+def address() -> str:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return f"localhost:{free.getsockname()[1]}"
+
+
+def come(address: str, *processes: tuple[int, int]) -> list[str]:
+  """What processes (index, count) hear; nothing where all is well."""
+
+  def one(process):
+    try:
+      muster(address, *process)
+    except ValueError as error:
+      return str(error)
+    return ""
+
+  with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+    return list(pool.map(one, processes))
+
+
+def test_all_come_and_the_address_is_free_again(address):
+  assert come(address, (2, 3), (0, 3), (1, 3)) == [""] * 3
+  with socket.create_server(("", int(address.rpartition(":")[2]))):
+    pass
+
+
+def test_who_does_not_come_is_named_to_all(address, monkeypatch):
+  monkeypatch.setattr(muster_lib, "SECONDS", 0.5)
+  said = come(address, (0, 4), (2, 4))
+  assert said == ["of 4 processes, 1, 3 did not come within 0 s"] * 2
+
+
+def test_a_first_process_that_does_not_come_is_named(address, monkeypatch):
+  monkeypatch.setattr(muster_lib, "SECONDS", 0.5)
+  (said,) = come(address, (1, 2))
+  assert said.startswith(f"process 0 did not come to {address} within")
+
+
+@pytest.mark.parametrize(
+  "second, says",
+  [((1, 3), "two processes came as number 1"), ((2, 4), "process 2 says COUNT=4")],
+)
+def test_processes_that_contradict_each_other_are_told(address, second, says):
+  said = come(address, (0, 3), (1, 3), second)
+  assert all(one.startswith(says) for one in said[:1]) and any(said[1:])
+
+
+def test_a_port_that_is_taken_is_said(address):
+  with socket.create_server(("", int(address.rpartition(":")[2]))):
+    (said,) = come(address, (0, 2))
+  assert said.startswith(f"process 0 cannot listen at {address}")

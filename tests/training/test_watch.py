@@ -1,0 +1,128 @@
+"""Promises of tfusion/training/watch.py and peers.py that need no second process."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import pytest
+
+from tfusion.training import peers as peers_lib
+from tfusion.training import watch as watch_lib
+from tfusion.training.clock import Clock
+from tfusion.training.peers import Peers, Word
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Ended(Exception):
+  """Stands for the end of the process."""
+
+
+@pytest.fixture
+def watch(tmp_path, monkeypatch):
+  def end(status):
+    raise Ended(status)
+
+  monkeypatch.setattr(os, "_exit", end)
+  return watch_lib.Watch(tmp_path, 1.0, Clock())
+
+
+def test_a_run_that_stands_still_writes_where_and_ends(tmp_path):
+  code = f"""
+    import pathlib, time
+    from tfusion.training.clock import Clock
+    from tfusion.training.watch import watching
+
+    def stand_still():
+      time.sleep(60)
+
+    clock = Clock()
+    with watching(pathlib.Path({str(tmp_path)!r}), 1, clock) as watch:
+      time.sleep(2.5)  # it has not begun
+      watch.beat()
+      with clock.measure("evaluate"):
+        time.sleep(2.5)
+      print("evaluated", flush=True)
+      stand_still()
+  """
+  begin = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code)],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+  )
+  assert time.monotonic() - begin < 50
+  assert done.stdout == "evaluated\n" and done.returncode == 75
+  assert "tfusion: host 0 ends: no update for train.stall_seconds=1" in done.stderr
+  for text in (done.stderr, (tmp_path / "stacks_host_0.txt").read_text()):
+    assert "in stand_still" in text
+
+
+@pytest.fixture
+def two(monkeypatch):
+  """The connections of the first host and of the second."""
+  ends = socket.socketpair()
+  made = []
+  for host, end in enumerate(ends):
+    monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+    made.append(Peers({1 - host: end}, ["a, process 1", "b, process 2"]))
+  yield made
+  for one in made:
+    one.close()
+
+
+def test_hosts_hear_each_other_and_a_sign_of_life_is_no_word(two):
+  first, second = two
+  second.say("pace", 0.25)
+  assert first.listen(5.0) == [Word(1, "pace", 0.25)]
+  assert second.listen(5.0) == []  # a beat of the first
+
+
+def test_a_host_whose_connection_ends_is_lost_and_named(two, watch, monkeypatch, capfd):
+  first, second = two
+  monkeypatch.setattr(watch_lib, "TELL_SECONDS", 0.0)
+  watch.peers = first
+  second.say("pace", 0.5)
+  second.close()
+  words = [*first.listen(5.0), *first.listen(5.0)]
+  assert [word.kind for word in words] == ["pace", "lost"]
+  with pytest.raises(Ended, match="75"):
+    for word in words:
+      watch._hear(word)
+  said = capfd.readouterr().err
+  assert "ends: host 1 (b, process 2) has ended without a word: killed" in said
+  assert watch.paces == {1: 0.5}
+
+
+def test_a_host_that_says_nothing_for_long_is_lost(two, monkeypatch):
+  first, _ = two
+  monkeypatch.setattr(peers_lib, "SILENT_SECONDS", -1.0)
+  assert [word.kind for word in first.listen(0.0)] == ["lost"]
+
+
+def test_a_host_that_has_said_that_it_ends_is_not_lost(two, watch):
+  first, second = two
+  watch.peers = first
+  second.say("end")
+  second.close()
+  for word in [*first.listen(5.0), *first.listen(5.0)]:
+    watch._hear(word)
+
+
+def test_the_error_of_another_host_ends_this_one_too_unless_it_has_one_itself(watch):
+  watch._hear(Word(1, "end", ["the disk is full", 2]))
+  by, why, status = watch._left
+  assert (why, status) == ("host 1: the disk is full", 2)
+  assert by > time.monotonic() + 3  # time to end by itself
+
+
+def test_a_failed_collective_is_known_from_a_value_that_a_person_can_mend():
+  lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+  assert watch_lib._is_of_devices(lost)
+  assert not watch_lib._is_of_devices(ValueError("train.steps=0: must be above 0"))

@@ -1,0 +1,101 @@
+"""Whether all processes of a run are there, before JAX joins them.
+
+Owns: the wait for them, at the address that JAX then takes, and who is missing. Not:
+the joining (sharding.py), their end (training/peers.py).
+
+JAX waits as long, and then aborts every process without saying which was not there.
+"""
+
+import contextlib
+import socket
+import time
+
+SECONDS = 300.0  # for all processes to come, as JAX waits
+AGAIN_SECONDS = 0.5  # between two calls at a door that is not open yet
+HELLO = "tfusion"
+
+
+def muster(address: str, index: int, count: int) -> None:
+  """Returns when all processes have come; all of them must call it.
+
+  Args:
+    address: HOST:PORT of process 0, free there.
+    index: of this process.
+    count: of processes.
+
+  Raises:
+    ValueError: not all came within SECONDS; names those that did not, where process 0
+      did. Or two came as the same one, or with another count.
+  """
+  host, _, port = address.rpartition(":")
+  end = time.monotonic() + SECONDS
+  if index:
+    _report(host.strip("[]"), int(port), index, count, end)
+  else:
+    _wait_for_all(address, int(port), count, end)
+
+
+def _wait_for_all(address: str, port: int, count: int, end: float) -> None:
+  try:
+    listener = socket.create_server(("", port), backlog=count)
+  except OSError as error:
+    raise ValueError(
+      f"process 0 cannot listen at {address} ({error}); choose a free port"
+    ) from error
+  came: dict[int, socket.socket] = {}
+  fault = ""
+  with listener:
+    while len(came) < count - 1 and not fault and (left := end - time.monotonic()) > 0:
+      listener.settimeout(left)
+      with contextlib.suppress(TimeoutError):
+        fault = _let_in(listener.accept()[0], came, count)
+  if missing := sorted(set(range(1, count)) - set(came)):
+    names = ", ".join(map(str, missing))
+    fault = (
+      fault or f"of {count} processes, {names} did not come within {SECONDS:.0f} s"
+    )
+  for one in came.values():
+    with contextlib.suppress(OSError):
+      one.sendall(f"{fault}\n".encode())
+      one.recv(1)  # it closes first: the port is free for JAX at once
+    one.close()
+  if fault:
+    raise ValueError(fault)
+
+
+def _let_in(one: socket.socket, came: dict[int, socket.socket], count: int) -> str:
+  """Takes a process down; returns what is wrong with it."""
+  one.settimeout(5.0)
+  try:
+    said = one.makefile("rb").readline(100).decode().split()
+    hello, index, of = said[0], int(said[1]), int(said[2])
+  except (OSError, ValueError, IndexError):
+    hello, index, of = "", -1, -1
+  if hello != HELLO:
+    one.close()  # no process of ours
+    return ""
+  if index in came:
+    return f"two processes came as number {index}; give each an INDEX of its own"
+  came[index] = one
+  return "" if of == count else f"process {index} says COUNT={of}, process 0 {count}"
+
+
+def _report(host: str, port: int, index: int, count: int, end: float) -> None:
+  while True:
+    left = end - time.monotonic()
+    try:
+      with socket.create_connection((host, port), max(left, AGAIN_SECONDS)) as one:
+        one.sendall(f"{HELLO} {index} {count}\n".encode())
+        one.settimeout(SECONDS + 10.0)
+        said = one.makefile("rb").readline(1000).decode("utf-8", errors="replace")
+      break
+    except OSError as error:
+      if left <= 0:
+        raise ValueError(
+          f"process 0 did not come to {host}:{port} within {SECONDS:.0f} s ({error})"
+        ) from error
+      time.sleep(AGAIN_SECONDS)
+  if not said.endswith("\n"):
+    raise ValueError(f"process 0 at {host}:{port} has ended, or is of another program")
+  if fault := said.strip():
+    raise ValueError(fault)

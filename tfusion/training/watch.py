@@ -1,0 +1,239 @@
+"""A thread beside the loop: a run that stands still, or has lost a host, ends.
+
+Owns: when that is, what is said then, the exit status. Not: the connections between
+hosts (peers.py), what the clock counts (clock.py).
+
+A run stands still where no update comes to its end for train.stall_seconds. To open the
+data, to compile, to evaluate and to save take as long as they take: there only the loss
+of a host ends the run. So does the stop of this process, as by Ctrl-Z, count nothing.
+"""
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tfusion import errors
+from tfusion.progress import say
+from tfusion.training import peers as peers_lib
+from tfusion.training.clock import Clock
+from tfusion.training.peers import Peers, Word
+
+STATUS = os.EX_TEMPFAIL  # 75: the same command goes on
+LOOK_SECONDS = 1.0  # between two looks
+ASLEEP_SECONDS = 10.0  # between two looks: this process was stopped itself
+GRACE_SECONDS = 5.0  # for this host to fail by itself where another has
+TELL_SECONDS = 2.0  # for words to reach the others before this process ends
+PROFILE = "profile"  # a file of the workdir that asks for one
+GOES_ON = "the same command, on all hosts, goes on from the last checkpoint"
+# How XLA and its collectives begin what they raise, of whatever type.
+_OF_XLA = re.compile(
+  r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
+)
+
+
+class Watch:
+  """What the loop tells the thread, and the thread the loop."""
+
+  def __init__(self, workdir: Path, stall_seconds: float, clock: Clock):
+    """Watches nothing yet.
+
+    Args:
+      workdir: gets the stacks of a run that stands still.
+      stall_seconds: without an update, that end the run; 0: none do.
+      clock: knows whether the loop does something else than updates.
+    """
+    self.peers: Peers | None = None
+    self.paces: dict[int, float] = {}  # of other hosts, as `tell_pace` was told
+    self.profile_asked = threading.Event()
+    self._workdir, self._limit, self._clock = workdir, stall_seconds, clock
+    self._beats, self._seen, self._since = 0, -1, 0.0
+    self._gone: set[int] = set()  # hosts that have come to their end
+    self._lost = self._ends_itself = False
+    self._left: tuple[float, str, int] | None = None  # by when to end, why, how
+    self._lock, self._done = threading.Lock(), threading.Event()
+    self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+
+  def beat(self) -> None:
+    """An update has come to its end; the first call begins the watch."""
+    self._beats += 1
+
+  def tell_pace(self, seconds: float) -> None:
+    """Tells the first host what an update costs this host beside its devices."""
+    self.paces[jax.process_index()] = seconds
+    if self.peers and jax.process_index():
+      self._say("pace", seconds)
+
+  def start(self) -> None:
+    """Starts the thread; all hosts must call it."""
+    self.peers = peers_lib.meet()
+    if jax.process_count() > 1 and not self.peers and jax.process_index() == 0:
+      say(
+        "warning: hosts cannot reach the first one on a free port; a host that is"
+        " killed will be noticed by JAX alone, after two minutes"
+      )
+    self._thread.start()
+
+  def stop(self, error: BaseException | None) -> None:
+    """Ends the thread, and tells the other hosts how this one ends.
+
+    Of several hosts, where a program on the devices has failed: waits until it is known
+    which host is lost, and ends the process with that.
+
+    Args:
+      error: by which the run ends.
+    """
+    said = f"{type(error).__name__}: {error}"
+    if self.peers and error and _is_of_devices(error):
+      self._thread.join(peers_lib.SILENT_SECONDS + ASLEEP_SECONDS)
+      self._end(f"the hosts lost each other, and all answer ({said[:300]}); {GOES_ON}")
+    if not self.peers:
+      self._done.set()
+      self._thread.join()
+      return
+    known = error and errors.explain(error)
+    status = 2 if known else 130 if isinstance(error, KeyboardInterrupt) else 1
+    self._ends_itself = True
+    self._say("end", error and [known or said, status])
+    if error and not self._all_end():
+      # JAX waits at the exit for hosts that are gone, and aborts: what ended this one
+      # is said by then.
+      atexit.register(_exit_now, status)
+    self._done.set()
+    self._thread.join()
+    self.peers.close()
+
+  def _all_end(self) -> bool:
+    """Whether the other hosts end too, of themselves; waits for their word."""
+    end = time.monotonic() + GRACE_SECONDS + LOOK_SECONDS
+    others = set(range(jax.process_count())) - {jax.process_index()}
+    while time.monotonic() < end and not others <= self._gone:
+      time.sleep(0.1)
+    return others <= self._gone and not self._lost
+
+  def _run(self) -> None:
+    looked = time.monotonic()
+    while not self._done.is_set():
+      words: list[Word] = []
+      if self.peers:
+        words = self.peers.listen(LOOK_SECONDS)
+      else:
+        self._done.wait(LOOK_SECONDS)
+      now = time.monotonic()
+      if now - looked > ASLEEP_SECONDS or self._beats != self._seen:
+        self._since, self._seen = now, self._beats
+      looked = now
+      for word in words:
+        self._hear(word)
+      if self._left and now > self._left[0] and not self._ends_itself:
+        self._end(*self._left[1:])
+      if not self._beats or self._clock.phase or self._ends_itself:
+        self._since = now
+      elif self._limit and now - self._since > self._limit:
+        self._end_stalled(jax.process_index(), self._limit)
+      self._look_for_profile()
+
+  def _hear(self, word: Word) -> None:
+    name = f"host {word.host}"
+    if self.peers:
+      name += f" ({self.peers.names[word.host]})"
+    if word.kind == "pace":
+      self.paces[word.host] = word.value
+    elif word.kind == "profile":
+      self.profile_asked.set()
+    elif word.kind == "stalled":
+      self._end_stalled(word.host, word.value)
+    elif word.kind == "end":
+      self._gone.add(word.host)
+      if word.value:
+        why, status = word.value
+        # The first goes last: without it, JAX would abort the others.
+        grace = GRACE_SECONDS * (1 if jax.process_index() else 2)
+        self._left = time.monotonic() + grace, f"{name}: {why}", status
+    elif word.kind == "lost" and word.host not in self._gone:
+      self._gone.add(word.host)
+      self._lost = True
+      if self._ends_itself:
+        return
+      self._end(
+        f"{name} {word.value}: killed, out of memory or cut off; {GOES_ON}", told=True
+      )
+
+  def _end_stalled(self, host: int, seconds: float) -> None:
+    """Writes the stacks of this host, and ends."""
+    if host == jax.process_index():
+      self._say("stalled", seconds)
+    elif self.peers and jax.process_index() == 0:
+      time.sleep(TELL_SECONDS)  # it was given on; the others hear it before this ends
+    path = self._workdir / f"stacks_host_{jax.process_index()}.txt"
+    with contextlib.suppress(OSError), path.open("w") as file:
+      faulthandler.dump_traceback(file)
+    if sys.__stderr__ is not None:
+      faulthandler.dump_traceback(sys.__stderr__)
+    self._end(
+      f"no update for train.stall_seconds={seconds:g} on host {host}; the stacks of all"
+      f" threads stand above and in {path}. Look there for what it waits for, or raise"
+      f" that knob; {GOES_ON}",
+      told=True,
+    )
+
+  def _end(self, why: str, status: int = STATUS, *, told: bool = False) -> None:
+    """Ends the process at once: what hangs would keep it for ever."""
+    with self._lock:  # one thread speaks
+      line = f"tfusion: host {jax.process_index()} ends: {why}\n"
+      with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+      with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+      if told and self.peers:
+        time.sleep(TELL_SECONDS if jax.process_index() == 0 else 0.0)
+      os._exit(status)
+
+  def _say(self, kind: str, value: Any = None) -> None:
+    if self.peers:
+      self.peers.say(kind, value)
+
+  def _look_for_profile(self) -> None:
+    """Where the file is there, on the first host, that asks for a profile."""
+    path = self._workdir / PROFILE
+    if jax.process_index() == 0 and path.is_file():
+      with contextlib.suppress(OSError):
+        path.unlink()
+      self.profile_asked.set()
+      self._say("profile")
+
+
+@contextlib.contextmanager
+def watching(workdir: Path, stall_seconds: float, clock: Clock) -> Iterator[Watch]:
+  """Watches for the time of a `with`; all hosts must enter it."""
+  watch = Watch(workdir, stall_seconds, clock)
+  watch.start()
+  try:
+    yield watch
+  except BaseException as error:
+    watch.stop(error)
+    raise
+  watch.stop(None)
+
+
+def _exit_now(status: int) -> None:
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      stream.flush()
+  os._exit(status)
+
+
+def _is_of_devices(error: BaseException) -> bool:
+  """Whether a program on the devices of several hosts has failed."""
+  return isinstance(error, ValueError | RuntimeError) and bool(
+    _OF_XLA.match(str(error))
+  )
