@@ -18,7 +18,8 @@ PACKAGE, TESTS = ROOT / "tfusion", ROOT / "tests"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
-  "version files paper parsing templates",
+  "version buckets paper parsing templates",
+  "files",
   "config errors lock numerals startup",
   "autoencoder_config",
   "workdir sharding checkpoint report progress",
@@ -36,7 +37,7 @@ FLOORS = (
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ autoencoder_config checkpoint cli config config_file errors files lock"
+  "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors files lock"
   " numerals own_loop paper parsing progress run sequence sharding sizing startup"
   " templates version workdir",
   "attention": "chunked dense gradient intervals ring",
@@ -49,7 +50,7 @@ FILES = {
   " lane_state lanes mixture notices numbers packing pairs pieces pipeline prepared"
   " prose source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
-  "data/shards": "manifest records source",
+  "data/shards": "fetch manifest records source",
   "diffusion": "process samplers",
   "evaluate": "answers digits grids marks reconstructions scenes shapes suite text"
   " trials",
@@ -65,6 +66,7 @@ FILES = {
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
   "orbax": "checkpoint",
+  "fsspec": "buckets",
   "optax": "training autoencoder",
   "ml_collections": "autoencoder_config config config_file sizing",
   "apache_beam": "prepare",
@@ -80,9 +82,7 @@ ONLY = {
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
-NUMPY_ONLY = (
-  "version autoencoder_config config files lock workdir cli report sequence data"
-)
+NUMPY_ONLY = "version buckets autoencoder_config config files lock workdir cli report sequence data"
 NUMPY_ONLY += " errors config_file numerals paper parsing progress sizing startup"
 NUMPY_ONLY += " templates version"
 MAX_FUNCTION_LINES = 90
