@@ -37,9 +37,9 @@ FLOORS = (
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors files lock"
-  " numerals own_loop paper parsing progress run sequence sharding sizing startup"
-  " templates version workdir",
+  "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors"
+  " files lock numerals own_loop paper parsing progress run sequence sharding sizing"
+  " startup templates version workdir",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
@@ -82,9 +82,9 @@ ONLY = {
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
-NUMPY_ONLY = "version buckets autoencoder_config config files lock workdir cli report sequence data"
-NUMPY_ONLY += " errors config_file numerals paper parsing progress sizing startup"
-NUMPY_ONLY += " templates version"
+NUMPY_ONLY = "version autoencoder_config config files lock workdir cli report sequence"
+NUMPY_ONLY += " data buckets errors config_file numerals paper parsing progress sizing"
+NUMPY_ONLY += " startup templates version"
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",
