@@ -1,17 +1,20 @@
 """Promises of docs/buckets.md, on whole commands, against stores on loopback."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import test_hosts
 import tiny
 import tiny_experiments
 import tiny_stores
 
 from tfusion import cli, files
 from tfusion.data.shards import manifest as manifest_lib
+from tfusion.training import loop
 
 pytestmark = [pytest.mark.buckets, pytest.mark.slow]
 
@@ -161,3 +164,25 @@ def test_an_autoencoder_is_trained_in_a_bucket(place, tmp_path):
 
   path = files.to_path(run) / "autoencoder.safetensors"
   assert codec.load(path).sha256
+
+
+def test_two_hosts_train_in_a_bucket_and_one_goes_on_from_their_checkpoint(
+  stores, tmp_path, capfd
+):
+  workdir = f"gs://{tiny_stores.BUCKET}/{tmp_path.name}"
+  test_hosts.run_two_hosts(workdir, "--config.mesh.fsdp=2", "--config.train.steps=2")
+  saved = files.to_path(workdir) / "checkpoints" / "2"
+  records = [f"record.{process}-of-2" for process in range(2)]
+  assert all((saved / record).is_file() for record in records)
+  more = [*test_hosts.SMALLEST, "--config.train.steps=4"]
+  loop.train(cli.read_config(test_hosts.CONFIG, more), workdir)
+  assert "goes on after step 2" in capfd.readouterr().out
+  lines = map(json.loads, written(workdir)["metrics.jsonl"].splitlines())
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_two_hosts_are_refused_a_workdir_on_s3_before_any_work(stores, tmp_path):
+  with pytest.raises(AssertionError) as error:
+    test_hosts.run_two_hosts(f"s3://{tiny_stores.BUCKET}/{tmp_path.name}")
+  said = str(error.value)
+  assert "cannot be written to s3://" in said and "Traceback" not in said

@@ -19,6 +19,7 @@ import fnmatch
 import functools
 import importlib.util
 import io
+import logging
 import os
 import posixpath
 from collections.abc import Iterator
@@ -360,6 +361,8 @@ def store(scheme: str) -> Any:
   # An emulator's address, by which the library goes, for that of arrays as well.
   if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
     os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
+  # It logs whole tracebacks of what it raises anyway.
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
   import fsspec
 
   for name in ("gs", "gcs", "s3"):  # of orbax too, which opens one of its own

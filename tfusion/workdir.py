@@ -106,7 +106,7 @@ def load_config(workdir: str | Path, *, kind: type[Any] | None = Config) -> Any:
   """
   path, wanted = files.to_path(workdir) / "config.json", KINDS[kind or Config]
   if not path.is_file():
-    files.check_there(path, option="--workdir")
+    files.check_there(path.parent, option="--workdir")
     raise ValueError(
       f"--workdir={workdir}: holds no config.json; train there first with"
       f" `tfusion {wanted.command} --config FILE --workdir DIR`"

@@ -2,12 +2,13 @@
 
 Owns: the copies. Not: reading them (source.py), what they are (manifest.py).
 
-array_record opens files by name and reads gs:// and s3:// not at all. So the shards
-that a run trains on are copied before it begins, to a folder that is called after their
-manifest: other shards at the same address get another. A copy takes its name when its
-SHA-256 is that of the manifest; what is there under its name is whole, and is not
-copied again. For more than the disks of the hosts can hold, a bucket is mounted, and
-the shards are read in place.
+A run reads documents in random order, up to a few thousand a second. array_record reads
+gs:// itself, but by a request for each record, which takes as long as the network does;
+s3:// it does not know. So the shards that a run trains on are copied before it begins,
+to a folder that is called after their manifest: other shards at the same address get
+another. A copy takes its name when its SHA-256 is that of the manifest; what is there
+under its name is whole, and is not copied again. For more than the disks of the hosts
+can hold, a bucket is mounted, and the shards are read in place.
 """
 
 import concurrent.futures

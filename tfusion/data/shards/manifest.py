@@ -108,7 +108,7 @@ def load(folder: str | Path) -> Manifest:
   """
   path = files.to_path(folder) / MANIFEST
   if not path.is_file():
-    files.check_there(path, option="shards")
+    files.check_there(path.parent, option="shards")
     raise ValueError(
       f"{folder}: no folder of shards, it holds no {MANIFEST}; make one with"
       " `tfusion prepare --source SOURCE --out FOLDER`, or if that was interrupted,"
