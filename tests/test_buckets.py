@@ -19,6 +19,7 @@ import tiny_stores
 from tfusion import buckets, files, lock
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
+from tfusion.data import prepared
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards.source import open_shards
 from tfusion.data.tokenizer import Tokenizer
@@ -378,6 +379,18 @@ def test_shards_that_this_machine_has_no_room_for_are_refused(shards, monkeypatc
   monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
   with pytest.raises(ValueError, match="or mount the bucket"):
     opened(there)
+
+
+def test_a_workdir_in_a_bucket_keeps_the_autoencoder_of_shards(shards, here):
+  there, _, manifest = shards
+  run = here / "run"
+  prepared.keep([opened(there)], run, begun=False)
+  kept = run / manifest_lib.AUTOENCODER
+  assert manifest_lib.sha256(kept) == manifest.autoencoder_sha256
+  assert prepared.kept(run) == (manifest.images, manifest.autoencoder_sha256)
+  with files.local(kept) as copy:
+    assert copy.read_bytes() == tiny_shards.AUTOENCODER
+  assert not copy.exists()
 
 
 def test_a_tokenizer_of_a_bucket_is_the_same(shards):
