@@ -36,6 +36,7 @@ LIGHT = (
   "tfusion.cli",
   "tfusion.autoencoder_config",
   "tfusion.config",
+  "tfusion.buckets",
   "tfusion.errors",
   "tfusion.files",
   "tfusion.parsing",
