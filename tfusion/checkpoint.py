@@ -12,6 +12,10 @@ Owns: the directory <workdir>/checkpoints. Not: what a state is or when to save 
 
 Orbax and tensorstore check their indexes only: a flipped bit in the numbers loads in
 silence. So every byte is checked against the records before anything is loaded.
+
+Nothing here needs a rename: a checkpoint counts when its mark is gone, and that is one
+request in a bucket. Orbax writes to gs:// itself. It knows no s3://, so there a
+checkpoint is written to a folder of this machine and copied; see `_Staging`.
 """
 
 import asyncio
@@ -24,9 +28,9 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import flax
 import jax
@@ -36,6 +40,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from tfusion import buckets, files
+from tfusion.buckets import BucketPath
 from tfusion.lock import Lost
 from tfusion.version import __version__
 
@@ -70,7 +76,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str] | BucketPath,
     *,
     keep_last: int = 3,
     keep_every_steps: int = 0,
@@ -87,7 +93,11 @@ class Checkpoints:
     """
     if keep_last < 1 or keep_every_steps < 0:
       raise ValueError(f"{keep_last=} must be >= 1 and {keep_every_steps=} >= 0")
-    self.directory = Path(os.fspath(directory)).expanduser().resolve()
+    if buckets.is_bucket(directory):
+      self.directory = cast(Path, files.to_path(directory))
+    else:
+      self.directory = Path(str(directory)).expanduser().resolve()
+    self._staging = _Staging(self.directory) if _needs_staging(self.directory) else None
     self.blocked_seconds = 0.0
     self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
     self._read_only = read_only
@@ -161,7 +171,7 @@ class Checkpoints:
           self.directory.mkdir(parents=True, exist_ok=True)
           self._at(step, ".partial").touch()
         with self._context:
-          response = ocp.save_async(self._at(step), leaves)
+          response = ocp.save_async(self._of_orbax(step), leaves)
       except OSError as error:
         raise self._failure(step, n_bytes, error) from error
       save = self._thread.submit(self._finish, response, record, next(_SAVES))
@@ -181,6 +191,8 @@ class Checkpoints:
       self.wait()
     finally:
       self._thread.shutdown()
+      if self._staging:
+        self._staging.close()
 
   def restore(
     self, abstract_state: Any, *, partial: bool = False, step: int | None = None
@@ -235,7 +247,9 @@ class Checkpoints:
     context = ocp.Context(self._context)
     context.pytree.loading.partial_load = partial
     with context:
-      loaded = ocp.load(self._at(step), leaves)
+      loaded = ocp.load(self._of_orbax(step), leaves)
+    if self._staging:
+      self._staging.close()
     treedef = jax.tree.structure(abstract_state)
     state = jax.tree.unflatten(treedef, map(loaded.__getitem__, leaves))
     for bad in skipped if self._tidies else ():
@@ -268,6 +282,10 @@ class Checkpoints:
   def _at(self, step: int, suffix: str = "") -> Path:
     return self.directory / f"{step}{suffix}"
 
+  def _of_orbax(self, step: int) -> Path:
+    """Where orbax writes and reads the arrays of a step."""
+    return self._staging.at(step) if self._staging else Path(str(self._at(step)))
+
   def _names(self, step: int | None = None) -> set[str]:
     directory = self.directory if step is None else self._at(step)
     return {p.name for p in directory.iterdir()} if directory.exists() else set()
@@ -292,7 +310,7 @@ class Checkpoints:
 
   def _failure(self, step: int, n_bytes: int, error: BaseException) -> OSError:
     space = f"it needs {n_bytes / 2**20:.1f} MiB"
-    if os.path.isdir(self.directory):
+    if not buckets.is_bucket(self.directory) and os.path.isdir(self.directory):
       free = shutil.disk_usage(self.directory).free
       space += f", {free / 2**20:.1f} MiB are free"
     kept, resumes = "There is no earlier one", ""
@@ -311,8 +329,9 @@ class Checkpoints:
     try:
       response.result()
       root = self._at(step)
-      files = [d / name for d, _, names in root.walk() for name in names]
-      mine = [f for f in files if _writer(f) == process]
+      if self._staging:
+        self._staging.upload(step, root)
+      mine = [f for f in _files_below(root) if _writer(f) == process]
       record["files"] = {str(f.relative_to(root)): _size_and_crc(f) for f in mine}
       text = json.dumps(record)
       text += f"\n{zlib.crc32(text.encode()):08x}"
@@ -362,10 +381,13 @@ class Checkpoints:
     records, fault = [], ""
     try:
       records = self._records(step)
-      files = sorted(item for record in records for item in record["files"].items())
-      mine = dict(files[jax.process_index() :: jax.process_count()])
+      every = sorted(item for record in records for item in record["files"].items())
+      mine = dict(every[jax.process_index() :: jax.process_count()])
+      root = self._at(step)
+      if self._staging:
+        root = self._staging.download(step, root, mine)
       with futures.ThreadPoolExecutor(max_workers=8) as pool:
-        found = pool.map(_size_and_crc, [self._at(step) / name for name in mine])
+        found = pool.map(_size_and_crc, [root / name for name in mine])
         for (name, want), got in zip(mine.items(), found):
           if want != got:
             raise ValueError(f"{name} has size and CRC-32 {got}, not {want}")
@@ -377,6 +399,71 @@ class Checkpoints:
       sound = bool(multihost_utils.process_allgather(np.array(not fault)).all())
       fault = "" if sound else fault or "another process cannot read its share"
     return records, fault
+
+
+class _Staging:
+  """A folder of this machine for what orbax cannot write to a bucket or read from it.
+
+  It holds one checkpoint at a time, in the cache of the bucket's folder. One that a
+  killed process left there is deleted.
+  """
+
+  def __init__(self, directory: Path):
+    """Takes the address of the checkpoints; makes nothing yet."""
+    if jax.process_count() > 1:
+      raise ValueError(
+        f"{directory}: checkpoints of several hosts cannot be written to s3://, as each"
+        " host would have to hold all of it; use gs://, or a disk that all hosts share,"
+        " such as a mounted bucket"
+      )
+    cache = files.cache_of(str(directory))
+    for old in cache.glob("staging-*"):
+      if not os.path.exists(f"/proc/{old.name.partition('-')[2]}"):
+        shutil.rmtree(old, ignore_errors=True)
+    self._folder = cache / f"staging-{os.getpid()}"
+
+  def at(self, step: int) -> Path:
+    """The folder of a step."""
+    return Path(str(self._folder / str(step)))
+
+  def upload(self, step: int, target: Path) -> None:
+    """Copies what orbax wrote to the bucket, then deletes it here."""
+    source = self.at(step)
+    with futures.ThreadPoolExecutor(buckets.TOGETHER) as pool:
+      done = [
+        pool.submit(cast(Any, target / file.relative_to(source)).upload, str(file))
+        for file in _files_below(source)
+      ]
+      for one in done:
+        one.result()
+    source.rmtree()
+
+  def download(self, step: int, source: Path, names: Iterable[str]) -> Path:
+    """Copies files of a step from the bucket, for orbax to read; returns its folder."""
+    self.close()
+    target = self.at(step)
+
+    def fetch(name: str) -> None:
+      (target / name).parent.mkdir(parents=True, exist_ok=True)
+      cast(Any, source / name).download(str(target / name))
+
+    with futures.ThreadPoolExecutor(buckets.TOGETHER) as pool:
+      list(pool.map(fetch, names))
+    return target
+
+  def close(self) -> None:
+    """Deletes what is here."""
+    shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _needs_staging(directory: Path) -> bool:
+  return str(directory).startswith("s3://")
+
+
+def _files_below(root: Path) -> list[Path]:
+  if there := buckets.of(root):
+    return cast(list[Path], there.files())
+  return [folder / name for folder, _, names in root.walk() for name in names]
 
 
 def _lanes(records: list[dict]) -> dict[int, dict]:

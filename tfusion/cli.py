@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from tfusion import autoencoder_config, errors, progress, startup
+from tfusion import autoencoder_config, errors, files, progress, startup
 from tfusion import workdir as workdir_lib
 from tfusion.config_file import known_good, read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
@@ -163,7 +163,7 @@ def compile_step(args: argparse.Namespace, rest: list[str]) -> int:
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
   """Continues prompts with text and images; writes PNG and text files."""
   config = read_saved_config(args.workdir, rest)
-  out = Path(args.out or Path(args.workdir) / "sampled")
+  out = files.to_path(args.out or files.to_path(args.workdir) / "sampled")
   workdir_lib.check_writable(out, option="--out")  # to know before the work
   from tfusion import run
 
@@ -182,7 +182,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   from tfusion.evaluate import suite
 
   results = run.open_run(config, args.workdir, step=args.step).evaluate()
-  suite.show(results, f"{Path(args.workdir) / 'report.html'}")
+  suite.show(results, f"{files.to_path(args.workdir) / 'report.html'}")
 
 
 def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
@@ -209,7 +209,7 @@ def inspect_data(args: argparse.Namespace, rest: list[str]) -> None:
       config, workdir = read_config(args.config, rest), empty
     from tfusion.inspect import rows
 
-    out = args.out or Path(args.workdir or ".") / "rows"
+    out = args.out or files.to_path(args.workdir or ".") / "rows"
     _print(rows.write_pages(config, workdir, args.step, out=out))
 
 

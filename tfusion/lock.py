@@ -21,6 +21,10 @@ done. An owner that was killed leaves it behind; whether it was is seen by
 An owner that was only asleep, as a laptop with its lid closed, can lose the lock so. It
 asks `check` before it writes. Beats are written through the open file: they cannot
 touch the file of whoever came after.
+
+In a bucket, `create` stands for O_EXCL: the store makes an object only if there is
+none. Nothing is written in place there, so the beats are an object of their own, which
+is called after the owner.
 """
 
 import contextlib
@@ -34,6 +38,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tfusion import buckets, files
 
 FILE = "lock.json"
 BEAT_SECONDS = 5.0
@@ -49,12 +55,12 @@ class Lost(ValueError):
 class Lock:
   """A held lock; made by `hold`."""
 
-  def __init__(self, path: Path, handle: int, facts: dict[str, Any]):
+  def __init__(self, path: Path, handle: int | None, facts: dict[str, Any]):
     """Begins to beat.
 
     Args:
       path: of the file.
-      handle: of the open file, which is this process's own.
+      handle: of the open file, which is this process's own; None in a bucket.
       facts: that stand in it.
     """
     self._path, self._handle, self._facts = path, handle, facts
@@ -90,14 +96,14 @@ class Lock:
       self.check()
       self._path.unlink()
     with contextlib.suppress(OSError):
-      os.close(self._handle)
+      _end(self._path, self._handle, self._facts)
 
   def _beat(self) -> None:
     while not self._done.wait(BEAT_SECONDS):
       self._beats += 1
       # A disk that does not answer now may do so at the next beat; `check` decides.
       with contextlib.suppress(OSError):
-        _write(self._handle, self._facts, self._beats)
+        _write(self._path, self._handle, self._facts, self._beats)
 
 
 @contextlib.contextmanager
@@ -111,7 +117,7 @@ def hold(workdir: str | Path) -> Iterator[Lock]:
     ValueError: another run holds it; names its command, host and process.
     OSError: the file cannot be made.
   """
-  lock = _take(Path(workdir))
+  lock = _take(files.to_path(workdir))
   try:
     yield lock
   finally:
@@ -133,16 +139,26 @@ def _take(workdir: Path) -> Lock:
     with contextlib.suppress(FileExistsError):
       return Lock(path, _make(path, facts), facts)
     dead = _find_dead(path)
-    if dead is not None and (handle := _replace(path, dead, facts)) is not None:
+    if dead is not None and (lock := _replace(path, dead, facts)) is not None:
       print(f"{path}: the run of {_name(dead)} was killed; this one takes over")
-      return Lock(path, handle, facts)
+      return lock
 
 
-def _make(path: Path, facts: dict[str, Any]) -> int:
+def _make(path: Path, facts: dict[str, Any]) -> int | None:
   """Makes a file with these facts; returns it open. FileExistsError: there is one."""
+  if there := buckets.of(path):
+    _write(path, None, facts, 0)
+    try:
+      there.create(_text(facts))
+    except FileExistsError:
+      # Ours it is where the store made it and its answer was lost on the way.
+      if _read(path).get("owner") != facts["owner"]:
+        _end(path, None, facts)
+        raise
+    return None
   handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
   try:
-    _write(handle, facts, 0)
+    _write(path, handle, facts, 0)
   except OSError as error:  # as of a full disk
     os.close(handle)
     path.unlink(missing_ok=True)
@@ -168,7 +184,7 @@ def _find_dead(path: Path) -> dict[str, Any] | None:
   return seen
 
 
-def _replace(path: Path, dead: dict[str, Any], facts: dict[str, Any]) -> int | None:
+def _replace(path: Path, dead: dict[str, Any], facts: dict[str, Any]) -> Lock | None:
   """Puts a file in the place of a dead owner's; None if another was faster.
 
   Several may have found the same owner dead. Who makes the file that is called after it
@@ -176,7 +192,7 @@ def _replace(path: Path, dead: dict[str, Any], facts: dict[str, Any]) -> int | N
   """
   claim = path.with_name(f"{FILE}.{dead.get('owner', 'nobody')}.tmp")
   try:
-    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
+    claim.touch(0o644, exist_ok=False)
   except FileExistsError:
     _wait_for(claim)
     return None
@@ -184,9 +200,14 @@ def _replace(path: Path, dead: dict[str, Any], facts: dict[str, Any]) -> int | N
   try:
     if _read(path).get("owner") != dead.get("owner"):
       return None
+    if there := buckets.of(path):
+      _write(path, None, facts, 0)
+      there.write_bytes(_text(facts))  # at once, as a rename is
+      _end(path, None, dead)
+      return Lock(path, None, facts)
     handle = _make(aside, facts)
     os.replace(aside, path)
-    return handle
+    return Lock(path, handle, facts)
   except FileNotFoundError:
     return None
   finally:
@@ -246,15 +267,40 @@ def _read(path: Path) -> dict[str, Any]:
   """
   try:
     values = json.loads(path.read_bytes())
-    return values if isinstance(values, dict) else {}
   except ValueError:
     return {}
+  if not isinstance(values, dict):
+    return {}
+  if buckets.is_bucket(path):
+    with contextlib.suppress(FileNotFoundError):
+      values["beats"] = _beats_of(path, values).read_text()
+  return values
 
 
-def _write(handle: int, facts: dict[str, Any], beats: int) -> None:
-  values = facts | {"beats": f"{beats:0{_DIGITS}d}"}
-  os.pwrite(handle, (json.dumps(values, indent=1) + "\n").encode(), 0)
+def _text(facts: dict[str, Any]) -> bytes:
+  return (json.dumps(facts, indent=1) + "\n").encode()
+
+
+def _beats_of(path: Path, facts: dict[str, Any]) -> Path:
+  """In a bucket, the object with the beats of an owner."""
+  return path.with_name(f"{FILE}.{facts.get('owner', 'nobody')}.beats")
+
+
+def _write(path: Path, handle: int | None, facts: dict[str, Any], beats: int) -> None:
+  count = f"{beats:0{_DIGITS}d}"
+  if handle is None:
+    _beats_of(path, facts).write_text(count)
+    return
+  os.pwrite(handle, _text(facts | {"beats": count}), 0)
   os.fsync(handle)
+
+
+def _end(path: Path, handle: int | None, facts: dict[str, Any]) -> None:
+  """Gives back what an owner beats through."""
+  if handle is None:
+    _beats_of(path, facts).unlink(missing_ok=True)
+  else:
+    os.close(handle)
 
 
 def _here() -> str:

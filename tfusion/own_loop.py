@@ -17,7 +17,7 @@ from typing import Self
 import jax
 
 from tfusion import config as config_lib
-from tfusion import startup
+from tfusion import files, startup
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
 from tfusion.data.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ def batches(config: Config, workdir: str | Path | None = None) -> Batches:
   if workdir is None:
     keep = tempfile.TemporaryDirectory()
     workdir = keep.name
-  folder = Path(workdir).expanduser()
+  folder = files.to_path(workdir).expanduser()
   folder.mkdir(parents=True, exist_ok=True)
   mesh = jax.sharding.get_mesh()
   mesh = make_mesh(config.mesh) if mesh.empty else mesh

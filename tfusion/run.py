@@ -11,7 +11,7 @@ from typing import Any, overload
 
 import jax
 
-from tfusion import report, startup
+from tfusion import files, report, startup
 from tfusion import workdir as workdir_lib
 from tfusion.autoencoder import codec as codec_lib
 from tfusion.autoencoder import loop as autoencoder_loop
@@ -56,7 +56,7 @@ class Run:
     self.step: int = trained.step
     self.params: Params = trained.params
     self.tokenizer: Tokenizer = trained.tokenizer
-    self.workdir = Path(workdir)
+    self.workdir = files.to_path(workdir)
 
   def __repr__(self) -> str:
     return f"Run({str(self.workdir)!r}, step={self.step})"
@@ -176,7 +176,7 @@ class AutoencoderRun:
   ):
     """Takes a codec that was read from a workdir or trained there."""
     self.config, self.codec, self.step = config, codec, step
-    self.workdir = Path(workdir)
+    self.workdir = files.to_path(workdir)
 
   def __repr__(self) -> str:
     return f"AutoencoderRun({str(self.workdir)!r}, step={self.step})"
@@ -204,7 +204,7 @@ def load(path: str | Path, *, step: int | None = None, **knobs: Any) -> Run | An
     ValueError: there is no run or no such checkpoint, a knob is unknown or makes
       another model, or the mesh does not fit the devices.
   """
-  workdir, step = _place(Path(path).expanduser(), step)
+  workdir, step = _place(files.to_path(path).expanduser(), step)
   config = workdir_lib.load_config(workdir, kind=None)
   config = with_knobs(config, knobs, section="sample")
   if isinstance(config, AutoencoderConfig):

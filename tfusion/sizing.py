@@ -7,11 +7,11 @@ Owns: the rules. Not: the numbers in them, which are an experiment's
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from tfusion import files
 from tfusion.data import folder
 from tfusion.data.shards import manifest
 from tfusion.data.shards import source as shards
@@ -73,7 +73,7 @@ def fit(
   Raises:
     ValueError: there is no such folder, or it holds nothing to train on.
   """
-  prepared = (Path(path) / manifest.MANIFEST).is_file()
+  prepared = (files.to_path(path) / manifest.MANIFEST).is_file()
   found = (_fit_shards if prepared else _fit_folder)(config, path, bounds)
   _choose_training(config, found, bounds)
   for key, value in (instead or {}).items():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
-from tfusion import autoencoder_config, files, parsing
+from tfusion import autoencoder_config, buckets, files, parsing
 from tfusion import config as config_lib
 from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.config import Config, flatten
@@ -105,8 +105,9 @@ def load_config(workdir: str | Path, *, kind: type[Any] | None = Config) -> Any:
   Raises:
     ValueError: there is none, or it is of another command or version of tfusion.
   """
-  path, wanted = Path(workdir) / "config.json", KINDS[kind or Config]
+  path, wanted = files.to_path(workdir) / "config.json", KINDS[kind or Config]
   if not path.is_file():
+    files.check_there(path.parent, option="--workdir")
     raise ValueError(
       f"--workdir={workdir}: holds no config.json; train there first with"
       f" `tfusion {wanted.command} --config FILE --workdir DIR`"
@@ -145,7 +146,7 @@ def check_same_run(
     ValueError: names every differing key of the model and the data, with both values;
       or the workdir has checkpoints and no config.
   """
-  if not (Path(workdir) / "config.json").is_file():
+  if not (files.to_path(workdir) / "config.json").is_file():
     if has_checkpoint(workdir):
       raise ValueError(
         f"--workdir={workdir}: has checkpoints, but no config.json to say of which run;"
@@ -173,27 +174,30 @@ def check_same_run(
 
 def has_checkpoint(workdir: str | Path) -> bool:
   """Whether a run has saved something in a workdir, whole or not."""
-  folder = Path(workdir) / "checkpoints"
+  folder = files.to_path(workdir) / "checkpoints"
   return folder.is_dir() and any(p.name[0].isdecimal() for p in folder.iterdir())
 
 
 def has_begun(workdir: str | Path) -> bool:
   """Whether a run has begun in a workdir; files that a refused start has left there do
   not count."""
-  return (Path(workdir) / "config.json").is_file() or has_checkpoint(workdir)
+  return (files.to_path(workdir) / "config.json").is_file() or has_checkpoint(workdir)
 
 
 def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
   """Creates the workdir and proves that files can be written in it.
 
   Args:
-    workdir: or another folder to write to.
+    workdir: or another folder to write to; no bucket is made.
     option: by which the user named it.
 
   Raises:
-    ValueError: it is a file or cannot be written.
+    ValueError: it is a file or cannot be written; or its bucket is not there.
   """
-  path = Path(workdir).expanduser()
+  path = files.to_path(workdir).expanduser()
+  if there := buckets.of(path):
+    buckets.check_writable(there, PROBE, option=option)
+    return path
   probe = path / PROBE
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -208,7 +212,7 @@ def check_writable(workdir: str | Path, *, option: str = "--workdir") -> Path:
 
 def write_json(workdir: str | Path, name: str, values: dict[str, Any]) -> None:
   """Writes workdir/name, whole or not at all."""
-  files.write_whole(Path(workdir) / name, json.dumps(values, indent=2) + "\n")
+  files.write_whole(files.to_path(workdir) / name, json.dumps(values, indent=2) + "\n")
 
 
 def _with_new_names(values: Any) -> Any:

@@ -380,7 +380,7 @@ def test_an_autoencoder_gives_latents_or_codes_with_their_scale(photos, tmp_path
     (dict(tokenizer="nowhere.model"), "no such file"),
     (dict(autoencoder="nowhere.safetensors"), "there is no such file"),
     (dict(vocab_size=10), "10"),
-    (dict(out="gs://bucket/shards"), "--out=gs://bucket/shards: name a folder"),
+    (dict(out="hdfs://place/shards"), "--out=hdfs://place/shards: name a folder"),
   ],
 )
 def test_what_cannot_be_done_is_refused_before_work(photos, tmp_path, more, says):

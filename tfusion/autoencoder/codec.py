@@ -146,7 +146,7 @@ class Codec:
       "sha256": self.sha256,
     }
     data = safetensors.numpy.save(params, {METADATA: json.dumps(about)})
-    files.write_whole(Path(path), data)
+    files.write_whole(files.to_path(path), data)
 
   def _check_codes(self, codes: np.ndarray) -> None:
     whole = codes.ndim == 2 and np.issubdtype(codes.dtype, np.integer)
@@ -183,7 +183,10 @@ def load(path: str | Path) -> Codec:
       version, or it is damaged.
   """
   try:
-    with safetensors.safe_open(path, framework="numpy") as file:
+    with (
+      files.local(path) as copy,
+      safetensors.safe_open(copy, framework="numpy") as file,
+    ):
       about = (file.metadata() or {}).get(METADATA)
       params = {name: file.get_tensor(name) for name in file.keys()} if about else {}
   except FileNotFoundError as error:

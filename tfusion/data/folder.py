@@ -32,6 +32,7 @@ from tfusion.data.balance import (
 from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
 from tfusion.data.pairs import Pair, find_pairs
 from tfusion.data.source import Source
+from tfusion.files import cache_of
 
 TOO_LONG = "caption too long"
 SURVEYED = 2000  # images whose headers a survey reads, at most
@@ -170,7 +171,7 @@ def open_folder(
   found = find_pairs(path)
   files = sorted({p.file for p in found.pairs})
   cache, bad = images_lib.decode_all(
-    Path(path), files, image_shape=image_shape, cache=Path(workdir) / "cache"
+    Path(path), files, image_shape=image_shape, cache=cache_of(workdir)
   )
   rejected, ids = list(found.rejected), {one.id for one in found.rejected}
   held_out = choose_held_out(set(files), found.stated, named=found.named)

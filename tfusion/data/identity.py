@@ -17,7 +17,6 @@ as the documents are the same.
 
 import collections
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +62,7 @@ def recognise(
   Raises:
     ValueError: names what has changed in every source, and what to do.
   """
-  workdir = Path(workdir)
+  workdir = files.to_path(workdir)
   begun = workdir_lib.has_begun(workdir)
   before = _load(workdir) if begun else None
   found = {split: [source.contents() for source in opened[split]] for split in SPLITS}
@@ -106,7 +105,7 @@ def keep(identity: Identity, workdir: str | Path) -> None:
 
   Only for the process that holds the workdir's lock, before it writes config.json.
   """
-  workdir = Path(workdir)
+  workdir = files.to_path(workdir)
   texts = {
     DOCUMENTS: json.dumps(identity.documents) + "\n",
     FILE: json.dumps({"sources": identity.sources, "files": identity.files}, indent=1)
@@ -123,7 +122,7 @@ def keep(identity: Identity, workdir: str | Path) -> None:
 def remembered(workdir: str | Path, name: str) -> str | None:
   """The SHA-256 of a file with which the run in a workdir began; None if it has not
   begun, began without the file, or began before such hashes were kept."""
-  workdir = Path(workdir)
+  workdir = files.to_path(workdir)
   before = _load(workdir) if workdir_lib.has_begun(workdir) else None
   return before["files"].get(name) if before else None
 
@@ -162,12 +161,12 @@ def open_tokenizer(
   Raises:
     ValueError: it is missing or another, and no copy is the same.
   """
-  path, expected = Path(workdir) / TOKENIZER, remembered(workdir, TOKENIZER)
+  path, expected = files.to_path(workdir) / TOKENIZER, remembered(workdir, TOKENIZER)
   there = path.is_file()
   if there and expected in (None, manifest_lib.sha256(path)):
     return Tokenizer.load(path, key="", remedy=OF_RUN)
   for copy in copies:
-    if copy and expected and Path(copy).is_file():
+    if copy and expected and files.to_path(copy).is_file():
       tokenizer = Tokenizer.load(copy)
       if tokenizer.sha256 == expected:
         tokenizer.save(path)
@@ -186,7 +185,7 @@ def open_tokenizer(
 def place(spec: str) -> str:
   """The absolute path of the folder that a source is read from; empty without one."""
   kind, _, path = spec.partition(":")
-  return os.path.abspath(path) if kind in OF_PATHS else ""
+  return files.to_absolute(path) if kind in OF_PATHS else ""
 
 
 def _summary(contents: Contents | None) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ def kept(workdir: str | Path) -> Numbers | None:
   Raises:
     ValueError: the file is damaged.
   """
-  path = Path(workdir) / FILE
+  path = files.to_path(workdir) / FILE
   if not path.is_file():
     return None
   try:

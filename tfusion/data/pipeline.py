@@ -26,7 +26,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from tfusion import sequence
+from tfusion import files, sequence
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data import identity as identity_lib
@@ -65,7 +65,7 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
     ValueError: a source or the tokenizer cannot serve, they do not fit each other, or
       they are not those with which the run in the workdir began.
   """
-  workdir = Path(workdir)
+  workdir = files.to_path(workdir)
   opened = {
     split: open_sources(
       config.data.sources,
@@ -331,7 +331,7 @@ def _open_tokenizer(
   if begun:
     tokenizer = identity_lib.open_tokenizer(workdir, copies=(given, shards))
     prepared.check_tokenizer(tokenizer, str(path), shards, begun=True)
-    if given and Path(given).is_file():
+    if given and files.to_path(given).is_file():
       _refuse_another(Tokenizer.load(given), given, tokenizer, path)
   elif given:
     tokenizer = Tokenizer.load(given)

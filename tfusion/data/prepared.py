@@ -137,7 +137,7 @@ def _keep(shards: Prepared, workdir: Path, *, begun: bool) -> None:
 
 def hashes(workdir: str | Path) -> dict[str, str]:
   """Hashes of the files that `keep` wrote and that a run has to remember."""
-  path = Path(workdir) / LATENTS
+  path = files.to_path(workdir) / LATENTS
   return {LATENTS: manifest_lib.sha256(path)} if path.is_file() else {}
 
 
@@ -151,7 +151,7 @@ def kept(workdir: str | Path) -> tuple[manifest_lib.ImageFormat, str | None] | N
   Raises:
     ValueError: latents.json is damaged, or not there and the run began with one.
   """
-  path = Path(workdir) / LATENTS
+  path = files.to_path(workdir) / LATENTS
   begun_with = identity.remembered(workdir, LATENTS)
   if begun_with not in (None, hashes(workdir).get(LATENTS)):
     state = "is not what it was" if path.is_file() else "is missing"
@@ -209,4 +209,5 @@ def _copy(folder: Path, workdir: Path, sha256: str) -> None:
   if kept.is_file() and manifest_lib.sha256(kept) == sha256:
     return
   with files.whole(kept) as aside:
-    shutil.copyfile(folder / manifest_lib.AUTOENCODER, aside)
+    with files.local(folder / manifest_lib.AUTOENCODER) as source:
+      shutil.copyfile(source, aside)

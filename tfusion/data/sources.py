@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tfusion import buckets
 from tfusion.data.digits import open_digits
 from tfusion.data.folder import open_folder
 from tfusion.data.prose import open_pydoc
@@ -100,4 +101,6 @@ def _refuse_argument(name: str, argument: str) -> None:
 def _place(spec: str) -> str:
   """A spelling that all names of one source have in common."""
   kind, _, argument = spec.partition(":")
-  return f"{kind}:{os.path.realpath(argument)}" if kind in OF_PATHS else spec
+  if kind not in OF_PATHS or buckets.is_bucket(argument):
+    return spec.rstrip("/")
+  return f"{kind}:{os.path.realpath(argument)}"

@@ -171,15 +171,16 @@ class Tokenizer:
     Raises:
       ValueError: no such file, or not a model that can serve.
     """
-    path = Path(path)
+    path = files.to_path(path)
     origin = f"{key}={str(path)!r}" if key else str(path)
     if not path.is_file():
+      files.check_there(path, option=key or "tokenizer")
       raise ValueError(f"{origin}: no such file; {remedy}")
     return cls(path.read_bytes(), origin=origin, remedy=remedy)
 
   def save(self, path: str | Path) -> None:
     """Writes the model to a file, whole or not at all."""
-    files.write_whole(Path(path), self._model)
+    files.write_whole(files.to_path(path), self._model)
 
   def encode(self, text: str) -> np.ndarray:
     """Returns i32[length]; never a special token, whatever the text spells.

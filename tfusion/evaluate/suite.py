@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from tfusion import files
 from tfusion import workdir as workdir_lib
 from tfusion.config import Config
 from tfusion.data import numbers
@@ -69,7 +70,7 @@ def evaluate(trained: Trained, corpus: Corpus, workdir: str | Path) -> dict[str,
   Returns:
     What eval.json holds.
   """
-  workdir = Path(workdir)
+  workdir = files.to_path(workdir)
   names = {source.name.partition(":")[0] for source in corpus.test}
   results: dict[str, Any] = {"step": trained.step}
   with jax.set_mesh(trained.mesh):

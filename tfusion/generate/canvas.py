@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tfusion import files
 from tfusion.autoencoder import codec as codec_lib
 from tfusion.autoencoder.codec import Codec
 from tfusion.config import Config
@@ -98,7 +99,7 @@ def open_canvas(
     ValueError: the autoencoder is another than the data were made with; or it is
       missing or the images are codes, and this is not `look_only`.
   """
-  shape, workdir = config.model.image_shape, Path(workdir)
+  shape, workdir = config.model.image_shape, files.to_path(workdir)
   kept = prepared.kept(workdir)
   if kept is None:
     return Canvas(shape)

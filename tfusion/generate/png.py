@@ -37,7 +37,9 @@ def write(pixels_hwc: np.ndarray, path: Path, *, enlarge: bool = True) -> int:
   times = -(-LEAST_SIDE // min(pixels_hwc.shape[:2])) if enlarge else 1
   enlarged = pixels_hwc.repeat(times, axis=0).repeat(times, axis=1)
   path.parent.mkdir(parents=True, exist_ok=True)
-  to_rgb(enlarged).save(path)
+  data = io.BytesIO()
+  to_rgb(enlarged).save(data, "PNG")
+  path.write_bytes(data.getvalue())
   return times
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from PIL import Image as Pillow
 
-from tfusion import templates
+from tfusion import files, templates
 from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pairs import why_no_file
@@ -84,7 +84,7 @@ class Sample:
     """
     if jax.process_index() != 0:
       return []
-    folder = Path(folder).expanduser()
+    folder = files.to_path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     about = _claim(folder)
     text = ""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from tfusion import config as config_lib
+from tfusion import files
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
@@ -45,7 +46,7 @@ def open_trained(
     ValueError: there is no such checkpoint, the mesh does not fit the devices, or the
       tokenizer is not the one that the run began with.
   """
-  workdir = Path(workdir)
+  workdir = files.to_path(workdir)
   workdir_lib.check_same_run(config, workdir)
   config_lib.validate_devices(
     config, devices=jax.device_count(), hosts=jax.process_count()

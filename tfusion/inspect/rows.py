@@ -6,6 +6,7 @@ Owns: where replaying begins, the files. Not: the replay (replay.py), the page
 
 from pathlib import Path
 
+from tfusion import files
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
 from tfusion.data.pipeline import open_corpus
@@ -33,7 +34,7 @@ def write_pages(
   """
   if step < 1:
     raise ValueError(f"--step={step}: updates are counted from 1")
-  workdir, out = Path(workdir), Path(out)
+  workdir, out = files.to_path(workdir), files.to_path(out)
   corpus = open_corpus(config, workdir)
   done, states = _nearest(workdir / "checkpoints", step)
   print(f"replays {step - done} updates, from update {done} on", flush=True)

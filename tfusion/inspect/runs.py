@@ -6,6 +6,7 @@ Owns: the lines. Not: the config (workdir.py), the checkpoints (checkpoint.py).
 from collections.abc import Iterator
 from pathlib import Path
 
+from tfusion import files
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import flatten
@@ -24,7 +25,8 @@ def lines(workdir: str | Path, *, step: int | None = None) -> Iterator[str]:
   config = workdir_lib.load_config(workdir, kind=None)
   for key, value in flatten(config).items():
     yield f"{key} = {value!r}"
-  with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+  directory = files.to_path(workdir) / "checkpoints"
+  with Checkpoints(directory, read_only=True) as checkpoints:
     yield f"checkpoints: {checkpoints.steps()}"
     step = checkpoints.latest if step is None else step
     if step is not None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tfusion import files
 from tfusion.data import balance as balance_lib
+from tfusion.data.shards import fetch
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards import source as shards_lib
@@ -36,7 +38,8 @@ def lines(
   """
   if record is not None:
     return record_lines(path, record, split=split, out=out)
-  return manifest_lines(path) if Path(path).is_dir() else shard_lines(path)
+  there = files.to_path(path)
+  return manifest_lines(path) if there.is_dir() else shard_lines(path)
 
 
 def manifest_lines(folder: str | Path) -> Iterator[str]:
@@ -45,7 +48,7 @@ def manifest_lines(folder: str | Path) -> Iterator[str]:
   Raises:
     ValueError: it has no manifest, or one that cannot be read.
   """
-  folder = Path(folder)
+  folder = files.to_path(folder)
   manifest = manifest_lib.load(folder)
   counts = manifest.counts
   rejected = sum(counts.rejected.values())
@@ -71,6 +74,7 @@ def manifest_lines(folder: str | Path) -> Iterator[str]:
     yield f"  {split:<6} {_sizes(own)} {len(own):,} shards"
   yield from _shard_lines(manifest, folder)
   try:
+    folder = fetch.to_local(folder, manifest, manifest.shards)
     manifest_lib.check_files(manifest, folder, shards=manifest.shards)
     shards_lib.Reader(folder, manifest.shards).check()
   except ValueError as error:
@@ -83,11 +87,18 @@ def shard_lines(path: str | Path) -> Iterator[str]:
   Raises:
     ValueError: it is not a shard.
   """
-  if not Path(path).is_file():
+  there = files.to_path(path)
+  if not there.is_file():
+    files.check_there(there, option="shards")
     raise ValueError(f"{path}: no such folder or shard")
+  with files.local(there) as copy:
+    yield from _record_list(copy, path)
+
+
+def _record_list(copy: Path, path: str | Path) -> Iterator[str]:
   damaged = records = 0
   yield f"{'record':>7} {'spans':<8} {'tokens':>7} id"
-  for index, record in enumerate(shards_lib.read_shard(path)):
+  for index, record in enumerate(shards_lib.read_shard(copy)):
     if isinstance(record, records_lib.Damaged):
       damaged += 1
       yield f"{index:>7} {record}"
@@ -114,10 +125,11 @@ def record_lines(
   Raises:
     ValueError: no such record, or it is damaged.
   """
-  path, out = Path(path), Path(out)
+  path, out = files.to_path(path), files.to_path(out)
   folder = path if path.is_dir() else path.parent
   manifest = manifest_lib.load(folder)
   own = manifest.of(split) if path.is_dir() else _listed(manifest, path)
+  folder = fetch.to_local(folder, manifest, own)
   reader = shards_lib.Reader(folder, own)
   if not 0 <= index < len(reader):
     raise ValueError(f"--record={index}: {path} holds records 0 to {len(reader) - 1}")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfusion import files, parsing
+from tfusion import buckets, files, parsing
 from tfusion import workdir as workdir_lib
 from tfusion.data.balance import Balance, examples
 from tfusion.data.shards import manifest as manifest_lib
@@ -82,10 +82,10 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
       raise ValueError(f"--{key.replace('_', '-')}={getattr(request, key)}: at least 1")
   if request.tokenizer and request.vocab_size:
     raise ValueError("--vocab-size is of a trained tokenizer; leave it or --tokenizer")
-  if "://" in request.out:
+  if "://" in request.out and not buckets.is_bucket(request.out):
     raise ValueError(
-      f"--out={request.out}: name a folder that all workers see, such as a mounted one;"
-      " an address is none"
+      f"--out={request.out}: name a folder that all workers see, such as a mounted one,"
+      " or one in a bucket, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
     )
   options = runner.parse(beam_args)
   _check_apart(request)
@@ -142,6 +142,8 @@ def _check_installed(source: str) -> None:
 def _check_apart(request: Request) -> None:
   """Refuses to write into the source: at the next start it would be another one."""
   argument = request.source.partition(":")[2]
+  if buckets.is_bucket(request.out):
+    return
   out, source = os.path.realpath(request.out), os.path.realpath(argument)
   if argument and os.path.isdir(source) and f"{out}/".startswith(f"{source}/"):
     raise ValueError(f"--out={request.out}: lies in the source; name another folder")
@@ -208,6 +210,10 @@ def _entered(out: str, settings: dict[str, Any]) -> Iterator[Path]:
 @contextlib.contextmanager
 def _locked(path: Path, out: str) -> Iterator[None]:
   """Holds a lock that ends with this process, however that ends."""
+  if buckets.is_bucket(path):
+    print(f"--out={out}: a bucket cannot be locked; start no second job on it")
+    yield
+    return
   with open(path, "ab") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -339,7 +345,7 @@ def _merge(
   source: str, job: part_lib.Job, tokenizer: Tokenizer, images: ImageFormat
 ) -> Manifest:
   """Adds the accounts up, in the order of the parts."""
-  out, sums = Path(job.out), encoder.Sums()
+  out, sums = files.to_path(job.out), encoder.Sums()
   shards, rejected = [], []
   splits = {split: Balance() for split in manifest_lib.SPLITS}
   for number in range(job.parts):

@@ -106,13 +106,13 @@ class Decoded:
 
 def account_path(out: str | Path, number: int) -> Path:
   """Where the account of a part lies."""
-  return Path(out) / "parts" / f"{number:06d}.json"
+  return files.to_path(out) / "parts" / f"{number:06d}.json"
 
 
 def read_counts(out: str | Path) -> dict[int, tuple[int, int, int]]:
   """Documents, rejected ones and images so far, of parts that are being written."""
   counts = {}
-  for path in (Path(out) / "parts").glob(f"*{COUNTS}"):
+  for path in (files.to_path(out) / "parts").glob(f"*{COUNTS}"):
     try:
       counts[int(path.name.removesuffix(COUNTS))] = tuple(json.loads(path.read_text()))
     except (FileNotFoundError, ValueError):  # done, or just being written
@@ -127,7 +127,8 @@ def read_account(out: str | Path, number: int) -> Account | None:
     # What an older version wrote without counting it all is no account: the part is
     # done again.
     account = parsing.build(Account, values)
-    whole = all((Path(out) / s.name).stat().st_size == s.bytes for s in account.shards)
+    folder = files.to_path(out)
+    whole = all((folder / s.name).stat().st_size == s.bytes for s in account.shards)
   except (FileNotFoundError, ValueError):
     return None
   return account if whole else None
@@ -146,7 +147,8 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
   number, part = numbered
   if read_account(job.out, number) is not None:
     return
-  account, counts = Account(), Path(job.out) / "parts" / f"{number:06d}{COUNTS}"
+  account, out = Account(), files.to_path(job.out)
+  counts = out / "parts" / f"{number:06d}{COUNTS}"
   held_out: list[records_lib.Record] = []
   records = _records(part, job, account)
 
@@ -165,7 +167,7 @@ def write(numbered: tuple[int, raw_lib.Part], job: Job) -> None:
   for split, some in (("train", training()), ("test", held_out)):
     first = next(some := iter(some), None)
     if first is not None:
-      path = Path(job.out) / f"{split}-{number:06d}-of-{job.parts:06d}.array_record"
+      path = out / f"{split}-{number:06d}-of-{job.parts:06d}.array_record"
       some = itertools.chain([first], some)
       account.shards.append(write_shard(path, some, split=split))
   text = json.dumps(dataclasses.asdict(account)) + "\n"
@@ -204,7 +206,7 @@ def _decode_ahead(
   raws: Iterator[Raw | Rejected], job: Job
 ) -> Iterator[Decoded | Rejected]:
   """Decodes documents in threads, in order, some ahead of the one asked for."""
-  tokenizer = open_tokenizer(str(Path(job.out) / manifest_lib.TOKENIZER))
+  tokenizer = open_tokenizer(str(files.to_path(job.out) / manifest_lib.TOKENIZER))
   pending: collections.deque[concurrent.futures.Future] = collections.deque()
   seen = set()
   with (

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tfusion import buckets, files
 from tfusion.prepare import part as part_lib
 from tfusion.prepare import raw
 
@@ -98,7 +99,7 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
 
   hook, threading.excepthook = threading.excepthook, died
   thread = threading.Thread(target=work, name="beam", daemon=True)
-  progress, said = _Progress(job, left), Path(job.out) / SAID
+  progress, said = _Progress(job, left), _said(job)
   with _workers_write_to(said):
     thread.start()
     try:
@@ -132,6 +133,15 @@ def _workers_write_to(path: Path) -> Iterator[None]:
     os.close(before)
 
 
+def _said(job: part_lib.Job) -> Path:
+  """The file for what workers say; of this machine, as it is written line by line."""
+  if not buckets.is_bucket(job.out):
+    return Path(job.out) / SAID
+  cache = files.cache_of(job.out)
+  cache.mkdir(parents=True, exist_ok=True)
+  return cache / SAID
+
+
 def _runner(options: Any) -> Any:
   """The runner to be used; None where the options name it."""
   from apache_beam.options import pipeline_options
@@ -162,7 +172,8 @@ class _Progress:
     if now - self._shown < EVERY_SECONDS:
       return
     self._shown = now
-    there = {int(p.stem) for p in (Path(self._job.out) / "parts").glob("*.json")}
+    accounts = files.to_path(self._job.out).glob("parts/*.json")
+    there = {int(path.stem) for path in accounts}
     for number in sorted(self._left & there):
       if (account := part_lib.read_account(self._job.out, number)) is not None:
         self._left.remove(number)
@@ -187,7 +198,7 @@ class _Progress:
 
 def _told(error: BaseException, job: part_lib.Job) -> BaseException:
   """The error as the user should read it: Beam buries it in its own traceback."""
-  said = Path(job.out) / SAID
+  said = _said(job)
   again = "done parts are kept; mend that and repeat the command"
   if found := re.findall(
     r"Worker subprocess exited with return code (-?\d+)", str(error)

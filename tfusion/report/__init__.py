@@ -30,9 +30,9 @@ def write_report(workdir: str | Path, *, reference: str | Path | None = None) ->
   Raises:
     OSError: the page itself cannot be written.
   """
-  workdir = Path(workdir).resolve()
+  workdir = files.to_path(workdir).resolve()
   run = read_run(workdir)
-  path = Path(reference or workdir / "reference.json")
+  path = files.to_path(reference or workdir / "reference.json")
   known = read_reference(path, model=run.config.get("model"))
   of, images, sentence = curves.OF_TRAIN, "Samples", "The same prompts and noise"
   if run.config.get("command") == AUTOENCODER:
@@ -67,7 +67,7 @@ def save_reference(workdir: str | Path, path: str | Path, *, commit: str = "") -
   Raises:
     ValueError: the run is not finished.
   """
-  run = read_run(Path(workdir))
+  run = read_run(files.to_path(workdir))
   if not 0 < run.steps <= run.step:
     raise ValueError(
       f"workdir={workdir}: is at update {run.step} of {run.steps}; train it to its end"
@@ -77,7 +77,7 @@ def save_reference(workdir: str | Path, path: str | Path, *, commit: str = "") -
   hardware = "{devices} x {device}, {cores} cores of {cpu}".format_map(machine)
   losses = ("step", "loss", "loss_text", "loss_image")
   values = {
-    "name": Path(workdir).resolve().name,
+    "name": files.to_path(workdir).resolve().name,
     "command": machine["command"],
     "hardware": machine["hardware"] or hardware,
     "commit": commit,
@@ -87,7 +87,7 @@ def save_reference(workdir: str | Path, path: str | Path, *, commit: str = "") -
     "eval": run.evaluation,
   }
   short = json.loads(json.dumps(values), parse_float=_shortened)
-  files.write_whole(Path(path), json.dumps(short) + "\n")
+  files.write_whole(files.to_path(path), json.dumps(short) + "\n")
 
 
 def _shortened(digits: str) -> float:

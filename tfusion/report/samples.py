@@ -58,9 +58,9 @@ def image(
   from PIL import Image
 
   try:
-    with Image.open(path) as opened:
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as opened:
       opened.load()
-      data = path.read_bytes()
       return _embedded(opened, data, _name(path), width_px, limit_bytes)
   except (OSError, SyntaxError, ValueError):  # what PIL raises for half a file
     return {"unreadable": True, "file": path.name}
@@ -74,7 +74,9 @@ def _by_prompt(path: Path, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
   limit = max(2 * LARGE_BYTES // max(count, 1), 4000)
   found = []
   try:
-    sheet = Image.open(path).convert("RGB") if count else Image.new("RGB", (1, 1))
+    sheet = Image.new("RGB", (1, 1))
+    if count:
+      sheet = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
     for one in asked:
       prompt, text = one["prompt"] or "(nothing)", one["text"]
       images = []

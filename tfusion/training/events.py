@@ -116,6 +116,7 @@ def save(
   log.write()
   with log.clock.measure("save"):
     held.check_together()
+    log.flush()
     return checkpoints.save(step, state, data.lane_states(), wait=wait)
 
 
@@ -143,6 +144,7 @@ def evaluating(held: Hold, log: Log) -> Iterator[None]:
   """
   log.write()
   held.check_together()
+  log.flush()
   with log.clock.measure("evaluate"):
     yield
 

@@ -4,7 +4,7 @@ Owns: how all hosts hear of it. Not: the lock itself (lock.py).
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,16 @@ class Hold:
     """Keeps the lock of the first host; None on the others."""
     self._lock = lock
     self.watch: Watch | None = None  # of the run, where it is watched
+    self._last: list[Callable[[], None]] = []
+
+  def at_end(self, work: Callable[[], None]) -> None:
+    """Does something before the workdir is given up, however the run ends."""
+    self._last.append(work)
+
+  def end(self) -> None:
+    """Does what `at_end` was given."""
+    for work in self._last:
+      work()
 
   def check(self) -> None:
     """Proves that this host's lock is still held; the other hosts have none.
@@ -57,7 +67,9 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
   """
   with contextlib.ExitStack() as stack:
     if jax.process_count() == 1:
-      yield Hold(stack.enter_context(lock_lib.hold(workdir)))
+      held = Hold(stack.enter_context(lock_lib.hold(workdir)))
+      stack.callback(held.end)
+      yield held
       return
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
     taking: futures.Future[lock_lib.Lock] | None = None
@@ -69,7 +81,9 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
       pass
     if answer:
       raise ValueError(answer)
-    yield Hold(taking.result() if taking else None)
+    held = Hold(taking.result() if taking else None)
+    stack.callback(held.end)
+    yield held
 
 
 @contextlib.contextmanager

@@ -5,15 +5,20 @@ shows them (report/).
 
 `metrics.jsonl` and `validation.jsonl` hold values alone, which a resumed run repeats
 bit for bit; times stand in `speed.jsonl`.
+
+Nothing can be appended to an object of a bucket. There the lines stay in memory and the
+object is written anew: before every checkpoint and evaluation, so that nothing is lost
+that a checkpoint counts as done; every REWRITE_SECONDS between; and at the end.
 """
 
 import importlib.util
 import json
 import math
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +26,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tfusion import files
+from tfusion import buckets, files
+from tfusion.lock import Lost
 from tfusion.progress import say
 from tfusion.training.clock import Clock
 from tfusion.training.hold import Hold
 from tfusion.training.stop import StopSignals
 
 Values = dict[str, Any]
+REWRITE_SECONDS = 60.0  # in a bucket, at most, between a line and its being there
 NO_TRAINING = ("init", "compile", "save", "evaluate")  # seconds that no rate counts
 
 
@@ -76,7 +83,11 @@ class Log:
       name: JsonLines(workdir / f"{name}.jsonl", last_step=step, writes=self.first)
       for name in ("metrics", "speed", "validation")
     }
-    self._board = TensorBoard(workdir / "tensorboard", writes=self.first)
+    apart = buckets.is_bucket(workdir)  # its writer appends to files
+    if apart and importlib.util.find_spec("tensorboardX"):
+      self.say(f"TensorBoard: nothing is written for it, as {workdir} is in a bucket")
+    self._board = TensorBoard(workdir / "tensorboard", writes=self.first and not apart)
+    held.at_end(self.close)
     if self._watch:
       self._watch.beat()
 
@@ -128,7 +139,24 @@ class Log:
   def write_validation(self, line: Values) -> None:
     """Adds a line, with `step`, to validation.jsonl."""
     self._files["validation"].append(line)
+    self._files["validation"].flush()
     self._board.write("validation", line)
+
+  def flush(self) -> None:
+    """Writes the lines that a bucket does not have yet; elsewhere there are none.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    for lines in self._files.values():
+      lines.flush()
+
+  def close(self) -> None:
+    """As `flush`, unless the workdir has become another run's."""
+    if any(lines.unwritten for lines in self._files.values()):
+      with suppress(Lost):
+        self._held.check()
+        self.flush()
 
   def lacks_validation(self, step: int) -> bool:
     """True if validation.jsonl has no line of this step; all hosts answer alike."""
@@ -137,7 +165,8 @@ class Log:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(lacks)))
 
   def _write_line(self, values: Values) -> None:
-    if jax.process_count() == 1:  # several hosts ask each other when they save
+    due = any(lines.is_due for lines in self._files.values())
+    if due and jax.process_count() == 1:  # several hosts ask each other when they save
       self._held.check()
     spent = self.clock.seconds
     self._done["seconds"] = self.clock.elapsed - sum(spent[k] for k in NO_TRAINING)
@@ -168,17 +197,40 @@ class JsonLines:
     self.path, self.writes = path, writes
     kept = [line for line in read_lines(path) if line["step"] <= last_step]
     self.last_step = kept[-1]["step"] if kept else -1
-    if writes:
-      with _naming(path):
-        files.write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    self._lines = [json.dumps(line) + "\n" for line in kept]
+    self._appends = not buckets.is_bucket(path)
+    self.unwritten, self._written = writes, 0.0
+    self.flush()
+
+  @property
+  def is_due(self) -> bool:
+    """Whether the next line is written at once."""
+    return self._appends or time.monotonic() - self._written >= REWRITE_SECONDS
 
   def append(self, line: dict[str, Any]):
     """Adds a line; one open and close, so that a killed run loses nothing. What is not
     finite becomes null. Raises OSError, naming the file, if the disk is full."""
     self.last_step = line["step"]
-    if self.writes:
+    if not self.writes:
+      return
+    text = json.dumps(_finite(line), allow_nan=False) + "\n"
+    if self._appends:
       with _naming(self.path), self.path.open("a") as file:
-        file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        file.write(text)
+      return
+    self._lines.append(text)
+    self.unwritten = True
+    if self.is_due:
+      self.flush()
+
+  def flush(self):
+    """Writes the file anew if lines of it are only in memory, as in a bucket."""
+    if self.unwritten:
+      with _naming(self.path):
+        files.write_whole(self.path, "".join(self._lines))
+      self.unwritten, self._written = False, time.monotonic()
+    if self._appends:
+      self._lines = []
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

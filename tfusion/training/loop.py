@@ -8,7 +8,6 @@ Starting always means going on if the workdir holds a checkpoint.
 """
 
 import contextlib
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -177,7 +176,7 @@ def _open_corpus(
     numbers.keep(corpus.train, workdir)
   workdir_lib.save_config(config, workdir)
   if reference and jax.process_index() == 0:
-    shutil.copy(reference, workdir / "reference.json")
+    (workdir / "reference.json").write_bytes(reference.read_bytes())
   return corpus
 
 

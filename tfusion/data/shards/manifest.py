@@ -93,7 +93,7 @@ def save(manifest: Manifest, folder: str | Path) -> None:
   Raises:
     ValueError: what it says does not add up.
   """
-  folder = Path(folder)
+  folder = files.to_path(folder)
   _check(manifest, folder / MANIFEST)
   text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
   files.write_whole(folder / MANIFEST, text)
@@ -106,8 +106,9 @@ def load(folder: str | Path) -> Manifest:
     records.OtherSchema: it is of another version of tfusion.
     ValueError: there is none, or it does not say what a manifest must.
   """
-  path = Path(folder) / MANIFEST
+  path = files.to_path(folder) / MANIFEST
   if not path.is_file():
+    files.check_there(path.parent, option="shards")
     raise ValueError(
       f"{folder}: no folder of shards, it holds no {MANIFEST}; make one with"
       " `tfusion prepare --source SOURCE --out FOLDER`, or if that was interrupted,"
@@ -144,7 +145,7 @@ def check_files(
     ValueError: a shard is missing or has another size, or the tokenizer or the
       autoencoder is another file than the shards were made with.
   """
-  folder, wrong = Path(folder), []
+  folder, wrong = files.to_path(folder), []
   for shard in shards:
     try:
       size = (folder / shard.name).stat().st_size
@@ -166,7 +167,7 @@ def check_files(
 
 def sha256(path: str | Path) -> str:
   """The hash of a file, as hexadecimal digits."""
-  with open(path, "rb") as file:
+  with files.to_path(path).open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,8 +1,8 @@
 """ArrayRecord files of records: written whole, read in any order, a source of a run.
 
 Owns: writing a shard, reading records by index, naming what is damaged, a record's
-spans. Not: its bytes (records.py), what a folder of shards holds (manifest.py), what
-shards decide for a run (prepared.py).
+spans. Not: its bytes (records.py), what a folder of shards holds (manifest.py), copies
+of a bucket's shards (fetch.py), what shards decide for a run (prepared.py).
 """
 
 import bisect
@@ -23,6 +23,7 @@ from array_record.python import array_record_module
 from tfusion import files, sequence
 from tfusion.data.balance import Balance
 from tfusion.data.contents import Contents, hash_of
+from tfusion.data.shards import fetch
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards.manifest import Manifest, Shard
@@ -65,7 +66,7 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
     ValueError: no record, an id that occurs twice, or a record that does not add up.
     OSError: it cannot be written, as when the disk is full.
   """
-  path = Path(path)
+  path = files.to_path(path)
   ids, tokens, images = set(), 0, 0
   try:
     with files.whole(path) as aside:
@@ -328,7 +329,7 @@ def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> 
     ValueError: no folder of shards, images of another shape, or a shard, tokenizer or
       autoencoder that is missing or not what the manifest says.
   """
-  folder = Path(path)
+  folder = files.to_path(path)
   manifest = manifest_lib.load(folder)
   images, own = manifest.images, manifest.of(split)
   if images and images.kind != "codes" and images.shape != tuple(image_shape):
@@ -341,6 +342,7 @@ def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> 
       f"shards:{path}: holds no shard of the split {split!r}; prepare the data again"
       " with documents in both splits"
     )
+  folder = fetch.to_local(folder, manifest, own)
   manifest_lib.check_files(manifest, folder, shards=own)
   Reader(folder, own).check()
   shown = any(shard.images for shard in own)
@@ -367,9 +369,10 @@ def survey(path: str | Path) -> Survey:
   """
   manifest = manifest_lib.load(path)
   own = manifest.of("train")
-  manifest_lib.check_files(manifest, path, shards=own)
-  reader, tokens, images, texts = Reader(path, own), [], [], set()
-  own_tokenizer = Path(path) / manifest_lib.TOKENIZER
+  folder = fetch.to_local(files.to_path(path), manifest, own)
+  manifest_lib.check_files(manifest, folder, shards=own)
+  reader, tokens, images, texts = Reader(folder, own), [], [], set()
+  own_tokenizer = folder / manifest_lib.TOKENIZER
   tokenizer = Tokenizer.load(own_tokenizer, key="", remedy=OF_SHARDS)
   for index in range(0, len(reader), max(-(-len(reader) // SURVEYED), 1)):
     try:
