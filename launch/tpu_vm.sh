@@ -1,160 +1,123 @@
 #!/usr/bin/env bash
-# A training on TPU VMs, as a queued resource, started again after each preemption.
+# Trains on a TPU slice of its own VMs: asks for it, waits, starts, starts again.
 #
-# Owns: the queued resource, what runs on its workers, when to start again. Not: how a
-# run is saved and goes on (docs/resuming.md).
+#   launch/tpu_vm.sh --project P --zone Z --name NAME --type v5p-128 --image IMAGE \
+#     --bucket B [--runtime R] [--spot yes] [--restarts 100] [--run] -- COMMAND...
+#
+# Asks for a queued resource NAME, waits until it is there, and runs COMMAND in a
+# container on every worker, with --workdir gs://B/NAME --distributed auto. The lines
+# of all workers are printed. If the slice was preempted, it is deleted and asked for
+# again; if the run was stopped or killed (143, 137, 134, 130), it is started again. Any
+# other status ends the script: 0 is complete, 2 is for you to mend. The container
+# goes on when this script is interrupted; start the script again to watch it on. When
+# the script ends the slice is still rented; it prints how to delete it.
+#
+#   --type      as gcloud names it: v5p-128, v5litepod-256, v6e-256
+#   --runtime   software of the VMs, if not what the type usually has
+#   --spot      yes: preemptible, cheaper
+#   --restarts  how often it is started again, at most
+#
+# Without --run it only prints the commands.
+
 set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 
-usage() {
-  cat <<'END'
-usage: launch/tpu_vm.sh --project P --zone Z --name N --type T --runtime R --setup S
-         [--slices S] [--spot | --reserved] [--poll S] [--run] -- tfusion train ...
-
-Asks for TPUs, waits for them, installs tfusion on all workers, trains on all of them,
-and does the same again after a preemption or a kill. Prints what it would run; runs it
-with --run. May be stopped and repeated: what runs on the TPUs goes on meanwhile.
-
-  --project P  project of Google Cloud
-  --zone Z     zone of the TPUs
-  --name N     name of the queued resource
-  --type T     such as v5p-128
-  --runtime R  software of the VMs, such as v2-alpha-tpuv5
-  --setup S    command that installs tfusion on a worker and mounts the disk that all
-               see; run there before each start, so it must bear repetition
-  --slices S   how many slices (1)
-  --spot       may be preempted at any time
-  --reserved   from a reservation
-  --poll S     seconds between two looks at the state (30)
-  --run        run it
-
-The TPUs are paid for until you delete them; the last line says how.
-END
-}
-
-fail() {
-  echo "launch/tpu_vm.sh: $1" >&2
-  exit 2
-}
-
-say() { echo "launch/tpu_vm.sh: $1"; }
-
-project='' zone='' name='' type='' runtime='' setup='' slices=1 tier='' poll=30 run=''
-while [ $# -gt 0 ]; do
-  case $1 in
-    --help | -h) usage && exit 0 ;;
-    --run) run=yes ;;
-    --spot | --reserved) tier=$1 ;;
-    --project | --zone | --name | --type | --runtime | --setup | --slices | --poll)
-      [ -n "${2-}" ] || fail "$1: its value is missing"
-      printf -v "${1#--}" %s "$2"
-      shift
-      ;;
-    --) shift && break ;;
-    *) fail "$1: unknown; --help lists the options" ;;
+project='' zone='' name='' type='' image='' bucket='' runtime='' spot='' restarts=100
+run='' command=()
+read_args "project zone name type image bucket" "runtime spot restarts" "$@"
+need_count restarts
+case "$spot" in '' | yes | no) ;; *) fail "--spot $spot: give yes or no" ;; esac
+if [ -z "$runtime" ]; then
+  case "$type" in
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    *) fail "--runtime is missing: $type is not one of v5p-*, v5litepod-*, v6e-*" ;;
   esac
-  shift
-done
-for option in project zone name type runtime setup; do
-  [ -n "${!option}" ] || fail "--$option is missing"
-done
-for option in slices poll; do
-  [[ ${!option} =~ ^[1-9][0-9]*$ ]] || fail "--$option ${!option}: give a number from 1"
-done
-[ $# -gt 0 ] || fail "the command is missing: give it after --, as in -- tfusion train ..."
-
-where=(--project="$project" --zone="$zone")
-create=(gcloud compute tpus queued-resources create "$name" "${where[@]}"
-  --accelerator-type="$type" --runtime-version="$runtime")
-if [ "$slices" -eq 1 ]; then
-  create+=(--node-id="$name")
-else
-  create+=(--node-count="$slices" --node-prefix="$name")
 fi
-[ -z "$tier" ] || create+=("$tier")
-delete=(gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force --quiet)
-state=(gcloud compute tpus queued-resources describe "$name" "${where[@]}"
-  "--format=value(state.state)")
-ssh=(gcloud alpha compute tpus queued-resources ssh "$name" "${where[@]}")
-every=(--node=all --worker=all)
+complete_command "$bucket" "$name"
 
-# The training outlives the connection. Its status is written when it ends.
-train="mkdir -p ~/tfusion-launch; cd ~/tfusion-launch; rm -f status"
-train+="; setsid nohup bash -c '\"\$@\"; echo \$? >status' train"
-train+=" $(printf '%q ' "$@")--distributed auto </dev/null >>log 2>&1 &"
-# 0: runs; else its status. Without a process and a status, the VM has been restarted.
-look='cd ~/tfusion-launch && if [ -f status ]; then echo "status $(cat status)"'
-look+='; elif pgrep -f "[-]-distributed auto" >/dev/null; then echo "status running"'
-look+='; else echo "status 137"; fi; tail -n 1 log'
+place=(--project "$project" --zone "$zone")
+queued=(gcloud compute tpus queued-resources)
+create=("${queued[@]}" create "$name" --node-id "$name" "${place[@]}"
+  --accelerator-type "$type" --runtime-version "$runtime")
+[ "$spot" != yes ] || create+=(--spot)
+describe=("${queued[@]}" describe "$name" "${place[@]}" "--format=value(state.state)")
+delete=("${queued[@]}" delete "$name" "${place[@]}" --force --quiet)
+
+# On every worker. A container that runs already is only watched.
+start=$(quoted sudo docker run --detach --name "$name" --privileged --network host \
+  "$image" "${command[@]}")
+ENDED='tfusion ended with status'
+remote="set -e
+if [ \"\$(sudo docker inspect --format '{{.State.Running}}' $name 2>&1)\" != true ]; then
+  sudo gcloud auth configure-docker ${image%%/*} --quiet
+  sudo docker rm $name >/dev/null 2>&1 || true
+  $start
+fi
+sudo docker logs --follow --tail 1000 $name 2>&1
+echo \"$ENDED \$(sudo docker wait $name)\""
+ssh=(gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=all
+  --command "$remote")
 
 if [ -z "$run" ]; then
-  for part in create state; do
-    printf '%q ' gcloud >/dev/null
-    if [ $part = create ]; then printf '%q ' "${create[@]}"; else printf '%q ' "${state[@]}"; fi
-    echo
-  done
-  printf '%q ' "${ssh[@]}" "${every[@]}" --command="$setup" && echo
-  printf '%q ' "${ssh[@]}" "${every[@]}" --command="$train" && echo
-  printf '%q ' "${ssh[@]}" --command="$look" && echo
-  echo "# again from the first after a preemption, from the third after a kill"
-  printf '%q ' "${delete[@]}" && echo
+  quoted "${create[@]}"
+  echo "# until it says ACTIVE:"
+  quoted "${describe[@]}"
+  quoted "${ssh[@]}"
+  echo "# if the slice was preempted, and then from the start:"
+  quoted "${delete[@]}"
   exit 0
 fi
 
-# Until the TPUs are there.
-acquire() {
-  local now before=''
-  while :; do
-    now=$("${state[@]}" 2>/dev/null) || now=NONE
-    [ "$now" = "$before" ] || say "$name: $now"
-    before=$now
-    case $now in
+wait_for_slice() {
+  local state
+  while true; do
+    # Nothing is there yet, or gcloud says why not when it is asked to create it.
+    state=$("${describe[@]}" 2>/dev/null) || state=''
+    case "$state" in
       ACTIVE) return ;;
-      NONE) "${create[@]}" ;;
-      SUSPENDED | FAILED) "${delete[@]}" ;;
+      '') "${create[@]}" ;;
+      FAILED | SUSPENDED)
+        echo "tpu_vm.sh: $name is $state; deleting it and asking again"
+        "${delete[@]}"
+        ;;
+      *) echo "tpu_vm.sh: $name is $state" ;;
     esac
-    sleep "$poll"
+    sleep 30
   done
 }
 
-# Prints the last status of the training: a number, or LOST with the TPUs.
-follow() {
-  local seen line before=''
-  while sleep "$poll"; do
-    if seen=$("${ssh[@]}" --command="$look" 2>/dev/null); then
-      line=$(sed -n 2p <<<"$seen")
-      [ "$line" = "$before" ] || say "$line" >&2
-      before=$line
-      case $(sed -n 1p <<<"$seen") in
-        "status running") ;;
-        "status "*)
-          sed -n '1s/status //p' <<<"$seen"
-          return
-          ;;
-      esac
-    elif [ "$("${state[@]}" 2>/dev/null || echo NONE)" != ACTIVE ]; then
-      echo LOST
-      return
-    fi
-  done
-}
-
-while :; do
-  acquire
-  if "${ssh[@]}" --command="$look" 2>/dev/null | grep -qx "status running"; then
-    say "$name: a training is running there already; following it"
-  else
-    "${ssh[@]}" "${every[@]}" --command="$setup" || {
-      say "the setup failed; mend --setup and repeat the command" >&2
-      exit 2
-    }
-    "${ssh[@]}" "${every[@]}" --command="$train" || continue # lost meanwhile
+# The status of all workers as one: what is for the user to mend counts most; empty if
+# the connection was lost before all had ended.
+status_of() { # status_of LOG STATUS_OF_GCLOUD
+  local found
+  found=$(sed -n "s/.*$ENDED \([0-9][0-9]*\).*/\1/p" "$1")
+  if grep -qx 2 <<<"$found"; then
+    echo 2
+  elif grep -qvx 0 <<<"${found:-0}"; then
+    grep -vx 0 <<<"$found" | head -n 1
+  elif [ -n "$found" ] && [ "$2" -eq 0 ]; then
+    echo 0
   fi
-  ended=$(follow)
-  say "$name: ended with $ended"
-  case $ended in
-    LOST | 143 | 130 | 137 | 134) ;;
+}
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+for ((again = 0; again <= restarts; again++)); do
+  wait_for_slice
+  ended=0
+  "${ssh[@]}" 2>&1 | tee "$log" || ended=${PIPESTATUS[0]}
+  status=$(status_of "$log" "$ended")
+  case "$status" in
+    143 | 137 | 134 | 130) echo "tpu_vm.sh: status $status; starting again" ;;
+    '') echo "tpu_vm.sh: the workers were lost; starting again" ;;
     *) break ;;
   esac
+  sleep 30
 done
-printf 'delete the TPUs: ' && printf '%q ' "${delete[@]}" && echo
-exit "$ended"
+[ "$again" -le "$restarts" ] || echo "tpu_vm.sh: started again $restarts times; enough" >&2
+echo "tpu_vm.sh: the slice is still rented; to delete it:"
+quoted "${delete[@]}"
+exit "${status:-1}"

@@ -1,64 +1,35 @@
 #!/usr/bin/env bash
-# A training on a GKE cluster that xpk has made.
+# Trains on a GKE cluster that xpk made, as one of its workloads.
 #
-# Owns: the arguments of `xpk workload create`. Not: the cluster, the image.
+#   launch/xpk.sh --project P --zone Z --cluster C --name NAME --type v5p-128 \
+#     --image IMAGE --bucket B [--slices 1] [--restarts 100] [--run] -- COMMAND...
+#
+# The workload NAME runs COMMAND on every host, with --workdir gs://B/NAME --distributed
+# auto. xpk starts it again after statuses from 127 on (143, 137, 134, 130: stopped or
+# killed) and not after 2, which is for you to mend. Needs xpk, from PyPI, and gcloud.
+#
+#   --type      as xpk names it: v5p-128, v5litepod-256, v6e-256
+#   --slices    that many of them train together
+#   --restarts  how often it is started again, at most
+#
+# Without --run it only prints the command.
+
 set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 
-usage() {
-  cat <<'END'
-usage: launch/xpk.sh --project P --zone Z --cluster C --name W --image I --type T
-         [--slices S] [--run] -- tfusion train ...
+project='' zone='' cluster='' name='' type='' image='' bucket='' slices=1 restarts=100
+run='' command=()
+read_args "project zone cluster name type image bucket" "slices restarts" "$@"
+need_count slices
+need_count restarts
+complete_command "$bucket" "$name"
 
-Starts the command on all hosts of S slices, and again when it is stopped or killed.
-Prints what it would run; runs it with --run.
-
-  --project P  project of Google Cloud
-  --zone Z     zone of the cluster
-  --cluster C  cluster, made by `xpk cluster create`
-  --name W     name of the workload, new for each start by hand
-  --image I    address of the image that launch/Dockerfile makes
-  --type T     such as v5p-128 or v6e-256
-  --slices S   how many slices (1)
-  --run        run it
-
-xpk itself: pip install xpk, best in an environment of its own.
-END
-}
-
-fail() {
-  echo "launch/xpk.sh: $1" >&2
-  exit 2
-}
-
-project='' zone='' cluster='' name='' image='' type='' slices=1 run=''
-while [ $# -gt 0 ]; do
-  case $1 in
-    --help | -h) usage && exit 0 ;;
-    --run) run=yes ;;
-    --project | --zone | --cluster | --name | --image | --type | --slices)
-      [ -n "${2-}" ] || fail "$1: its value is missing"
-      printf -v "${1#--}" %s "$2"
-      shift
-      ;;
-    --) shift && break ;;
-    *) fail "$1: unknown; --help lists the options" ;;
-  esac
-  shift
-done
-for option in project zone cluster name image type; do
-  [ -n "${!option}" ] || fail "--$option is missing"
-done
-[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices $slices: give a number from 1"
-[ $# -gt 0 ] || fail "the command is missing: give it after --, as in -- tfusion train ..."
-
-# xpk starts again after the statuses 127 to 255, so after 130, 134, 137 and 143, and not
-# after 2. A pod that is told to go gets five minutes to save.
-command=(xpk workload create --project="$project" --zone="$zone" --cluster="$cluster"
-  --workload="$name" --docker-image="$image" --tpu-type="$type" --num-slices="$slices"
-  --max-restarts=100 --termination-grace-period-seconds=300
-  --command="exec $(printf '%q ' "$@")--distributed auto")
+create=(xpk workload create --project "$project" --zone "$zone" --cluster "$cluster"
+  --workload "$name" --tpu-type "$type" --num-slices "$slices" --docker-image "$image"
+  --max-restarts "$restarts" --command "$(quoted "${command[@]}")")
 if [ -z "$run" ]; then
-  printf '%q ' "${command[@]}" && echo
+  quoted "${create[@]}"
 else
-  exec "${command[@]}"
+  "${create[@]}"
 fi
