@@ -58,8 +58,8 @@ FILES = {
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "training": "clock compiled data_report events feed flops hold log loop losses"
-  " machine optim peers speed step stop validate watch",
+  "training": "clock compiled data_report events feed flops goodput hold log loop"
+  " losses machine optim peers profiles speed spikes step stop validate watch",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.

@@ -116,7 +116,9 @@ def save(
   log.write()
   with log.clock.measure("save"):
     held.check_together()
-    return checkpoints.save(step, state, data.lane_states(), wait=wait)
+    saved = checkpoints.save(step, state, data.lane_states(), wait=wait)
+  log.mark_saved(step)
+  return saved
 
 
 @contextlib.contextmanager
