@@ -1,7 +1,6 @@
 """What the time of a run went into, over all its starts: goodput.json.
 
-Owns: the file, and what a start adds to it. Not: the seconds of this start (clock.py),
-how they are shown (report/goodput.py).
+Owns: the file, and what a start adds to it. Not: the seconds of this start (clock.py).
 
   {"seconds": {"step": 812.1, "data": 3.0, ..., "lost": 40.2, "down": 9.1},
    "goodput": 0.87, "starts": [...]}
