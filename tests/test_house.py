@@ -62,8 +62,8 @@ FILES = {
   "model": "layers patches transformer transfusion",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "training": "clock compiled data_report events executable feed flops hold log loop"
-  " losses machine optim peers speed step stop validate watch",
+  "training": "clock compiled data_report events executable feed flops goodput hold log"
+  " loop losses machine optim peers profiles speed spikes step stop validate watch",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.

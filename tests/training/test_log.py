@@ -14,6 +14,7 @@ import tiny
 
 from tfusion.training import log as log_lib
 from tfusion.training import loop, machine
+from tfusion.training.clock import Clock
 from tfusion.training.hold import Hold
 from tfusion.training.speed import Speed
 from tfusion.training.stop import StopSignals
@@ -28,7 +29,7 @@ def test_a_run_of_which_nobody_reads_what_it_says_is_told_to_stop(
 ):
   stop, read = StopSignals(), [True, False]
   monkeypatch.setattr(log_lib, "say", lambda text: read.pop(0))
-  log = log_lib.Log(tiny.config(), tmp_path, 0, None, Hold(None), stop, None, None)
+  log = log_lib.Log(tiny.config(), tmp_path, 0, Clock(), Hold(None), stop, None, None)
   log.say("read")
   assert stop.told == 0
   log.say("not read")

@@ -117,7 +117,9 @@ def save(
   with log.clock.measure("save"):
     held.check_together()
     log.flush()
-    return checkpoints.save(step, state, data.lane_states(), wait=wait)
+    saved = checkpoints.save(step, state, data.lane_states(), wait=wait)
+  log.mark_saved(step)
+  return saved
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The log of a run: its files of numbers, and what it says on the console.
 
-Owns: metrics.jsonl, speed.jsonl, validation.jsonl, TensorBoard. Not: the page that
-shows them (report/).
+Owns: metrics.jsonl, speed.jsonl, validation.jsonl, spikes.jsonl, TensorBoard. Not: the
+page that shows them (report/), the rule for spikes (spikes.py).
 
 `metrics.jsonl` and `validation.jsonl` hold values alone, which a resumed run repeats
 bit for bit; times stand in `speed.jsonl`.
@@ -27,10 +27,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tfusion import buckets, files
+from tfusion.config import Config
 from tfusion.lock import Lost
 from tfusion.progress import say
 from tfusion.training.clock import Clock
+from tfusion.training.goodput import Goodput
 from tfusion.training.hold import Hold
+from tfusion.training.profiles import Profiles
+from tfusion.training.spikes import Spikes
 from tfusion.training.stop import StopSignals
 
 Values = dict[str, Any]
@@ -75,13 +79,18 @@ class Log:
     self._train, self._workdir = config.train, workdir
     self.clock = clock
     self._held, self._stop, self._watch = held, stop, held.watch
+    self._goodput = Goodput(workdir, step, clock, writes=self.first)
+    self._spikes, self._spike_said = Spikes(), -config.train.log_every_steps
+    self._profiles = Profiles(workdir, self.say)
+    # `inspect data` shows the rows of models.
+    self._has_rows = isinstance(config, Config)
     self._rates, self._line = rates, line
     # Counts now, and at the last line.
     self._done: defaultdict[str, float] = defaultdict(int)
     self._logged: defaultdict[str, float] = defaultdict(int)
     self._files = {
       name: JsonLines(workdir / f"{name}.jsonl", last_step=step, writes=self.first)
-      for name in ("metrics", "speed", "validation")
+      for name in ("metrics", "speed", "validation", "spikes")
     }
     apart = buckets.is_bucket(workdir)  # its writer appends to files
     if apart and importlib.util.find_spec("tensorboardX"):
@@ -109,6 +118,8 @@ class Log:
     self.waiting = step, values
     for name, count in (counts | {"updates": 1}).items():
       self._done[name] += count
+    if self._watch:
+      self._profiles.turn(step, self._watch.take_profile, values)
 
   def write(self) -> None:
     """Writes what was handed over last; waits for the device if it must.
@@ -120,7 +131,9 @@ class Log:
     if self.waiting is None:
       return
     (step, arrays), self.waiting = self.waiting, None
+    begin = time.perf_counter()
     values = {name: float(x) for name, x in jax.device_get(arrays).items()}
+    self._done["blocked"] += time.perf_counter() - begin
     if self._watch:
       self._watch.beat()
     limit = self._train.max_skipped_updates
@@ -133,8 +146,14 @@ class Log:
       )
     if values["skipped"]:
       self.say(f"step {step}: not finite, update skipped")
+    self._mark_spikes(step, values)
     if step % self._train.log_every_steps == 0:
       self._write_line({"step": step} | values)
+
+  def mark_saved(self, step: int) -> None:
+    """A checkpoint has begun to be written: up to it, nothing will be done again."""
+    self._goodput.mark(step)
+    self._profiles.stop(())  # a run may end here
 
   def write_validation(self, line: Values) -> None:
     """Adds a line, with `step`, to validation.jsonl."""
@@ -182,10 +201,33 @@ class Log:
       "data_wait_share": since["waited"] / since["seconds"],
       "eta_seconds": step_seconds * (self._train.steps - values["step"]),
     }
+    if self._watch and jax.process_count() > 1:
+      own = max(since["seconds"] - since["blocked"], 0.0) / since["updates"]
+      self._watch.tell_pace(own)
+      speed["host_ms"] = [1e3 * x for _, x in sorted(self._watch.paces.items())]
+      if slow := self._watch.slow(step_seconds):
+        self.say(f"step {values['step']}  {slow}")
     for name, line in (("metrics", values), ("speed", speed)):
       self._files[name].append(line)
       self._board.write(name, line)
     self.say(self._line(values, speed, self._train.steps))
+    self._goodput.write(values["step"], now=False)
+
+  def _mark_spikes(self, step: int, values: dict[str, float]) -> None:
+    """Writes down, and says, where an update is far from those before it."""
+    for key, value, median in self._spikes.find(values):
+      line = {"step": step, "key": key, "value": value, "median": median}
+      self._files["spikes"].append(line)
+      if step - self._spike_said < self._train.log_every_steps:
+        continue  # one of them is enough to see
+      self._spike_said = step
+      rows = ""
+      if self._has_rows:
+        rows = f"; see `tfusion inspect data --workdir {self._workdir} --step {step}`"
+      self.say(
+        f"step {step}  {key} {value:.4g}: far above its running median of"
+        f" {median:.4g}{rows}"
+      )
 
 
 class JsonLines:

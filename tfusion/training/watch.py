@@ -13,7 +13,10 @@ import contextlib
 import faulthandler
 import os
 import re
+import signal
+import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from typing import Any
 
 import jax
 
-from tfusion import errors
+from tfusion import errors, files
 from tfusion.progress import say
 from tfusion.training import peers as peers_lib
 from tfusion.training.clock import Clock
@@ -54,7 +57,8 @@ class Watch:
     """
     self.peers: Peers | None = None
     self.paces: dict[int, float] = {}  # of other hosts, as `tell_pace` was told
-    self.profile_asked = threading.Event()
+    self._profile_asked = threading.Event()
+    self._handler: Any = None  # of SIGUSR1, before
     self._workdir, self._limit, self._clock = workdir, stall_seconds, clock
     self._beats, self._seen, self._since = 0, -1, 0.0
     self._gone: set[int] = set()  # hosts that have come to their end
@@ -73,6 +77,31 @@ class Watch:
     if self.peers and jax.process_index():
       self._say("pace", seconds)
 
+  def slow(self, step_seconds: float) -> str:
+    """Names a host for which the others wait; empty if there is none.
+
+    All devices finish an update together, so a slow host shows in what it does beside
+    them: reading its data, its Python. A slow device does not show.
+
+    Args:
+      step_seconds: of an update.
+    """
+    host, most = max(self.paces.items(), key=lambda item: item[1])
+    median = statistics.median(self.paces.values())
+    if most < 2 * median or most - median < 0.05 * step_seconds:
+      return ""
+    name = self.peers.names[host] if self.peers else ""
+    return (
+      f"host {host} ({name}) is slow: it needs {1e3 * most:.0f} ms of an update for"
+      f" itself, the median host {1e3 * median:.0f} ms of {1e3 * step_seconds:.0f}"
+    )
+
+  def take_profile(self) -> bool:
+    """Whether a profile was asked for since the last call."""
+    asked = self._profile_asked.is_set()
+    self._profile_asked.clear()
+    return asked
+
   def start(self) -> None:
     """Starts the thread; all hosts must call it."""
     self.peers = peers_lib.meet()
@@ -82,6 +111,9 @@ class Watch:
         " killed will be noticed by JAX alone, after two minutes"
       )
     self._thread.start()
+    if threading.current_thread() is threading.main_thread():
+      asked = self._profile_asked
+      self._handler = signal.signal(signal.SIGUSR1, lambda *_: asked.set())
 
   def stop(self, error: BaseException | None) -> None:
     """Ends the thread, and tells the other hosts how this one ends.
@@ -92,6 +124,8 @@ class Watch:
     Args:
       error: by which the run ends.
     """
+    if self._handler is not None:
+      signal.signal(signal.SIGUSR1, self._handler)
     said = f"{type(error).__name__}: {error}"
     if self.peers and error and _is_of_devices(error):
       self._thread.join(peers_lib.SILENT_SECONDS + ASLEEP_SECONDS)
@@ -149,7 +183,7 @@ class Watch:
     if word.kind == "pace":
       self.paces[word.host] = word.value
     elif word.kind == "profile":
-      self.profile_asked.set()
+      self._profile_asked.set()
     elif word.kind == "stalled":
       self._end_stalled(word.host, word.value)
     elif word.kind == "end":
@@ -175,8 +209,10 @@ class Watch:
     elif self.peers and jax.process_index() == 0:
       time.sleep(TELL_SECONDS)  # it was given on; the others hear it before this ends
     path = self._workdir / f"stacks_host_{jax.process_index()}.txt"
-    with contextlib.suppress(OSError), path.open("w") as file:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile("w+") as file:
       faulthandler.dump_traceback(file)
+      file.seek(0)
+      files.write_whole(path, file.read())
     if sys.__stderr__ is not None:
       faulthandler.dump_traceback(sys.__stderr__)
     self._end(
@@ -208,7 +244,7 @@ class Watch:
     if jax.process_index() == 0 and path.is_file():
       with contextlib.suppress(OSError):
         path.unlink()
-      self.profile_asked.set()
+      self._profile_asked.set()
       self._say("profile")
 
 
