@@ -83,11 +83,12 @@ def write_page(rows: dict[str, list[str]]) -> None:
   versions = f"tfusion {__version__} (after commit {commit}), jax {jax.__version__}"
   lines = [HEAD.format(versions=versions)]
   for size in SIZES:
-    own = {k: v for k, v in rows.items() if k.startswith(f"{size} ")}
-    if own:
-      lines += [f"## {size}", "", "| " + " | ".join(pages.COLUMNS) + " |"]
-      lines += ["|" + "---|" * len(pages.COLUMNS)]
-      lines += ["| " + " | ".join(row) + " |" for row in own.values()] + [""]
+    lines += [f"## {size}", "", "| " + " | ".join(pages.COLUMNS) + " |"]
+    lines += ["|" + "---|" * len(pages.COLUMNS)]
+    for name in TOPOLOGIES:
+      blank = [name, "not compiled yet", *[""] * (len(pages.COLUMNS) - 2)]
+      lines += ["| " + " | ".join(rows.get(f"{size} {name}", blank)) + " |"]
+    lines += [""]
   (RESULTS / "compile.md").write_text("\n".join(lines))
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 
-from tfusion import errors, files
+from tfusion import buckets, errors, files
 from tfusion.progress import say
 from tfusion.training import peers as peers_lib
 from tfusion.training.clock import Clock
@@ -33,6 +33,7 @@ from tfusion.training.peers import Peers, Word
 
 STATUS = os.EX_TEMPFAIL  # 75: the same command goes on
 LOOK_SECONDS = 1.0  # between two looks
+BUCKET_SECONDS = 30.0  # between two looks into a bucket, each of which is a request
 ASLEEP_SECONDS = 10.0  # between two looks: this process was stopped itself
 GRACE_SECONDS = 5.0  # for this host to fail by itself where another has
 TELL_SECONDS = 2.0  # for words to reach the others before this process ends
@@ -63,6 +64,7 @@ class Watch:
     self._beats, self._seen, self._since = 0, -1, 0.0
     self._gone: set[int] = set()  # hosts that have come to their end
     self._lost = self._ends_itself = False
+    self._looked = 0.0  # into the workdir
     self._left: tuple[float, str, int] | None = None  # by when to end, why, how
     self._lock, self._done = threading.Lock(), threading.Event()
     self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
@@ -240,12 +242,16 @@ class Watch:
 
   def _look_for_profile(self) -> None:
     """Where the file is there, on the first host, that asks for a profile."""
-    path = self._workdir / PROFILE
-    if jax.process_index() == 0 and path.is_file():
-      with contextlib.suppress(OSError):
+    path, now = self._workdir / PROFILE, time.monotonic()
+    pause = BUCKET_SECONDS if buckets.is_bucket(path) else 0.0
+    if jax.process_index() or now - self._looked < pause:
+      return
+    self._looked = now
+    with contextlib.suppress(OSError):  # a store that does not answer is asked again
+      if path.is_file():
         path.unlink()
-      self._profile_asked.set()
-      self._say("profile")
+        self._profile_asked.set()
+        self._say("profile")
 
 
 @contextlib.contextmanager
