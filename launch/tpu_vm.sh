@@ -7,7 +7,7 @@
 # Asks for a queued resource NAME, waits until it is there, and runs COMMAND in a
 # container on every worker, with --workdir gs://B/NAME --distributed auto. The lines
 # of all workers are printed. If the slice was preempted, it is deleted and asked for
-# again; if the run was stopped or killed (143, 137, 134, 130), it is started again. Any
+# again; if the run was stopped or killed (143, 137, 134, 130, 75), it starts again. Any
 # other status ends the script: 0 is complete, 2 is for you to mend. The container
 # goes on when this script is interrupted; start the script again to watch it on. When
 # the script ends the slice is still rented; it prints how to delete it.
@@ -111,7 +111,7 @@ for ((again = 0; again <= restarts; again++)); do
   "${ssh[@]}" 2>&1 | tee "$log" || ended=${PIPESTATUS[0]}
   status=$(status_of "$log" "$ended")
   case "$status" in
-    143 | 137 | 134 | 130) echo "tpu_vm.sh: status $status; starting again" ;;
+    143 | 137 | 134 | 130 | 75) echo "tpu_vm.sh: status $status; starting again" ;;
     '') echo "tpu_vm.sh: the workers were lost; starting again" ;;
     *) break ;;
   esac

@@ -5,7 +5,7 @@
 #     --image IMAGE --bucket B [--slices 1] [--restarts 100] [--run] -- COMMAND...
 #
 # The workload NAME runs COMMAND on every host, with --workdir gs://B/NAME --distributed
-# auto. xpk starts it again after statuses from 127 on (143, 137, 134, 130: stopped or
+# auto. xpk starts it again after 75 and statuses from 127 on (143, 137, ...: stopped or
 # killed) and not after 2, which is for you to mend. Needs xpk, from PyPI, and gcloud.
 #
 #   --type      as xpk names it: v5p-128, v5litepod-256, v6e-256
@@ -27,7 +27,8 @@ complete_command "$bucket" "$name"
 
 create=(xpk workload create --project "$project" --zone "$zone" --cluster "$cluster"
   --workload "$name" --tpu-type "$type" --num-slices "$slices" --docker-image "$image"
-  --max-restarts "$restarts" --command "$(quoted "${command[@]}")")
+  --max-restarts "$restarts" --restart-on-exit-codes 75
+  --command "$(quoted "${command[@]}")")
 if [ -z "$run" ]; then
   quoted "${create[@]}"
 else

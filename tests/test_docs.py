@@ -19,7 +19,7 @@ from tfusion.data.shards import records
 from tfusion.diffusion import samplers
 
 ROOT = pathlib.Path(__file__).parents[1]
-PLACES = ("", "docs", "experiments", "tests", "tfusion")
+PLACES = ("", "docs", "experiments", "launch", "tests", "tfusion")
 PAGES = {
   path.relative_to(ROOT).as_posix(): path.read_text()
   for place in PLACES

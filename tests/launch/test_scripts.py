@@ -180,7 +180,7 @@ def with_path(folder: pathlib.Path, **more: str) -> dict[str, str]:
 @pytest.mark.parametrize(
   ("status", "state", "count", "requeued"),
   [
-    *((status, "RUNNING", "0", True) for status in (143, 130, 137, 134)),
+    *((status, "RUNNING", "0", True) for status in (143, 130, 75, 137, 134)),
     *((status, "RUNNING", "0", False) for status in (0, 1, 2)),
     (143, "COMPLETING", "0", False),  # cancelled by its owner
     (137, "RUNNING", "3", False),  # --restarts 3
@@ -299,7 +299,7 @@ def test_xpk_gets_the_command_in_one_piece():
     **PLACE,
     **{"--cluster": "my-cluster", "--workload": "first", "--tpu-type": "v5p-128"},
     **{"--num-slices": "2", "--docker-image": "registry.example/tf:1"},
-    **{"--max-restarts": "100"},
+    **{"--max-restarts": "100", "--restart-on-exit-codes": "75"},
   }
 
 
