@@ -166,11 +166,22 @@ def test_an_autoencoder_is_trained_in_a_bucket(place, tmp_path):
   assert codec.load(path).sha256
 
 
+def _env() -> dict[str, str]:
+  return dict(os.environ) | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    "JAX_NUM_CPU_DEVICES": "4",
+    "PYTHONPATH": str(test_hosts.ROOT),
+    **tiny.QUICK,
+  }
+
+
 def test_two_hosts_train_in_a_bucket_and_one_goes_on_from_their_checkpoint(
   stores, tmp_path, capfd
 ):
   workdir = f"gs://{tiny_stores.BUCKET}/{tmp_path.name}"
-  test_hosts.run_two_hosts(workdir, "--config.mesh.fsdp=2", "--config.train.steps=2")
+  more = ["--config.mesh.fsdp=2", "--config.train.steps=2"]
+  test_hosts.run_two_hosts(_env(), workdir, *more, knobs=test_hosts.SMALLEST)
   saved = files.to_path(workdir) / "checkpoints" / "2"
   records = [f"record.{process}-of-2" for process in range(2)]
   assert all((saved / record).is_file() for record in records)
@@ -183,6 +194,6 @@ def test_two_hosts_train_in_a_bucket_and_one_goes_on_from_their_checkpoint(
 
 def test_two_hosts_are_refused_a_workdir_on_s3_before_any_work(stores, tmp_path):
   with pytest.raises(AssertionError) as error:
-    test_hosts.run_two_hosts(f"s3://{tiny_stores.BUCKET}/{tmp_path.name}")
+    test_hosts.run_two_hosts(_env(), f"s3://{tiny_stores.BUCKET}/{tmp_path.name}")
   said = str(error.value)
   assert "cannot be written to s3://" in said and "Traceback" not in said

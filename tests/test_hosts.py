@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -93,7 +94,8 @@ def two_hosts(env, workdir: pathlib.Path, *more: str, config=CONFIG, knobs=TRAIN
   code = "import sys; from tfusion import cli; sys.exit(cli.main(sys.argv[1:]))"
   command = [sys.executable, "-c", code, "train", "--config", config]
   command += ["--workdir", str(workdir), *knobs, *more, "--distributed"]
-  files = [workdir.with_name(f"{time.monotonic_ns()}_{i}.txt") for i in range(2)]
+  folder = pathlib.Path(tempfile.mkdtemp())
+  files = [folder / f"{i}.txt" for i in range(2)]
   hosts = [
     Host([*command, f"{address},{i},2"], env, path) for i, path in enumerate(files)
   ]
