@@ -162,11 +162,13 @@ def steps(workdir: pathlib.Path) -> list[str]:
 
 def test_what_becomes_of_one_host_becomes_of_all_and_the_run_goes_on(env, tmp_path):
   run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-  long = "--config.train.steps=100000"
+  # A rate that does not fall is the same in runs of any length.
+  flat = ("--config.optim.peak_lr=1e-3", "--config.optim.end_lr=1e-3")
+  long = (*flat, "--config.train.steps=100000")
   # SIGTERM to one: all save the same step. A second run meanwhile is refused.
-  with two_hosts(env, run, long) as hosts:
+  with two_hosts(env, run, *long) as hosts:
     hosts[0].wait_for("step 1/")
-    with two_hosts(env, run, long) as others:
+    with two_hosts(env, run, *long) as others:
       for said in ends(others, 2, 2):
         assert "is in use by `tfusion" in said
     hosts[1].process.send_signal(signal.SIGTERM)
@@ -176,7 +178,7 @@ def test_what_becomes_of_one_host_becomes_of_all_and_the_run_goes_on(env, tmp_pa
   folder = run / "checkpoints" / f"{stopped}"
   assert {x.name for x in folder.glob("record.*")} == {"record.0-of-2", "record.1-of-2"}
   # kill -9: the other ends soon, and says who was lost.
-  with two_hosts(env, run, long) as hosts:
+  with two_hosts(env, run, *long) as hosts:
     hosts[0].wait_for(f"step {stopped + 6}/")
     hosts[1].process.kill()
     said = ends(hosts, 75, -9, within=30)
@@ -186,11 +188,11 @@ def test_what_becomes_of_one_host_becomes_of_all_and_the_run_goes_on(env, tmp_pa
   newest = run / "checkpoints" / steps(run)[-1]
   before = steps(run)[-2]
   next(newest.glob("state/**/ocdbt.process_1/d/*")).write_bytes(b"torn")
-  last = f"--config.train.steps={int(newest.name) + 4}"
-  said = run_two_hosts(env, run, last)
+  last = (*flat, f"--config.train.steps={int(newest.name) + 4}")
+  said = run_two_hosts(env, run, *last)
   assert f"checkpoint {newest} is skipped" in said[0] + said[1]
   assert f"goes on after step {before} of" in said[0]
-  run_two_hosts(env, undisturbed, last)
+  run_two_hosts(env, undisturbed, *last)
   assert values(run, "metrics.jsonl") == values(undisturbed, "metrics.jsonl")
 
 

@@ -27,7 +27,7 @@ SIZES = {
 }
 
 # 32,000 pieces and BOI, EOI, rounded up to 252 x 128 = 2^9 x 63: so that the vocabulary
-# divides over the devices of mesh.tensor; the 126 rows that no token has are idle.
+# divides over the devices of mesh.tensor; the 254 rows that no token has are idle.
 VOCAB_SIZE = 32_256
 
 ROW_LENGTH = 4_096  # elements (section 4.1)
