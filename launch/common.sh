@@ -42,6 +42,11 @@ need_count() { # need_count OPTION
   [[ "${!1}" =~ ^[1-9][0-9]*$ ]] || fail "--$1 ${!1}: give a number from 1"
 }
 
+need_name() { # need_name OPTION: a name that Kubernetes and Google's cloud take
+  [[ "${!1}" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    fail "--$1 ${!1}: give lower-case letters, digits and dashes, 40 at most"
+}
+
 # The words of a command, quoted where a shell would need it.
 quoted() {
   local word line=''

@@ -5,7 +5,8 @@
 #     --bucket B [--slices 1] [--restarts 100] [--run] -- COMMAND...
 #
 # Every host runs COMMAND, with --workdir gs://B/NAME --distributed auto. All start again
-# if one is killed or preempted, and not after status 2, which is for you to mend.
+# if one is killed or preempted, and not after status 2, which is for you to mend, or 1,
+# an error of ours.
 # Needs kubectl, and JobSet on the cluster.
 #
 #   --cluster   the context of kubectl
@@ -22,6 +23,7 @@ source "$(dirname "$0")/common.sh"
 cluster='' name='' topology='' image='' bucket='' slices=1 restarts=100
 run='' command=()
 read_args "cluster name topology image bucket" "slices restarts" "$@"
+need_name name
 need_count slices
 need_count restarts
 complete_command "$bucket" "$name"

@@ -26,6 +26,7 @@ source "$(dirname "$0")/common.sh"
 project='' zone='' name='' type='' image='' bucket='' runtime='' spot='' restarts=100
 run='' command=()
 read_args "project zone name type image bucket" "runtime spot restarts" "$@"
+need_name name
 need_count restarts
 case "$spot" in '' | yes | no) ;; *) fail "--spot $spot: give yes or no" ;; esac
 if [ -z "$runtime" ]; then

@@ -6,7 +6,8 @@
 #
 # The workload NAME runs COMMAND on every host, with --workdir gs://B/NAME --distributed
 # auto. xpk starts it again after 75 and statuses from 127 on (143, 137, ...: stopped or
-# killed) and not after 2, which is for you to mend. Needs xpk, from PyPI, and gcloud.
+# killed) and not after 2, which is for you to mend. Needs xpk from PyPI (1.16 was tried,
+# in an environment of its own), gcloud and kubectl.
 #
 #   --type      as xpk names it: v5p-128, v5litepod-256, v6e-256
 #   --slices    that many of them train together
@@ -21,6 +22,7 @@ source "$(dirname "$0")/common.sh"
 project='' zone='' cluster='' name='' type='' image='' bucket='' slices=1 restarts=100
 run='' command=()
 read_args "project zone cluster name type image bucket" "slices restarts" "$@"
+need_name name
 need_count slices
 need_count restarts
 complete_command "$bucket" "$name"
@@ -28,6 +30,7 @@ complete_command "$bucket" "$name"
 create=(xpk workload create --project "$project" --zone "$zone" --cluster "$cluster"
   --workload "$name" --tpu-type "$type" --num-slices "$slices" --docker-image "$image"
   --max-restarts "$restarts" --restart-on-exit-codes 75
+  --termination-grace-period-seconds 150
   --command "$(quoted "${command[@]}")")
 if [ -z "$run" ]; then
   quoted "${create[@]}"

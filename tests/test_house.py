@@ -61,7 +61,8 @@ FILES = {
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
-  "prepare": "datasets encoder files job part raw readers rows runner tables tar",
+  "prepare": "dask_cluster datasets encoder files job part raw readers rows runner"
+  " tables tar worker",
   "training": "clock compiled data_report events executable feed flops goodput hold log"
   " loop losses machine optim peers profiles speed spikes step stop validate watch",
   "report": "curves evaluation facts page plot run samples summary",
@@ -73,6 +74,7 @@ ONLY = {
   "optax": "training autoencoder",
   "ml_collections": "autoencoder_config config config_file sizing",
   "apache_beam": "prepare",
+  "distributed": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
   "array_record": "data",

@@ -512,7 +512,8 @@ def _add_bench(
 def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
   beam = (
     "All other options go to Apache Beam: --direct_num_workers=2 for two processes on"
-    " this machine, or --runner=FlinkRunner, DataflowRunner or SparkRunner with its own"
+    " this machine, --runner=DaskRunner --dask_client_address=tcp://HOST:8786 for a"
+    " Dask cluster, or --runner=FlinkRunner, DataflowRunner or SparkRunner with its own"
     " options."
   )
   c = add("prepare", prepare, more=beam)

@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import zipfile
 
 import pytest
 import yaml
@@ -59,17 +61,16 @@ def test_the_shell_can_read_it(script):
   assert "set -euo pipefail" in (LAUNCH / script).read_text() or script == "common.sh"
 
 
+def lint(*command: str) -> None:
+  if not shutil.which(command[0]):
+    pytest.skip(f"no {command[0]} here: pip install '.[dev]'")
+  out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert out.returncode == 0, out.stdout
+
+
 @pytest.mark.parametrize("script", [*SCRIPTS, "common.sh"])
 def test_shellcheck_finds_nothing(script):
-  if not shutil.which("shellcheck"):
-    pytest.skip("no shellcheck here: pip install '.[dev]'")
-  out = subprocess.run(
-    ["shellcheck", "--external-sources", f"launch/{script}"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-  assert out.returncode == 0, out.stdout
+  lint("shellcheck", "--external-sources", f"launch/{script}")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -124,6 +125,14 @@ def test_the_workdir_lies_in_the_bucket(script):
   assert out.returncode == 2 and "--workdir: it is gs://BUCKET/NAME" in out.stderr
 
 
+@pytest.mark.parametrize("script", sorted(set(NEEDED) - {"slurm.sbatch"}))
+@pytest.mark.parametrize("name", ["My-run", "run_1", "7b", "run-", "a" * 41])
+def test_a_name_that_a_cloud_would_refuse_is_refused_at_once(script, name):
+  out = run(script, *options(script, name=name), "--", *TRAIN)
+  assert out.returncode == 2 and f"--name {name}: give lower-case" in out.stderr
+  assert "a" * 40 in dry(script, name="a" * 40)
+
+
 @pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
 def test_no_file_names_a_project_a_bucket_or_a_registry(path):
   text = path.read_text()
@@ -135,12 +144,12 @@ def commands_of_pages() -> list[str]:
   found = []
   for page in [LAUNCH / "README.md", ROOT / "docs" / "commands.md"]:
     text = page.read_text().replace("\\\n", " ") if page.exists() else ""
-    found += re.findall(r"^    (launch/\S+ .*)$", text, re.MULTILINE)
+    found += re.findall(r"^ {4,}(launch/\S+ .*)$", text, re.MULTILINE)
   return found
 
 
 @pytest.mark.parametrize("command", commands_of_pages())
-def test_a_command_of_the_runbook_is_read_without_an_error(command):
+def test_a_command_of_the_pages_is_read_without_an_error(command):
   words = [word for word in shlex.split(command) if word != "--run"]
   out = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
   assert out.returncode == 0, out.stderr
@@ -300,7 +309,17 @@ def test_xpk_gets_the_command_in_one_piece():
     **{"--cluster": "my-cluster", "--workload": "first", "--tpu-type": "v5p-128"},
     **{"--num-slices": "2", "--docker-image": "registry.example/tf:1"},
     **{"--max-restarts": "100", "--restart-on-exit-codes": "75"},
+    "--termination-grace-period-seconds": "150",
   }
+
+
+def test_with_run_xpk_is_called_as_it_was_printed(tmp_path):
+  stand_in(tmp_path, "xpk", "exit 3")
+  out = run(
+    "xpk.sh", *options("xpk.sh"), "--run", "--", *TRAIN, env=with_path(tmp_path)
+  )
+  assert out.returncode == 3
+  assert calls(tmp_path) == [" ".join(shlex.split(dry("xpk.sh")))]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +352,7 @@ def test_the_jobset_has_one_pod_a_host_and_starts_again_unless_it_is_a_mistake(
   (container,) = pod["containers"]
   assert rule["action"] == "FailJob"
   assert rule["onExitCodes"] == {
-    **{"containerName": container["name"], "operator": "In", "values": [2]}
+    **{"containerName": container["name"], "operator": "In", "values": [1, 2]}
   }
   assert pod["restartPolicy"] == "Never"  # a failure policy needs it
   assert pod["nodeSelector"] == {
@@ -384,3 +403,32 @@ def test_the_image_holds_what_pip_and_the_experiments_need():
   assert {"setup.py", "README.md", "tfusion", "experiments"} <= copied
   extras = (ROOT / "setup.py").read_text().partition("extras_require")[2]
   assert '"tpu": [' in extras and '"cuda": [' in extras
+
+
+def test_hadolint_finds_nothing():
+  lint("hadolint", "--no-color", "launch/Dockerfile")
+
+
+@pytest.mark.slow
+def test_the_package_can_be_built_of_what_the_image_holds(tmp_path):
+  for line in re.findall(
+    r"^COPY (.*)$", (LAUNCH / "Dockerfile").read_text(), re.MULTILINE
+  ):
+    *sources, target = line.split()
+    for name in sources:
+      if (ROOT / name).is_dir():
+        shutil.copytree(ROOT / name, tmp_path / target)
+      else:
+        shutil.copy(ROOT / name, tmp_path / target)
+  build = "import setuptools.build_meta as b; print(b.build_wheel('wheel'))"
+  out = subprocess.run(
+    [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True
+  )
+  assert out.returncode == 0, out.stderr
+  (wheel,) = (tmp_path / "wheel").glob("*.whl")
+  held = set(zipfile.ZipFile(wheel).namelist())
+  tracked = subprocess.run(
+    ["git", "ls-files", "tfusion"], cwd=ROOT, capture_output=True, text=True
+  ).stdout.split()
+  code = {name for name in tracked if not name.endswith(".md")}
+  assert code and code <= held

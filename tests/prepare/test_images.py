@@ -198,7 +198,7 @@ def test_images_of_many_documents_share_batches_and_come_back_to_their_own(
   monkeypatch, kind
 ):
   codec = Eight()
-  monkeypatch.setattr(encoder, "open_codec", lambda path: codec)
+  monkeypatch.setattr(encoder, "open_codec", lambda *_: codec)
   settings = encoder.Settings((4, 4, 3), kind, "autoencoder", batch=8)
   rng = np.random.default_rng(0)
   documents, sums, number = [], encoder.Sums(), 0
@@ -241,7 +241,7 @@ def test_an_image_whose_latent_is_no_number_is_rejected_and_spoils_no_scale(
       for n in range(12):
         yield raw.Raw(str(n), ("a", np.full((4, 4, 3), n, np.uint8)), False)
 
-  monkeypatch.setattr(encoder, "open_codec", lambda path: Overflows())
+  monkeypatch.setattr(encoder, "open_codec", lambda *_: Overflows())
   settings = encoder.Settings((4, 4, 3), "mean_logvar", "autoencoder", batch=8)
   part.write((0, Images()), part.Job(str(tmp_path), 1, settings))
   account = part.read_account(tmp_path, 0)
@@ -254,7 +254,7 @@ def test_an_image_whose_latent_is_no_number_is_rejected_and_spoils_no_scale(
 
 
 def test_an_encoder_that_fails_stops_the_part(monkeypatch):
-  def fail(path):
+  def fail(*_):
     raise OSError("no device")
 
   monkeypatch.setattr(encoder, "open_codec", fail)

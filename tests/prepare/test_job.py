@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,35 @@ def test_a_full_disk_stops_the_job_in_a_line_and_leaves_no_half(
   assert not list(out.rglob("*.tmp")) and not list(out.glob("*.array_record"))
   job.prepare(request(photos, out))
   assert bytes_of(out) == undisturbed
+
+
+def test_what_a_killed_worker_left_unfinished_is_gone_at_the_end(
+  photos, undisturbed, tmp_path, monkeypatch
+):
+  out, run = tmp_path / "shards", runner.run
+
+  def with_rests(*args):
+    run(*args)
+    for name in ("train-000000-of-000060.array_record.0a.tmp", "parts/000000.0a.tmp"):
+      (out / name).write_bytes(b"half")
+
+  monkeypatch.setattr(runner, "run", with_rests)
+  job.prepare(request(photos, out))
+  assert bytes_of(out) == undisturbed
+
+
+def test_a_second_job_in_one_process_does_not_take_the_tokenizer_of_the_first(
+  photos, tmp_path
+):
+  tokenizers = [str(tmp_path / name) for name in ("a.model", "b.model")]
+  for path, text in zip(tokenizers, ("picture of noise", "number")):
+    Tokenizer.train([text], vocab_size=290, path=path)
+  out, apart = tmp_path / "shards", tmp_path / "apart"
+  job.prepare(request(photos, out, tokenizer=tokenizers[0], shard_documents=60))
+  shutil.rmtree(out)
+  for folder in (out, apart):
+    job.prepare(request(photos, folder, tokenizer=tokenizers[1], shard_documents=60))
+  assert bytes_of(out) == bytes_of(apart)
 
 
 @pytest.mark.parametrize("left", [".write-probe", "job.json.0123.tmp", job.LOCK])

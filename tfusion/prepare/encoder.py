@@ -25,6 +25,7 @@ class Settings:
   image_shape: tuple[int, int, int]  # h, w, c of the pixels
   kind: str  # pixels, mean, mean_logvar or codes, as in data/shards/records.py
   autoencoder: str | None = None  # the file
+  autoencoder_sha256: str = ""
   batch: int = 32  # images that the device gets at once; the last batch is filled up
 
 
@@ -123,7 +124,7 @@ class Sums:
 def _encode_batch(
   images: np.ndarray, settings: Settings
 ) -> list[dict[str, np.ndarray]]:
-  codec = open_codec(settings.autoencoder)
+  codec = open_codec(settings.autoencoder, settings.autoencoder_sha256)
   empty = np.zeros((settings.batch - len(images), *images.shape[1:]), np.uint8)
   encoded = codec.encode(np.concatenate([images, empty]))
   fields = {}
@@ -135,8 +136,8 @@ def _encode_batch(
 
 
 @functools.lru_cache(1)
-def open_codec(path: str) -> Any:
-  """Opens the autoencoder once per process."""
+def open_codec(path: str, sha256: str = "") -> Any:
+  """Opens the autoencoder once per process, until a job has another one."""
   # Here: jax takes seconds to import, and pixels need none.
   from tfusion import interop
 

@@ -45,8 +45,8 @@ class File:
       now = None
     if now != self:
       raise OSError(
-        f"{self.path}: is gone or has changed since the job began; bring it back, or"
-        " prepare into a new folder"
+        f"{self.path}: is gone or has changed since the job began; bring it back where"
+        " every worker sees it, or prepare into a new folder"
       )
 
   def holds_out(self, id: str, *names: str) -> bool:

@@ -29,8 +29,8 @@ from tfusion.data.shards.manifest import Counts, ImageFormat, Manifest
 from tfusion.data.tokenizer import OF_JOB, OF_SHARDS, Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import part as part_lib
+from tfusion.prepare.worker import JOB
 
-JOB = "job.json"
 LOCK = (
   ".prepare-lock"  # locked while a job runs; never deleted, as that would be a race
 )
@@ -116,15 +116,15 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     if codec and not autoencoder.exists():
       codec.save(autoencoder)
     kept_as = images.kind if codec else "pixels, for want of an --autoencoder"
-    worker_codec = str(autoencoder) if codec else None
+    path, sha256 = (str(autoencoder), codec.sha256) if codec else (None, "")
     del codec  # a worker opens its own, and an accelerator may hold but one
     print(
       f"{request.source}: {len(parts):,} parts; images of {image_shape} as {kept_as};"
       f" vocabulary {tokenizer.vocab_size:,}",
       flush=True,
     )
-    how = encoder.Settings(image_shape, images.kind, worker_codec, request.batch)
-    job = part_lib.Job(str(out), len(parts), how)
+    how = encoder.Settings(image_shape, images.kind, path, sha256, request.batch)
+    job = part_lib.Job(str(out), len(parts), how, tokenizer.sha256)
     runner.run(parts, job, options)
     return _merge(request.source, job, tokenizer, images)
 
@@ -202,9 +202,15 @@ def _entered(out: str, settings: dict[str, Any]) -> Iterator[Path]:
   with _locked(folder / LOCK, out):
     _check_settings(folder / JOB, out, settings)
     (folder / "parts").mkdir(exist_ok=True)
-    for left in (*folder.glob("*.tmp"), *folder.glob("parts/*.tmp")):
-      left.unlink(missing_ok=True)  # of a job that was killed
+    _clear(folder)  # of a job that was killed
     yield folder
+    _clear(folder)  # of a worker that was killed, whose parts another did
+
+
+def _clear(folder: Path) -> None:
+  """Removes files that were not finished."""
+  for left in (*folder.glob("*.tmp"), *folder.glob("parts/*.tmp")):
+    left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -351,7 +357,10 @@ def _merge(
   for number in range(job.parts):
     account = part_lib.read_account(out, number)
     if account is None:
-      raise OSError(f"{out}: part {number} is not whole; repeat the command")
+      raise OSError(
+        f"{out}: part {number} is not whole; see that all workers share this folder,"
+        " and repeat the command"
+      )
     for split, balance in account.balances.items():
       splits[split].merge(balance)
     rejected += account.rejected

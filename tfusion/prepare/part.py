@@ -45,6 +45,7 @@ class Job:
   out: str  # the folder of shards
   parts: int
   images: encoder.Settings
+  tokenizer_sha256: str = ""  # of the one in the folder
 
 
 def _no_balances() -> dict[str, Balance]:
@@ -206,7 +207,8 @@ def _decode_ahead(
   raws: Iterator[Raw | Rejected], job: Job
 ) -> Iterator[Decoded | Rejected]:
   """Decodes documents in threads, in order, some ahead of the one asked for."""
-  tokenizer = open_tokenizer(str(files.to_path(job.out) / manifest_lib.TOKENIZER))
+  path = str(files.to_path(job.out) / manifest_lib.TOKENIZER)
+  tokenizer = open_tokenizer(path, job.tokenizer_sha256)
   pending: collections.deque[concurrent.futures.Future] = collections.deque()
   seen = set()
   with (
@@ -268,6 +270,6 @@ def _decode(
 
 
 @functools.lru_cache(1)
-def open_tokenizer(path: str) -> Tokenizer:
-  """Opens the tokenizer once per process."""
+def open_tokenizer(path: str, sha256: str = "") -> Tokenizer:
+  """Opens the tokenizer once per process, until a job has another one."""
   return Tokenizer.load(path, key="", remedy=OF_SHARDS)

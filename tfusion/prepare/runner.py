@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from tfusion import buckets, files
+from tfusion.prepare import dask_cluster, raw, worker
 from tfusion.prepare import part as part_lib
-from tfusion.prepare import raw
 
 # Beam's own default on a single machine. The name DirectRunner stands for Prism first,
 # a program that Beam would download.
@@ -50,20 +50,23 @@ def parse(args: Sequence[str]) -> Any:
   logging.disable(logging.NOTSET)
   logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # run() says it
   options = pipeline_options.PipelineOptions(list(args))
-  unknown = set(options.get_all_options(drop_default=True, retain_unknown_options=True))
-  unknown -= set(options.get_all_options(drop_default=True))
   standard = options.view_as(pipeline_options.StandardOptions)
   if standard.runner is None:
     standard.runner = LOCAL
+  if dask_cluster.is_named(standard.runner):
+    standard.runner = dask_cluster.RUNNER
+    dask_cluster.parse(options)
+  unknown = set(options.get_all_options(drop_default=True, retain_unknown_options=True))
+  unknown -= set(options.get_all_options(drop_default=True))
   # Other runners have options that only their own servers know.
-  if unknown and standard.runner in (LOCAL, "DirectRunner"):
+  if unknown and standard.runner in (LOCAL, "DirectRunner", dask_cluster.RUNNER):
     raise ValueError(f"unknown options: {', '.join(sorted(unknown))}")
   direct = options.view_as(pipeline_options.DirectOptions)
   if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
     direct.direct_running_mode = "multi_processing"
-  worker = options.view_as(pipeline_options.WorkerOptions)
-  if not worker.default_sdk_harness_log_level:
-    worker.default_sdk_harness_log_level = "ERROR"
+  harness = options.view_as(pipeline_options.WorkerOptions)
+  if not harness.default_sdk_harness_log_level:
+    harness.default_sdk_harness_log_level = "ERROR"
   return options
 
 
@@ -78,6 +81,9 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
     print(f"{job.out}: {len(parts) - len(left):,} parts were done before", flush=True)
   if not left:
     return
+  needs = worker.needs_of(job)
+  if _is_dask(options):
+    dask_cluster.check(options, needs)
   failed: list[BaseException] = []
 
   def work() -> None:
@@ -87,8 +93,12 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
       pipeline = beam.Pipeline(_runner(options), options=options)
       # Reshuffled, or a runner would give all parts to one worker.
       numbered = beam.Create([(i, parts[i]) for i in left], reshuffle=True)
-      _ = pipeline | numbered | beam.Map(part_lib.write, job)
-      pipeline.run().wait_until_finish()
+      _ = pipeline | numbered | beam.Map(worker.write, job, needs)
+      result = pipeline.run()
+      if _is_dask(options):
+        dask_cluster.wait(result)
+      else:
+        result.wait_until_finish()
     except BaseException as error:
       failed.append(error)
 
@@ -109,7 +119,7 @@ def run(parts: list[raw.Part], job: part_lib.Job, options: Any) -> None:
     finally:
       threading.excepthook = hook
   if failed:
-    raise _told(failed[0], job) from failed[0]
+    raise _told(failed[0], job, options) from failed[0]
   said.unlink(missing_ok=True)
 
 
@@ -149,6 +159,8 @@ def _runner(options: Any) -> Any:
   from apache_beam.runners.portability.fn_api_runner import fn_runner
   from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
+  if _is_dask(options):
+    return dask_cluster.runner()
   if options.view_as(pipeline_options.StandardOptions).runner != LOCAL:
     return None
   # By its name alone it would not hand the options on to worker processes.
@@ -157,6 +169,12 @@ def _runner(options: Any) -> Any:
   return fn_runner.FnApiRunner(
     provision_info=fn_runner.ExtendedProvisionInfo(provision)
   )
+
+
+def _is_dask(options: Any) -> bool:
+  from apache_beam.options import pipeline_options
+
+  return options.view_as(pipeline_options.StandardOptions).runner == dask_cluster.RUNNER
 
 
 class _Progress:
@@ -196,7 +214,7 @@ class _Progress:
     )
 
 
-def _told(error: BaseException, job: part_lib.Job) -> BaseException:
+def _told(error: BaseException, job: part_lib.Job, options: Any) -> BaseException:
   """The error as the user should read it: Beam buries it in its own traceback."""
   said = _said(job)
   again = "done parts are kept; mend that and repeat the command"
@@ -208,6 +226,8 @@ def _told(error: BaseException, job: part_lib.Job) -> BaseException:
       " short: repeat the command, with fewer --direct_num_workers or a smaller"
       f" --batch; done parts are kept, and {said} holds what the workers said"
     )
+  if _is_dask(options) and (why := dask_cluster.explain(error)):
+    return OSError(f"{job.out}: {why}; {again}")
   before, where, _ = str(error).rpartition(" [while running")
   if not isinstance(error, (OSError, ValueError)):
     # Of its traceback the last line that names one of those.

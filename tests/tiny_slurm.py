@@ -1,6 +1,9 @@
 """A Slurm of one node on this machine, from Debian's packages, for a test.
 
 Owns: munged, slurmctld and slurmd, their files in one folder, their end. Not: jobs.
+
+It is a usual one, but quicker: a job that is put back into the queue waits there until
+its old credential has expired, which takes two minutes by default, and here 5 s.
 """
 
 import contextlib
@@ -19,8 +22,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-CryptoType=crypto/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -38,6 +40,7 @@ MpiDefault=none
 ReturnToService=2
 MinJobAge=3600
 KillWait=10
+SchedulerParameters=sched_interval=1,bf_interval=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -88,7 +91,7 @@ def started(folder: pathlib.Path) -> Iterator[dict[str, str]]:
         running.append(
           subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
         )
-      time.sleep(1)
+      time.sleep(0.5)
     for _ in range(60):
       state = subprocess.run(
         ["sinfo", "-h", "-o", "%T"], env=env, capture_output=True, text=True
@@ -101,6 +104,13 @@ def started(folder: pathlib.Path) -> Iterator[dict[str, str]]:
       raise OSError(f"Slurm did not start ({state!r}): {logs}")
     yield env
   finally:
+    # Else they would outlive it.
+    for _ in range(40):
+      left = subprocess.run(["squeue", "-h"], env=env, capture_output=True).stdout
+      if not left:
+        break
+      subprocess.run(["scancel", "--user", "root"], env=env, capture_output=True)
+      time.sleep(0.5)
     for daemon in reversed(running):
       daemon.terminate()
       try:
