@@ -244,6 +244,28 @@ def test_all_workers_run_the_command_in_a_container():
   subprocess.run(["bash", "-n"], input=remote, text=True, check=True)
 
 
+@pytest.mark.slow
+def test_gcloud_knows_every_command_and_option(tmp_path):
+  if not shutil.which("gcloud"):
+    pytest.skip("no gcloud here: Google's Cloud SDK has it")
+  env = os.environ | {"CLOUDSDK_CONFIG": str(tmp_path)}
+
+  def fault(command: str) -> str | None:
+    lint = ["gcloud", "meta", "lint-gcloud-commands", "--command-string", command]
+    out = subprocess.run(lint, env=env, capture_output=True, text=True, check=True)
+    return json.loads(out.stdout)[0]["error_message"]
+
+  words = shlex.split(dry("tpu_vm.sh", spot="yes"), comments=True)
+  starts = [i for i, word in enumerate(words) if word == "gcloud"]
+  commands = [words[a:b] for a, b in itertools.pairwise([*starts, len(words)])]
+  assert [command[4] for command in commands] == ["create", "describe", "ssh", "delete"]
+  for command in commands:
+    assert fault(shlex.join(command)) is None
+  assert "unrecognized arguments: --spots" in fault(
+    shlex.join([*commands[0], "--spots"])
+  )
+
+
 # Two workers each; what gcloud says of them.
 ENDED = "tfusion ended with status"
 

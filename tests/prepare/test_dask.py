@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,26 @@ def test_options_that_dask_does_not_have_are_refused(
   photos, tmp_path, capsys, args, says
 ):
   assert says in refused(capsys, *command(photos, tmp_path / "shards", *args))
+
+
+def test_every_part_is_a_task_of_its_own_unless_it_is_asked_otherwise():
+  from apache_beam.runners.dask.dask_runner import DaskOptions
+
+  def own(*more):
+    return runner.parse([*on("tcp://h:1"), *more]).view_as(DaskOptions)
+
+  assert own().partition_size == 1  # Beam's 128 would go to one worker
+  asked = own("--dask_npartitions=7")
+  assert asked.npartitions == 7 and asked.partition_size is None
+
+
+def test_workers_that_die_over_a_part_are_told_from_errors_of_ours():
+  import distributed
+
+  last = types.SimpleNamespace(address="tcp://h:2")
+  said = dask_cluster.explain(distributed.KilledWorker("task", last, 3))
+  assert "4 workers died over the same part" in said and "tcp://h:2" in said
+  assert dask_cluster.explain(RuntimeError("ours")) == ""
 
 
 def test_a_missing_extra_is_named(photos, tmp_path, capsys, monkeypatch):
