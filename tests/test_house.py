@@ -61,7 +61,10 @@ FILES = {
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
-  "prepare": "datasets encoder files job part raw readers rows runner tables tar",
+  "prepare": "datasets encoder files job learn lists look part plain raw readers rows"
+  " runner tables tar",
+  "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4"
+  " shaped",
   "training": "clock compiled data_report events executable feed flops goodput hold log"
   " loop losses machine optim peers profiles speed spikes step stop validate watch",
   "report": "curves evaluation facts page plot run samples summary",
@@ -75,6 +78,7 @@ ONLY = {
   "apache_beam": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
+  "yaml": "prepare",
   "array_record": "data",
   "safetensors": "autoencoder interop",
   "grain": "data autoencoder",
@@ -100,6 +104,7 @@ REQUIREMENT_OF = {
   "sklearn": "scikit-learn",
   "tensorboardX": "tensorboardx",
   "tensorflow_datasets": "tensorflow-datasets",
+  "yaml": "pyyaml",
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
