@@ -54,7 +54,6 @@ class Request:
 
   source: str
   out: str
-  learn: str = ""  # one of learn.RULES; empty: what the layout of the source says
   tokenizer: str = ""  # a file; empty: trained on the source
   vocab_size: int = 0  # of a trained tokenizer; 0: chosen
   autoencoder: str = ""  # a file; empty: images are kept as pixels
@@ -62,6 +61,7 @@ class Request:
   image_px: int = 0  # side of the square images; 0: chosen
   shard_documents: int = 1024
   batch: int = 32
+  learn: str = ""  # one of learn.RULES; empty: what the layout of the source says
 
 
 def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:

@@ -17,7 +17,8 @@ from tfusion.prepare import files as files_lib
 from tfusion.prepare import lists, tables, tar
 from tfusion.prepare import raw as raw_lib
 
-HEAD_BYTES = 1 << 22  # of a .jsonl or .json, in which its first row should end
+HEAD_BYTES = 1 << 22  # of a .jsonl, in which its first row should end
+LISTS = 16  # files of JSON that are looked into: there may be one for each image
 
 
 class Look:
@@ -74,12 +75,9 @@ class Look:
   @functools.cached_property
   def item(self) -> dict[str, Any]:
     """The first object of the first .json that is a list of objects."""
-    for name in self.names:
-      if name.lower().endswith(".json"):
-        file = files_lib.file(self.root, name, None)
-        if found := lists.first_item(file):
-          return found
-    return {}
+    names = [name for name in self.names if name.lower().endswith(".json")]
+    files = (files_lib.file(self.root, name, None) for name in names[:LISTS])
+    return next(filter(None, map(lists.first_item, files)), {})
 
   @functools.cached_property
   def sample(self) -> dict[str, bytes]:
