@@ -54,6 +54,7 @@ setup(
     ],
     "tensorboard": ["tensorboardX>=2.6"],
     "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=68"],
+    "tokenizers": ["tokenizers>=0.22"],
     "tpu": ["jax[tpu]>=0.10.2"],
   },
   entry_points={"console_scripts": ["tfusion = tfusion.cli:main"]},

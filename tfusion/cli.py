@@ -556,7 +556,8 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--tokenizer",
     default="",
     metavar="FILE",
-    help="a sentencepiece model (default: one is trained on the source)",
+    help="a sentencepiece model, or a tokenizer.json of byte pairs (default: one is"
+    " trained on the source)",
   )
   c.add_argument(
     "--vocab-size",

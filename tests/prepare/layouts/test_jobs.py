@@ -49,6 +49,23 @@ def test_a_data_set_becomes_shards_and_every_number_adds_up(tmp_path, capsys, na
   assert learned == ({0, 1} if name in ("bagel_edit", "bagel_vlm") else {1})
 
 
+def test_shards_may_be_of_byte_pairs(tmp_path):
+  tokenizers = pytest.importorskip("tokenizers")
+  model = tokenizers.Tokenizer(tokenizers.models.BPE())
+  model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = tokenizers.decoders.ByteLevel()
+  alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+  trainer = tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, vocab_size=256)
+  model.train_from_iterator([""], trainer)
+  model.save(str(tmp_path / "tokenizer.json"))
+  root, out = lookalikes.mds(tmp_path / "in"), tmp_path / "out"
+  args = ["--source", f"mds:{root}", "--out", str(out), "--image-px", "4"]
+  args += ["--tokenizer", str(tmp_path / "tokenizer.json")]
+  assert cli.main(["prepare", *args]) == 0
+  assert manifest.load(out).vocabulary == 256 + 5
+  assert source.survey(out).examples == ("train 0", "train 1", "train 2")
+
+
 def test_a_rule_reaches_the_shards_from_the_command_line(tmp_path):
   root, out = lookalikes.bagel_t2i(tmp_path / "in"), tmp_path / "out"
   args = ["--source", f"bagel-t2i:{root}", "--out", str(out), "--image-px", "4"]
