@@ -383,6 +383,7 @@ exclude:
 split_parts:
   train:
   - shards/shard_{000..001}.tar
+  - shards/shard_003.tar
   val:
   - shards/shard_002.tar
   test: []
@@ -390,8 +391,8 @@ split_parts:
 
 
 def energon(root: Path, dataset: str = CAPTIONING) -> Path:
-  """Four archives: two to train on, one held out, one excluded."""
-  for shard in range(4):
+  """Five archives: two to train on, one held out, one excluded, one in no split."""
+  for shard in range(5):
     members = {}
     for i in range(3):
       row = {"caption": f"shade {shard}{i}", "question": "What?", "answers": ["a", "b"]}
@@ -406,7 +407,7 @@ def meta(root: Path, dataset: str, split: str) -> None:
   (root / ".nv-meta").mkdir(parents=True)
   (root / ".nv-meta" / "dataset.yaml").write_text(dataset)
   (root / ".nv-meta" / "split.yaml").write_text(split)
-  counts = {f"shards/shard_{i:03d}.tar": 3 for i in range(4)}
+  counts = {f"shards/shard_{i:03d}.tar": 3 for i in range(5)}
   info = {"energon_version": "7.1.0", "shard_counts": counts}
   (root / ".nv-meta" / ".info.json").write_text(json.dumps(info))
   (root / ".nv-meta" / "index.uuid").write_text("0" * 36)

@@ -100,7 +100,7 @@ class BytePairs:
 
   def decode(self, ids: list[int]) -> str:
     """The text of ids."""
-    return self._opened.decode(ids)
+    return self._opened.decode(ids, skip_special_tokens=False)
 
 
 def _fault(values: Any) -> str:

@@ -400,7 +400,7 @@ def test_energons_splits_and_exclusions_are_kept_to(tmp_path):
   assert sides == dict.fromkeys(
     [f"shade {s}" for s in ("00", "02", "10", "11", "12")], False
   ) | (dict.fromkeys([f"shade 2{i}" for i in range(3)], True))
-  assert total(found) == {raw.EXCLUDED: Amount(4, 4, 4)}
+  assert total(found) == {raw.EXCLUDED: Amount(7, 7, 7)}
 
 
 def test_energons_questions_are_read_and_each_answer_is_learned(tmp_path):
@@ -513,7 +513,7 @@ def test_a_pickled_column_is_refused_and_never_opened(tmp_path):
     ({"format": "jsonl"}, "format 'jsonl'"),
     ({"column_sizes": [8]}, "unequal number"),
     ({"samples": "3"}, "samples='3': expected int"),
-    ({"compression": "lz4:3"}, "compression 'lz4:3'; known: gz"),
+    ({"compression": "lz4:3"}, "compression 'lz4:3'; known: br"),
     ({"raw_data": {"basename": "gone.mds", "bytes": 1}}, "gone.mds is not there"),
     ({"column_names": ["a", "b", "c"]}, "its columns are"),
   ],
@@ -541,6 +541,17 @@ def test_a_compressed_shard_of_mds_that_is_damaged_is_lost(tmp_path):
   root = lookalikes.mds(tmp_path, compression="zstd") / "train"
   path = root / "shard.00000.mds.zstd"
   path.write_bytes(path.read_bytes()[:-9])
+  assert [reason for reason, _ in lost(read(f"mds:{root}"))] == [raw.UNREADABLE] * 3
+
+
+@pytest.mark.parametrize("compression", ["gz", "br"])
+def test_a_shard_of_mds_of_another_size_than_its_index_says_is_lost(
+  tmp_path, compression
+):
+  root = lookalikes.mds(tmp_path, compression=compression) / "train"
+  index = json.loads((root / "index.json").read_text())
+  index["shards"][0]["raw_data"]["bytes"] += 1
+  (root / "index.json").write_text(json.dumps(index))
   assert [reason for reason, _ in lost(read(f"mds:{root}"))] == [raw.UNREADABLE] * 3
 
 
@@ -591,6 +602,20 @@ def test_a_table_of_other_columns_is_refused_before_any_work(tmp_path, kind):
   else:
     lookalikes.parquet(tmp_path / "a.parquet", rows)
   with pytest.raises(ValueError, match="none of its first 1 rows.*what is read: "):
+    read(f"{kind}:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["llava", "obelics", "bagel-t2i"])
+def test_a_file_of_another_kind_is_refused(tmp_path, kind):
+  (tmp_path / "a.txt").write_text("a")
+  with pytest.raises(ValueError, match="a.txt ends in none of "):
+    read(f"{kind}:{tmp_path / 'a.txt'}")
+
+
+@pytest.mark.parametrize("kind", ["energon", "mds", "obelics"])
+def test_a_library_that_lacks_is_named_with_the_extra(tmp_path, monkeypatch, kind):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"is missing: pip install 'tfusion\[prepare\]'"):
     read(f"{kind}:{tmp_path}")
 
 

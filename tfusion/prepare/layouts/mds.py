@@ -13,13 +13,10 @@ Owns: index.json, the bytes of a shard, decompressing it. Not: the layouts of a 
 Pickled columns are refused: to read one is to run what is in it.
 """
 
-import bz2
 import dataclasses
-import gzip
 import io
 import posixpath
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +33,9 @@ from tfusion.prepare.raw import Rejected
 
 INDEX = "index.json"
 PICKLE = "pkl"
-CODECS = {"br": "brotli", "snappy": "snappy", "zstd": "zstd"}  # as pyarrow calls them
-ENDS = (".mds", *(f".mds.{name}" for name in ("gz", "bz2", *CODECS)))
+# Compressions, and what pyarrow calls them.
+CODECS = dict(br="brotli", bz2="bz2", gz="gzip", snappy="snappy", zstd="zstd")
+ENDS = (".mds", *(f".mds.{name}" for name in CODECS))
 
 
 def _pil(data: bytes) -> bytes:
@@ -154,12 +152,12 @@ def _unpacked(path: Path, compression: str, size: int) -> bytes:
 
   data = path.read_bytes()
   try:
-    if compression in ("gz", "bz2"):
-      found = (gzip if compression == "gz" else bz2).decompress(data)
+    if compression == "snappy":  # which pyarrow knows in one piece alone
+      found = pyarrow.Codec("snappy").decompress(data, size, asbytes=True)
     else:
-      codec = pyarrow.Codec(CODECS[compression])
-      found = codec.decompress(data, size, asbytes=True)
-  except (pyarrow.ArrowException, EOFError, zlib.error, OSError) as error:
+      stream = pyarrow.BufferReader(data)
+      found = pyarrow.CompressedInputStream(stream, CODECS[compression]).read()
+  except (pyarrow.ArrowException, OSError) as error:
     raise ValueError(f"cannot be decompressed: {error}") from error
   if len(found) != size:
     raise ValueError(f"has {len(found):,} bytes, {size:,} by its index")
@@ -262,10 +260,10 @@ def _shard(spec: str, index: files_lib.File, entry: Entry) -> Shard:
       " is to run what is in it; write the shards again without it, or as json or str"
     )
   compression = (entry.compression or "").partition(":")[0]
-  if f".mds.{compression}" not in ENDS and compression:
+  if compression and compression not in CODECS:
     raise ValueError(
-      f"--source={spec}: {index.path}: compression {entry.compression!r}; known: gz,"
-      f" bz2, {', '.join(CODECS)}"
+      f"--source={spec}: {index.path}: compression {entry.compression!r}; known:"
+      f" {', '.join(CODECS)}"
     )
   folder = index.name.rpartition("/")[0]
   # Whoever trained from these shards keeps either, or both.
