@@ -53,7 +53,7 @@ def address(url: str, *names: str | None) -> Address:
 class Shaped(abc.ABC):
   """A share of the rows of a data set in one layout."""
 
-  table: Any  # a tables.Table, which is a dataclass
+  table: tables.Table
 
   known: ClassVar[str]  # what is read, for people
   columns: ClassVar[frozenset[str]]  # names that the layout has; others are told of
@@ -119,7 +119,7 @@ class Shaped(abc.ABC):
 class Gone:
   """Images of documents that are used, of which only the address is stored."""
 
-  def __init__(self, table: Any):
+  def __init__(self, table: tables.Table):
     """Has met none yet."""
     folder = table.file.path.parent / IMAGES
     # Looked for once: who has none of the images has no such folder.
@@ -204,7 +204,7 @@ def plan(
     known=kind.known,
     unread=lambda row: row.keys() - kind.columns,
   )
-  split: dict[str, Callable[..., Sequence[Any]]] = {
+  split: dict[str, Callable[..., Sequence[tables.Table]]] = {
     ".jsonl": tables.lines_of,
     ".json": lists.items_of,
     ".parquet": tables.groups_of,
@@ -228,7 +228,7 @@ def _try(kind: type[Shaped], values: Any) -> Raw | Rejected:
   try:
     if not isinstance(values, dict):
       raise ValueError("no object of names and values")
-    list(kind(None).shape(values))
+    list(kind(None).shape(values))  # type: ignore[arg-type]  # no file is read
   except ValueError as error:
     return Rejected("", raw_lib.BAD_LAYOUT, str(error))
   return Raw("", (), False)
