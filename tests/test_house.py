@@ -48,9 +48,9 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance census contents digits folder forms heldout identity images"
-  " lane_state lanes mixture notices numbers packing pairs pieces pipeline prepared"
-  " prose source sources tally text tokenizer",
+  "data": "balance bytepairs census contents digits folder forms heldout identity"
+  " images lane_state lanes mixture notices numbers packing pairs pieces pipeline"
+  " prepared prose sentencepieces source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "process samplers",
@@ -61,10 +61,12 @@ FILES = {
   "interop": "diffusers",
   "model": "layers patches transformer transfusion",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
-  "prepare": "datasets encoder files job part raw readers rows runner tables tar",
+  "prepare": "datasets encoder files job learn lists look part plain raw readers rows"
+  " runner tables tar",
   "training": "clock compiled cross_entropy data_report events executable feed flops"
-  " goodput hold log loop losses machine optim peers profiles speed spikes step stop"
-  " validate watch",
+  " goodput hold log loop losses machine optim peers profiles speed spikes step"
+  " stop validate watch",
+  "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4 shaped",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.
@@ -76,10 +78,12 @@ ONLY = {
   "apache_beam": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
+  "yaml": "prepare",
   "array_record": "data",
   "safetensors": "autoencoder interop",
   "grain": "data autoencoder",
   "sentencepiece": "data",
+  "tokenizers": "data",
   "einops": "model autoencoder",
   "jinja2": "templates",
 }
@@ -101,6 +105,7 @@ REQUIREMENT_OF = {
   "sklearn": "scikit-learn",
   "tensorboardX": "tensorboardx",
   "tensorflow_datasets": "tensorflow-datasets",
+  "yaml": "pyyaml",
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

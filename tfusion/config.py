@@ -74,7 +74,7 @@ class DataConfig:
   # Each is digits, pydoc, shapes:OPTIONS, folder:PATH or shards:PATH (docs/data.md).
   sources: tuple[str, ...] = ("digits", "pydoc")
   tokenizer: str = (
-    ""  # a sentencepiece model file; empty: one is trained on the sources
+    ""  # a sentencepiece model or a tokenizer.json; empty: trained on the sources
   )
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images that a row can hold
