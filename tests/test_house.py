@@ -63,11 +63,12 @@ FILES = {
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job learn lists look part plain raw readers rows"
   " runner tables tar",
-  "training": "clock compiled cross_entropy data_report events executable feed flops"
-  " goodput hold log loop losses machine optim peers profiles speed spikes step"
-  " stop validate watch",
+  "training": "clock compiled cross_entropy data_report due events executable feed flops"
+  " goodput hold log loggers loop losses machine optim peers profiles speed"
+  " spikes step stop validate watch",
   "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4 shaped",
-  "report": "curves evaluation facts page plot run samples summary",
+  "report": "comparison curves evaluation facts goodput hosts page plot run samples"
+  " spikes summary",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
@@ -86,6 +87,8 @@ ONLY = {
   "tokenizers": "data",
   "einops": "model autoencoder",
   "jinja2": "templates",
+  "tensorboardX": "training",
+  "wandb": "training",
 }
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}

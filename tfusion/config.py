@@ -136,6 +136,9 @@ class TrainConfig:
   batch_rows: int = 16  # rows per update, over all hosts
   accumulate: int = 1  # parts of a batch whose gradients are summed, to save memory
   log_every_steps: int = 20
+  # Where the numbers of a run go too, beside its own files: tensorboard and wandb
+  # (Weights & Biases), each with the extra of that name.
+  loggers: tuple[str, ...] = ()
   eval_every_steps: int = 500
   eval_rows: int = 64  # held-out rows per evaluation
   save_every_steps: int = 500
@@ -195,6 +198,8 @@ CHOICES = {
   "data.too_long": ("reject", "split"),
   "sample.sampler": ("ddpm", "ddim"),
 }
+
+LOGGERS = ("tensorboard", "wandb")
 
 SHARDED = dict.fromkeys(
   "model.heads model.kv_heads model.mlp model.vocab_size".split(), "mesh.tensor"
@@ -322,7 +327,7 @@ def validate(config: Config) -> None:
       t.batch_rows % value == 0,
       f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
     )
-  problems += _data_problems(d)
+  problems += logger_problems(t.loggers) + _data_problems(d)
   first = round(config.sample.start * config.diffusion.timesteps)
   require(
     config.sample.steps <= first,
@@ -347,6 +352,18 @@ def validate(config: Config) -> None:
   )
   if problems:
     raise ValueError("\n".join(problems))
+
+
+def logger_problems(loggers: tuple[str, ...]) -> list[str]:
+  """A message for every entry of train.loggers that cannot be."""
+  problems = [
+    f"train.loggers={loggers}: {name!r} is not known; choose from {LOGGERS}"
+    for name in loggers
+    if name not in LOGGERS
+  ]
+  if len(set(loggers)) < len(loggers):
+    problems.append(f"train.loggers={loggers}: name each of them once")
+  return problems
 
 
 def _data_problems(data: DataConfig) -> list[str]:

@@ -65,7 +65,8 @@ ADDED = {
   "data.isolate_documents": True,
   "sample.start": 1.0,
 }
-ADDED_TO_ALL = {"train.stall_seconds": 0}  # the same, in the configs of all commands
+# The same, in the configs of all commands.
+ADDED_TO_ALL = {"train.stall_seconds": 0, "train.loggers": ()}
 
 # Knobs that have another name now: old name -> new name. A run's config.json may have
 # the old ones.
