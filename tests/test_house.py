@@ -53,7 +53,7 @@ FILES = {
   " prose source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
-  "diffusion": "process samplers",
+  "diffusion": "objective process samplers",
   "evaluate": "answers digits grids marks reconstructions scenes shapes suite text"
   " trials",
   "generate": "canvas interleaved phases png prompt samples trained",

@@ -56,6 +56,20 @@ class DiffusionConfig:
   """The noise process; t = 0 is clean, t = timesteps is noise (section 3)."""
 
   timesteps: int = 1000  # of the noise schedule
+  # How an image turns into noise: cosine is the paper's, with whole t; linear mixes
+  # them in proportion to t (rectified flow, arXiv 2209.03003).
+  schedule: str = "cosine"
+  # What the network predicts: eps, the noise, as in the paper; x0, the clean image; or
+  # v, the direction from the image to the noise.
+  target: str = "eps"
+  # In training log(t / (T - t)) has this deviation (arXiv 2403.03206, section 3.1); 0:
+  # t is uniform, as in the paper.
+  t_logit_std: float = 0.0
+  t_logit_mean: float = 0.0  # its mean; above 0 is more noise
+  t_shift: float = 1.0  # moves t towards noise, here and in sampling; 1: not
+  # Weights of t are those of min-SNR (arXiv 2303.09556), where 5 is usual; 0: all t
+  # weigh the same, as in the paper.
+  min_snr_gamma: float = 0.0
   image_weight: float = 5.0  # lambda, the weight of the diffusion loss
   # The largest t of an image that learned text follows, as a share of timesteps; the
   # paper's Table 8 has 0.5.
@@ -151,7 +165,9 @@ class TrainConfig:
 class SampleConfig:
   """Generation (sections 3 and 4.1)."""
 
-  sampler: str = "ddpm"  # ddpm or ddim
+  # With diffusion.schedule=cosine ddpm, ddim or dpmpp_2m; with linear euler, heun or
+  # dpmpp_2m (docs/sampling.md).
+  sampler: str = "ddpm"
   steps: int = 250  # denoising steps
   start: float = 0.97  # where they begin, as a share of diffusion.timesteps; ours
   guidance: float = 3.0  # scale of classifier-free guidance; 1: none
@@ -193,7 +209,13 @@ CHOICES = {
   "model.remat": ("none", "dots", "full"),
   "model.attention": ("auto", "dense", "chunked", "tpu", "gpu"),
   "data.too_long": ("reject", "split"),
-  "sample.sampler": ("ddpm", "ddim"),
+  "diffusion.schedule": ("cosine", "linear"),
+  "diffusion.target": ("eps", "x0", "v"),
+  "sample.sampler": ("ddpm", "ddim", "euler", "heun", "dpmpp_2m"),
+}
+SAMPLERS = {  # of each diffusion.schedule
+  "cosine": ("ddpm", "ddim", "dpmpp_2m"),
+  "linear": ("euler", "heun", "dpmpp_2m"),
 }
 
 SHARDED = dict.fromkeys(
@@ -208,7 +230,7 @@ RANGES = {
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps"
     " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
-    " optim.eps optim.clip_norm mesh.context mesh.tensor train.steps"
+    " diffusion.t_shift optim.eps optim.clip_norm mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
     " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"
     " sample.steps sample.max_elements eval.samples_per_class eval.batch"
@@ -216,7 +238,8 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "diffusion.image_weight diffusion.clip data.overlap data.max_damaged"
+    "diffusion.image_weight diffusion.clip diffusion.t_logit_std"
+    " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.keep_every_steps train.stall_seconds sample.temperature",
   ),
@@ -323,6 +346,7 @@ def validate(config: Config) -> None:
       f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
     )
   problems += _data_problems(d)
+  problems += _diffusion_problems(config)
   first = round(config.sample.start * config.diffusion.timesteps)
   require(
     config.sample.steps <= first,
@@ -347,6 +371,27 @@ def validate(config: Config) -> None:
   )
   if problems:
     raise ValueError("\n".join(problems))
+
+
+def _diffusion_problems(config: Config) -> list[str]:
+  problems, noise, sample = [], config.diffusion, config.sample
+  known = SAMPLERS[noise.schedule]
+  if sample.sampler not in known:
+    problems.append(
+      f"sample.sampler={sample.sampler!r}: with diffusion.schedule={noise.schedule}"
+      f" choose one of {known}"
+    )
+  if (noise.schedule, noise.target, sample.start) == ("linear", "eps", 1.0):
+    problems.append(
+      "sample.start=1.0: with diffusion.schedule=linear and diffusion.target=eps nothing"
+      " of the image is left there to divide by; begin below 1 or train with target v"
+    )
+  if noise.t_logit_mean and not noise.t_logit_std:
+    problems.append(
+      f"diffusion.t_logit_mean={noise.t_logit_mean:g}: is of a logit-normal t; give"
+      " diffusion.t_logit_std too"
+    )
+  return problems
 
 
 def _data_problems(data: DataConfig) -> list[str]:

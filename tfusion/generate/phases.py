@@ -228,9 +228,13 @@ def sample_image(
       steps=sample.steps,
       timesteps=diffusion.timesteps,
       start=sample.start,
+      schedule=diffusion.schedule,
+      shift=diffusion.t_shift,
     ),
     draw=lambda number: draw_noise(1 + number),
     clip=diffusion.clip,
+    target=diffusion.target,
+    schedule=diffusion.schedule,
   )
   view = _look(model, at_b, cache)
   _, cache = _denoised(model, clean_bhwc, 0, view, cache)
