@@ -59,7 +59,7 @@ FILES = {
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers",
-  "model": "layers patches transformer transfusion",
+  "model": "layers patches transformer transfusion unet",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
   "training": "clock compiled data_report events executable feed flops goodput hold log"

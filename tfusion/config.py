@@ -15,6 +15,15 @@ from tfusion import parsing
 D = TypeVar("D")  # a dataclass of sections
 
 
+# Powers of two, which divide over devices, with 0.27B parameters in all for a width of
+# 768 to 4,096 (arXiv 2408.11039, section 4.1 has the sum alone).
+UNET_WIDTHS = {
+  2: (512, 1_024),
+  4: (512, 768, 768),
+  8: (512, 512, 512, 768),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The transformer and its patch layers (arXiv 2408.11039, section 4.1, Table 2)."""
@@ -27,6 +36,12 @@ class ModelConfig:
   vocab_size: int = 512  # rows of the embedding; a tokenizer may have fewer pieces
   image_shape: tuple[int, ...] = (8, 8, 1)  # height, width, channels of image or latent
   patch: int = 2  # side of a patch in pixels or latent cells: 1, 2, 4 or 8
+  # How patches enter and leave the transformer: linear layers, or the two halves of a
+  # U-Net (section 3), for patches of 2 and more.
+  patches: str = "linear"
+  # Channels of a U-Net at every size of the image from the whole down to the patches,
+  # each half as large as the one before; empty: 0.27B parameters, ours.
+  unet_widths: tuple[int, ...] = ()
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
   # Of matmuls: float32, bfloat16, or auto, which is bfloat16 except on a CPU.
@@ -44,6 +59,11 @@ class ModelConfig:
   def head_dim(self) -> int:
     """Numbers per head."""
     return self.width // self.heads
+
+  @property
+  def unet_levels(self) -> tuple[int, ...]:
+    """Channels of a U-Net at every size of the image, from the whole to the patches."""
+    return self.unet_widths or UNET_WIDTHS[self.patch]
 
   @property
   def patches_per_image(self) -> int:
@@ -204,6 +224,7 @@ class Config:
 
 CHOICES = {
   "model.patch": (1, 2, 4, 8),
+  "model.patches": ("linear", "unet"),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.gradient_dtype": ("float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
@@ -383,8 +404,8 @@ def _diffusion_problems(config: Config) -> list[str]:
     )
   if (noise.schedule, noise.target, sample.start) == ("linear", "eps", 1.0):
     problems.append(
-      "sample.start=1.0: with diffusion.schedule=linear and diffusion.target=eps nothing"
-      " of the image is left there to divide by; begin below 1 or train with target v"
+      "sample.start=1.0: with diffusion.schedule=linear and diffusion.target=eps no"
+      " image is left there to divide by; begin below 1, or train with v"
     )
   if noise.t_logit_mean and not noise.t_logit_std:
     problems.append(

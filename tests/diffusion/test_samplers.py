@@ -334,7 +334,7 @@ def test_a_shift_moves_steps_towards_noise_and_keeps_both_ends():
   t = make_steps("euler", **how).t
   # 3 s / (1 + 2 s) of s = 1, 3/4, 1/2, 1/4.
   np.testing.assert_allclose(t, [1000, 900, 750, 500])
-  with pytest.raises(ValueError, match="sample.steps=900: diffusion.t_shift=3"):
+  with pytest.raises(ValueError, match="sample.steps=900: with diffusion.t_shift=3"):
     make_steps("ddim", steps=900, timesteps=T, shift=3.0)
 
 
