@@ -86,6 +86,8 @@ def _run(argv: list[str] | None) -> int:
   if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   startup.quiet(verbose=args.verbose)
+  if argv is None and (workdir := getattr(args, "workdir", None)):
+    startup.keep_programs(workdir)
   try:
     if getattr(args, "distributed", None):
       from tfusion.sharding import join_hosts
