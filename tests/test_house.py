@@ -46,7 +46,7 @@ FILES = {
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
-  "bench": "attention data training",
+  "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
   "data": "balance census contents digits folder forms heldout identity images"
   " lane_state lanes mixture notices numbers packing pairs pieces pipeline prepared"
@@ -62,8 +62,9 @@ FILES = {
   "model": "layers patches transformer transfusion unet",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job part raw readers rows runner tables tar",
-  "training": "clock compiled data_report events executable feed flops goodput hold log"
-  " loop losses machine optim peers profiles speed spikes step stop validate watch",
+  "training": "clock compiled cross_entropy data_report events executable feed flops"
+  " goodput hold log loop losses machine optim peers profiles speed spikes step stop"
+  " validate watch",
   "report": "curves evaluation facts page plot run samples summary",
 }
 # Libraries that only these may import: what moves when the library does.

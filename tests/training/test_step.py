@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -205,9 +206,9 @@ def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   def fake_bind(model, params):
     def run(batch, noisy_bnhwc, t_bn):
       seen.update(noisy=noisy_bnhwc, t=t_bn)
-      return jnp.zeros((*batch.tokens_bl.shape, model.vocab_size)), noisy_bnhwc
+      return jnp.zeros((*batch.tokens_bl.shape, model.width)), noisy_bnhwc
 
-    return run
+    return types.SimpleNamespace(outputs=run)
 
   monkeypatch.setattr(step_lib, "bind", fake_bind)
   batch = tiny.batch(CONFIG)

@@ -52,6 +52,15 @@ class Transfusion(nnx.Module):
     Returns:
       logits f32[b, l, v] (sharded over the vocabulary) and noise f32[b, n, h, w, c].
     """
+    x_bld, noise_bnhwc = self.outputs(batch, noisy_bnhwc, t_bn)
+    return self.logits(x_bld), noise_bnhwc
+
+  def outputs(
+    self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """What calling the model gives, with x [b, l, d] in place of the logits that
+    `logits` would make of it: of a large vocabulary they are the largest array of all.
+    """
     cut = functools.partial(
       jax.sharding.reshard, out_shardings=spec("batch", "sequence")
     )
@@ -59,8 +68,8 @@ class Transfusion(nnx.Module):
     view = self._view(cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl))
     x_bld, _ = self.transformer(x_bld, view)
     patches = self.config.patches_per_image
-    noise = self.predict_noise(_take(x_bld, batch.image_start_bn, patches))
-    return self.logits(x_bld), noise
+    noise_bnhwc = self.predict_noise(_take(x_bld, batch.image_start_bn, patches))
+    return x_bld, noise_bnhwc
 
   def embed(self, tokens_bl, noisy_bnhwc, t_bn, patch_bl) -> jax.Array:
     """Token ids and noisy latents in the places that patch_bl names: [b, l, d]."""

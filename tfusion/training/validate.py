@@ -16,8 +16,8 @@ import numpy as np
 from tfusion.config import Config
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Batch
-from tfusion.training.losses import Sum, image_loss, text_loss
-from tfusion.training.step import draw_noise, predict
+from tfusion.training.losses import Sum, image_loss
+from tfusion.training.step import draw_noise, predict, text_loss
 
 BINS = 10  # equal parts of the noise schedule
 NOISE_SEED = 0  # the same for every run, so that runs compare
@@ -70,8 +70,7 @@ def eval_step(
     )
     for i in range(BINS)
   )
-  text = text_loss(predicted.logits_blv, batch.targets_bl, weights_bl=batch.weights_bl)
-  return Validation(text, bins)
+  return Validation(text_loss(config, params, predicted, batch), bins)
 
 
 def validate(
