@@ -367,6 +367,8 @@ def validate(config: Config) -> None:
       f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
     )
   problems += _data_problems(d)
+  if m.patches == "unet":
+    problems += _unet_problems(m)
   problems += _diffusion_problems(config)
   first = round(config.sample.start * config.diffusion.timesteps)
   require(
@@ -392,6 +394,22 @@ def validate(config: Config) -> None:
   )
   if problems:
     raise ValueError("\n".join(problems))
+
+
+def _unet_problems(model: ModelConfig) -> list[str]:
+  if model.patch == 1:
+    return [
+      "model.patch=1: a U-Net makes patches of 2 and more; set model.patches=linear"
+    ]
+  problems, count = [], model.patch.bit_length()
+  if len(model.unet_levels) != count:
+    problems.append(
+      f"model.unet_widths={model.unet_widths}: model.patch={model.patch} takes {count}"
+      " widths, from the whole image down to the patches"
+    )
+  if min(model.unet_levels) < 1:
+    problems.append(f"model.unet_widths={model.unet_widths}: must be above 0")
+  return problems
 
 
 def _diffusion_problems(config: Config) -> list[str]:
@@ -468,6 +486,12 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
       f"mesh.context={mesh.context}, mesh.tensor={mesh.tensor}: {hosts} hosts would"
       f" share rows, but each reads its own; they must divide mesh data*fsdp={shards}"
     )
+  if config.model.patches == "unet":
+    for width in config.model.unet_levels:
+      if width % sizes["fsdp"]:
+        raise ValueError(
+          f"model.unet_widths: {width} does not divide by mesh.fsdp={sizes['fsdp']}"
+        )
   values = flatten(config)
   for key, axis in SHARDED.items():
     size = sizes[axis.removeprefix("mesh.")]

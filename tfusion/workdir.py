@@ -70,6 +70,8 @@ KINDS = {
 # Knobs that config.json does not have in older runs, and what those runs did.
 ADDED = {
   "model.gradient_dtype": "bfloat16",
+  "model.patches": "linear",
+  "model.unet_widths": (),
   "data.isolate_documents": True,
   "diffusion.schedule": "cosine",
   "diffusion.target": "eps",

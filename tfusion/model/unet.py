@@ -138,7 +138,7 @@ class CellAttention(nnx.Module):
     self.norm = LayerNorm(width)
     self.qkv = Dense(width, 3 * width, **how)
     self.out = Dense(width, width, std=0.0, **how)
-    self.heads = max(width // HEAD_DIM, 1)
+    self.heads = 1 if width % HEAD_DIM else width // HEAD_DIM
 
   def __call__(self, x_bnhwc: jax.Array) -> jax.Array:
     """Keeps the shape."""
