@@ -53,20 +53,21 @@ FILES = {
   " prepared prose sentencepieces source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
-  "diffusion": "process samplers",
+  "diffusion": "objective process samplers",
   "evaluate": "answers digits grids marks reconstructions scenes shapes suite text"
   " trials",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers",
-  "model": "layers patches transformer transfusion",
+  "model": "layers patches transformer transfusion unet",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "datasets encoder files job learn lists look part plain raw readers rows"
   " runner tables tar",
-  "training": "clock compiled cross_entropy data_report due events executable feed flops"
-  " goodput hold log loggers loop losses machine optim peers profiles speed"
+  "training": "clock compiled cross_entropy data_report due events executable feed"
+  " flops goodput hold log loggers loop losses machine optim peers profiles speed"
   " spikes step stop validate watch",
-  "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4 shaped",
+  "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4"
+  " shaped",
   "report": "comparison curves evaluation facts goodput hosts page plot run samples"
   " spikes summary",
 }

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tfusion.config import Config
-from tfusion.diffusion.process import add_noise, draw_t
+from tfusion.diffusion import objective, process
 from tfusion.model.transfusion import Params, Transfusion, axis_names, bind
 from tfusion.sequence import Batch
 from tfusion.sharding import spec, state_shardings
@@ -47,7 +47,7 @@ class Prediction(NamedTuple):
   """What the model says of a noised batch."""
 
   x_bld: jax.Array  # from which the head makes logits
-  noise_bnhwc: jax.Array  # f32
+  images_bnhwc: jax.Array  # f32, noise or another diffusion.target
 
 
 class Losses(NamedTuple):
@@ -104,10 +104,11 @@ def predict(
     params: of the model.
     batch: rows of documents.
     noise_bnhwc: f32, standard normal, for every image slot.
-    t_bn: i32, the timestep of every image slot, 0 (clean) to diffusion.timesteps.
+    t_bn: the timestep of every image slot, 0 (clean) to diffusion.timesteps; i32, or
+      f32 with diffusion.schedule=linear.
   """
-  noisy_bnhwc = add_noise(
-    batch.latents_bnhwc, noise_bnhwc, t_bn, timesteps=config.diffusion.timesteps
+  noisy_bnhwc = process.add_noise(
+    batch.latents_bnhwc, noise_bnhwc, t_bn, **_schedule(config)
   )
   return Prediction(*bind(config.model, params).outputs(batch, noisy_bnhwc, t_bn))
 
@@ -125,20 +126,51 @@ def text_loss(
   )
 
 
+def image_target(
+  config: Config, batch: Batch[jax.Array], noise_bnhwc: jax.Array, t_bn: jax.Array
+) -> jax.Array:
+  """What is to be predicted of the images of a batch: `diffusion.target`."""
+  return objective.target_of(
+    batch.latents_bnhwc,
+    noise_bnhwc,
+    process.scales(t_bn, **_schedule(config)),
+    target=config.diffusion.target,
+    schedule=config.diffusion.schedule,
+  )
+
+
 def losses(
   config: Config,
   params: Params,
   predicted: Prediction,
   batch: Batch[jax.Array],
   noise_bnhwc: jax.Array,
+  t_bn: jax.Array,
 ) -> Losses:
-  """Both losses of a batch: next token and predicted noise (section 3, equation 4)."""
+  """Both losses of a batch: next token and predicted noise (section 3, equation 4).
+
+  Other objectives of `diffusion.` have another target and may weigh t.
+  """
+  scale_bn, gamma = None, config.diffusion.min_snr_gamma
+  if gamma:
+    scale_bn = objective.min_snr_weight(
+      process.scales(t_bn, **_schedule(config)),
+      target=config.diffusion.target,
+      gamma=gamma,
+    )
   return Losses(
     text=text_loss(config, params, predicted, batch),
     image=image_loss(
-      predicted.noise_bnhwc, noise_bnhwc, weights_bn=batch.image_weight_bn
+      predicted.images_bnhwc,
+      image_target(config, batch, noise_bnhwc, t_bn),
+      weights_bn=batch.image_weight_bn,
+      scale_bn=scale_bn,
     ),
   )
+
+
+def _schedule(config: Config) -> dict[str, Any]:
+  return dict(timesteps=config.diffusion.timesteps, schedule=config.diffusion.schedule)
 
 
 def draw_noise(
@@ -152,7 +184,14 @@ def draw_noise(
     (b, n, *config.model.image_shape),
     out_sharding=spec("batch", None, None, None, None),
   )
-  t_bn = draw_t(t_key, batch.noise_cap_bn, timesteps=config.diffusion.timesteps)
+  d = config.diffusion
+  t_bn = process.draw_t(
+    t_key,
+    batch.noise_cap_bn,
+    logit_normal=(d.t_logit_mean, d.t_logit_std) if d.t_logit_std else None,
+    shift=d.t_shift,
+    **_schedule(config),
+  )
   return noise_bnhwc, t_bn
 
 
@@ -170,7 +209,7 @@ def gradients(
 
   def objective(params, batch, noise_bnhwc, t_bn):
     predicted = predict(config, params, batch, noise_bnhwc, t_bn)
-    text, image = found = losses(config, params, predicted, batch, noise_bnhwc)
+    text, image = found = losses(config, params, predicted, batch, noise_bnhwc, t_bn)
     scaled = image.total / image_count * config.diffusion.image_weight
     return text.total / text_count + scaled, found
 
