@@ -67,7 +67,7 @@ class LinearPatches(nnx.Module):
 
   def encode(
     self, x_bnhwc: jax.Array, t_bn: jax.Array, *, dtype
-  ) -> tuple[jax.Array, tuple[()]]:
+  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Noisy latents and their timesteps to [b, n, m, d]; nothing is kept for `decode`.
 
     Biases and the time vector are added in float32: their gradients are sums over all
@@ -82,7 +82,7 @@ class LinearPatches(nnx.Module):
     x = linear(x_bnmp, self.w_in, self.gradient, **wide) + _bias(self.b_in, 4)
     return (x + time[:, :, None]).astype(dtype), ()
 
-  def decode(self, x_bnmd: jax.Array, skips: tuple[()] = ()) -> jax.Array:
+  def decode(self, x_bnmd: jax.Array, skips: tuple[jax.Array, ...] = ()) -> jax.Array:
     """Transformer outputs at the patches to the prediction, f32[b, n, h, w, c]."""
     x = linear(x_bnmd, self.w_out, self.gradient, out_dtype="float32")
     x = x + _bias(self.b_out, 4)

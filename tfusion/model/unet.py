@@ -13,6 +13,7 @@ d width of the transformer  e width of the time vector  k channels of an attenti
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,12 +161,13 @@ class UNetPatches(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     widths, channels = config.unet_levels, config.image_shape[2]
     time = 4 * widths[-1]
-    how = dict(rngs=rngs, how=config.gradient_dtype)
-    residual = functools.partial(Residual, time=time, **how)
+    how: dict[str, Any] = dict(rngs=rngs, how=config.gradient_dtype)
+    residual: Any = functools.partial(Residual, time=time, **how)
     self.time1, self.time2 = Dense(SINUSOIDS, time, **how), Dense(time, time, **how)
     self.first = Convolution(channels, widths[0], **how)
     skips, width = [widths[0]], widths[0]
-    self.down, self.shrink = nnx.Dict(), nnx.Dict()
+    self.down: Any = nnx.Dict()
+    self.shrink: Any = nnx.Dict()
     for level, to in enumerate(widths):
       for block in range(BLOCKS):
         self.down[f"{level}_{block}"] = residual(width, to)
@@ -178,7 +180,8 @@ class UNetPatches(nnx.Module):
     self.to_patches = Dense(width, config.width, **how)
     self.from_patches = Dense(config.width, width, **how)
     self.middle2 = residual(width, width)
-    self.up, self.grow = nnx.Dict(), nnx.Dict()
+    self.up: Any = nnx.Dict()
+    self.grow: Any = nnx.Dict()
     for level in reversed(range(len(widths))):
       for block in range(BLOCKS + 1):
         self.up[f"{level}_{block}"] = residual(width + skips.pop(), widths[level])
