@@ -52,10 +52,11 @@ setup(
       "pyyaml>=6",
       "tensorflow-datasets>=4.9.10",
     ],
-    "tensorboard": ["tensorboardX>=2.6"],
+    "tensorboard": ["tensorboard>=2.18", "tensorboardX>=2.6"],
     "test": ["chex>=0.1.90", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=68"],
     "tokenizers": ["tokenizers>=0.22"],
     "tpu": ["jax[tpu]>=0.10.2"],
+    "wandb": ["wandb>=0.21"],
   },
   entry_points={"console_scripts": ["tfusion = tfusion.cli:main"]},
 )

@@ -355,8 +355,10 @@ def test_every_source_sampler_and_experiment_has_its_page():
     assert re.search(rf"`{name}[:`]", PAGES["docs/shards.md"]), name
   for name in learn.RULES:
     assert f"| `{name}` |" in PAGES["docs/shards.md"], name
-  assert set(samplers.SAMPLERS) == set(config_lib.CHOICES["sample.sampler"])
-  for name in samplers.SAMPLERS:
+  assert config_lib.SAMPLERS == {s: tuple(n) for s, n in samplers.SAMPLERS.items()}
+  names = set().union(*samplers.SAMPLERS.values())
+  assert names == set(config_lib.CHOICES["sample.sampler"])
+  for name in names:
     assert f"`{name}`" in PAGES["docs/sampling.md"]
   for path in (ROOT / "experiments").glob("*.py"):
     assert f"(../experiments/{path.name})" in PAGES["docs/commands.md"], path.name
