@@ -86,6 +86,8 @@ def _run(argv: list[str] | None) -> int:
   if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   startup.quiet(verbose=args.verbose)
+  if argv is None and (workdir := getattr(args, "workdir", None)):
+    startup.keep_programs(workdir)
   try:
     if getattr(args, "distributed", None):
       from tfusion.sharding import join_hosts
@@ -547,10 +549,19 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
   c.add_argument(
     "--source",
     required=True,
-    help="folder:PATH, tar:PATH, jsonl:PATH, parquet:PATH, edits:PATH, text:PATH,"
-    " tfds:NAME, digits, pydoc or shapes",
+    help="auto:PATH, which looks what PATH holds; or by name, folder:PATH, tar:PATH,"
+    " jsonl:PATH, parquet:PATH, edits:PATH, text:PATH, img2dataset:PATH, obelics:PATH,"
+    " mmc4:PATH, mint:PATH, bagel-t2i:PATH, bagel-edit:PATH, llava:PATH, energon:PATH,"
+    " mds:PATH, tfds:NAME, digits, pydoc or shapes",
   )
   c.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
+  c.add_argument(
+    "--learn",
+    default="",
+    metavar="RULE",
+    help="what of a document is learned: all, text, images, last (the last text or"
+    " image) or answers; the rest is only read (default: as the source says)",
+  )
   c.add_argument(
     "--autoencoder",
     default="",
@@ -575,7 +586,8 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--tokenizer",
     default="",
     metavar="FILE",
-    help="a sentencepiece model (default: one is trained on the source)",
+    help="a sentencepiece model, or a tokenizer.json of byte pairs (default: one is"
+    " trained on the source)",
   )
   c.add_argument(
     "--vocab-size",
