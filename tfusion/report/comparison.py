@@ -95,12 +95,15 @@ def numbers(compared: list[Compared]) -> dict[str, Any]:
   of = curves.of(compared[0].run)
   groups = [
     ("Run", [_row("Updates", "", compared, _updates), _time(compared)]),
-    ("Training", [_newest(curve, compared) for curve in of.training.curves]),
-    ("Held out", [_newest(curve, compared) for curve in of.held_out.curves]),
-    ("Speed", [_newest(curve, compared) for curve in of.optimiser.curves]),
+    *(
+      (section.title, [_newest(curve, compared) for curve in section.curves])
+      for section in of
+    ),
     ("Evaluation", [_measure(key, compared) for key in evaluation.MEASURES]),
   ]
-  return _columns("The training losses and speeds are smoothed.", compared, groups)
+  return _columns(
+    "The newest; training losses and speeds are smoothed.", compared, groups
+  )
 
 
 def differing(compared: list[Compared]) -> dict[str, Any]:

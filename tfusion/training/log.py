@@ -29,6 +29,7 @@ from tfusion import buckets, files
 from tfusion.config import Config
 from tfusion.lock import Lost
 from tfusion.progress import say
+from tfusion.report import spikes
 from tfusion.training import loggers
 from tfusion.training.clock import Clock
 from tfusion.training.goodput import Goodput
@@ -176,8 +177,9 @@ class Log:
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     """As `flush`, unless the workdir has become another run's; ends the loggers."""
+    unwritten = any(lines.unwritten for lines in self._files.values())
     with suppress(Lost):
-      if self.first:
+      if unwritten or self._loggers:
         self._held.check()
       self.flush()
       for logger in self._loggers:
@@ -234,7 +236,7 @@ class Log:
       self._spike_said = step
       rows = ""
       if self._has_rows:
-        rows = f"; see `tfusion inspect data --workdir {self._workdir} --step {step}`"
+        rows = f"; see `{spikes.command(self._workdir, step)}`"
       self.say(
         f"step {step}  {key} {value:.4g}: far above its running median of"
         f" {median:.4g}{rows}"
