@@ -10,9 +10,10 @@ RUNS = {"0.5t": (250_000, 512), "2t": (500_000, 1_024)}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  """A model of the paper with linear patches and its training run (section 4.1).
+  """A model of the paper and its training run (section 4.1).
 
-  Sizes, rows, batch and optimizer are the paper's; `patch` is one of Table 6.
+  Sizes, rows, batch and optimizer are the paper's; `patch` is one of Table 6, and
+  `patches` linear or unet, as in Table 7.
   `run=0.5t` is 250,000 updates of 512 x 4,096 elements, for which the paper used 128
   to 256 GPUs; `run=2t` is 500,000 of 1,024 rows, the paper's large run. What each size
   takes of the memory of a pod's chips is in experiments/results/compile.md, as
@@ -32,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     tfusion train --config experiments/paper.py:smoke --workdir runs/paper-smoke
   """
   folders = dict(images="shards/images", text="shards/text")
-  known = dict(size="0.16b", run="0.5t", patch=2, smoke=False)
+  known = dict(size="0.16b", run="0.5t", patch=2, patches="linear", smoke=False)
   arg = config_lib.parse_arg(arg, **known, **folders)
   if arg.size not in paper.SIZES:
     raise ValueError(
@@ -47,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.model.kv_heads = c.model.heads
   c.model.vocab_size = paper.VOCAB_SIZE
   c.model.image_shape = paper.LATENT_SHAPE
-  c.model.patch = arg.patch
+  c.model.patch, c.model.patches = arg.patch, arg.patches
   c.model.remat = "dots"  # ours
   c.data.sources = (f"shards:{arg.images}", f"shards:{arg.text}")
   c.data.too_long = "split"  # ours: long texts go on in the next row

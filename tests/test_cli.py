@@ -25,12 +25,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = str(ROOT / "experiments" / "folder.py")
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = (
-  *("train", "autoencoder", "prepare", "sample", "eval", "inspect", "bench", "compile"),
+  *("train", "autoencoder", "prepare", "sample", "eval", "report", "inspect", "bench"),
+  "compile",
 )
 # Importing one of these takes from a tenth of a second to seconds.
 HEAVY = (
   "jax jaxlib flax optax orbax tensorstore grain chex einops sentencepiece sklearn"
-  " scipy matplotlib PIL numpy pandas torch tensorboardX apache_beam pyarrow"
+  " scipy matplotlib PIL numpy pandas torch tensorboardX wandb apache_beam pyarrow"
   " tensorflow_datasets array_record safetensors"
 ).split()
 LIGHT = (

@@ -189,10 +189,11 @@ def test_a_command_of_a_page_is_read_without_an_error(
   path = getattr(args, "config", None)
   if args.command == "prepare":
     pytest.importorskip("apache_beam")
-    from tfusion.prepare import datasets, readers, runner
+    from tfusion.prepare import learn, readers, runner
 
     runner.parse(rest)
-    assert args.source.partition(":")[0] in {*readers.PLANS, *datasets.EMBEDDED}
+    assert args.source.partition(":")[0] in readers.NAMES
+    assert args.learn in ("", *learn.RULES)
     return
   if path and "data=shards" in path:
     prepared(desk, path.partition("data=")[2])
@@ -345,15 +346,19 @@ def test_the_map_of_the_house_shows_every_room_and_no_other():
 
 
 def test_every_source_sampler_and_experiment_has_its_page():
-  from tfusion.prepare import datasets, readers
+  from tfusion.prepare import learn, readers
 
   for name in sources.OPEN:
     pages = PAGES["docs/data.md"] + PAGES["docs/shards.md"] + PAGES["docs/resuming.md"]
     assert re.search(rf"`{name}[:`]", pages), name
-  for name in [*readers.PLANS, *datasets.EMBEDDED]:
+  for name in readers.NAMES:
     assert re.search(rf"`{name}[:`]", PAGES["docs/shards.md"]), name
-  assert set(samplers.SAMPLERS) == set(config_lib.CHOICES["sample.sampler"])
-  for name in samplers.SAMPLERS:
+  for name in learn.RULES:
+    assert f"| `{name}` |" in PAGES["docs/shards.md"], name
+  assert config_lib.SAMPLERS == {s: tuple(n) for s, n in samplers.SAMPLERS.items()}
+  names = set().union(*samplers.SAMPLERS.values())
+  assert names == set(config_lib.CHOICES["sample.sampler"])
+  for name in names:
     assert f"`{name}`" in PAGES["docs/sampling.md"]
   for path in (ROOT / "experiments").glob("*.py"):
     assert f"(../experiments/{path.name})" in PAGES["docs/commands.md"], path.name
@@ -372,7 +377,9 @@ def test_the_changes_say_which_formats_todays_version_reads():
 def test_the_known_good_run_is_of_todays_digits_and_gave_the_pages_figures():
   known = json.loads((ROOT / "experiments" / "results" / "digits.json").read_text())
   config = config_file.read_config(str(ROOT / "experiments" / "digits.py"), [])
-  assert known["model"] == json.loads(json.dumps(vars(config.model)))
+  added = {k.removeprefix("model."): v for k, v in workdir.ADDED.items()}
+  model = {k: added.get(k) for k in vars(config.model)} | known["model"]
+  assert json.dumps(model) == json.dumps(vars(config.model))
   found = known["eval"]
   assert found["step"] == known["metrics"][-1]["step"] == config.train.steps
   for page in ("README.md", "docs/benchmarks.md"):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,22 @@ SMALLEST = [
 ]
 CONFIG = str(ROOT / "experiments" / "digits.py:smoke")
 
+
+COMMAND = "import sys; from tfusion import cli; sys.exit(cli.main(sys.argv[1:]))"
+# The second host reads its data slowly.
+SLOW_SECOND = """
+import time
+import jax
+from tfusion.data.pipeline import HostBatches
+
+give = HostBatches.__next__
+
+def slowly(self):
+  time.sleep(1.0 * jax.process_index())
+  return give(self)
+
+HostBatches.__next__ = slowly
+"""
 
 # Evaluates and samples nothing on the way.
 TRAINING = [*SMALLEST, "--config.train.eval_every_steps=100000"]
@@ -86,12 +103,13 @@ class Host:
 
 
 @contextlib.contextmanager
-def two_hosts(env, workdir: pathlib.Path, *more: str, config=CONFIG, knobs=TRAINING):
+def two_hosts(
+  env, workdir: pathlib.Path, *more: str, config=CONFIG, knobs=TRAINING, code=COMMAND
+):
   """Two processes of the command, which do not outlive the `with`."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
-  code = "import sys; from tfusion import cli; sys.exit(cli.main(sys.argv[1:]))"
   command = [sys.executable, "-c", code, "train", "--config", config]
   command += ["--workdir", str(workdir), *knobs, *more, "--distributed"]
   folder = pathlib.Path(tempfile.mkdtemp())
@@ -153,6 +171,30 @@ def test_two_hosts_train_as_one_and_one_goes_on_from_their_checkpoint(env, tmp_p
           # Sums over devices are in another order.
           np.testing.assert_allclose(a[key], b[key], rtol=2e-5, err_msg=key)
   assert (both / "eval" / "digits.png").is_file()
+
+
+def test_a_slow_host_is_named_and_the_first_alone_has_loggers(env, tmp_path):
+  pytest.importorskip("tensorboardX")
+  knobs = [*TRAINING, "--config.train.loggers=('tensorboard',)"]
+  first, second = run_two_hosts(
+    env,
+    tmp_path,
+    "--config.train.steps=7",
+    knobs=knobs,
+    code=SLOW_SECOND + COMMAND,
+  )
+  name = f"{socket.gethostname()}, process "
+  assert f"host 1 ({name}" in first and "is slow: of the" in first
+  assert "is slow" not in second
+  # The first lines are of compiling too; before the last, no data were read any more.
+  between = [line["host_ms"] for line in values(tmp_path, "speed.jsonl")][2:-1]
+  fast, slow = map(statistics.median, zip(*between))
+  assert slow > 1000 and slow > 2 * fast
+  names = json.loads((tmp_path / "run.json").read_text())["host_names"]
+  assert names == [socket.gethostname()] * 2
+  page = (tmp_path / "report.html").read_text()
+  assert f"The slowest of 2 hosts is 1 ({names[1]})" in page
+  assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
 def steps(workdir: pathlib.Path) -> list[str]:

@@ -46,26 +46,30 @@ FILES = {
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
-  "bench": "attention data training",
+  "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance census contents digits folder forms heldout identity images"
-  " lane_state lanes mixture notices numbers packing pairs pieces pipeline prepared"
-  " prose source sources tally text tokenizer",
+  "data": "balance bytepairs census contents digits folder forms heldout identity"
+  " images lane_state lanes mixture notices numbers packing pairs pieces pipeline"
+  " prepared prose sentencepieces source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
-  "diffusion": "process samplers",
+  "diffusion": "objective process samplers",
   "evaluate": "answers digits grids marks reconstructions scenes shapes suite text"
   " trials",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers",
-  "model": "layers patches transformer transfusion",
+  "model": "layers patches transformer transfusion unet",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
-  "prepare": "dask_cluster datasets encoder files job part raw readers rows runner"
-  " tables tar worker",
-  "training": "clock compiled data_report events executable feed flops goodput hold log"
-  " loop losses machine optim peers profiles speed spikes step stop validate watch",
-  "report": "curves evaluation facts page plot run samples summary",
+  "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"
+  " readers rows runner tables tar worker",
+  "training": "clock compiled cross_entropy data_report due events executable feed"
+  " flops goodput hold log loggers loop losses machine optim peers profiles speed"
+  " spikes step stop validate watch",
+  "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4"
+  " shaped",
+  "report": "comparison curves evaluation facts goodput hosts page plot run samples"
+  " spikes summary",
 }
 # Libraries that only these may import: what moves when the library does.
 ONLY = {
@@ -77,12 +81,16 @@ ONLY = {
   "distributed": "prepare",
   "pyarrow": "prepare",
   "tensorflow_datasets": "prepare",
+  "yaml": "prepare",
   "array_record": "data",
   "safetensors": "autoencoder interop",
   "grain": "data autoencoder",
   "sentencepiece": "data",
+  "tokenizers": "data",
   "einops": "model autoencoder",
   "jinja2": "templates",
+  "tensorboardX": "training",
+  "wandb": "training",
 }
 # A rival is measured where it keeps its kernel; its version is pinned in setup.py.
 PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
@@ -102,6 +110,7 @@ REQUIREMENT_OF = {
   "sklearn": "scikit-learn",
   "tensorboardX": "tensorboardx",
   "tensorflow_datasets": "tensorflow-datasets",
+  "yaml": "pyyaml",
 }
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

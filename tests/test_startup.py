@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tfusion import startup
+
 ROOT = pathlib.Path(__file__).parents[1]
 BODY = "startup.check_script(workers={workers})\nprint('went on')\n"
 
@@ -53,3 +55,30 @@ def test_what_is_no_script_is_not_asked_for_a_guard():
   assert "went on" in run("-c", code).stdout
   lines = f"exec(compile({code!r}, '<cell>', 'exec'), dict(__name__='__main__'))"
   assert "went on" in run("-c", lines).stdout
+
+
+def test_programs_are_kept_in_the_workdir_unless_another_place_is_named(
+  tmp_path, monkeypatch
+):
+  name = "JAX_COMPILATION_CACHE_DIR"
+  monkeypatch.setenv(name, "chosen")
+  startup.keep_programs(str(tmp_path))
+  assert os.environ[name] == "chosen"
+  monkeypatch.delenv(name)
+  startup.keep_programs("gs://bucket/run")
+  assert name not in os.environ
+  startup.keep_programs(str(tmp_path))
+  assert pathlib.Path(os.environ[name]).parent == tmp_path / "programs"
+
+
+def test_a_second_start_finds_what_the_first_has_compiled(tmp_path):
+  code = (
+    "import sys; from tfusion import startup; startup.keep_programs(sys.argv[1])\n"
+    "import jax\n"
+    "jax.monitoring.register_event_listener(lambda name, **_: print(name))\n"
+    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+    "jax.jit(lambda x: x * 2 + 1)(1.0)\n"
+  )
+  first, second = (run("-c", code, str(tmp_path)).stdout for _ in range(2))
+  hit = "/jax/compilation_cache/cache_hits"
+  assert hit not in first and hit in second

@@ -86,6 +86,9 @@ class TrainConfig:
   steps: int = 1_000_000
   batch_images: int = 32  # images per update, over all hosts; ours
   log_every_steps: int = 20
+  # Where the numbers of a run go too, beside its own files: tensorboard and wandb
+  # (Weights & Biases), each with the extra of that name.
+  loggers: tuple[str, ...] = ()
   eval_every_steps: int = 500
   eval_images: int = 64  # held-out images per evaluation
   save_every_steps: int = 500
@@ -156,6 +159,7 @@ def validate(config: AutoencoderConfig) -> None:
   """
   flat = config_lib.flatten(config)
   problems = config_lib.range_problems(flat, RANGES)
+  problems += config_lib.logger_problems(config.train.loggers)
   shape, optim = config.data.image_shape, config.optim
   # Sizes below 1 are refused by the layers themselves.
   cell = max(config.model.downsampling, 1) if config.model.widths else 1

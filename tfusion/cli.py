@@ -86,6 +86,8 @@ def _run(argv: list[str] | None) -> int:
   if rest and not args.takes_more:
     parser.error(f"unknown arguments: {' '.join(rest)}")
   startup.quiet(verbose=args.verbose)
+  if argv is None and (workdir := getattr(args, "workdir", None)):
+    startup.keep_programs(workdir)
   try:
     if getattr(args, "distributed", None):
       from tfusion.sharding import join_hosts
@@ -185,8 +187,19 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   suite.show(results, f"{files.to_path(args.workdir) / 'report.html'}")
 
 
+def write_report(args: argparse.Namespace, rest: list[str]) -> None:
+  """Writes the page of a run anew, or one page that compares several."""
+  from tfusion import report
+
+  if len(args.runs) > 1:
+    print(report.write_comparison(args.runs, args.out or "comparison.html"))
+    return
+  report.check(args.runs[0])
+  print(report.write_report(args.runs[0], out=args.out))
+
+
 def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
-  """Shows what a workdir holds: config, checkpoints, the arrays of one checkpoint."""
+  """Shows what a workdir holds: config, time, checkpoints, the arrays of one."""
   from tfusion.inspect import runs
 
   _print(runs.lines(args.workdir, step=args.step))
@@ -324,6 +337,7 @@ def _parser() -> argparse.ArgumentParser:
       )
   _add_compile(add, experiment)
   _add_sample_and_eval(add)
+  _add_report(add)
   _add_inspect(commands, add)
   _add_prepare(add)
   _add_bench(commands, add, experiment)
@@ -392,6 +406,22 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
   c = add("eval", evaluate, more=SAMPLING, distributed=True)
   c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
   c.add_argument("--step", type=whole(0), help="its checkpoint (default: the newest)")
+
+
+def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
+  c = add("report", write_report, more=None)
+  c.add_argument(
+    "runs",
+    nargs="+",
+    metavar="RUN",
+    help="the workdir of a run; several, of one command, are compared",
+  )
+  c.add_argument(
+    "--out",
+    metavar="FILE",
+    help="the page (default: report.html in the workdir; of several comparison.html,"
+    " here)",
+  )
 
 
 def _add_inspect(
@@ -520,10 +550,19 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
   c.add_argument(
     "--source",
     required=True,
-    help="folder:PATH, tar:PATH, jsonl:PATH, parquet:PATH, edits:PATH, text:PATH,"
-    " tfds:NAME, digits, pydoc or shapes",
+    help="auto:PATH, which looks what PATH holds; or by name, folder:PATH, tar:PATH,"
+    " jsonl:PATH, parquet:PATH, edits:PATH, text:PATH, img2dataset:PATH, obelics:PATH,"
+    " mmc4:PATH, mint:PATH, bagel-t2i:PATH, bagel-edit:PATH, llava:PATH, energon:PATH,"
+    " mds:PATH, tfds:NAME, digits, pydoc or shapes",
   )
   c.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
+  c.add_argument(
+    "--learn",
+    default="",
+    metavar="RULE",
+    help="what of a document is learned: all, text, images, last (the last text or"
+    " image) or answers; the rest is only read (default: as the source says)",
+  )
   c.add_argument(
     "--autoencoder",
     default="",
@@ -548,7 +587,8 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     "--tokenizer",
     default="",
     metavar="FILE",
-    help="a sentencepiece model (default: one is trained on the source)",
+    help="a sentencepiece model, or a tokenizer.json of byte pairs (default: one is"
+    " trained on the source)",
   )
   c.add_argument(
     "--vocab-size",

@@ -15,6 +15,15 @@ from tfusion import parsing
 D = TypeVar("D")  # a dataclass of sections
 
 
+# Powers of two, which divide over devices, with 0.27B parameters in all for a width of
+# 768 to 4,096 (arXiv 2408.11039, section 4.1 has the sum alone).
+UNET_WIDTHS = {
+  2: (512, 1_024),
+  4: (512, 768, 768),
+  8: (512, 512, 512, 768),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The transformer and its patch layers (arXiv 2408.11039, section 4.1, Table 2)."""
@@ -27,6 +36,12 @@ class ModelConfig:
   vocab_size: int = 512  # rows of the embedding; a tokenizer may have fewer pieces
   image_shape: tuple[int, ...] = (8, 8, 1)  # height, width, channels of image or latent
   patch: int = 2  # side of a patch in pixels or latent cells: 1, 2, 4 or 8
+  # How patches enter and leave the transformer: linear layers, or the two halves of a
+  # U-Net (section 3), for patches of 2 and more.
+  patches: str = "linear"
+  # Channels of a U-Net at every size of the image from the whole down to the patches,
+  # each half as large as the one before; empty: 0.27B parameters, ours.
+  unet_widths: tuple[int, ...] = ()
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
   # Of matmuls: float32, bfloat16, or auto, which is bfloat16 except on a CPU.
@@ -46,6 +61,11 @@ class ModelConfig:
     return self.width // self.heads
 
   @property
+  def unet_levels(self) -> tuple[int, ...]:
+    """Channels of a U-Net at every size of the image, from the whole to the patches."""
+    return self.unet_widths or UNET_WIDTHS[self.patch]
+
+  @property
   def patches_per_image(self) -> int:
     """Patches of one image: positions between BOI and EOI."""
     return (self.image_shape[0] // self.patch) * (self.image_shape[1] // self.patch)
@@ -56,6 +76,20 @@ class DiffusionConfig:
   """The noise process; t = 0 is clean, t = timesteps is noise (section 3)."""
 
   timesteps: int = 1000  # of the noise schedule
+  # How an image turns into noise: cosine is the paper's, with whole t; linear mixes
+  # them in proportion to t (rectified flow, arXiv 2209.03003).
+  schedule: str = "cosine"
+  # What the network predicts: eps, the noise, as in the paper; x0, the clean image; or
+  # v, the direction from the image to the noise.
+  target: str = "eps"
+  # In training log(t / (T - t)) has this deviation (arXiv 2403.03206, section 3.1); 0:
+  # t is uniform, as in the paper.
+  t_logit_std: float = 0.0
+  t_logit_mean: float = 0.0  # its mean; above 0 is more noise
+  t_shift: float = 1.0  # moves t towards noise, here and in sampling; 1: not
+  # Weights of t are those of min-SNR (arXiv 2303.09556), where 5 is usual; 0: all t
+  # weigh the same, as in the paper.
+  min_snr_gamma: float = 0.0
   image_weight: float = 5.0  # lambda, the weight of the diffusion loss
   # The largest t of an image that learned text follows, as a share of timesteps; the
   # paper's Table 8 has 0.5.
@@ -74,7 +108,7 @@ class DataConfig:
   # Each is digits, pydoc, shapes:OPTIONS, folder:PATH or shards:PATH (docs/data.md).
   sources: tuple[str, ...] = ("digits", "pydoc")
   tokenizer: str = (
-    ""  # a sentencepiece model file; empty: one is trained on the sources
+    ""  # a sentencepiece model or a tokenizer.json; empty: trained on the sources
   )
   row_length: int = 128  # elements in a row
   image_slots: int = 8  # images that a row can hold
@@ -136,6 +170,9 @@ class TrainConfig:
   batch_rows: int = 16  # rows per update, over all hosts
   accumulate: int = 1  # parts of a batch whose gradients are summed, to save memory
   log_every_steps: int = 20
+  # Where the numbers of a run go too, beside its own files: tensorboard and wandb
+  # (Weights & Biases), each with the extra of that name.
+  loggers: tuple[str, ...] = ()
   eval_every_steps: int = 500
   eval_rows: int = 64  # held-out rows per evaluation
   save_every_steps: int = 500
@@ -151,7 +188,9 @@ class TrainConfig:
 class SampleConfig:
   """Generation (sections 3 and 4.1)."""
 
-  sampler: str = "ddpm"  # ddpm or ddim
+  # With diffusion.schedule=cosine ddpm, ddim or dpmpp_2m; with linear euler, heun or
+  # dpmpp_2m (docs/sampling.md).
+  sampler: str = "ddpm"
   steps: int = 250  # denoising steps
   start: float = 0.97  # where they begin, as a share of diffusion.timesteps; ours
   guidance: float = 3.0  # scale of classifier-free guidance; 1: none
@@ -188,13 +227,22 @@ class Config:
 
 CHOICES = {
   "model.patch": (1, 2, 4, 8),
+  "model.patches": ("linear", "unet"),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.gradient_dtype": ("float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
   "model.attention": ("auto", "dense", "chunked", "tpu", "gpu"),
   "data.too_long": ("reject", "split"),
-  "sample.sampler": ("ddpm", "ddim"),
+  "diffusion.schedule": ("cosine", "linear"),
+  "diffusion.target": ("eps", "x0", "v"),
+  "sample.sampler": ("ddpm", "ddim", "euler", "heun", "dpmpp_2m"),
 }
+SAMPLERS = {  # of each diffusion.schedule
+  "cosine": ("ddpm", "ddim", "dpmpp_2m"),
+  "linear": ("euler", "heun", "dpmpp_2m"),
+}
+
+LOGGERS = ("tensorboard", "wandb")
 
 SHARDED = dict.fromkeys(
   "model.heads model.kv_heads model.mlp model.vocab_size".split(), "mesh.tensor"
@@ -208,7 +256,7 @@ RANGES = {
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
     " model.rope_theta model.norm_eps model.unroll diffusion.timesteps"
     " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
-    " optim.eps optim.clip_norm mesh.context mesh.tensor train.steps"
+    " diffusion.t_shift optim.eps optim.clip_norm mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"
     " train.eval_rows train.save_every_steps train.keep_last train.max_skipped_updates"
     " sample.steps sample.max_elements eval.samples_per_class eval.batch"
@@ -216,7 +264,8 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "diffusion.image_weight diffusion.clip data.overlap data.max_damaged"
+    "diffusion.image_weight diffusion.clip diffusion.t_logit_std"
+    " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.keep_every_steps train.stall_seconds sample.temperature",
   ),
@@ -322,7 +371,10 @@ def validate(config: Config) -> None:
       t.batch_rows % value == 0,
       f"train.batch_rows={t.batch_rows}: must divide by {key}={value}",
     )
-  problems += _data_problems(d)
+  problems += logger_problems(t.loggers) + _data_problems(d)
+  if m.patches == "unet":
+    problems += _unet_problems(m)
+  problems += _diffusion_problems(config)
   first = round(config.sample.start * config.diffusion.timesteps)
   require(
     config.sample.steps <= first,
@@ -347,6 +399,55 @@ def validate(config: Config) -> None:
   )
   if problems:
     raise ValueError("\n".join(problems))
+
+
+def logger_problems(loggers: tuple[str, ...]) -> list[str]:
+  """A message for every entry of train.loggers that cannot be."""
+  problems = [
+    f"train.loggers={loggers}: {name!r} is not known; choose from {LOGGERS}"
+    for name in loggers
+    if name not in LOGGERS
+  ]
+  if len(set(loggers)) < len(loggers):
+    problems.append(f"train.loggers={loggers}: name each of them once")
+  return problems
+
+
+def _unet_problems(model: ModelConfig) -> list[str]:
+  if model.patch == 1:
+    return [
+      "model.patch=1: a U-Net makes patches of 2 and more; set model.patches=linear"
+    ]
+  problems, count = [], model.patch.bit_length()
+  if len(model.unet_levels) != count:
+    problems.append(
+      f"model.unet_widths={model.unet_widths}: model.patch={model.patch} takes {count}"
+      " widths, from the whole image down to the patches"
+    )
+  if min(model.unet_levels) < 1:
+    problems.append(f"model.unet_widths={model.unet_widths}: must be above 0")
+  return problems
+
+
+def _diffusion_problems(config: Config) -> list[str]:
+  problems, noise, sample = [], config.diffusion, config.sample
+  known = SAMPLERS[noise.schedule]
+  if sample.sampler not in known:
+    problems.append(
+      f"sample.sampler={sample.sampler!r}: with diffusion.schedule={noise.schedule}"
+      f" choose one of {known}"
+    )
+  if (noise.schedule, noise.target, sample.start) == ("linear", "eps", 1.0):
+    problems.append(
+      "sample.start=1.0: with diffusion.schedule=linear and diffusion.target=eps no"
+      " image is left there to divide by; begin below 1, or train with v"
+    )
+  if noise.t_logit_mean and not noise.t_logit_std:
+    problems.append(
+      f"diffusion.t_logit_mean={noise.t_logit_mean:g}: is of a logit-normal t; give"
+      " diffusion.t_logit_std too"
+    )
+  return problems
 
 
 def _data_problems(data: DataConfig) -> list[str]:
@@ -402,6 +503,12 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
       f"mesh.context={mesh.context}, mesh.tensor={mesh.tensor}: {hosts} hosts would"
       f" share rows, but each reads its own; they must divide mesh data*fsdp={shards}"
     )
+  if config.model.patches == "unet":
+    for width in config.model.unet_levels:
+      if width % sizes["fsdp"]:
+        raise ValueError(
+          f"model.unet_widths: {width} does not divide by mesh.fsdp={sizes['fsdp']}"
+        )
   values = flatten(config)
   for key, axis in SHARDED.items():
     size = sizes[axis.removeprefix("mesh.")]

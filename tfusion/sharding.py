@@ -19,7 +19,7 @@ and then along the outer one; what is scattered goes the other way.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -160,10 +160,7 @@ def unreduced(names: Sequence[str | None], *, over: Sequence[Any]) -> P:
     names: logical axes of the parameter.
     over: mesh axes of the rows and positions that are summed, as a spec has them.
   """
-  axes = [
-    axis for part in over for axis in (part if isinstance(part, tuple) else (part,))
-  ]
-  return P(*_with_embed(names, None), unreduced=frozenset(filter(None, axes)))
+  return P(*_with_embed(names, None), unreduced=frozenset(axes_of(over)))
 
 
 def scatter(w: jax.Array, names: Sequence[str | None]) -> jax.Array:
@@ -180,6 +177,26 @@ def scatter(w: jax.Array, names: Sequence[str | None]) -> jax.Array:
       left = left - set(axes)
       w = jax.sharding.reshard(w, P(*_with_embed(names, axes), unreduced=left))
   return jax.sharding.reshard(w, spec(*names))
+
+
+def scatter_here(w: jax.Array, names: Sequence[str | None], *, over: P) -> jax.Array:
+  """`scatter` inside shard_map, of what each device has summed over its own rows.
+
+  Args:
+    w: the gradient of a whole parameter, but for the axes other than fsdp.
+    names: logical axes of it.
+    over: the spec of the rows and positions.
+  """
+  axes, at = axes_of(over), list(names).index("embed")
+  for axis in FSDP:
+    w = jax.lax.psum_scatter(w, axis, scatter_dimension=at, tiled=True)
+  return jax.lax.psum(w, tuple(axis for axis in axes if axis not in FSDP))
+
+
+def axes_of(over: Iterable[Any]) -> tuple[str, ...]:
+  """The mesh axes over which dimensions are cut; `over` has them as a spec does."""
+  parts = (part if isinstance(part, tuple) else (part,) for part in over)
+  return tuple(axis for part in parts for axis in part if axis is not None)
 
 
 def fsdp_shards() -> int:

@@ -1,13 +1,15 @@
 """How a program of ours begins: its memory, its noise, its data workers.
 
-Owns: huge pages, what libraries print, scripts that data workers would run again. Not:
-arguments (cli.py), the workers (data/pipeline.py).
+Owns: huge pages, what libraries print, where compiled programs are kept, scripts that
+data workers would run again. Not: arguments (cli.py), the workers (data/pipeline.py).
 """
 
 import ast
+import hashlib
 import importlib.util
 import inspect
 import os
+import platform
 import sys
 import traceback
 from pathlib import Path
@@ -43,6 +45,23 @@ def quiet(*, verbose: bool) -> None:
     any(Path("/dev").glob(name)) for name in DEVICES
   ):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def keep_programs(workdir: str) -> None:
+  """Lets JAX keep in a workdir what it compiles, so that the next start loads it.
+
+  JAX reads this when it is imported. A cache that the user has named, with
+  JAX_COMPILATION_CACHE_DIR, stays; a workdir in a bucket has none.
+  """
+  if "://" not in workdir:
+    # Programs for one CPU may hold instructions that another lacks.
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = [x for x in lines if x.partition(":")[0].strip() in ("flags", "Features")]
+    cpu = "".join([platform.machine(), platform.processor(), *known[:1]])
+    name = hashlib.sha256(cpu.encode()).hexdigest()[:8]
+    folder = Path(workdir).absolute() / "programs" / name
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
 def check_script(workers: int) -> None:

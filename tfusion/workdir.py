@@ -37,7 +37,15 @@ KINDS = {
   Config: Kind(
     "train",
     config_lib.from_dict,
-    bound=("seed", "model", "diffusion.timesteps", "data", "optim.ema_decay"),
+    bound=(
+      "seed",
+      "model",
+      "diffusion.timesteps",
+      "diffusion.schedule",
+      "diffusion.target",
+      "data",
+      "optim.ema_decay",
+    ),
     unbound=(
       "data.workers",
       "data.max_damaged",
@@ -62,10 +70,19 @@ KINDS = {
 # Knobs that config.json does not have in older runs, and what those runs did.
 ADDED = {
   "model.gradient_dtype": "bfloat16",
+  "model.patches": "linear",
+  "model.unet_widths": (),
   "data.isolate_documents": True,
+  "diffusion.schedule": "cosine",
+  "diffusion.target": "eps",
+  "diffusion.t_logit_std": 0.0,
+  "diffusion.t_logit_mean": 0.0,
+  "diffusion.t_shift": 1.0,
+  "diffusion.min_snr_gamma": 0.0,
   "sample.start": 1.0,
 }
-ADDED_TO_ALL = {"train.stall_seconds": 0}  # the same, in the configs of all commands
+# The same, in the configs of all commands.
+ADDED_TO_ALL = {"train.stall_seconds": 0, "train.loggers": ()}
 
 # Knobs that have another name now: old name -> new name. A run's config.json may have
 # the old ones.

@@ -17,6 +17,8 @@ from tfusion import sequence
 from tfusion.bench import training
 from tfusion.model.transfusion import parameter_count
 from tfusion.sharding import global_batch, make_mesh
+from tfusion.training import machine
+from tfusion.training.flops import batch_flops
 
 SPECIAL = sequence.SpecialTokens(pad=0, bos=1, eos=2, boi=3, eoi=4)
 IMAGE_SHAPE = (16, 16, 16)  # 16 x 16 patches of 16 numbers at patch 1
@@ -34,14 +36,18 @@ def main():
   args = parser.parse_args()
   config = make_config(args)
   rng = np.random.default_rng(args.seed)
+  matmul = machine.measure_matmul(seconds=0.5)
   with jax.set_mesh(make_mesh(config.mesh)):
     rows = [make_row(config, rng) for _ in range(args.batch)]
-    batch = global_batch(sequence.stack(rows), mesh=jax.sharding.get_mesh())
-    state, step = training.compile_step(config, batch)
-    state, first = step(state, batch)
+    host_batch = sequence.stack(rows)
+    batch = global_batch(host_batch, mesh=jax.sharding.get_mesh())
+    program = training.compile_step(config, batch)
+    state, first = program.step(program.init(), batch)
     first = float(first["loss"])
-    seconds, state = training.time_steps(step, state, batch, steps=args.steps)
-    last = float(step(state, batch)[1]["loss"])
+    seconds, state = training.time_steps(program.step, state, batch, steps=args.steps)
+    last = float(program.step(state, batch)[1]["loss"])
+  matmul = max(matmul, machine.measure_matmul(seconds=0.5))
+  environment = machine.environment()
   print(
     json.dumps(
       {
@@ -54,6 +60,10 @@ def main():
         "params": parameter_count(config.model),
         "positions_per_row": ROW_LENGTH,
         "elements_per_step": args.batch * ELEMENTS_PER_ROW,
+        "gflop_per_step": batch_flops(config.model, host_batch) / 1e9,
+        "matmul_gflops": matmul / 1e9,
+        "cpu": environment["cpu"],
+        "vectors": environment["vectors"],
         "median_ms": 1e3 * statistics.median(seconds),
         "min_ms": 1e3 * min(seconds),
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,

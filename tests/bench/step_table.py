@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PEERS = ("plain", "package", "package, our params")
 SIZES = ((256, 4), (512, 8))  # dim, depth; 8 heads
 
 
@@ -24,13 +25,19 @@ def main():
   parser.add_argument("--steps", type=int, default=10, help="timed steps of each run")
   parser.add_argument("--cores", type=int, default=2, help="that each program gets")
   parser.add_argument("--torch-python", default=sys.executable, help="has torch")
+  parser.add_argument(
+    "--peers", nargs="*", default=PEERS, choices=PEERS, help="that run beside ours"
+  )
   args = parser.parse_args()
   cores = sorted(os.sched_getaffinity(0))[: args.cores]
   print(
     f"each program alone on cores {cores}; steps and rates are medians of the runs,"
   )
-  print("'ours is' the median ratio of our rate to that of the run beside it")
-  print("dim depth program            params  step ms   elements/s  ours is  peak GB")
+  print("'ours is' the median ratio of our rate to that of the run beside it; 'share'")
+  print("the median of rates over that of a float32 matmul in ours of the same round")
+  print(
+    "dim depth program            params  step ms   elements/s  ours is  share  peak GB"
+  )
   for dim, depth in SIZES:
     width = ["--dim", str(dim)]
     depth_and_steps = ["--depth", str(depth), "--steps", str(args.steps)]
@@ -45,21 +52,40 @@ def main():
       "package": [*torch, "package", *width],
       "package, our params": [*torch, "package", *params],
     }
+    programs = {name: programs[name] for name in ("ours", *args.peers)}
     results = {name: [] for name in programs}
     for _ in range(args.rounds):
       for name, command in programs.items():
         results[name].append(run(command, cores=cores))
-    our_rates = [rate(r) for r in results["ours"]]
+    matmuls = [ours["matmul_gflops"] for ours in results["ours"]]
+    print(
+      f"on {results['ours'][0]['cpu']} ({results['ours'][0]['vectors']}):"
+      f" matmuls at {min(matmuls):.0f} to {max(matmuls):.0f} GFLOP/s"
+    )
     for name, runs in results.items():
-      ratios = [ours / rate(r) for ours, r in zip(our_rates, runs)]
-      print(
-        f"{dim:>3} {depth:>5} {name:<18} {runs[0]['params'] / 1e6:5.1f}M"
-        f" {statistics.median(r['median_ms'] for r in runs):8.0f}"
-        f" {statistics.median(map(rate, runs)):12,.0f}"
-        f" {statistics.median(ratios):7.2f}x"
-        f" {max(r['peak_rss_gb'] for r in runs):8.2f}",
-        flush=True,
-      )
+      print(f"{dim:>3} {depth:>5} {line(name, runs, results['ours'])}", flush=True)
+
+
+def line(name: str, runs: list[dict], ours: list[dict]) -> str:
+  """What is printed of a program, whose runs have one of ours beside each.
+
+  The plain twin has our layers, and so needs as many operations for a step; the package
+  has others, which are not counted.
+  """
+  ratios = [rate(own) / rate(r) for own, r in zip(ours, runs)]
+  shares = [
+    own["gflop_per_step"] / r["median_ms"] * 1e3 / own["matmul_gflops"]
+    for own, r in zip(ours, runs)
+  ]
+  share = f"{statistics.median(shares):.0%}" if name in ("ours", "plain") else "-"
+  return (
+    f"{name:<18} {runs[0]['params'] / 1e6:5.1f}M"
+    f" {statistics.median(r['median_ms'] for r in runs):8.0f}"
+    f" {statistics.median(map(rate, runs)):12,.0f}"
+    f" {statistics.median(ratios):7.2f}x"
+    f" {share:>6}"
+    f" {max(r['peak_rss_gb'] for r in runs):8.2f}"
+  )
 
 
 def rate(result: dict) -> float:

@@ -86,6 +86,10 @@ def test_rows_compare_runs_that_were_neighbours(monkeypatch, capsys):
       "params": 2_000_000 if name == "package" and not matched else 3_000_000,
       "elements_per_step": 1536,
       "median_ms": rounds[name][done % 3],
+      "gflop_per_step": 10.0,  # in 100 ms: 100 GFLOP/s
+      "matmul_gflops": 200.0,
+      "cpu": "a CPU",
+      "vectors": "avx2",
       "peak_rss_gb": 0.5 + done / 4,
     }
 
@@ -94,12 +98,12 @@ def test_rows_compare_runs_that_were_neighbours(monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["step_table.py", "--cores", "1"])
   step_table.main()
   ours, plain, package, matched = [
-    line.split() for line in capsys.readouterr().out.splitlines()[3:]
+    line.split() for line in capsys.readouterr().out.splitlines()[5:]
   ]
-  assert ours == "256 4 ours 3.0M 200 7,680 1.00x 1.00".split()
+  assert ours == "256 4 ours 3.0M 200 7,680 1.00x 25% 1.00".split()
   # Ratios 3, 1 and 1.25; that of the medians would be 1.5.
-  assert plain == "256 4 plain 3.0M 300 5,120 1.25x 1.00".split()
-  assert package == "256 4 package 2.0M 100 15,360 1.00x 1.00".split()
-  assert matched[2:] == "package, our params 3.0M 100 15,360 1.00x 1.00".split()
+  assert plain == "256 4 plain 3.0M 300 5,120 1.25x 17% 1.00".split()
+  assert package == "256 4 package 2.0M 100 15,360 1.00x - 1.00".split()
+  assert matched[2:] == "package, our params 3.0M 100 15,360 1.00x - 1.00".split()
   turn = [("ours", False), ("plain", False), ("package", False), ("package", True)]
   assert calls == [("ours", False), *turn * 3]

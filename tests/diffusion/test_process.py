@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tfusion.diffusion.process import add_noise, cosine_abar, draw_t
+from tfusion.diffusion.process import add_noise, cosine_abar, draw_t, shifted
 
 T = 1000
 
@@ -94,3 +94,54 @@ def test_a_cap_of_zero_leaves_an_image_clean():
   caps = np.tile(np.float32([0.0, 1.0]), 1000)
   t = np.asarray(draw_t(jax.random.key(0), caps, timesteps=T))
   assert not t[::2].any() and t[1::2].all()
+
+
+def draws(cap=1.0, count=100_000, **how):
+  caps = np.full(count, cap, np.float32)
+  return np.asarray(draw_t(jax.random.key(0), caps, timesteps=T, **how))
+
+
+def test_straight_lines_mix_in_proportion_to_t():
+  clean, noise = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 1))
+  t = np.float32([0, 250.5, T])
+  noisy = add_noise(clean, noise, jax.numpy.asarray(t), timesteps=T, schedule="linear")
+  share = t[:, None, None, None] / T
+  np.testing.assert_allclose(noisy, (1 - share) * clean + share * noise, atol=1e-6)
+  np.testing.assert_array_equal(noisy[2], noise[2].astype(np.float32))
+
+
+@pytest.mark.parametrize("cap", [1.0, 0.5, 0.0])
+def test_on_straight_lines_t_is_any_number_up_to_the_cap(cap):
+  t = draws(cap, schedule="linear")
+  assert t.dtype == np.float32 and t.min() >= 0 and t.max() <= cap * T
+  if cap:
+    assert t.min() > 0
+    # Of a uniform number; its mean is off by less than five deviations.
+    assert t.mean() == pytest.approx(
+      cap * T / 2, abs=5 * cap * T / np.sqrt(12 * len(t))
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_logit_normal_t_has_the_mean_and_deviation_asked_for(schedule):
+  t = draws(schedule=schedule, logit_normal=(-0.4, 0.8))
+  # An integer t stands for the interval of width 1 that ends there.
+  share = (t - 0.5 * (schedule == "cosine")) / T
+  logit = np.log(share / (1 - share))
+  slack = 5 * 0.8 / np.sqrt(len(t))
+  assert logit.mean() == pytest.approx(-0.4, abs=slack)
+  assert logit.std() == pytest.approx(0.8, abs=slack)
+
+
+def test_a_shift_keeps_both_ends_and_scales_the_odds():
+  share = np.linspace(0, 1, 11)[1:-1]
+  moved = shifted(share, 3.0)
+  np.testing.assert_allclose(moved / (1 - moved), 3 * share / (1 - share))
+  assert shifted(0.0, 3.0) == 0 and shifted(1.0, 3.0) == 1
+
+
+def test_shifted_t_is_the_same_draw_moved():
+  plain = draws(schedule="linear") / T
+  np.testing.assert_allclose(
+    draws(schedule="linear", shift=3.0) / T, shifted(plain, 3.0), atol=1e-6
+  )

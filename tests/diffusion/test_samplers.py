@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tfusion.diffusion.process import cosine_abar
+from tfusion.diffusion import samplers
+from tfusion.diffusion.objective import target_of
+from tfusion.diffusion.process import Scales, cosine_abar
 from tfusion.diffusion.samplers import denoise, guide, make_steps
 
 T = 1000
@@ -223,6 +225,122 @@ def test_from_t_of_1000_an_error_of_the_noise_is_multiplied_by_hundreds_in_one_s
   abar = cosine_abar(T)[T - T // steps]
   assert gain(1.0) == pytest.approx(np.sqrt(abar / 2.43e-9), rel=0.01)  # 126 or 632
   assert gain(1.0) > 100 and gain(0.98) < 2
+
+
+FINE = 1 << 15  # timesteps, so that steps need not be even in t
+
+
+def path(schedule, steps, *, even_in_t):
+  """Steps from where signal and noise are as large to where noise is 1 % or, if they
+  are even in t, nothing. Else they are even in log(signal / spread), as the theory of
+  DPM-Solver has them."""
+  if schedule == "linear":
+    t = np.arange(FINE + 1)
+    signal, spread = 1 - t / FINE, t / FINE
+  else:
+    abar = cosine_abar(FINE)
+    signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
+  if even_in_t:
+    t = np.linspace(0, FINE // 2, steps + 1).astype(np.int32)
+  else:
+    half_log_snr = np.log(np.maximum(signal, 1e-12) / np.maximum(spread, 1e-12))
+    even = np.linspace(np.log(99) / 2, 0, steps + 1)
+    t = np.interp(-even, -half_log_snr, np.arange(FINE + 1)).round().astype(np.int32)
+  return samplers.Path(t, signal[t], spread[t], np.square(signal[t]))
+
+
+def error(sampler, steps, *, schedule, target="v"):
+  """Of where a sampler leads, with the best prediction for data N(MEAN, STD^2), in
+  float64. Without fresh noise every x keeps its place in the Gaussian of its t."""
+  way = path(schedule, steps, even_in_t=sampler != "dpmpp_2m")
+  how = dict(target=target, schedule=schedule)
+  made = samplers.SAMPLERS[schedule][sampler](way)
+  order = {int(t): n for n, t in enumerate(way.t)}
+  signal_n, spread_n = jnp.asarray(way.signal), jnp.asarray(way.spread)
+
+  def predict(x, number, memory):
+    signal, spread = signal_n[number], spread_n[number]
+    gain = signal * STD**2 / ((signal * STD) ** 2 + spread**2)
+    clean = MEAN + gain * (x - signal * MEAN)
+    noise = (x - signal * clean) / spread
+    return target_of(clean, noise, Scales(signal, spread), **how), memory
+
+  def mean_and_std(end):
+    return way.signal[end] * MEAN, np.hypot(way.signal[end] * STD, way.spread[end])
+
+  made = made._replace(t=np.asarray([order[int(t)] for t in made.t]))
+  made = jax.tree.map(lambda c: c.astype(c.dtype if c is made.t else np.float64), made)
+  z = np.asarray([0.7, -1.1, 2.0])
+  mean, std = mean_and_std(-1)
+  start = jnp.asarray(mean + std * z)
+  x = denoise(predict, start, (), steps=made, draw=None, clip=0.0, **how)
+  mean, std = mean_and_std(0)
+  return np.max(np.abs(x - (mean + std * z)))
+
+
+@pytest.mark.parametrize(
+  "schedule, sampler, order",
+  [
+    ("cosine", "ddim", 1),
+    ("cosine", "dpmpp_2m", 2),
+    ("linear", "euler", 1),
+    ("linear", "heun", 2),
+    ("linear", "dpmpp_2m", 2),
+  ],
+)
+def test_the_error_falls_with_the_order_of_the_method(schedule, sampler, order):
+  with jax.enable_x64(True):
+    coarse, fine = (error(sampler, n, schedule=schedule) for n in (16, 64))
+  # A quarter of the width: an error of order p falls by 4^p, beside higher terms.
+  assert np.log(coarse / fine) / np.log(4) == pytest.approx(order, rel=0.15)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+def test_all_targets_lead_to_the_same_image(sampler):
+  with jax.enable_x64(True):
+    made = [error(sampler, 8, schedule="cosine", target=t) for t in ("eps", "x0", "v")]
+  np.testing.assert_allclose(made, made[0], rtol=1e-5)  # constants are float32
+
+
+@pytest.mark.parametrize(
+  "schedule, sampler", [("linear", "euler"), ("linear", "heun"), ("linear", "dpmpp_2m")]
+)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_straight_lines_from_pure_noise_to_a_point_end_at_the_point(
+  schedule, sampler, steps
+):
+  made = make_steps(sampler, steps=steps, timesteps=T, schedule=schedule)
+  assert made.t[0] == T and made.signal[0] == 0
+  x = denoise(
+    lambda x, t, memory: ((x - MEAN) / (t / T), memory),  # noise - clean
+    jax.random.normal(jax.random.key(0), (9,)),
+    (),
+    steps=made,
+    draw=draw,
+    clip=0.0,
+    target="v",
+    schedule=schedule,
+  )
+  np.testing.assert_allclose(x, MEAN, atol=1e-6)
+
+
+def test_heun_asks_twice_in_every_step_but_the_last():
+  made = make_steps("heun", steps=4, timesteps=T, schedule="linear")
+  np.testing.assert_array_equal(made.t, [1000, 750, 750, 500, 500, 250, 250])
+
+
+def test_a_shift_moves_steps_towards_noise_and_keeps_both_ends():
+  how = dict(steps=4, timesteps=T, schedule="linear", shift=3.0)
+  t = make_steps("euler", **how).t
+  # 3 s / (1 + 2 s) of s = 1, 3/4, 1/2, 1/4.
+  np.testing.assert_allclose(t, [1000, 900, 750, 500])
+  with pytest.raises(ValueError, match="sample.steps=900: with diffusion.t_shift=3"):
+    make_steps("ddim", steps=900, timesteps=T, shift=3.0)
+
+
+def test_a_sampler_of_another_schedule_is_refused():
+  with pytest.raises(ValueError, match="'ddpm'.*schedule=linear.*dpmpp_2m.*euler"):
+    make_steps("ddpm", steps=5, timesteps=T, schedule="linear")
 
 
 def test_an_unknown_sampler_and_too_many_steps_are_refused():

@@ -17,8 +17,10 @@ import pytest
 import tiny
 from tiny import SPECIAL
 
+from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.diffusion.process import cosine_abar
+from tfusion.diffusion.samplers import Steps, make_steps
 from tfusion.generate import interleaved, phases
 from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Blank
@@ -83,9 +85,14 @@ def params(mesh):
 
 @pytest.fixture(scope="module")
 def forward(params):
-  """The training forward pass of one document: logits of its last element and the
-  noise predicted in its last image."""
-  compiled = jax.jit(lambda *args: bind(CONFIG.model, params)(*args))
+  return make_forward(CONFIG, params)
+
+
+def make_forward(config, params):
+  """The training forward pass of one document: logits of its last element and what is
+  predicted of its last image."""
+  compiled = jax.jit(lambda *args: bind(config.model, params)(*args))
+  dtype = np.float32 if config.diffusion.schedule == "linear" else np.int32
 
   def run(elements, t=0):
     row = sequence.pack(
@@ -97,7 +104,7 @@ def forward(params):
       patches_per_image=PATCHES,
     )
     batch = sequence.stack([row])
-    t_bn = np.zeros((1, CONFIG.data.image_slots), np.int32)
+    t_bn = np.zeros((1, CONFIG.data.image_slots), dtype)
     last = len(elements.images) - 1
     t_bn[0, max(last, 0)] = t
     logits_blv, noise_bnhwc = compiled(*tiny.put((batch, batch.latents_bnhwc, t_bn)))
@@ -236,6 +243,57 @@ def test_cached_equals_uncached_whatever_the_order(params, forward, c):
     assert_same(got, expected[0], expected[1], expected[2][-1] == "eos")
     ends += expected[2]
   assert {"boi", "full"} <= set(ends)  # the model switched to an image by itself, too
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "how",
+  [
+    dict(
+      model__patches="unet",
+      model__unet_widths=(8, 16),
+      diffusion__schedule="linear",
+      diffusion__target="v",
+      diffusion__t_shift=2.0,
+      sample__sampler="heun",
+      sample__start=1.0,
+    ),
+    dict(diffusion__target="x0", sample__sampler="dpmpp_2m"),
+  ],
+  ids=["U-Net, straight lines", "x0"],
+)
+def test_images_of_other_objectives_are_drawn_as_the_whole_document_would(how):
+  values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
+  c = tiny.config(**values | dict(sample__guidance=2.0) | how)
+  params = tiny.params(c.model, seed=3)
+  forward, key = make_forward(c, params), fold(KEY, 0)
+  text = tiny.text(np.random.default_rng(0), 3)
+  got = run(c, params, [(text, Blank())])[0].spans[1].latent
+  steps = make_steps(
+    c.sample.sampler,
+    steps=c.sample.steps,
+    timesteps=1000,
+    start=c.sample.start,
+    schedule=c.diffusion.schedule,
+    shift=c.diffusion.t_shift,
+  )
+  noise = jax.random.normal(fold(key, IMAGE, 0, 0), c.model.image_shape)
+  x, before = np.asarray(noise, np.float64), 0.0
+  for s in zip(*steps, strict=True):
+    s = Steps(*(n.item() for n in s))
+    noisy = Image(x.astype(np.float32))
+    _, out = forward(lay_out(BOS, text, noisy), s.t)
+    dropped = sequence.drop_text((text, noisy))
+    laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=PATCHES)
+    _, null = forward(laid, s.t)
+    out = null + 2.0 * (out - null)
+    clean = out if c.diffusion.target == "x0" else x - s.spread * out
+    clean = np.clip(clean, -c.diffusion.clip, c.diffusion.clip)
+    noise = (x - s.signal * clean) / s.spread
+    x = s.to_clean * clean + s.to_x * x + s.to_noise * noise + s.to_before * before
+    before = clean
+  # Sums in another order.
+  np.testing.assert_allclose(got, x, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_encoder_adds_one_time_vector_to_every_projected_patch_of_an_image()
   patches = make()
   x = normal(2, 3, 4, 4, 2)
   t = tiny.put(np.asarray([[0, 1, 999], [5, 5, 1000]]))
-  encode = jax.jit(lambda x, t: patches.encode(x, t, dtype=jnp.float32))
+  encode = jax.jit(lambda x, t: patches.encode(x, t, dtype=jnp.float32)[0])
   got = np.asarray(encode(x, t))
   silu = lambda z: z / (1 + np.exp(-z))  # noqa: E731
   p = {k: np.asarray(v) for k, v in nnx.to_pure_dict(nnx.state(patches)).items()}
@@ -87,6 +87,8 @@ def test_the_decoder_draws_every_patch_from_its_own_output_alone():
 def test_the_decoder_answers_in_float32_whatever_the_matmuls_are():
   patches = make()
   x, t = normal(1, 1, 4, 4, 2), tiny.put(np.ones((1, 1), np.int32))
-  encoded = jax.eval_shape(lambda x, t: patches.encode(x, t, dtype=jnp.bfloat16), x, t)
+  encoded = jax.eval_shape(
+    lambda x, t: patches.encode(x, t, dtype=jnp.bfloat16)[0], x, t
+  )
   assert encoded.dtype == jnp.bfloat16 and encoded.shape == (1, 1, 4, 32)
   assert jax.eval_shape(patches.decode, encoded).dtype == jnp.float32

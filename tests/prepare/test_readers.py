@@ -619,7 +619,7 @@ def test_a_tfds_data_set_is_read_by_name(prepared, monkeypatch):
 @pytest.mark.parametrize(
   "spec, says",
   [
-    ("photos", "unknown; known: digits"),
+    ("photos", "unknown; known: auto, bagel-edit"),
     ("tar", "which"),
     ("tar:nowhere", "there is no 'nowhere'"),
     ("tar:.", "no file ends in .tar"),

@@ -1,11 +1,16 @@
 """Promises of tfusion/training/flops.py."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from tfusion import sequence
-from tfusion.training.flops import batch_flops
+from tfusion.model.unet import UNetPatches
+from tfusion.training.flops import batch_flops, unet_multiplications
 from tfusion.training.optim import decay_mask
 
 CONFIG = tiny.config()
@@ -31,6 +36,30 @@ def test_operations_of_one_row_are_those_counted_by_hand():
   blocks = tiny.params(CONFIG.model)["transformer"]
   sizes = jax.tree.map(lambda x, matrix: x.size * matrix, blocks, decay_mask(blocks))
   assert sum(jax.tree.leaves(sizes)) == layers * layer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch, widths", [(2, (8, 24)), (4, (8, 16, 24))])
+def test_operations_of_a_unet_are_those_of_its_compiled_program(mesh, patch, widths):
+  how = dict(model__patches="unet", model__patch=patch, model__unet_widths=widths)
+  how |= dict(model__image_shape=(8, 8, 2), data__row_length=64)
+  model = tiny.config(**how).model
+  patches = tiny.fill(lambda rngs: UNetPatches(model, rngs=rngs))
+
+  def there_and_back(x, t):
+    return patches.decode(*patches.encode(x, t, dtype=jnp.float32))
+
+  x, t = np.zeros((1, 1, 8, 8, 2), np.float32), np.ones((1, 1), np.int32)
+  lowered = jax.jit(there_and_back).lower(*tiny.put((x, t)))
+  total = 0
+  for line in lowered.as_text().splitlines():
+    if "stablehlo.dot_general" in line:
+      contracted = re.search(r"contracting_dims = \[(.*?)\]", line)[1]
+      shapes = re.findall(r"tensor<([\dx]*)xf32>", line)
+      left, out = (list(map(int, s.split("x"))) for s in (shapes[0], shapes[2]))
+      depth = np.prod([left[int(i)] for i in contracted.split(",")])
+      total += int(depth * np.prod(out))
+  assert total == unet_multiplications(model)
 
 
 def test_padding_and_neighbours_in_a_row_cost_nothing():

@@ -1,10 +1,8 @@
 """Promises of tfusion/training/log.py and of the speeds that the loops write."""
 
-import importlib.machinery
 import os
 import pathlib
 import signal
-import sys
 import types
 
 import jax
@@ -125,55 +123,3 @@ def test_a_line_that_finds_the_disk_full_names_its_file(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="No space left on device") as error:
     file.append({"step": 1})
   assert str(path) in str(error.value)
-
-
-# TensorBoard.
-
-
-class Writer:
-  """Stands for tensorboardX.SummaryWriter."""
-
-  made = []
-
-  def __init__(self, directory):
-    self.directory, self.scalars, self.flushed = directory, [], []
-    self.made.append(self)
-
-  def add_scalar(self, name, value, step):
-    self.scalars.append((name, value, step))
-
-  def flush(self):
-    self.flushed.append(len(self.scalars))
-
-
-@pytest.fixture
-def writers(monkeypatch):
-  """The writers that are made of a tensorboardX that is installed."""
-  module = types.ModuleType("tensorboardX")
-  module.__spec__ = importlib.machinery.ModuleSpec("tensorboardX", None)
-  module.SummaryWriter = Writer
-  monkeypatch.setitem(sys.modules, "tensorboardX", module)
-  monkeypatch.setattr(Writer, "made", [])
-  return Writer.made
-
-
-LINE = {"step": 3, "loss": 1.5, "images": 2, "bins": [1.0, None], "empty": None}
-
-
-def test_tensorboard_gets_every_number_of_a_line_at_its_step(writers):
-  log_lib.TensorBoard(pathlib.Path("runs/a"), writes=True).write("metrics", LINE)
-  (writer,) = writers
-  assert writer.directory == "runs/a"
-  assert writer.scalars == [("metrics/loss", 1.5, 3), ("metrics/images", 2, 3)]
-  assert writer.flushed == [2]  # so that a killed run loses nothing
-
-
-def test_a_host_that_does_not_write_makes_no_tensorboard(writers):
-  log_lib.TensorBoard(pathlib.Path("runs/a"), writes=False).write("metrics", LINE)
-  assert writers == []
-
-
-def test_without_tensorboard_nothing_breaks(monkeypatch, tmp_path):
-  monkeypatch.setitem(sys.modules, "tensorboardX", None)
-  log_lib.TensorBoard(tmp_path / "tensorboard", writes=True).write("metrics", LINE)
-  assert list(tmp_path.iterdir()) == []

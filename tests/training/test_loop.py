@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_loggers
 import tiny_shards
 from tiny import lines
 
@@ -298,6 +299,37 @@ def test_metrics_of_an_update_are_read_when_the_device_has_the_next(
 
 
 # Stopped and started again.
+
+
+def test_loggers_get_every_update_of_a_run_once_whatever_is_done_again(
+  tmp_path, never_stopped, monkeypatch
+):
+  for library in ("tensorboard", "tensorboardX", "wandb"):
+    pytest.importorskip(library)
+  monkeypatch.setenv("WANDB_MODE", "offline")
+  monkeypatch.setenv("WANDB_SILENT", "true")
+  loggers = dict(train__loggers=("tensorboard", "wandb"))
+  # A run without them, which gets them, loses its newest checkpoints, and is longer.
+  workdir = shutil.copytree(never_stopped["plain"], tmp_path / "run")
+  loop.train(make_config(**loggers), workdir)
+  for step in (STEPS, STEPS - SAVES):
+    shutil.rmtree(workdir / "checkpoints" / f"{step}")
+  loop.train(make_config(**loggers, train__steps=STEPS + 2), workdir)
+  all_steps = list(range(1, STEPS + 3))
+  found = tiny_loggers.scalars(workdir)
+  for key in ("loss", "grad_norm"):
+    shown = [value for _, value in found[f"metrics/{key}"]]
+    assert [step for step, _ in found[f"metrics/{key}"]] == all_steps
+    assert shown == [np.float32(line[key]) for line in lines(workdir)]
+  assert [step for step, _ in found["validation/loss_text"]] == [6, 12, 14]
+  (first, rows), (second, more) = tiny_loggers.starts_of(workdir)
+  assert first == second and [step for step, _ in rows + more] == all_steps
+  assert [step for step, _ in more] == [13, 14]
+  # W&B takes nothing back: what was done again, at another rate, is of the first time.
+  kept = lines(never_stopped["plain"]) + lines(workdir)[STEPS:]
+  losses = [row["metrics/loss"] for _, row in rows + more]
+  assert losses == [line["loss"] for line in kept]
+  assert [s for s, row in rows + more if "validation/loss_text" in row] == [6, 12, 14]
 
 
 def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_stopped(

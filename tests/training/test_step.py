@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -205,9 +206,9 @@ def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   def fake_bind(model, params):
     def run(batch, noisy_bnhwc, t_bn):
       seen.update(noisy=noisy_bnhwc, t=t_bn)
-      return jnp.zeros((*batch.tokens_bl.shape, model.vocab_size)), noisy_bnhwc
+      return jnp.zeros((*batch.tokens_bl.shape, model.width)), noisy_bnhwc
 
-    return run
+    return types.SimpleNamespace(outputs=run)
 
   monkeypatch.setattr(step_lib, "bind", fake_bind)
   batch = tiny.batch(CONFIG)
@@ -218,6 +219,40 @@ def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   assert t.shape == (4, 3) and noise.shape == batch.latents_bnhwc.shape
   np.testing.assert_allclose(seen["noisy"], want, atol=1e-6)
   np.testing.assert_array_equal(seen["t"], t)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_the_image_loss_is_the_error_of_the_target_times_the_weight_of_t(
+  schedule, target
+):
+  how = dict(diffusion__schedule=schedule, diffusion__target=target)
+  how |= dict(sample__sampler="dpmpp_2m", diffusion__min_snr_gamma=2.0)
+  config, batch = tiny.config(**how), tiny.batch(CONFIG)
+  noise, t = draw_noise(config, jax.random.key(1), tiny.put(batch))
+  guess = np.full_like(batch.latents_bnhwc, 0.25)
+  predicted = step_lib.Prediction(
+    jnp.zeros((*batch.tokens_bl.shape, config.model.width)), tiny.put(guess)
+  )
+  head = {"head": jnp.zeros((config.model.width, config.model.vocab_size))}
+  got = step_lib.losses(config, head, predicted, tiny.put(batch), noise, t).image
+  t, noise = np.asarray(t, np.float64), np.asarray(noise, np.float64)
+  if schedule == "linear":
+    signal, spread = 1 - t / 1000, t / 1000
+  else:
+    abar = cosine_abar(1000)[t.astype(int)]
+    signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
+  a, s = (x[..., None, None, None] for x in (signal, spread))
+  clean = batch.latents_bnhwc
+  v = noise - clean if schedule == "linear" else a * noise - s * clean
+  want = {"eps": noise, "x0": clean, "v": v}[target]
+  error = np.mean((guess - want) ** 2, axis=(2, 3, 4))
+  used = batch.image_weight_bn > 0
+  snr = np.square(signal[used] / spread[used])
+  clean_error = {"eps": 1 / snr, "x0": 1.0, "v": spread[used] ** 2}[target]
+  weight = np.minimum(snr, 2.0) * clean_error
+  assert float(got.total) == pytest.approx(np.sum(error[used] * weight), rel=1e-4)
+  assert float(got.count) == used.sum() > 0
 
 
 def test_noise_does_not_depend_on_the_size_of_patches():
@@ -497,6 +532,19 @@ MESHES = {
   # As on a torus, where fsdp goes along two axes.
   "data fsdp, outer and inner": (dict(data=2, fsdp=4, inner=2), 1),
   "fsdp, outer and inner, tensor": (dict(data=1, fsdp=4, inner=2, tensor=2), 2),
+  "data fsdp tensor, another objective through a U-Net": (
+    dict(data=2, fsdp=2, tensor=2),
+    1,
+    dict(
+      model__patches="unet",
+      model__unet_widths=[8, 16],
+      diffusion__schedule="linear",
+      diffusion__target="v",
+      diffusion__t_logit_std=1.0,
+      diffusion__min_snr_gamma=5.0,
+      sample__sampler="heun",
+    ),
+  ),
 }
 
 EIGHT_DEVICES = """
@@ -511,8 +559,10 @@ from tfusion.training.step import init_state, shardings, train_step
 
 jax.config.update("jax_disable_most_optimizations", True)
 
-def make_config(axes, accumulate):
+def make_config(axes, accumulate, changes):
+  changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
   return tiny.config(
+    **changes,
     model__heads=8, model__kv_heads=4, train__batch_rows=8, optim__ema_decay=0.9,
     optim__peak_lr=1e-3, optim__warmup_steps=0, train__accumulate=accumulate,
     optim__eps=1e-6,  # Adam divides by it where a gradient is rounding alone
@@ -539,15 +589,21 @@ def run(config, devices, start, inner=1):
     spread = {"shape": w_up.shape, "shard": w_up.addressable_shards[0].data.shape}
     return lines, jax.tree.map(np.asarray, (state.params, state.ema)), spread
 
-config = make_config({}, 1)
-one = jax.devices()[:1]
-with jax.set_mesh(make_mesh(MeshConfig(), devices=one)):
-  start = jax.jit(functools.partial(init_state, config))(jax.random.key(0))
-  start = jax.tree.map(np.asarray, start)
-lines_of_one, state_of_one, _ = run(config, one, start)
+@functools.cache
+def on_one(changes):
+  config = make_config({}, 1, json.loads(changes))
+  one = jax.devices()[:1]
+  sharding._fsdp_parts = lambda *_: [(1, 1)]
+  with jax.set_mesh(make_mesh(MeshConfig(), devices=one)):
+    start = jax.jit(functools.partial(init_state, config))(jax.random.key(0))
+    start = jax.tree.map(np.asarray, start)
+  return start, *run(config, one, start)
+
 report = {"devices": jax.device_count()}
-for name, (axes, accumulate) in json.loads(sys.argv[1]).items():
-  config = make_config(axes, accumulate)
+for name, (axes, accumulate, *changes) in json.loads(sys.argv[1]).items():
+  changes = changes[0] if changes else {}
+  start, lines_of_one, state_of_one, _ = on_one(json.dumps(changes))
+  config = make_config(axes, accumulate, changes)
   config_lib.validate_devices(config, devices=8, hosts=1)
   lines, state, spread = run(config, jax.devices(), start, axes.get("inner", 1))
   report[name] = spread | {
@@ -583,7 +639,7 @@ def test_eight_devices_train_as_one_does_on_every_mesh():
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == 8
-  for name, (axes, _) in MESHES.items():
+  for name, (axes, *_) in MESHES.items():
     got = found[name]
     # Sums over devices run in another order; small metrics relative to 1.
     assert got["metrics"] < 1e-5 and got["state"] < 1e-5, (name, got)

@@ -1,5 +1,6 @@
 """Promises of tfusion/training/watch.py and peers.py that need no second process."""
 
+import collections
 import os
 import pathlib
 import socket
@@ -7,14 +8,19 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import jax
 import pytest
+import tiny
 
+from tfusion.training import log as log_lib
 from tfusion.training import peers as peers_lib
 from tfusion.training import watch as watch_lib
 from tfusion.training.clock import Clock
+from tfusion.training.hold import Hold
 from tfusion.training.peers import Peers, Word
+from tfusion.training.stop import StopSignals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -126,3 +132,75 @@ def test_a_failed_collective_is_known_from_a_value_that_a_person_can_mend():
   lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
   assert watch_lib._is_of_devices(lost)
   assert not watch_lib._is_of_devices(ValueError("train.steps=0: must be above 0"))
+
+
+# Hosts that the others wait for.
+
+
+def told(watch, monkeypatch, *paces: float | None) -> None:
+  """Every host has told what an update costs it, in seconds, or has not yet."""
+  monkeypatch.setattr(jax, "process_count", lambda: len(paces))
+  watch.paces |= {host: x for host, x in enumerate(paces) if x is not None}
+
+
+@pytest.mark.parametrize(
+  "paces, step, slow",
+  [
+    ((0.01, 0.19), 0.2, 1),  # of two hosts as well
+    ((0.01, 0.19, 0.02, 0.01), 0.2, 1),
+    ((0.19, None, 0.02), 0.2, 0),  # one was not heard of yet
+    ((0.01, 0.09, 0.02), 0.2, None),  # shorter than the work of the devices
+    ((0.15, 0.19, 0.16), 0.2, None),  # all need as long
+    ((0.19,), 0.2, None),
+  ],
+)
+def test_a_host_is_slow_that_needs_most_of_an_update_and_twice_what_others_do(
+  watch, monkeypatch, paces, step, slow
+):
+  told(watch, monkeypatch, *paces)
+  said = watch.slow(step)
+  assert (
+    said.startswith(f"host {slow} is slow: of the 200 ms")
+    if slow is not None
+    else (said == "")
+  )
+
+
+def test_a_slow_host_is_named_with_what_the_others_need(watch, two, monkeypatch):
+  watch.peers = two[0]
+  told(watch, monkeypatch, 0.01, 0.19)
+  assert watch.slow(0.2) == (
+    "host 1 (b, process 2) is slow: of the 200 ms of an update it needs 190 for itself,"
+    " the median of the others is 10"
+  )
+
+
+def test_times_of_hosts_stand_in_order_with_gaps_for_those_not_heard_of(
+  watch, monkeypatch
+):
+  told(watch, monkeypatch, None, 0.2, None)
+  watch._hear(Word(2, "pace", 0.003))
+  assert watch.host_ms() == [None, 200.0, 3.0]
+
+
+def test_what_a_host_needs_for_itself_is_what_it_does_not_wait_for(
+  tmp_path, monkeypatch
+):
+  clock = types.SimpleNamespace(elapsed=0.0, seconds=collections.defaultdict(float))
+  held, stop = Hold(None), StopSignals()
+  held.watch = watch = watch_lib.Watch(tmp_path, 0, clock)
+  config = tiny.config(train__log_every_steps=4)
+  log = log_lib.Log(
+    config, tmp_path, 0, clock, held, stop, lambda since: {}, lambda *_: "."
+  )
+  told(watch, monkeypatch, None, 0.01)
+  # The device is waited for by 0.5 s in each update, the other hosts by 1 s.
+  reads = iter(x for i in range(4) for x in (i, i + 0.5))
+  monkeypatch.setattr(log_lib.time, "perf_counter", lambda: next(reads))
+  for step in range(1, 5):
+    log.hand_over(step, {"loss": 1.0, "skipped": 0.0}, {})
+    if step == 4:
+      clock.elapsed, clock.seconds["save"], stop.waited = 30.0, 17.0, 1.0
+    log.write()
+  (line,) = tiny.lines(tmp_path, "speed")
+  assert line["host_ms"] == [1e3 * (30 - 17 - 4 * 0.5 - 1) / 4, 10.0]

@@ -28,7 +28,7 @@ from tfusion.checkpoint import Checkpoints, Restored
 from tfusion.config import MeshConfig
 from tfusion.data import identity
 from tfusion.sharding import global_batch, make_mesh
-from tfusion.training import events
+from tfusion.training import due, events
 from tfusion.training.clock import Clock
 from tfusion.training.compiled import CompiledStep
 from tfusion.training.feed import Feed
@@ -71,7 +71,7 @@ def train(
   with contextlib.ExitStack() as stack:
     # Open the workdir, the data, the devices.
     held = stack.enter_context(hold_watched(config, workdir, clock))
-    changes = workdir_lib.check_same_run(config, workdir)
+    changes = events.check_start(config, workdir)
     with clock.measure("init"):
       shape = config.data.image_shape
       features, weights = open_features(config.loss.features, image_shape=shape)
@@ -90,7 +90,8 @@ def train(
       restored = checkpoints.restore(_abstract_state(config, sharding))
       step, state = _restored_or_new(config, sharding, root, restored, data)
       log = Log(config, workdir, step, clock, held, stop, _rates, _progress_line)
-    is_due = partial(events.evaluation_is_due, config)
+      stack.push(log)
+    is_due = partial(due.evaluation, config)
     save = partial(_save, config, workdir, checkpoints, held, log)
     evaluate = partial(_evaluate, config, workdir, heldout_nhwc, evaluations, held, log)
     _say_what_runs(config, workdir, state, log)
@@ -114,7 +115,7 @@ def train(
       log.write()  # of the update before, while the device works on this one
       step += 1
       log.hand_over(step, values, {"images": len(host_bhwc) * jax.process_count()})
-      if events.checkpoint_is_due(config, step) and not stop.agreed(step, due=True):
+      if due.checkpoint(config, step) and not stop.agreed(step, due=True):
         save(step, state, data)
       if is_due(step) and not stop.agreed(step, due=True):
         evaluate(step, state)

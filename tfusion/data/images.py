@@ -27,6 +27,7 @@ import uuid
 import warnings
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -43,14 +44,22 @@ class TooLarge(ValueError):
   """An image with so many pixels that it is a mistake, or an attack."""
 
 
+class Page(NamedTuple):
+  """One of the images in the bytes of a file that holds several, such as a TIFF."""
+
+  data: bytes
+  number: int  # from 0
+
+
 def decode(
-  image: Path | bytes | np.ndarray, image_shape: tuple[int, int, int]
+  image: Path | bytes | Page | np.ndarray, image_shape: tuple[int, int, int]
 ) -> np.ndarray:
   """Reads one image: upright, on white, centre-cropped and resized.
 
   Args:
     image: a file of any format that Pillow opens, of an animation the first frame; its
-      bytes; or pixels, u8[h, w, 1 or 3], which come back as they are if they fit.
+      bytes; a page of these; or pixels, u8[h, w, 1 or 3], which come back as they are
+      if they fit.
     image_shape: h, w, c.
 
   Returns:
@@ -224,9 +233,13 @@ def _write_images(
   return bad, hashes
 
 
-def _open(image: Path | bytes | np.ndarray) -> Image.Image:
+def _open(image: Path | bytes | Page | np.ndarray) -> Image.Image:
   if isinstance(image, np.ndarray):
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+  if isinstance(image, Page):
+    opened = Image.open(io.BytesIO(image.data))
+    opened.seek(image.number)
+    return opened
   return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
 
 

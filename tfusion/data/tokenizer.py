@@ -1,100 +1,91 @@
 """Text <-> token ids.
 
-Owns: training, loading and checking a sentencepiece model, the special tokens. Not:
-where text comes from (sources.py), what the special tokens mean (sequence.py).
+Owns: training, loading and saving a tokenizer, which kinds of model there are. Not:
+what is in a model (sentencepieces.py, bytepairs.py), where text comes from
+(sources.py), what the special tokens mean (sequence.py).
 
-A model of the Llama family (unk 0, bos 1, eos 2, no pad) has no BOI and EOI. They and
-PAD are added above its vocabulary, as control pieces at the end of the model itself. So
-one file holds everything, and its hash covers what was added.
+A model's file holds everything, the special tokens too: what it lacks of BOI, EOI and
+PAD is added above its vocabulary, and its hash covers what was added. It is called
+tokenizer.model in workdirs and shards, of whichever kind it is.
 """
 
 import hashlib
 import heapq
 import io
-import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
 from absl import logging
 
 from tfusion import files, sequence
+from tfusion.data.bytepairs import BytePairs
+from tfusion.data.sentencepieces import BOI, EOI, SentencePieces
 
-# Appended to a serialised model, this replaces add_dummy_prefix of its normalizer_spec:
-# messages in protocol buffers are joined by joining their bytes.
-NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-# Control symbols: sentencepiece never produces them from text, whatever it spells.
-BOI, EOI, PAD = "<boi>", "<eoi>", "<pad>"
-SPACE = "\u2581"  # how sentencepiece writes a space; text may hold it too
 TRAINING_CHARACTERS = 50_000_000  # at most; these take byte-pair encoding seconds
 MAX_SENTENCE_BYTES = 1 << 30  # above any text, so that none is left out of training
 
 # What to do about a file that cannot serve; it depends on whose file it is.
-REMEDY = "name a sentencepiece model, or leave it empty to train one on the sources"
+REMEDY = (
+  "name a sentencepiece model or a tokenizer.json, or leave it empty to train one on"
+  " the sources"
+)
 OF_RUN = (
   "a trained model knows no other tokenizer: put the run's own file back, or train in a"
   " new workdir"
 )
 OF_SHARDS = "shards are of one tokenizer: put their own file back, or prepare them anew"
-OF_JOB = "name a sentencepiece model, or leave --tokenizer away to train one"
+OF_JOB = (
+  "name a sentencepiece model or a tokenizer.json, or leave --tokenizer away to train"
+  " one"
+)
+
+
+class Model(Protocol):
+  """Pieces of text with ids, and the special tokens; a class for each kind of file."""
+
+  data: bytes  # all of it, with what was added
+  special: sequence.SpecialTokens
+  vocab_size: int  # above every id
+  spoken: list[bool]  # by id: whether it is text
+  # u8, by id: how good a place to cut a text lies behind it: 2 a line end, 1 a
+  # sentence's.
+  endings: np.ndarray
+
+  def encode(self, text: str) -> list[int]:
+    """The ids of a text; ValueError where it is not valid Unicode."""
+
+  def decode(self, ids: list[int]) -> str:
+    """The text of ids that are spoken."""
 
 
 class Tokenizer:
-  """A sentencepiece model with PAD, BOS, EOS, BOI and EOI; picklable."""
+  """A model with PAD, BOS, EOS, BOI and EOI; picklable."""
 
   def __init__(
     self, model: bytes, *, origin: str = "the tokenizer", remedy: str = REMEDY
   ):
-    """Reads a serialised sentencepiece model; adds BOI, EOI and PAD if it has none.
+    """Reads a model; adds BOI, EOI and PAD if it has none.
 
     Args:
-      model: the bytes of a `.model` file.
+      model: the bytes of a sentencepiece model, or of a tokenizer.json.
       origin: what error messages call it.
       remedy: what they tell to do.
 
     Raises:
-      ValueError: not a sentencepiece model, or one without BOS and EOS, or with other
-        pieces of the special tokens' names.
+      ValueError: neither, or a model without what it needs: see sentencepieces.py and
+        bytepairs.py.
     """
-    processor = _open(model, origin, remedy)
-    lacking = [n for n in (BOI, EOI, PAD) if _is_absent(processor, n)]
-    if lacking:
-      model = model + b"".join(map(_control_piece, lacking))
-      processor = _open(model, origin, remedy)
-    ids = {
-      "pad": processor.pad_id(),
-      "bos": processor.bos_id(),
-      "eos": processor.eos_id(),
-      "boi": processor.piece_to_id(BOI),
-      "eoi": processor.piece_to_id(EOI),
-    }
-    lacking = [n for n, i in ids.items() if i < 0 or not processor.is_control(i)]
-    if lacking:
-      raise ValueError(
-        f"{origin}: has no control symbol for {', '.join(lacking)}; a model needs bos"
-        f" and eos and no pieces called {BOI}, {EOI} and {PAD}; {remedy}"
-      )
-    self._model = bytes(model)
-    self._processor = processor
-    # Behind the first part of a text, a space that is not there must not be added.
-    self._inner = _open(self._model + NO_DUMMY_PREFIX, origin, remedy)
-    self._spoken = [
-      not (processor.is_control(i) or processor.is_unknown(i))
-      for i in range(processor.piece_size())
-    ]
-    # How good a place to cut a text lies behind an id: 2 a line end, 1 a sentence's.
-    self.endings = np.asarray(
-      [_ending(p) for p in map(processor.id_to_piece, range(processor.piece_size()))],
-      np.uint8,
-    )
-    self._space_ids = [processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
-    self.special = sequence.SpecialTokens(**ids)
-    self.vocab_size = processor.piece_size()
-    self.sha256 = hashlib.sha256(self._model).hexdigest()
+    kind = BytePairs if model.lstrip().startswith(b"{") else SentencePieces
+    self._model: Model = kind(model, origin=origin, remedy=remedy)
+    self.special, self.vocab_size = self._model.special, self._model.vocab_size
+    self.endings = self._model.endings
+    self.sha256 = hashlib.sha256(self._model.data).hexdigest()
 
   def __reduce__(self):
-    return Tokenizer, (self._model,)
+    return Tokenizer, (self._model.data,)
 
   @classmethod
   def train(
@@ -180,7 +171,7 @@ class Tokenizer:
 
   def save(self, path: str | Path) -> None:
     """Writes the model to a file, whole or not at all."""
-    files.write_whole(files.to_path(path), self._model)
+    files.write_whole(files.to_path(path), self._model.data)
 
   def encode(self, text: str) -> np.ndarray:
     """Returns i32[length]; never a special token, whatever the text spells.
@@ -188,56 +179,26 @@ class Tokenizer:
     Raises:
       ValueError: the text is not valid Unicode (a lone surrogate).
     """
-    ids = []
-    try:
-      for i, part in enumerate(text.split(SPACE)):
-        # Spelled in bytes, or it would come back as a space.
-        ids += self._space_ids if i else []
-        ids += (self._inner if i else self._processor).encode(part)
-    except RuntimeError as error:
-      raise ValueError(f"text {text!r}: not valid Unicode") from error
-    return np.asarray(ids, np.int32)
+    return np.asarray(self._model.encode(text), np.int32)
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of ids; skips special tokens and ids that no piece has.
 
-    The inverse of `encode` for models trained here and for those of the Llama family:
-    `decode(encode(text)) == text`. A Llama's model writes a space before every text and
-    drops one here: `encode(a)` and `encode(b)` joined decode to a, a space and b, and a
-    text that is decoded piece by piece loses the spaces between the pieces. Of other
-    models, one that normalises gives back what it made of the text, and one without
-    byte fallback drops the characters that it has not.
+    The inverse of `encode` for models trained here, for those of the Llama family, and
+    for byte pairs: `decode(encode(text)) == text`. A Llama's sentencepiece model writes
+    a space before every text and drops one here: `encode(a)` and `encode(b)` joined
+    decode to a, a space and b, and a text that is decoded piece by piece loses the
+    spaces between the pieces. Of other models, one that normalises gives back what it
+    made of the text, and one without byte fallback drops the characters that it has
+    not.
 
     A model's vocabulary may be larger than the tokenizer's, so ids without a piece can
     be sampled; they are silent.
     """
-    spoken = [int(i) for i in ids if 0 <= i < self.vocab_size and self._spoken[i]]
-    return self._processor.decode(spoken)
-
-
-def _open(
-  model: bytes, origin: str, remedy: str
-) -> sentencepiece.SentencePieceProcessor:
-  try:
-    if not model:
-      raise RuntimeError("it is empty")
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
-  except RuntimeError as error:
-    raise ValueError(f"{origin}: not a sentencepiece model; {remedy}") from error
-
-
-def _is_absent(processor: sentencepiece.SentencePieceProcessor, piece: str) -> bool:
-  if piece == PAD and processor.pad_id() >= 0:
-    return False  # by whatever name
-  return processor.id_to_piece(processor.piece_to_id(piece)) != piece
-
-
-def _control_piece(name: str) -> bytes:
-  """ModelProto.pieces (1) with piece (1), score (2) = 0 and type (3) = CONTROL (3)."""
-  coded = name.encode()
-  inner = b"\x0a" + bytes([len(coded)]) + coded
-  inner += b"\x15" + struct.pack("<f", 0.0) + b"\x18\x03"
-  return b"\x0a" + bytes([len(inner)]) + inner
+    spoken = self._model.spoken
+    return self._model.decode(
+      [int(i) for i in ids if 0 <= i < self.vocab_size and spoken[i]]
+    )
 
 
 def _sample(texts: Iterable[str], limit: int) -> list[str]:
@@ -257,9 +218,3 @@ def _sample(texts: Iterable[str], limit: int) -> list[str]:
       *(f"{n:,}" for n in (len(heap), read, held, whole)),
     )
   return [text for _, _, text in sorted(heap, key=lambda item: item[1])]
-
-
-def _ending(piece: str) -> int:
-  if "\n" in piece or piece == "<0x0A>":
-    return 2
-  return int(piece.endswith((".", "!", "?", "\u3002")))

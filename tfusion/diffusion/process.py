@@ -1,11 +1,15 @@
-"""The forward process of DDPM: schedule, noising, target.
+"""The forward process: how an image and noise are mixed at t, and how t is drawn.
 
-Owns: what t means. t = 0 is clean data, t = T is noise; t = 1 .. T are the steps of
-arXiv 2006.11239, so abar(0) = 1. Not: the reverse process (samplers.py), the network.
+Owns: what t means. t = 0 is clean data, t = T is noise, and x_t is signal times the
+image plus spread times noise. With the schedule `cosine` t = 1 .. T are the steps of
+arXiv 2006.11239, so abar(0) = 1; with `linear` t is any number in [0, T], and images go
+to noise on straight lines (rectified flow, arXiv 2209.03003). Not: what the network
+predicts (objective.py), the reverse process (samplers.py), the network.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,16 @@ import numpy as np
 
 OFFSET = 0.008  # s of arXiv 2102.09672, equation 17
 MAX_BETA = 0.999
+
+SMALLEST = 2.0**-24  # 1 minus it is the number below 1 in float32
+COSINE, LINEAR = "cosine", "linear"
+
+
+class Scales(NamedTuple):
+  """Of an image and of noise in x_t, f32[..., 1, 1, 1]."""
+
+  signal: jax.Array
+  spread: jax.Array
 
 
 @functools.cache
@@ -33,17 +47,18 @@ def cosine_abar(timesteps: int) -> np.ndarray:
   return np.concatenate([[1.0], np.cumprod(1 - np.asarray(betas))])
 
 
-def add_noise(
-  clean: jax.Array, noise: jax.Array, t: jax.Array, *, timesteps: int
-) -> jax.Array:
-  """q(x_t | x_0): sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, float32.
+def scales(t: jax.Array, *, timesteps: int, schedule: str = COSINE) -> Scales:
+  """What of an image and what of noise is in x_t.
 
   Args:
-    clean: whole latents, [..., h, w, c]: noise comes before patches.
-    noise: standard normal, like `clean`.
-    t: i32[...], one per image, 0 .. timesteps.
+    t: i32[...], or f32[...] with the linear schedule, one per image, 0 .. timesteps.
     timesteps: T.
+    schedule: cosine, where both are roots of abar and 1 - abar, or linear, where they
+      are 1 - t / T and t / T.
   """
+  if schedule == LINEAR:
+    share = t.astype(jnp.float32)[..., None, None, None] / timesteps
+    return Scales(1.0 - share, share)
   abar = cosine_abar(timesteps)
 
   def at_t(table):
@@ -51,15 +66,70 @@ def add_noise(
     return scale.get(out_sharding=jax.typeof(t).sharding)[..., None, None, None]
 
   # Roots in float64: 1 - abar loses three digits of float32 at t = 1.
-  return at_t(np.sqrt(abar)) * clean + at_t(np.sqrt(1 - abar)) * noise
+  return Scales(at_t(np.sqrt(abar)), at_t(np.sqrt(1 - abar)))
 
 
-def draw_t(key: jax.Array, noise_cap: jax.Array, *, timesteps: int) -> jax.Array:
-  """Uniform integers in 1 .. round(noise_cap * timesteps), one per image; 0 for cap 0.
+def add_noise(
+  clean: jax.Array,
+  noise: jax.Array,
+  t: jax.Array,
+  *,
+  timesteps: int,
+  schedule: str = COSINE,
+) -> jax.Array:
+  """q(x_t | x_0): signal x_0 + spread noise, float32.
 
-  A cap of 0.5 is the limit of t = 500 in arXiv 2408.11039, section 4.3.4.
+  Args:
+    clean: whole latents, [..., h, w, c]: noise comes before patches.
+    noise: standard normal, like `clean`.
+    t: one per image, as `scales` takes it.
+    timesteps: T.
+    schedule: cosine or linear.
   """
+  signal, spread = scales(t, timesteps=timesteps, schedule=schedule)
+  return signal * clean + spread * noise
+
+
+def draw_t(
+  key: jax.Array,
+  noise_cap: jax.Array,
+  *,
+  timesteps: int,
+  schedule: str = COSINE,
+  logit_normal: tuple[float, float] | None = None,
+  shift: float = 1.0,
+) -> jax.Array:
+  """One t per image, uniform unless told otherwise; 0 for a cap of 0.
+
+  With the cosine schedule: integers in 1 .. round(noise_cap * timesteps). With the
+  linear one: numbers in (0, noise_cap * timesteps]. A cap of 0.5 is the limit of
+  t = 500 in arXiv 2408.11039, section 4.3.4.
+
+  Args:
+    key: of the random numbers.
+    noise_cap: f32[...], in [0, 1].
+    timesteps: T.
+    schedule: cosine or linear.
+    logit_normal: mean and deviation of log(t / (T - t)) below a cap of 1, for a
+      logit-normal t (arXiv 2403.03206, equation 19).
+    shift: moves t towards noise, see `shifted`.
+  """
+  if logit_normal is None:
+    u = jax.random.uniform(key, noise_cap.shape)  # in [0, 1)
+  else:
+    mean, deviation = logit_normal
+    u = jax.nn.sigmoid(mean + deviation * jax.random.normal(key, noise_cap.shape))
+    u = jnp.minimum(u, 1 - SMALLEST)  # below 1, as a uniform u is
+  if shift != 1.0:
+    u = jnp.minimum(shifted(u, shift), 1 - SMALLEST)
+  if schedule == LINEAR:
+    return jnp.maximum(u, SMALLEST) * noise_cap * timesteps
   top = jnp.maximum(jnp.round(noise_cap * timesteps), 1.0)
-  u = jax.random.uniform(key, noise_cap.shape)  # in [0, 1), and u * top stays below top
-  t = jnp.floor(u * top).astype(jnp.int32) + 1
+  t = jnp.floor(u * top).astype(jnp.int32) + 1  # u * top stays below top
   return jnp.where(noise_cap > 0, t, 0)
+
+
+def shifted(share, shift: float):
+  """Moves shares of T towards 1 for a shift above 1, keeping 0 and 1 (arXiv
+  2403.03206, equation 23: shift is the root of the ratio of the numbers of pixels)."""
+  return shift * share / (1 + (shift - 1) * share)

@@ -228,9 +228,13 @@ def sample_image(
       steps=sample.steps,
       timesteps=diffusion.timesteps,
       start=sample.start,
+      schedule=diffusion.schedule,
+      shift=diffusion.t_shift,
     ),
     draw=lambda number: draw_noise(1 + number),
     clip=diffusion.clip,
+    target=diffusion.target,
+    schedule=diffusion.schedule,
   )
   view = _look(model, at_b, cache)
   _, cache = _denoised(model, clean_bhwc, 0, view, cache)
@@ -267,7 +271,9 @@ def _extend(
 ) -> tuple[jax.Array, Keys]:
   slots = block.latents_bnhwc.shape[:2]
   clean_t_bn = jnp.zeros(slots, jnp.int32, out_sharding=spec("batch", None))
-  x_bld = model.embed(block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl)
+  x_bld, _ = model.embed(
+    block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl
+  )
   positions_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
   view = model.look(positions_bl, block.hi_bl, length=cache.length)
   return model.extend(x_bld, view, cache)
@@ -282,12 +288,12 @@ def _look(model: Transfusion, at_b: jax.Array, cache: Keys) -> View:
 
 
 def _denoised(model: Transfusion, x_bhwc, t, view: View, cache: Keys):
-  """Predicts the noise of one image at t in every row; also returns the cache."""
+  """What is predicted of one image at t in every row; also returns the cache."""
   assert view.write_at_b is not None, "`look` says where its inputs are written"
   t_bn = jnp.zeros_like(view.write_at_b)[:, None] + t
-  x_bmd = model.embed_images(x_bhwc[:, None], t_bn)[:, 0]
-  x_bmd, cache = model.extend(x_bmd, view, cache)
-  return model.predict_noise(x_bmd[:, None])[:, 0], cache
+  x_bnmd, skips = model.embed_images(x_bhwc[:, None], t_bn)
+  x_bmd, cache = model.extend(x_bnmd[:, 0], view, cache)
+  return model.predict_images(x_bmd[:, None], skips)[:, 0], cache
 
 
 def _logits(model: Transfusion, x_b1d: jax.Array) -> jax.Array:

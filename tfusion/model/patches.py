@@ -65,8 +65,10 @@ class LinearPatches(nnx.Module):
     self.patch, self.shape = config.patch, config.image_shape
     self.gradient = config.gradient_dtype
 
-  def encode(self, x_bnhwc: jax.Array, t_bn: jax.Array, *, dtype) -> jax.Array:
-    """Noisy latents and their timesteps to [b, n, m, d].
+  def encode(
+    self, x_bnhwc: jax.Array, t_bn: jax.Array, *, dtype
+  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Noisy latents and their timesteps to [b, n, m, d]; nothing is kept for `decode`.
 
     Biases and the time vector are added in float32: their gradients are sums over all
     patches, of which bfloat16 would lose what is below a 256th of the sum so far.
@@ -78,10 +80,10 @@ class LinearPatches(nnx.Module):
     time = linear(time, self.w_time2, self.gradient, **wide) + _bias(self.b_time2, 3)
     x_bnmp = patchify(x_bnhwc, patch=self.patch).astype(dtype)
     x = linear(x_bnmp, self.w_in, self.gradient, **wide) + _bias(self.b_in, 4)
-    return (x + time[:, :, None]).astype(dtype)
+    return (x + time[:, :, None]).astype(dtype), ()
 
-  def decode(self, x_bnmd: jax.Array) -> jax.Array:
-    """Transformer outputs at the patches to predicted noise, f32[b, n, h, w, c]."""
+  def decode(self, x_bnmd: jax.Array, skips: tuple[jax.Array, ...] = ()) -> jax.Array:
+    """Transformer outputs at the patches to the prediction, f32[b, n, h, w, c]."""
     x = linear(x_bnmd, self.w_out, self.gradient, out_dtype="float32")
     x = x + _bias(self.b_out, 4)
     return unpatchify(x, patch=self.patch, shape=self.shape)

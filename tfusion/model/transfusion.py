@@ -20,6 +20,7 @@ from tfusion.config import ModelConfig
 from tfusion.model.layers import Keys, View, linear, outputs_of, param, rope_angles
 from tfusion.model.patches import LinearPatches
 from tfusion.model.transformer import Transformer
+from tfusion.model.unet import Skips, UNetPatches
 from tfusion.sequence import Batch
 from tfusion.sharding import FSDP, by_row, fsdp_shards, spec
 
@@ -34,7 +35,8 @@ class Transfusion(nnx.Module):
     # The paper gives no deviations of initial weights: ours, for embeddings 1, for
     # matrices 1 / sqrt(inputs), so that numbers of about 1 go in and come out.
     self.embedding = param(rngs, ("vocab", "embed"), (v, d), std=1.0)
-    self.patches = LinearPatches(config, rngs=rngs)
+    kind = UNetPatches if config.patches == "unet" else LinearPatches
+    self.patches = kind(config, rngs=rngs)
     self.transformer = Transformer(config, rngs=rngs)
     self.head = param(rngs, ("embed", "vocab"), (d, v), std=d**-0.5)
     self.config = config
@@ -42,7 +44,8 @@ class Transfusion(nnx.Module):
   def __call__(
     self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Predicts the next token everywhere and the noise of every image.
+    """Predicts the next token everywhere and the noise of every image, or what else
+    `diffusion.target` says.
 
     Args:
       batch: packed rows.
@@ -50,22 +53,33 @@ class Transfusion(nnx.Module):
       t_bn: i32, their timesteps; 0 is clean.
 
     Returns:
-      logits f32[b, l, v] (sharded over the vocabulary) and noise f32[b, n, h, w, c].
+      logits f32[b, l, v] (sharded over the vocabulary) and images f32[b, n, h, w, c].
+    """
+    x_bld, images_bnhwc = self.outputs(batch, noisy_bnhwc, t_bn)
+    return self.logits(x_bld), images_bnhwc
+
+  def outputs(
+    self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """What calling the model gives, with x [b, l, d] in place of the logits that
+    `logits` would make of it: of a large vocabulary they are the largest array of all.
     """
     cut = functools.partial(
       jax.sharding.reshard, out_shardings=spec("batch", "sequence")
     )
-    x_bld = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, cut(batch.patch_bl))
+    patch_bl = cut(batch.patch_bl)
+    x_bld, skips = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, patch_bl)
     view = self._view(cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl))
     x_bld, _ = self.transformer(x_bld, view)
     patches = self.config.patches_per_image
-    noise = self.predict_noise(_take(x_bld, batch.image_start_bn, patches))
-    return self.logits(x_bld), noise
+    x_bnmd = _take(x_bld, batch.image_start_bn, patches)
+    return x_bld, self.predict_images(x_bnmd, skips)
 
-  def embed(self, tokens_bl, noisy_bnhwc, t_bn, patch_bl) -> jax.Array:
-    """Token ids and noisy latents in the places that patch_bl names: [b, l, d]."""
-    x_bld = self.embed_text(tokens_bl)
-    return _place(x_bld, self.embed_images(noisy_bnhwc, t_bn), patch_bl)
+  def embed(self, tokens_bl, noisy_bnhwc, t_bn, patch_bl) -> tuple[jax.Array, Skips]:
+    """Token ids and noisy latents in the places that patch_bl names: [b, l, d]; and
+    what the patch layers keep for `predict_images`."""
+    x_bnmd, skips = self.embed_images(noisy_bnhwc, t_bn)
+    return _place(self.embed_text(tokens_bl), x_bnmd, patch_bl), skips
 
   def embed_text(self, tokens_bl: jax.Array) -> jax.Array:
     """Token ids to [b, l, d]."""
@@ -83,8 +97,11 @@ class Transfusion(nnx.Module):
     x_bld = table_vd.at[tokens_bl].get(out_sharding=P("data", where[1], FSDP))
     return jax.sharding.reshard(x_bld.astype(dtype_of(self.config)), where)
 
-  def embed_images(self, noisy_bnhwc: jax.Array, t_bn: jax.Array) -> jax.Array:
-    """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]."""
+  def embed_images(
+    self, noisy_bnhwc: jax.Array, t_bn: jax.Array
+  ) -> tuple[jax.Array, Skips]:
+    """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]; and what the
+    patch layers keep for `predict_images`."""
     return self.patches.encode(noisy_bnhwc, t_bn, dtype=dtype_of(self.config))
 
   def look(self, positions_bl, hi_bl, *, length: int) -> View:
@@ -116,9 +133,10 @@ class Transfusion(nnx.Module):
     gradient = self.config.gradient_dtype
     return linear(x_bld, self.head, gradient, out_dtype="float32")
 
-  def predict_noise(self, x_bnmd: jax.Array) -> jax.Array:
-    """Outputs at the patches to f32[b, n, h, w, c]."""
-    return self.patches.decode(x_bnmd)
+  def predict_images(self, x_bnmd: jax.Array, skips: Skips) -> jax.Array:
+    """Outputs at the patches to f32[b, n, h, w, c]: the noise of every image, or what
+    else `diffusion.target` says."""
+    return self.patches.decode(x_bnmd, skips)
 
   def _view(self, positions_bl, lo_bl, hi_bl, *, keys=None, write_at_b=None) -> View:
     config = self.config

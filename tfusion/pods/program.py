@@ -163,7 +163,7 @@ def residual_bytes(config: Config, mesh: jax.sharding.Mesh) -> int:
 
     def objective(params):
       predicted = predict(config, params, batch, noise, t)
-      text, image = losses(predicted, batch, noise)
+      text, image = losses(config, params, predicted, batch, noise, t)
       return text.total + image.total
 
     return jax.vjp(objective, params)[1]

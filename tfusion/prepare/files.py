@@ -16,6 +16,7 @@ from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
 
 MAX_TEXT_BYTES = 64 << 20  # of one document
+TEXTS = (".txt", ".md")  # ends of the names of texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class File:
       OSError: names it.
     """
     try:
-      now = _file(Path(self.root), self.name, self.apart)
+      now = file(Path(self.root), self.name, self.apart)
     except FileNotFoundError:
       now = None
     if now != self:
@@ -61,7 +62,9 @@ class File:
     return any(map(heldout.is_named, names)) or heldout.by_hash(id)
 
 
-def find(spec: str, argument: str, *suffixes: str) -> list[File]:
+def find(
+  spec: str, argument: str, *suffixes: str, beside: tuple[str, ...] = ()
+) -> list[File]:
   """Finds the files of a source, in order of their names.
 
   Where the names of some files say that they are held out, and those of others do not,
@@ -71,6 +74,7 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
     spec: the whole source, for messages.
     argument: a file, or a folder to look through.
     *suffixes: lower-case ends of names.
+    beside: ends of other names that belong to these, and are not worth a word.
 
   Raises:
     ValueError: no such path, no such file in it, or a link that leads to nothing.
@@ -79,7 +83,7 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   if path.is_file():
     if heldout.is_named(path.name):
       print(f"{spec}: its name says held out, but it is all, so a hash chooses")
-    return [_file(path.absolute().parent, path.name, None)]
+    return [file(path.absolute().parent, path.name, None)]
   if not path.is_dir():
     raise ValueError(
       f"--source={spec}: there is no {argument!r}; name a file or folder"
@@ -89,7 +93,7 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   others = collections.Counter(
     Path(n).suffix or n
     for n in everything
-    if not n.lower().endswith(suffixes) and not pairs.is_image_name(n)
+    if not n.lower().endswith((*suffixes, *beside)) and not pairs.is_image_name(n)
   )
   kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(8))
   if not names:
@@ -108,7 +112,7 @@ def find(spec: str, argument: str, *suffixes: str) -> list[File]:
   if said := heldout.advice(set(names) - tests):
     print(f"{spec}: {said}", flush=True)
   split, root = 0 < len(tests) < len(names), path.absolute()
-  return [_file(root, name, name in tests if split else None) for name in names]
+  return [file(root, name, name in tests if split else None) for name in names]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +143,7 @@ def plan_folder(spec: str, argument: str, documents: int) -> list[Captioned]:
   if said := heldout.advice(set(names) - held_out - found.stated.keys(), file=False):
     print(f"{spec}: {said}", flush=True)
   root = Path(argument).absolute()
-  files = {name: _file(root, name, name in held_out) for name in names}
+  files = {name: file(root, name, name in held_out) for name in names}
   counts: dict[str, int] = {}
   captioned = []
   for pair in found.pairs:
@@ -190,7 +194,7 @@ def plan_text(spec: str, argument: str, documents: int) -> list[Texts]:
   Raises:
     ValueError: there are none.
   """
-  files = find(spec, argument, ".txt", ".md")
+  files = find(spec, argument, *TEXTS)
   return [Texts(tuple(some)) for some in runs(files, documents)]
 
 
@@ -200,6 +204,16 @@ def runs(items: list, length: int) -> Iterator[list]:
     yield items[start : start + length]
 
 
-def _file(root: Path, name: str, apart: bool | None) -> File:
+def file(root: Path, name: str, apart: bool | None) -> File:
+  """A file as it is now.
+
+  Args:
+    root: absolute.
+    name: relative to it, posix.
+    apart: whether it is held out; None: a hash of each document decides.
+
+  Raises:
+    FileNotFoundError: it is not there.
+  """
   stat = (root / name).stat()
   return File(str(root), name, stat.st_size, int(stat.st_mtime), apart)

@@ -22,13 +22,15 @@ from typing import Any
 
 from tfusion import buckets, files, parsing
 from tfusion import workdir as workdir_lib
-from tfusion.data.balance import Balance, examples
+from tfusion.data.balance import Amount, Balance, examples
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards import records as records_lib
 from tfusion.data.shards.manifest import Counts, ImageFormat, Manifest
 from tfusion.data.tokenizer import OF_JOB, OF_SHARDS, Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
+from tfusion.prepare import learn as learn_lib
 from tfusion.prepare import part as part_lib
+from tfusion.prepare.layouts.shaped import IMAGES
 from tfusion.prepare.worker import JOB
 
 LOCK = (
@@ -59,6 +61,7 @@ class Request:
   image_px: int = 0  # side of the square images; 0: chosen
   shard_documents: int = 1024
   batch: int = 32
+  learn: str = ""  # one of learn.RULES; empty: what the layout of the source says
 
 
 def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
@@ -76,7 +79,7 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
       to the folder.
     OSError: a part stopped, as when the disk is full, or a worker process died.
   """
-  _check_installed(request.source)
+  _check_installed()
   for key in ("shard_documents", "batch"):
     if getattr(request, key) < 1:
       raise ValueError(f"--{key.replace('_', '-')}={getattr(request, key)}: at least 1")
@@ -87,6 +90,9 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
       f"--out={request.out}: name a folder that all workers see, such as a mounted one,"
       " or one in a bucket, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
     )
+  request = dataclasses.replace(request, source=readers.resolve(request.source))
+  has_answers = readers.has_answers(request.source)
+  learn_lib.check(request.learn, request.source, has_answers=has_answers)
   options = runner.parse(beam_args)
   _check_apart(request)
   codec = encoder.open_codec(request.autoencoder) if request.autoencoder else None
@@ -94,6 +100,7 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   parts = readers.plan(
     request.source, documents=request.shard_documents, image_shape=image_shape
   )
+  parts = learn_lib.apply(parts, request.learn)
   given = None
   if request.tokenizer:
     given = Tokenizer.load(request.tokenizer, key="--tokenizer", remedy=OF_JOB)
@@ -110,6 +117,8 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     "tokenizer_sha256": given.sha256 if given else "trained",
     "vocab_size": 0 if given else request.vocab_size,
   }
+  if request.learn:  # older folders do not say
+    settings["learn"] = request.learn
   with _entered(request.out, settings) as out:
     tokenizer = _put_tokenizer(out, given, parts, request)
     autoencoder = out / manifest_lib.AUTOENCODER
@@ -129,14 +138,9 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     return _merge(request.source, job, tokenizer, images)
 
 
-def _check_installed(source: str) -> None:
-  needed = ["apache_beam"]
-  needed += {"parquet": ["pyarrow"], "tfds": ["tensorflow_datasets"]}.get(
-    source.partition(":")[0], []
-  )
-  for library in needed:
-    if importlib.util.find_spec(library) is None:
-      raise ValueError(f"{library} is missing: pip install 'tfusion[prepare]'")
+def _check_installed() -> None:
+  if importlib.util.find_spec("apache_beam") is None:
+    raise ValueError("apache_beam is missing: pip install 'tfusion[prepare]'")
 
 
 def _check_apart(request: Request) -> None:
@@ -339,7 +343,8 @@ def _skipped(source: str, rejected: Sequence[raw.Rejected]) -> str:
   lost = [one for one in rejected if one.amount.documents]
   if not lost:
     return ""
-  known = readers.KNOWN.get(source.partition(":")[0])
+  layout = readers.LAYOUTS.get(source.partition(":")[0])
+  known = layout and layout.known
   count = sum(one.amount.documents for one in lost)
   return (
     f"; {count:,} skipped: {examples(lost)}"
@@ -388,6 +393,16 @@ def _merge(
     counts=counts,
   )
   manifest_lib.save(manifest, out)
+  addresses = sum(
+    balance.skipped.get(raw.NOT_STORED, Amount()).images for balance in splits.values()
+  )
+  if addresses:
+    print(
+      f"Of {addresses:,} images only the addresses are here, and nothing is downloaded:"
+      f" put their files into a folder called {IMAGES} beside each table, named by the"
+      " SHA-256 of their addresses, and prepare into a new folder",
+      flush=True,
+    )
   if not manifest.of("test"):
     print(
       "No document was held out, and training wants some: prepare more documents, or"

@@ -14,12 +14,17 @@ import numpy as np
 
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount, Rejected
+from tfusion.data.images import Page
 
 # Reasons for which documents are counted as rejected; details are listed with the id.
 NO_CAPTION = "no caption"
 NO_TEXT = "its text is missing"
 NO_IMAGE = "no such image"
 LOST_IMAGE = "its image is missing"
+NOT_STORED = "image of which only the address is here"
+FAILED = "img2dataset did not get its image"
+EXCLUDED = "excluded by split.yaml"
+NOT_LEARNED = "nothing in it is learned"
 UNKNOWN = "unknown name"
 UNUSED = "its document does not name it"
 UNREAD = "its name is not read"
@@ -47,7 +52,8 @@ OF_THE_NAME = (
   errno.EINVAL,
 )
 
-Span = str | Path | bytes | np.ndarray  # text; an image's file, its bytes, u8[h, w, c]
+# A text; an image: its file, its bytes, a page of a file's bytes, or u8[h, w, c].
+Span = str | Path | bytes | Page | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

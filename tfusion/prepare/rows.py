@@ -12,8 +12,8 @@ A row is one of
   {"input": "a.jpg", "instruction": "a", "output": "b.jpg"}     an edit
 and may have "split": "train", "test" or a word for that (data/heldout.py). An image is
 a path relative to the table's folder, or in parquet its bytes, or {"bytes": ...,
-"path": ...}. `weight` 0 marks a span that is read, not learned, as the input of an edit
-is.
+"path": ...}; layouts/ also give a file that was found, or a page of one. `weight` 0
+marks a span that is read, not learned, as the input of an edit is.
 
 A value that is null or blank where its key is, is lost, and the document with it; in
 lists nulls only hold a place.
@@ -29,6 +29,7 @@ from typing import Any
 from tfusion.data import heldout, pairs
 from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount
+from tfusion.data.images import Page
 from tfusion.prepare import raw as raw_lib
 from tfusion.prepare.raw import Raw, Rejected
 
@@ -396,12 +397,12 @@ def _offers(row: Any) -> Iterator[tuple[str, Any]]:
         yield kind, one
 
 
-def _image(value: Any, image: Callable[[str], Path | bytes]) -> Path | bytes:
+def _image(value: Any, image: Callable[[str], Path | bytes]) -> Path | bytes | Page:
   if isinstance(value, dict):  # as the datasets package has them in parquet
     value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if value is None:
       raise _Lost(raw_lib.LOST_IMAGE, "neither bytes nor a path")
-  if isinstance(value, bytes):
+  if isinstance(value, bytes | Path | Page):
     return value
   if not isinstance(value, str):
     raise ValueError(f"image is {_quoted(value)}")

@@ -1,7 +1,7 @@
 """Tables of documents: lines of JSON, CSV and parquet files.
 
 Owns: splitting such files into parts, reading them, whether their first rows can be
-read at all. Not: the layouts of a row (rows.py), archives (tar.py).
+read at all. Not: the layouts of a row (rows.py, layouts/), archives (tar.py).
 """
 
 import collections
@@ -12,7 +12,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from tfusion import parsing
 from tfusion.data import text as text_lib
@@ -27,41 +27,80 @@ MAX_CSV_FIELD = 1 << 20
 END = "tfusion: the end of this file"  # a line of our own, behind the last of a .csv
 
 
-def _document(file: files_lib.File, row: Any, id: str) -> Raw | Rejected:
-  """A row of a file as a document."""
-  holds_out = functools.partial(file.holds_out, id)
-  return rows_lib.document(row, id, holds_out=holds_out, image=_beside(file))
+class Row(NamedTuple):
+  """A row of a file."""
+
+  id: str  # of the document
+  values: Any  # usually a dict, as a layout wants it
+  names: tuple[str, ...] = ()  # that may say whether it is held out
 
 
-def _beside(file: files_lib.File) -> Callable[[str], Path]:
-  """Finds images relative to the folder of a table."""
+class Table(Protocol):
+  """A share of a file of rows, and where images lie that its rows name."""
 
-  def find(name: str) -> Path:
-    path = file.path.parent / name
-    try:
-      found = path.is_file()
-    except OSError as error:  # the name is too long, as of an image within it
-      raw_lib.stop_if_of_machine(error)
-      found = False
-    if not found:
-      raise KeyError(name[:100])
-    return path
+  @property
+  def file(self) -> files_lib.File:
+    """The file."""
 
-  return find
+  def rows(self) -> Iterator[Row | Rejected]:
+    """Yields every row in order; one that cannot be read as what is lost."""
+
+  def finder(self, row: Row) -> Callable[[str], Path | bytes]:
+    """Finds images that a row names; KeyError where there is none."""
+
+
+class Documents:
+  """What is the same for every Table whose rows are documents as rows.py has them."""
+
+  def read(self: Any) -> Iterator[Raw | Rejected]:
+    """Yields a document for each row, and what of a row is not read."""
+    passed = rows_lib.Passed()
+    for row in self.rows():
+      if isinstance(row, Rejected):
+        yield row
+        continue
+      holds_out = functools.partial(self.file.holds_out, row.id)
+      yield (
+        document := rows_lib.document(
+          row.values, row.id, holds_out=holds_out, image=self.finder(row)
+        )
+      )
+      passed.look(row.values, document)
+    yield from passed.rejected()
+
+  def finder(self: Any, row: Row) -> Callable[[str], Path]:
+    """Finds images relative to the folder of the table."""
+
+    def find(name: str) -> Path:
+      path = self.file.path.parent / name
+      if not is_file(path):
+        raise KeyError(name[:100])
+      return path
+
+    return find
+
+
+def is_file(path: Path) -> bool:
+  """Whether a file is there; a name that no file can have is of none."""
+  try:
+    return path.is_file()
+  except OSError as error:  # the name is too long, as of an image within it
+    raw_lib.stop_if_of_machine(error)
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
-class Lines:
+class Lines(Documents):
   """The lines of a .jsonl that begin at bytes start to stop."""
 
   file: files_lib.File
   start: int
   stop: int
 
-  def read(self) -> Iterator[Raw | Rejected]:
-    """Yields a document for each line that is not blank; its id holds its offset."""
+  def rows(self) -> Iterator[Row | Rejected]:
+    """Yields each line that is not blank; its id holds its offset."""
     self.file.require_unchanged()
-    name, passed = raw_lib.printable(self.file.name), rows_lib.Passed()
+    name = raw_lib.printable(self.file.name)
     try:
       with open(self.file.path, "rb") as stream:
         if self.start:
@@ -73,15 +112,13 @@ class Lines:
             continue
           id = f"{name}@{at}"
           try:
-            row = parsing.parse_json(text_lib.decode(line))
+            values = parsing.parse_json(text_lib.decode(line))
           except ValueError as error:
             test = self.file.holds_out(id)
             why = f"no JSON: {error}"
             yield Rejected(id, raw_lib.BAD_LAYOUT, why, test=test)
             continue
-          yield (document := _document(self.file, row, id))
-          passed.look(row, document)
-      yield from passed.rejected()
+          yield Row(id, values)
     except OSError as error:
       raw_lib.stop_if_of_machine(error)
       id = f"{name}@{self.start}"
@@ -96,13 +133,18 @@ def plan_jsonl(spec: str, argument: str, documents: int) -> list[Lines]:
     ValueError: there are none, or one whose first rows hold nothing that is read.
   """
   files = files_lib.find(spec, argument, ".jsonl")
-  check = _Check(spec)
-  parts = [part for file in files for part in _lines(file, documents, check)]
+  check = Check(spec)
+  parts = [part for file in files for part in lines_of(file, documents, check)]
   check.tell()
   return parts
 
 
-def _lines(file: files_lib.File, documents: int, check: "_Check") -> list[Lines]:
+def lines_of(file: files_lib.File, documents: int, check: "Check") -> list[Lines]:
+  """Splits a .jsonl into ranges of bytes with about so many lines each.
+
+  Raises:
+    ValueError: it is no such file, or its first rows hold nothing that is read.
+  """
   # How long a line is, is seen at the beginning: reading it all would take hours.
   try:
     with open(file.path, "rb") as stream:
@@ -128,19 +170,19 @@ def _why_one_line(head: bytes) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class Rows(Documents):
   """Some row groups of a parquet file; none where the file cannot be read."""
 
   file: files_lib.File
   groups: tuple[tuple[int, int], ...]  # number, rows
   damage: str = ""
 
-  def read(self) -> Iterator[Raw | Rejected]:
-    """Yields a document for each row."""
+  def rows(self) -> Iterator[Row | Rejected]:
+    """Yields each row; its id holds its row group and its number in that."""
     from pyarrow import ArrowException, parquet
 
     self.file.require_unchanged()
-    name, passed = raw_lib.printable(self.file.name), rows_lib.Passed()
+    name = raw_lib.printable(self.file.name)
     if self.damage:
       test = self.file.holds_out(name)
       yield Rejected(name, raw_lib.UNREADABLE, self.damage, test=test)
@@ -156,16 +198,14 @@ class Rows:
               if isinstance(row, ValueError):
                 test, why = self.file.holds_out(id), str(row)
                 yield Rejected(id, raw_lib.UNREADABLE, why, test=test)
-                continue
-              yield (document := _document(self.file, row, id))
-              passed.look(row, document)
+              else:
+                yield Row(id, row)
       except (ArrowException, OSError, ValueError) as error:
         raw_lib.stop_if_of_machine(error)
         for lost in range(number, rows):
           id = f"{name}@{group}.{lost}"
           test = self.file.holds_out(id)
           yield Rejected(id, raw_lib.UNREADABLE, str(error), test=test)
-    yield from passed.rejected()
 
 
 def _columns(schema: Any) -> list[str]:
@@ -196,33 +236,40 @@ def plan_parquet(spec: str, argument: str, documents: int) -> list[Rows]:
   Raises:
     ValueError: there are none, or one whose first rows hold nothing that is read.
   """
-  from pyarrow import ArrowException, parquet
-
-  parts, check, seen = [], _Check(spec), set()
-  for file in files_lib.find(spec, argument, ".parquet"):
-    try:
-      metadata = parquet.read_metadata(file.path)
-    except (ArrowException, OSError) as error:
-      raw_lib.stop_if_of_machine(error)
-      parts.append(Rows(file, (), f"{type(error).__name__}: {error}"))
-      continue
-    if (schema := str(metadata.schema.to_arrow_schema())) not in seen:
-      seen.add(schema)
-      _refuse_twice(spec, file, metadata.schema.to_arrow_schema().names)
-      check.look(file, _first_rows(file))
-    groups: list[tuple[int, int]] = []
-    for group in range(metadata.num_row_groups):
-      groups.append((group, metadata.row_group(group).num_rows))
-      if sum(rows for _, rows in groups) >= documents:
-        parts.append(Rows(file, tuple(groups)))
-        groups = []
-    if groups:
-      parts.append(Rows(file, tuple(groups)))
+  files, check = files_lib.find(spec, argument, ".parquet"), Check(spec)
+  parts = [part for file in files for part in groups_of(file, documents, check)]
   check.tell()
   return parts
 
 
-def _first_rows(file: files_lib.File) -> list[dict[str, Any]]:
+def groups_of(file: files_lib.File, documents: int, check: "Check") -> list[Rows]:
+  """Splits a parquet file into runs of row groups with about so many rows each.
+
+  Raises:
+    ValueError: two columns of it share a name, or its first rows hold nothing that is
+      read.
+  """
+  from pyarrow import ArrowException, parquet
+
+  try:
+    metadata = parquet.read_metadata(file.path)
+  except (ArrowException, OSError) as error:
+    raw_lib.stop_if_of_machine(error)
+    return [Rows(file, (), f"{type(error).__name__}: {error}")]
+  schema = metadata.schema.to_arrow_schema()
+  if check.is_new(str(schema)):
+    _refuse_twice(check.spec, file, schema.names)
+    check.look(file, first_rows(file))
+  parts, groups = [], []
+  for group in range(metadata.num_row_groups):
+    groups.append((group, metadata.row_group(group).num_rows))
+    if sum(rows for _, rows in groups) >= documents:
+      parts.append(Rows(file, tuple(groups)))
+      groups = []
+  return [*parts, Rows(file, tuple(groups))] if groups else parts
+
+
+def first_rows(file: files_lib.File) -> list[dict[str, Any]]:
   """Some rows of a parquet file; none where they are damaged, as reading will show."""
   from pyarrow import ArrowException, parquet
 
@@ -238,17 +285,17 @@ def _first_rows(file: files_lib.File) -> list[dict[str, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Edits:
+class Edits(Documents):
   """Some rows of a .csv with the columns input, instruction and output."""
 
   file: files_lib.File
   start: int
   stop: int
 
-  def read(self) -> Iterator[Raw | Rejected]:
-    """Yields image, instruction, image of each row; the first is not learned."""
+  def rows(self) -> Iterator[Row | Rejected]:
+    """Yields each row; its id holds its number."""
     self.file.require_unchanged()
-    name, passed = raw_lib.printable(self.file.name), rows_lib.Passed()
+    name = raw_lib.printable(self.file.name)
     for number, row in enumerate(_csv_rows(self.file)):
       if number >= self.stop:
         break
@@ -258,10 +305,8 @@ class Edits:
           test, why = self.file.holds_out(id), "has more fields than columns"
           amount = rows_lib.amount(row)
           yield Rejected(id, raw_lib.BAD_LAYOUT, why, amount, test)
-          continue
-        yield (document := _document(self.file, row, id))
-        passed.look(row, document)
-    yield from passed.rejected()
+        else:
+          yield Row(id, row)
 
 
 def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
@@ -271,10 +316,10 @@ def plan_edits(spec: str, argument: str, documents: int) -> list[Edits | Lines]:
     ValueError: there are none, or a .csv that lacks a column.
   """
   parts: list[Edits | Lines] = []
-  check = _Check(spec)
+  check = Check(spec)
   for file in files_lib.find(spec, argument, ".csv", ".jsonl"):
     if file.name.lower().endswith(".jsonl"):
-      parts += _lines(file, documents, check)
+      parts += lines_of(file, documents, check)
       continue
     try:
       columns = _csv_columns(file)
@@ -327,12 +372,37 @@ def _csv_rows(file: files_lib.File) -> Iterator[dict[Any, Any]]:
   yield from csv.DictReader(io.StringIO(text, newline=""))
 
 
-class _Check:
+class Check:
   """Whether the first rows of files can be read, before any work."""
 
-  def __init__(self, spec: str):
+  def __init__(
+    self,
+    spec: str,
+    document: Callable[[Any], Raw | Rejected] | None = None,
+    *,
+    known: str = rows_lib.KNOWN,
+    unread: Callable[[Any], Iterable[str]] = rows_lib.unread,
+  ):
+    """Has looked at nothing yet.
+
+    Args:
+      spec: the whole source, for messages.
+      document: a row -> what becomes of it, its images aside; as rows.py reads it, if
+        it is not given.
+      known: what is read, for messages.
+      unread: a row -> the names of its values that are not read.
+    """
     self.spec = spec
+    self._document = document or _as_document
+    self._known, self._unread_of = known, unread
     self._unread: set[str] = set()
+    self._schemas: set[str] = set()
+
+  def is_new(self, schema: str) -> bool:
+    """Whether no table of this schema was met before."""
+    new = schema not in self._schemas
+    self._schemas.add(schema)
+    return new
 
   def look(
     self,
@@ -360,11 +430,9 @@ class _Check:
         faults.append(f"no JSON: {error}")
         continue
       columns.update(map(str, row) if isinstance(row, dict) else ())
-      found = rows_lib.document(
-        row, "", holds_out=lambda *names: False, image=lambda name: b""
-      )
+      found = self._document(row)
       if not isinstance(found, Rejected):
-        self._unread.update(rows_lib.unread(row))
+        self._unread.update(self._unread_of(row))
         faults.append("")
       else:
         of_names = found.reason in (raw_lib.BAD_LAYOUT, raw_lib.UNKNOWN)
@@ -373,7 +441,7 @@ class _Check:
       raise ValueError(
         f"--source={self.spec}: {file.path}: none of its first {len(faults)} rows can"
         f" be read ({faults[0]}); its columns are {sorted(columns)}; what is read:"
-        f" {rows_lib.KNOWN}"
+        f" {self._known}"
       )
 
   def tell(self) -> None:
@@ -381,3 +449,9 @@ class _Check:
     if self._unread:
       names = ", ".join(sorted(map(str, self._unread)))
       print(f"{self.spec}: columns that are not read: {names}", flush=True)
+
+
+def _as_document(row: Any) -> Raw | Rejected:
+  return rows_lib.document(
+    row, "", holds_out=lambda *names: False, image=lambda name: b""
+  )

@@ -21,7 +21,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from tfusion import parsing
 from tfusion.data import pairs
@@ -29,7 +29,8 @@ from tfusion.data import text as text_lib
 from tfusion.data.balance import Amount
 from tfusion.prepare import files as files_lib
 from tfusion.prepare import raw as raw_lib
-from tfusion.prepare import rows
+from tfusion.prepare import rows as rows_lib
+from tfusion.prepare import tables
 from tfusion.prepare.raw import Raw, Rejected
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -43,6 +44,14 @@ BLOCK_BYTES = 512  # members begin at multiples; two blocks of zeros end an arch
 READ_BYTES = 1 << 20  # of what lies behind the end, at once
 
 
+class Sample(NamedTuple):
+  """The members of an archive that share a path up to the first dot of their name."""
+
+  key: str  # that path
+  members: dict[str, bytes]  # by what follows the dot, in lower case
+  twice: str | None  # what follows the dot of several; the first of them is kept
+
+
 @dataclasses.dataclass(frozen=True)
 class Tar:
   """One archive."""
@@ -51,8 +60,17 @@ class Tar:
 
   def read(self) -> Iterator[Raw | Rejected]:
     """Yields its documents in order, and what is not one."""
+    passed = rows_lib.Passed()
+    for sample in self.samples():
+      if isinstance(sample, Rejected):
+        yield sample
+      else:
+        yield from self._document(*sample, passed)
+    yield from passed.rejected()
+
+  def samples(self) -> Iterator[Sample | Rejected]:
+    """Yields what is under each key, in order, and what is under none."""
     self.file.require_unchanged()
-    passed = rows.Passed()
     for key, members in itertools.groupby(self._members(), key=_key):
       sample, twice = {}, None
       for name, data in members:
@@ -64,8 +82,24 @@ class Tar:
         else:
           sample[suffix] = data
       if sample:
-        yield from self._document(key, sample, twice, passed)
-    yield from passed.rejected()
+        yield Sample(key, sample, twice)
+
+  def rows(self) -> Iterator[tables.Row | Rejected]:
+    """Yields the members under each key as a row: data by what follows the dot."""
+    for sample in self.samples():
+      if isinstance(sample, Rejected):
+        yield sample
+        continue
+      id = f"{self._id}/{sample.key}"
+      if sample.twice is not None:
+        why, test = _said_twice(sample.twice), self.file.holds_out(id, sample.key)
+        yield Rejected(id, raw_lib.BAD_LAYOUT, why, amount(sample.members), test)
+      else:
+        yield tables.Row(id, sample.members, (sample.key,))
+
+  def finder(self, row: tables.Row) -> Callable[[str], bytes]:
+    """Finds images among the members under a key, by what follows the dot."""
+    return row.values.__getitem__
 
   @property
   def _id(self) -> str:
@@ -113,20 +147,17 @@ class Tar:
   def _refused(self, name: str, reason: str) -> Rejected:
     """A member that is not read, as a document of which the other half is not known."""
     id, image = f"{self._id}/{name}", pairs.is_image_name(name)
-    amount = Amount(1, int(image), int(name.lower().endswith(".txt")))
-    return Rejected(id, reason, "", amount, self.file.holds_out(id))
+    lost = Amount(1, int(image), int(name.lower().endswith(".txt")))
+    return Rejected(id, reason, "", lost, self.file.holds_out(id))
 
   def _document(
-    self, key: str, sample: dict[str, bytes], twice: str | None, passed: rows.Passed
+    self, key: str, sample: dict[str, bytes], twice: str | None, passed: rows_lib.Passed
   ) -> Iterator[Raw | Rejected]:
     """Orders what an archive has under one key, and lists what of it is not used."""
     id = f"{self._id}/{key}"
-    images = {n: d for n, d in sample.items() if pairs.is_image_name(f"_.{n}")}
-    texts = {n for n in sample if n.rpartition(".")[2] == "txt"} or sample.keys() & {
-      "json"
-    }
+    images, texts = _images(sample), _texts(sample)
     holds_out = functools.partial(self.file.holds_out, id, key)
-    lost = Rejected(id, "", amount=Amount(1, len(images), len(texts)), test=holds_out())
+    lost = Rejected(id, "", amount=amount(sample), test=holds_out())
     named: set[str] = set()
 
     def find(name: str) -> bytes:
@@ -135,7 +166,7 @@ class Tar:
 
     try:
       if twice is not None:
-        raise ValueError(f"several members called .{twice}")
+        raise ValueError(_said_twice(twice))
       row = _row(sample, images)
     except _Unpaired as error:
       reason, detail = error.args
@@ -149,18 +180,36 @@ class Tar:
     except ValueError as error:
       yield dataclasses.replace(lost, reason=raw_lib.BAD_LAYOUT, detail=str(error))
       return
-    found = rows.document(row, id, holds_out=holds_out, image=find)
+    found = rows_lib.document(row, id, holds_out=holds_out, image=find)
     if isinstance(found, Rejected):  # all that was there goes with it
       texts_lost = max(found.amount.texts, lost.amount.texts)
-      amount = Amount(1, len(images), texts_lost)
-      yield dataclasses.replace(found, amount=amount)
+      of_all = Amount(1, len(images), texts_lost)
+      yield dataclasses.replace(found, amount=of_all)
       return
     yield found
     passed.look(_beside(sample, found), found)
     used = {"json"} if "spans" in row else {"json", "txt"}
     for name in sorted((images.keys() | texts) - named - used):
-      amount = Amount(0, 1) if name in images else Amount(0, 0, 1)
-      yield Rejected(f"{id}.{name}", raw_lib.UNUSED, "", amount, found.test)
+      unused = Amount(0, 1) if name in images else Amount(0, 0, 1)
+      yield Rejected(f"{id}.{name}", raw_lib.UNUSED, "", unused, found.test)
+
+
+def amount(members: dict[str, bytes]) -> Amount:
+  """What the members under a key offer, read or not."""
+  return Amount(1, len(_images(members)), len(_texts(members)))
+
+
+def _images(members: dict[str, bytes]) -> dict[str, bytes]:
+  return {n: d for n, d in members.items() if pairs.is_image_name(f"_.{n}")}
+
+
+def _texts(members: dict[str, bytes]) -> set[str]:
+  texts = {name for name in members if name.rpartition(".")[2] == "txt"}
+  return texts or members.keys() & {"json"}
+
+
+def _said_twice(suffix: str) -> str:
+  return f"several members called .{suffix}"
 
 
 def _beside(sample: dict[str, bytes], found: Raw) -> dict[str, Any]:
@@ -171,7 +220,7 @@ def _beside(sample: dict[str, bytes], found: Raw) -> dict[str, Any]:
   taken = {span.strip() for span in found.spans if isinstance(span, str)}
   said = {k: v for k, v in row.items() if not (_is_text(v) and v.strip() in taken)}
   # Under its own name it would count as read.
-  return {f".json's {k}" if k in rows.TEXT else k: v for k, v in said.items()}
+  return {f".json's {k}" if k in rows_lib.TEXT else k: v for k, v in said.items()}
 
 
 def _is_text(value: Any) -> bool:

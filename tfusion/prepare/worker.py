@@ -28,6 +28,7 @@ PACKAGES = (
   "pillow",
   "safetensors",
   "sentencepiece",
+  "tokenizers",
 )
 JOB = "job.json"  # the settings of a job, in its folder
 

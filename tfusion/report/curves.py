@@ -101,6 +101,11 @@ OF_AUTOENCODER = Sections(
 )
 
 
+def of(run: Run) -> Sections:
+  """Returns the sections of curves of a run, of a model or of an autoencoder."""
+  return OF_AUTOENCODER if run.is_autoencoder else OF_TRAIN
+
+
 def figures(
   section: Section, run: Run, known: Reference | None
 ) -> dict[str, Any] | None:
@@ -108,6 +113,34 @@ def figures(
   made = [_figure(section, curve, run, known) for curve in section.curves]
   found = [figure for figure in made if figure]
   return {"sentence": section.sentence, "figures": found} if found else None
+
+
+def layers(curve: Curve, run: Run, known: Reference | None) -> list[Layer]:
+  """Returns what to plot, from the back to the front: layers that have points. The last
+  is the run's own newest; without it there is none."""
+  key, colour = curve.key, curve.colour
+  lines, old = getattr(run, curve.file), getattr(known, curve.file, [])
+  (x, y), (old_x, old_y) = series(lines, key), series(old, key)
+  if key == "loss_image_bins":
+    found = [Layer(*_bins(line), "known", "known") for line in old[-1:]]
+    found += [Layer(*_bins(line), colour, "faint") for line in lines[-5:-1]]
+    found += [Layer(*_bins(line), colour, "dots") for line in lines[-1:]]
+  elif curve.file == "validation":
+    train_x, train_y = series(run.metrics, key)
+    found = [
+      Layer(old_x, old_y, "known", "known"),
+      Layer(train_x, smooth(train_y), colour, "faint"),
+      Layer(x, y, colour, "dots"),
+    ]
+  else:
+    found = [
+      Layer(old_x, smooth(old_y), "known", "known"),
+      Layer(x, y, colour, "faint"),
+      Layer(x, y if key == "lr" else smooth(y), colour, "line"),
+    ]
+  if not lines or not found[-1].x.size:
+    return []  # a plot of the reference alone says nothing
+  return [layer for layer in found if layer.x.size]
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
@@ -126,52 +159,35 @@ def number(value: float) -> str:
 def _figure(
   section: Section, curve: Curve, run: Run, known: Reference | None
 ) -> dict[str, Any] | None:
-  layers = _layers(curve, run, known)
-  if not layers:
+  shown = layers(curve, run, known)
+  if not shown:
     return None
   x_label, x_max, newest, reference = "t / T", 1, "", ""
   if curve.key != "loss_image_bins":
-    behind, own = layers[0], layers[-1]
+    behind, own = shown[0], shown[-1]
     x_label, x_max, newest = "update", run.steps, number(own.y[-1])
     if behind.style == "known" and behind.x[0] <= own.x[-1] <= behind.x[-1]:
       reference = number(np.interp(own.x[-1], behind.x, behind.y))
   from_zero = curve.file == "speed"
+  marks = _spikes(curve, run)
   return {
     "title": curve.title,
     "unit": curve.unit,
     "colour": curve.colour,
     "newest": newest,
     "reference": reference,
+    "spikes": sum(each.x.size for each in marks),
     "alt": f"{section.title}: {curve.title}, {curve.unit}",
-    "source": plot(layers, x_label=x_label, x_max=x_max, from_zero=from_zero),
+    "source": plot(shown + marks, x_label=x_label, x_max=x_max, from_zero=from_zero),
   }
 
 
-def _layers(curve: Curve, run: Run, known: Reference | None) -> list[Layer]:
-  """What to plot, from the back to the front: layers that have points."""
-  key, colour = curve.key, curve.colour
-  lines, old = getattr(run, curve.file), getattr(known, curve.file, [])
-  (x, y), (old_x, old_y) = series(lines, key), series(old, key)
-  if key == "loss_image_bins":
-    layers = [Layer(*_bins(line), "known", "known") for line in old[-1:]]
-    layers += [Layer(*_bins(line), colour, "faint") for line in lines[-5:-1]]
-    layers += [Layer(*_bins(line), colour, "dots") for line in lines[-1:]]
-  elif curve.file == "validation":
-    train_x, train_y = series(run.metrics, key)
-    layers = [
-      Layer(old_x, old_y, "known", "known"),
-      Layer(train_x, smooth(train_y), colour, "faint"),
-      Layer(x, y, colour, "dots"),
-    ]
-  else:
-    layers = [
-      Layer(old_x, smooth(old_y), "known", "known"),
-      Layer(x, y, colour, "faint"),
-      Layer(x, y if key == "lr" else smooth(y), colour, "line"),
-    ]
-  if not lines or not layers[-1].x.size:
-    return []  # a plot of the reference alone says nothing
-  return [layer for layer in layers if layer.x.size]
+def _spikes(curve: Curve, run: Run) -> list[Layer]:
+  """The marks of the spikes of a curve, if it has any."""
+  if curve.file != "metrics":
+    return []
+  x, y = series([line for line in run.spikes if line.get("key") == curve.key], "value")
+  return [Layer(x, y, "hue7", "marks")] if x.size else []
 
 
 def _bins(line: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -60,11 +60,15 @@ def data(run: Run) -> dict[str, Any] | None:
 
 
 def machine(run: Run) -> dict[str, Any]:
-  """Returns the values of the macro `machine`: the machine, the config by groups."""
+  """Returns the values of the macro `machine`: the machine, the config by groups.
+
+  The names of hosts stand with their times (hosts.py).
+  """
   groups = {key: x for key, x in run.config.items() if isinstance(x, dict)}
+  machine_facts = {k: x for k, x in run.machine.items() if k != "host_names"}
   groups["run"] = {key: x for key, x in run.config.items() if key not in groups}
   return {
-    "machine": card("Machine", run.machine),
+    "machine": card("Machine", machine_facts),
     "config": [card(key, group) for key, group in groups.items()],
   }
 

@@ -14,7 +14,8 @@ import numpy as np
 from tfusion.report.run import spread
 
 THEME = Path(__file__).with_name("theme.css")
-COLOURS = ("rule", "ink", "muted", "text", "image", "known")  # names of theme.css
+HUES = tuple(f"hue{i}" for i in range(1, 9))  # of things beside each other
+COLOURS = ("rule", "ink", "muted", "text", "image", "known", *HUES)  # of theme.css
 # A name is no colour to matplotlib. It draws with these, which the SVG has no more.
 STAND_INS = {name: f"#0000{i:02x}" for i, name in enumerate(COLOURS, 1)}
 STYLES: dict[str, dict[str, Any]] = {
@@ -22,6 +23,7 @@ STYLES: dict[str, dict[str, Any]] = {
   "faint": {"linewidth": 0.9, "alpha": 0.45},
   "line": {"linewidth": 1.8},
   "dots": {"linewidth": 1.8, "marker": "o", "markersize": 4},
+  "marks": {"linestyle": "none", "marker": "v", "markersize": 6, "clip_on": False},
 }
 MOST = 800  # points of a line
 
@@ -39,7 +41,8 @@ def plot(layers: list[Layer], *, x_label: str, x_max: float, from_zero: bool) ->
   """Plots layers, the first behind the others.
 
   Args:
-    layers: one at least, each with a point at least.
+    layers: one at least, each with a point at least. Those of style `marks` do not
+      move the axes: where they lie above, they stand at the top.
     x_label: what x is.
     x_max: where the axis ends, unless a line of the run itself goes on.
     from_zero: the other axis begins at 0, not at the lowest value.
@@ -54,14 +57,15 @@ def plot(layers: list[Layer], *, x_label: str, x_max: float, from_zero: bool) ->
   figure = Figure(figsize=(320 / 72, 185 / 72))  # 1 pt is about 1 px on the page
   axes = figure.add_axes((0.15, 0.185, 0.785, 0.785))
   x_max = max([x_max] + [each.x[-1] for each in layers if each.colour != "known"])
-  for x, y, colour, style in layers:
-    points = spread(x, MOST), spread(y, MOST)
-    axes.plot(*points, color=STAND_INS[colour], **STYLES[style])
-  low, high = _limits(layers, x_max)
+  low, high = _limits([each for each in layers if each.style != "marks"], x_max)
   low = 0.0 if from_zero else low
   margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
   below = 0.0 if from_zero else margin
   axes.set(xlim=(0, x_max), ylim=(low - below, high + margin))
+  for x, y, colour, style in layers:
+    y = np.minimum(y, high + margin) if style == "marks" else y
+    points = spread(x, MOST), spread(y, MOST)
+    axes.plot(*points, color=STAND_INS[colour], **STYLES[style])
   for axis, ticks in ((axes.xaxis, 5), (axes.yaxis, 4)):
     axis.set_major_locator(MaxNLocator(ticks))
     axis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))

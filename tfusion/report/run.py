@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tfusion import files
+
 # What keys were called in files of older runs: what they are called now.
 OLDER_NAMES = {
   "judge_accuracy": "classifier_accuracy",
@@ -32,14 +34,21 @@ class Run:
   data: dict[str, Any]
   skipped: dict[str, Any]
   evaluation: dict[str, Any]
-  metrics: list[dict[str, Any]]  # a line of these three has a step
+  goodput: dict[str, Any]
+  metrics: list[dict[str, Any]]  # a line of these four has a step
   speed: list[dict[str, Any]]
   validation: list[dict[str, Any]]
+  spikes: list[dict[str, Any]]
 
   @property
   def step(self) -> int:
     """Updates done, as far as anything says so."""
     return max([x["step"] for x in self.metrics + self.validation], default=0)
+
+  @property
+  def is_autoencoder(self) -> bool:
+    """Whether it is of `tfusion autoencoder`; such a run has no rows."""
+    return self.config.get("command") == "autoencoder"
 
   @property
   def steps(self) -> int:
@@ -65,10 +74,36 @@ def read_run(workdir: Path) -> Run:
     data=_values(workdir / "data.json"),
     skipped=_values(workdir / "skipped.json"),
     evaluation=_renamed(_values(workdir / "eval.json")),
+    goodput=_values(workdir / "goodput.json"),
     metrics=_lines(workdir / "metrics.jsonl"),
     speed=_lines(workdir / "speed.jsonl"),
     validation=_lines(workdir / "validation.jsonl"),
+    spikes=_lines(workdir / "spikes.jsonl"),
   )
+
+
+def read_checked(workdir: Path) -> Run:
+  """Reads a run of which there is something to show.
+
+  Raises:
+    ValueError: the folder is no run, or one without metrics.
+  """
+  run = read_run(workdir)
+  if not (workdir / "config.json").is_file():
+    files.check_there(workdir / "config.json", option="RUN")
+    raise ValueError(
+      f"{workdir}: is no run, as it holds no config.json; name the workdir of `tfusion"
+      " train` or `tfusion autoencoder`"
+    )
+  if not run.config:
+    raise ValueError(f"{workdir / 'config.json'}: is damaged; restore it")
+  if not run.metrics:
+    every = run.config.get("train", {}).get("log_every_steps", "?")
+    raise ValueError(
+      f"{workdir}: has no metrics yet; the first line of metrics.jsonl comes after"
+      f" train.log_every_steps={every} updates"
+    )
+  return run
 
 
 def read_reference(path: Path, *, model: dict[str, Any] | None) -> Reference | None:

@@ -30,18 +30,32 @@ def newest(folder: Path, sentence: str) -> dict[str, Any] | None:
   Returns:
     The values of the macro `samples`; None if there are no samples.
   """
-  paths = sorted(folder.glob("step_*.png"))
-  steps = sorted({p.stem for p in [*paths, *folder.glob("step_*.json")]})
+  found = latest(folder)
+  if not found:
+    return None
+  paths = [p for p in sorted(folder.glob("step_*.png")) if _name(p) != found["name"]]
+  earlier = [image(path, width_px=150) for path in spread(paths, EARLIER)]
+  return found | {"sentence": sentence, "earlier": earlier}
+
+
+def latest(folder: Path, *, limit_bytes: int = LARGE_BYTES) -> dict[str, Any] | None:
+  """Returns the newest samples alone: whole, and by prompt where that is known.
+
+  Args:
+    folder: as for `newest`.
+    limit_bytes: an image that takes more is made smaller.
+
+  Returns:
+    `name`, `newest` and `by_prompt`; None if there are no samples.
+  """
+  steps = [p.stem for kind in ("png", "json") for p in folder.glob(f"step_*.{kind}")]
   if not steps:
     return None
-  path = folder / f"{steps[-1]}.png"
-  earlier = spread([p for p in paths if p != path], EARLIER)
+  path = folder / f"{max(steps)}.png"
   return {
-    "sentence": sentence,
-    "earlier": [image(p, width_px=150) for p in earlier],
-    "by_prompt": _by_prompt(path, _asked(path.with_suffix(".json"))),
+    "by_prompt": _by_prompt(path, _asked(path.with_suffix(".json")), limit_bytes),
     "name": _name(path),
-    "newest": image(path, width_px=1080, limit_bytes=LARGE_BYTES),
+    "newest": image(path, width_px=1080, limit_bytes=limit_bytes),
   }
 
 
@@ -66,12 +80,14 @@ def image(
     return {"unreadable": True, "file": path.name}
 
 
-def _by_prompt(path: Path, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_prompt(
+  path: Path, asked: list[dict[str, Any]], limit_bytes: int
+) -> list[dict[str, Any]]:
   """What came of every prompt; nothing if the image or the prompts are not whole."""
   from PIL import Image
 
   count = sum(len(one["boxes"]) for one in asked)
-  limit = max(2 * LARGE_BYTES // max(count, 1), 4000)
+  limit = max(2 * limit_bytes // max(count, 1), 4000)
   found = []
   try:
     sheet = Image.new("RGB", (1, 1))

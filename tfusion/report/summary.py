@@ -29,29 +29,37 @@ def summary(
   """Returns the values of the macro `summary`."""
   return {
     "name": name,
-    "state": _state(run, known),
+    "state": state(run, known),
     "done": f"{run.step / max(run.step, run.steps, 1):.1%}",
     "tiles": _tiles(sections, run),
   }
 
 
-def _state(run: Run, known: Reference | None) -> str:
+def state(run: Run, known: Reference | None = None) -> str:
+  """Returns how far a run is, and what is behind it on the page."""
   step, steps = run.step, run.steps
-  state = "Finished: update " if 0 < steps <= step else "Update "
-  state += f"{step:,} of {steps:,}" if steps else f"{step:,}"
-  _, seconds = series(run.speed, "seconds")
+  said = "Finished: update " if 0 < steps <= step else "Update "
+  said += f"{step:,} of {steps:,}" if steps else f"{step:,}"
   _, rest = series(run.speed, "eta_seconds")
-  if seconds.size:  # they begin again where a run was restarted
-    total = seconds[:-1][np.diff(seconds) < 0].sum() + seconds[-1]
-    state += f", {total / 60:,.1f} minutes"
+  if (total := seconds(run)) is not None:
+    said += f", {total / 60:,.1f} minutes"
     if step < steps and rest.size:
-      state += f", {rest[-1] / 60:,.1f} to go"
+      said += f", {rest[-1] / 60:,.1f} to go"
   _, skipped = series(run.metrics, "skipped_total")
   if skipped.size and skipped[-1]:
-    state += f". {skipped[-1]:.0f} updates skipped: loss or gradient not finite"
+    said += f". {skipped[-1]:.0f} updates skipped: loss or gradient not finite"
   if known:
-    state += f". In grey: the reference run {', '.join(known.about)}"
-  return state
+    said += f". In grey: the reference run {', '.join(known.about)}"
+  return said
+
+
+def seconds(run: Run) -> float | None:
+  """Returns how long the starts of a run took; None before its first line."""
+  _, logged = series(run.speed, "seconds")
+  if not logged.size:
+    return None
+  # They begin again where a run was restarted.
+  return float(logged[:-1][np.diff(logged) < 0].sum() + logged[-1])
 
 
 def _tiles(sections: Sections, run: Run) -> list[Tile]:

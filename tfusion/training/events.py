@@ -1,10 +1,11 @@
 """What happens beside the updates of a run: save, evaluate, go on, end.
 
-Owns: when each is due, and what it does in the runs of models and of autoencoders
-alike. Not: their order, which the two loops say.
+Owns: what each does in the runs of models and of autoencoders alike. Not: when it is
+due (due.py), their order, which the two loops say.
 """
 
 import contextlib
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from tfusion import report
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.progress import say
-from tfusion.training import machine
+from tfusion.sharding import gather_json
+from tfusion.training import loggers, machine
 from tfusion.training.hold import Hold
 from tfusion.training.log import Log, Values
 from tfusion.training.optim import make_schedule
@@ -30,16 +32,19 @@ class HasLaneStates(Protocol):
     """How far this host has read the data, by lane, for the checkpoint."""
 
 
-def checkpoint_is_due(config: Any, step: int) -> bool:
-  """True if a checkpoint belongs to the update that was just done."""
-  t = config.train
-  return step % t.save_every_steps == 0 or step >= t.steps
+def check_start(config: Any, workdir: Path) -> list[str]:
+  """What is checked of a run whose workdir is held, before any work; on all hosts.
 
+  Returns:
+    What `workdir.check_same_run` returns: how the config has changed.
 
-def evaluation_is_due(config: Any, step: int) -> bool:
-  """True if an evaluation belongs to the update that was just done."""
-  t = config.train
-  return step % t.eval_every_steps == 0 or step >= t.steps
+  Raises:
+    ValueError: the config is another run's, or names loggers that cannot be.
+  """
+  changes = workdir_lib.check_same_run(config, workdir)
+  if jax.process_index() == 0:
+    loggers.check(config.train.loggers, workdir)
+  return changes
 
 
 def open_checkpoints(config: Any, workdir: Path, held: Hold) -> Checkpoints:
@@ -53,13 +58,16 @@ def open_checkpoints(config: Any, workdir: Path, held: Hold) -> Checkpoints:
 
 
 def write_facts(workdir: Path, facts: Values) -> Values:
-  """Writes run.json: these facts, the machine and the command; returns them all."""
+  """Writes run.json: these facts, the machine and the command; returns them all. Of
+  several hosts, all must call it."""
   program, *options = sys.argv
   program = Path(program).name
   if program in ("tfusion", "__main__.py"):
     program = "tfusion"  # as it is typed; a run may also be trained by another program
   command = {"command": " ".join([program, *options])}
   facts = machine.environment() | facts | command
+  if jax.process_count() > 1:
+    facts["host_names"] = gather_json(socket.gethostname())
   write_json(workdir, "run.json", facts)
   return facts
 

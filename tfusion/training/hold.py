@@ -4,7 +4,7 @@ Owns: how all hosts hear of it. Not: the lock itself (lock.py).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,6 @@ class Hold:
     """Keeps the lock of the first host; None on the others."""
     self._lock = lock
     self.watch: Watch | None = None  # of the run, where it is watched
-    self._last: list[Callable[[], None]] = []
-
-  def at_end(self, work: Callable[[], None]) -> None:
-    """Does something before the workdir is given up, however the run ends."""
-    self._last.append(work)
-
-  def end(self) -> None:
-    """Does what `at_end` was given."""
-    for work in self._last:
-      work()
 
   def check(self) -> None:
     """Proves that this host's lock is still held; the other hosts have none.
@@ -67,9 +57,7 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
   """
   with contextlib.ExitStack() as stack:
     if jax.process_count() == 1:
-      held = Hold(stack.enter_context(lock_lib.hold(workdir)))
-      stack.callback(held.end)
-      yield held
+      yield Hold(stack.enter_context(lock_lib.hold(workdir)))
       return
     pool = stack.enter_context(futures.ThreadPoolExecutor(1))
     taking: futures.Future[lock_lib.Lock] | None = None
@@ -81,9 +69,7 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
       pass
     if answer:
       raise ValueError(answer)
-    held = Hold(taking.result() if taking else None)
-    stack.callback(held.end)
-    yield held
+    yield Hold(taking.result() if taking else None)
 
 
 @contextlib.contextmanager

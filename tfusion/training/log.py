@@ -1,7 +1,7 @@
 """The log of a run: its files of numbers, and what it says on the console.
 
-Owns: metrics.jsonl, speed.jsonl, validation.jsonl, spikes.jsonl, TensorBoard. Not: the
-page that shows them (report/), the rule for spikes (spikes.py).
+Owns: metrics.jsonl, speed.jsonl, validation.jsonl, spikes.jsonl. Not: where numbers go
+too (loggers.py), the page that shows them (report/), the rule for spikes (spikes.py).
 
 `metrics.jsonl` and `validation.jsonl` hold values alone, which a resumed run repeats
 bit for bit; times stand in `speed.jsonl`.
@@ -11,7 +11,6 @@ object is written anew: before every checkpoint and evaluation, so that nothing 
 that a checkpoint counts as done; every REWRITE_SECONDS between; and at the end.
 """
 
-import importlib.util
 import json
 import math
 import signal
@@ -30,9 +29,12 @@ from tfusion import buckets, files
 from tfusion.config import Config
 from tfusion.lock import Lost
 from tfusion.progress import say
+from tfusion.report import spikes
+from tfusion.training import loggers
 from tfusion.training.clock import Clock
 from tfusion.training.goodput import Goodput
 from tfusion.training.hold import Hold
+from tfusion.training.loggers import Logger
 from tfusion.training.profiles import Profiles
 from tfusion.training.spikes import Spikes
 from tfusion.training.stop import StopSignals
@@ -43,7 +45,8 @@ NO_TRAINING = ("init", "compile", "save", "evaluate")  # seconds that no rate co
 
 
 class Log:
-  """What a run writes down and says; only the first host does either.
+  """What a run writes down and says; only the first host does either. It ends with the
+  block of a `with`, or with the stack that it was pushed on.
 
   The metrics of an update are handed over while the device still computes them, and
   written when it has the next update to work on, so that it never waits for them.
@@ -92,11 +95,10 @@ class Log:
       name: JsonLines(workdir / f"{name}.jsonl", last_step=step, writes=self.first)
       for name in ("metrics", "speed", "validation", "spikes")
     }
-    apart = buckets.is_bucket(workdir)  # its writer appends to files
-    if apart and importlib.util.find_spec("tensorboardX"):
-      self.say(f"TensorBoard: nothing is written for it, as {workdir} is in a bucket")
-    self._board = TensorBoard(workdir / "tensorboard", writes=self.first and not apart)
-    held.at_end(self.close)
+    self._loggers: list[Logger] = []
+    if self.first and config.train.loggers:
+      kept = {name: read_lines(self._files[name].path) for name in loggers.FILES}
+      self._loggers = loggers.opened(config, workdir, step, kept)
     if self._watch:
       self._watch.beat()
 
@@ -159,7 +161,7 @@ class Log:
     """Adds a line, with `step`, to validation.jsonl."""
     self._files["validation"].append(line)
     self._files["validation"].flush()
-    self._board.write("validation", line)
+    self._give("validation", line)
 
   def flush(self) -> None:
     """Writes the lines that a bucket does not have yet; elsewhere there are none.
@@ -170,18 +172,28 @@ class Log:
     for lines in self._files.values():
       lines.flush()
 
-  def close(self) -> None:
-    """As `flush`, unless the workdir has become another run's."""
-    if any(lines.unwritten for lines in self._files.values()):
-      with suppress(Lost):
+  def __enter__(self) -> "Log":
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    """As `flush`, unless the workdir has become another run's; ends the loggers."""
+    unwritten = any(lines.unwritten for lines in self._files.values())
+    with suppress(Lost):
+      if unwritten or self._loggers:
         self._held.check()
-        self.flush()
+      self.flush()
+      for logger in self._loggers:
+        logger.close(failed=kind is not None)
 
   def lacks_validation(self, step: int) -> bool:
     """True if validation.jsonl has no line of this step; all hosts answer alike."""
     # Another host's view of the file may be old: the first decides.
     lacks = self._files["validation"].last_step < step
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(lacks)))
+
+  def _give(self, name: str, line: Values) -> None:
+    for logger in self._loggers:
+      logger.write(name, line)
 
   def _write_line(self, values: Values) -> None:
     due = any(lines.is_due for lines in self._files.values())
@@ -190,6 +202,7 @@ class Log:
     spent = self.clock.seconds
     self._done["seconds"] = self.clock.elapsed - sum(spent[k] for k in NO_TRAINING)
     self._done["waited"] = spent["data"]
+    self._done["asked"] = self._stop.waited
     since = {k: max(x - self._logged[k], 1e-9) for k, x in self._done.items()}
     self._logged = self._done.copy()
     step_seconds = since["seconds"] / since["updates"]
@@ -202,14 +215,14 @@ class Log:
       "eta_seconds": step_seconds * (self._train.steps - values["step"]),
     }
     if self._watch and jax.process_count() > 1:
-      own = max(since["seconds"] - since["blocked"], 0.0) / since["updates"]
-      self._watch.tell_pace(own)
-      speed["host_ms"] = [1e3 * x for _, x in sorted(self._watch.paces.items())]
+      own = since["seconds"] - since["blocked"] - since["asked"]
+      self._watch.tell_pace(max(own, 0.0) / since["updates"])
+      speed["host_ms"] = self._watch.host_ms()
       if slow := self._watch.slow(step_seconds):
         self.say(f"step {values['step']}  {slow}")
     for name, line in (("metrics", values), ("speed", speed)):
       self._files[name].append(line)
-      self._board.write(name, line)
+      self._give(name, line)
     self.say(self._line(values, speed, self._train.steps))
     self._goodput.write(values["step"], now=False)
 
@@ -223,7 +236,7 @@ class Log:
       self._spike_said = step
       rows = ""
       if self._has_rows:
-        rows = f"; see `tfusion inspect data --workdir {self._workdir} --step {step}`"
+        rows = f"; see `{spikes.command(self._workdir, step)}`"
       self.say(
         f"step {step}  {key} {value:.4g}: far above its running median of"
         f" {median:.4g}{rows}"
@@ -314,23 +327,3 @@ def _finite(value: Any) -> Any:
   if isinstance(value, list):
     return [_finite(x) for x in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class TensorBoard:
-  """Writes the same values for TensorBoard, if tensorboardX is installed."""
-
-  def __init__(self, directory: Path, *, writes: bool):
-    self.writer = None
-    if writes and importlib.util.find_spec("tensorboardX"):
-      from tensorboardX import SummaryWriter
-
-      self.writer = SummaryWriter(str(directory))
-
-  def write(self, group: str, values: dict[str, Any]):
-    """Writes numbers under `group/name` at values["step"]."""
-    if self.writer is None:
-      return
-    for name, value in values.items():
-      if isinstance(value, int | float) and name != "step":
-        self.writer.add_scalar(f"{group}/{name}", value, values["step"])
-    self.writer.flush()

@@ -31,7 +31,7 @@ from tfusion.data.pipeline import (
 from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import Batch, live_elements
 from tfusion.sharding import describe, global_batch, make_mesh
-from tfusion.training import events
+from tfusion.training import due, events
 from tfusion.training.clock import Clock
 from tfusion.training.compiled import CompiledStep
 from tfusion.training.data_report import DataReport
@@ -94,7 +94,7 @@ def train(
   with contextlib.ExitStack() as stack:
     # Open the workdir, the data, the devices.
     held = stack.enter_context(hold_watched(config, workdir, clock))
-    changes = workdir_lib.check_same_run(config, workdir)
+    changes = events.check_start(config, workdir)
     with clock.measure("init"):
       corpus = _open_corpus(config, workdir, evaluations, reference)
     mesh = make_mesh(config.mesh)
@@ -112,8 +112,9 @@ def train(
       heldout = _heldout_rows(config, corpus)
       speed = Speed(workdir)
       log = Log(config, workdir, step, clock, held, stop, speed.rates, _progress_line)
+      stack.push(log)
     reading = DataReport(workdir, corpus, data)
-    is_due = partial(events.evaluation_is_due, config)
+    is_due = partial(due.evaluation, config)
     save = partial(events.save, checkpoints, held, log)
     evaluate = partial(
       _evaluate, config, workdir, corpus, heldout, evaluations, reading, held, log
@@ -136,7 +137,7 @@ def train(
       log.write()  # of the update before, while the device works on this one
       step += 1
       log.hand_over(step, values, _counts(config, host_batch))
-      if events.checkpoint_is_due(config, step) and not stop.agreed(step, due=True):
+      if due.checkpoint(config, step) and not stop.agreed(step, due=True):
         save(step, state, data)
       if is_due(step) and not stop.agreed(step, due=True):
         evaluate(step, state)

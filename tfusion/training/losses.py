@@ -43,13 +43,25 @@ def text_loss(
 
 
 def image_loss(
-  predicted_bnhwc: jax.Array, noise_bnhwc: jax.Array, *, weights_bn: jax.Array
+  predicted_bnhwc: jax.Array,
+  target_bnhwc: jax.Array,
+  *,
+  weights_bn: jax.Array,
+  scale_bn: jax.Array | None = None,
 ) -> Sum:
-  """Sums over images the squared error of the noise, a mean over the image's numbers.
+  """Sums over images the squared error, a mean over the image's numbers.
 
   So the loss does not depend on the latent width, the patch size or the slots.
+
+  Args:
+    predicted_bnhwc: f32.
+    target_bnhwc: f32, what was to be predicted: the noise in the paper.
+    weights_bn: f32, of each image; they are counted.
+    scale_bn: f32, multiplies errors and is not counted; None: 1.
   """
-  error_bn = jnp.mean(jnp.square(predicted_bnhwc - noise_bnhwc), axis=(2, 3, 4))
+  error_bn = jnp.mean(jnp.square(predicted_bnhwc - target_bnhwc), axis=(2, 3, 4))
+  if scale_bn is not None:
+    error_bn = error_bn * scale_bn
   live_bn = weights_bn > 0
   total = jnp.sum(jnp.where(live_bn, error_bn * weights_bn, 0.0))
   return Sum(total, jnp.sum(weights_bn))

@@ -31,6 +31,9 @@ PEAK_FLOPS = {
   "NVIDIA H200": 989e12,
 }
 
+# As /proc/cpuinfo names them, on x86 and on Arm.
+VECTORS = ("amx_tile", "avx512f", "avx2", "fma", "sve", "asimd")
+
 
 def peak_flops() -> tuple[float, str]:
   """FLOP/s of one device and where the figure is from.
@@ -65,19 +68,31 @@ def measure_matmul(*, size: int = 1024, seconds: float = 0.3) -> float:
   return best
 
 
+def cpu_info() -> dict[str, str]:
+  """What Linux says of the first processor; nothing elsewhere."""
+  path = Path("/proc/cpuinfo")
+  text = path.read_text() if path.is_file() else ""
+  lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+  return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def vectors(info: dict[str, str]) -> str:
+  """The instructions on vectors and matrices that a processor has, the widest first:
+  they decide how fast its matmuls can be."""
+  has = info.get("flags", info.get("Features", "")).split()
+  return " ".join(name for name in VECTORS if name in has) or "unknown"
+
+
 def environment() -> dict[str, Any]:
   """Hardware and versions of this process, for run.json and printed figures."""
   device = jax.devices()[0]
-  cpu = platform.processor() or platform.machine()
-  info = Path("/proc/cpuinfo")
-  if info.is_file():
-    names = [x for x in info.read_text().split("\n") if x.startswith("model name")]
-    cpu = names[0].partition(":")[2].strip() if names else cpu
+  info = cpu_info()
   return {
     "device": device.device_kind,
     "devices": jax.device_count(),
     "hosts": jax.process_count(),
-    "cpu": cpu,
+    "cpu": info.get("model name", platform.processor() or platform.machine()),
+    "vectors": vectors(info),
     "cores": len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count(),

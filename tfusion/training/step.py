@@ -6,7 +6,8 @@ b batch  n image slots  h w c latent height, width, channels
 Randomness: key = fold_in(fold_in(root, step), stream); nothing random is saved.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tfusion.config import Config
-from tfusion.diffusion.process import add_noise, draw_t
+from tfusion.diffusion import objective, process
 from tfusion.model.transfusion import Params, Transfusion, axis_names, bind
 from tfusion.sequence import Batch
 from tfusion.sharding import spec, state_shardings
-from tfusion.training.losses import Sum, image_loss, text_loss
+from tfusion.training.cross_entropy import next_token_loss
+from tfusion.training.losses import Sum, image_loss
 from tfusion.training.optim import make_optimizer, make_schedule, update_ema
 
 INIT, TRAIN = 0, 1  # streams of randomness
@@ -44,8 +46,8 @@ class TrainState(NamedTuple):
 class Prediction(NamedTuple):
   """What the model says of a noised batch."""
 
-  logits_blv: jax.Array
-  noise_bnhwc: jax.Array  # f32
+  x_bld: jax.Array  # from which the head makes logits
+  images_bnhwc: jax.Array  # f32, noise or another diffusion.target
 
 
 class Losses(NamedTuple):
@@ -102,24 +104,73 @@ def predict(
     params: of the model.
     batch: rows of documents.
     noise_bnhwc: f32, standard normal, for every image slot.
-    t_bn: i32, the timestep of every image slot, 0 (clean) to diffusion.timesteps.
+    t_bn: the timestep of every image slot, 0 (clean) to diffusion.timesteps; i32, or
+      f32 with diffusion.schedule=linear.
   """
-  noisy_bnhwc = add_noise(
-    batch.latents_bnhwc, noise_bnhwc, t_bn, timesteps=config.diffusion.timesteps
+  noisy_bnhwc = process.add_noise(
+    batch.latents_bnhwc, noise_bnhwc, t_bn, **_schedule(config)
   )
-  return Prediction(*bind(config.model, params)(batch, noisy_bnhwc, t_bn))
+  return Prediction(*bind(config.model, params).outputs(batch, noisy_bnhwc, t_bn))
+
+
+def text_loss(
+  config: Config, params: Params, predicted: Prediction, batch: Batch[jax.Array]
+) -> Sum:
+  """Next-token cross entropy of a batch, in nats."""
+  return next_token_loss(
+    predicted.x_bld,
+    params["head"],
+    batch.targets_bl,
+    weights_bl=batch.weights_bl,
+    gradient=config.model.gradient_dtype,
+  )
+
+
+def image_target(
+  config: Config, batch: Batch[jax.Array], noise_bnhwc: jax.Array, t_bn: jax.Array
+) -> jax.Array:
+  """What is to be predicted of the images of a batch: `diffusion.target`."""
+  return objective.target_of(
+    batch.latents_bnhwc,
+    noise_bnhwc,
+    process.scales(t_bn, **_schedule(config)),
+    target=config.diffusion.target,
+    schedule=config.diffusion.schedule,
+  )
 
 
 def losses(
-  predicted: Prediction, batch: Batch[jax.Array], noise_bnhwc: jax.Array
+  config: Config,
+  params: Params,
+  predicted: Prediction,
+  batch: Batch[jax.Array],
+  noise_bnhwc: jax.Array,
+  t_bn: jax.Array,
 ) -> Losses:
-  """Both losses of a batch: next token and predicted noise (section 3, equation 4)."""
+  """Both losses of a batch: next token and predicted noise (section 3, equation 4).
+
+  Other objectives of `diffusion.` have another target and may weigh t.
+  """
+  scale_bn, gamma = None, config.diffusion.min_snr_gamma
+  if gamma:
+    scale_bn = objective.min_snr_weight(
+      process.scales(t_bn, **_schedule(config)),
+      target=config.diffusion.target,
+      gamma=gamma,
+    )
   return Losses(
-    text=text_loss(predicted.logits_blv, batch.targets_bl, weights_bl=batch.weights_bl),
+    text=text_loss(config, params, predicted, batch),
     image=image_loss(
-      predicted.noise_bnhwc, noise_bnhwc, weights_bn=batch.image_weight_bn
+      predicted.images_bnhwc,
+      image_target(config, batch, noise_bnhwc, t_bn),
+      weights_bn=batch.image_weight_bn,
+      scale_bn=scale_bn,
     ),
   )
+
+
+def _schedule(config: Config) -> dict[str, Any]:
+  return dict(timesteps=config.diffusion.timesteps, schedule=config.diffusion.schedule)
 
 
 def draw_noise(
@@ -133,7 +184,14 @@ def draw_noise(
     (b, n, *config.model.image_shape),
     out_sharding=spec("batch", None, None, None, None),
   )
-  t_bn = draw_t(t_key, batch.noise_cap_bn, timesteps=config.diffusion.timesteps)
+  d = config.diffusion
+  t_bn = process.draw_t(
+    t_key,
+    batch.noise_cap_bn,
+    logit_normal=(d.t_logit_mean, d.t_logit_std) if d.t_logit_std else None,
+    shift=d.t_shift,
+    **_schedule(config),
+  )
   return noise_bnhwc, t_bn
 
 
@@ -151,21 +209,34 @@ def gradients(
 
   def objective(params, batch, noise_bnhwc, t_bn):
     predicted = predict(config, params, batch, noise_bnhwc, t_bn)
-    text, image = found = losses(predicted, batch, noise_bnhwc)
+    text, image = found = losses(config, params, predicted, batch, noise_bnhwc, t_bn)
     scaled = image.total / image_count * config.diffusion.image_weight
     return text.total / text_count + scaled, found
 
   gradient = jax.grad(objective, has_aux=True)
+  return accumulate(config, gradient, params, (batch, noise_bnhwc, t_bn))
+
+
+def accumulate(config: Config, gradient: Callable, params: Params, of_rows: Any) -> Any:
+  """The gradient of a batch and undivided losses, summed over its parts.
+
+  Args:
+    config: static; `train.accumulate` parts.
+    gradient: (params, *of_rows) -> (gradient, losses).
+    params: of the model.
+    of_rows: arrays, or trees of them, with the rows of the batch in front.
+  """
   parts = config.train.accumulate
   if parts == 1:
-    return gradient(params, batch, noise_bnhwc, t_bn)
+    return gradient(params, *of_rows)
 
   def add_part(sums, part):
     return jax.tree.map(jnp.add, sums, gradient(params, *part)), None
 
-  split = jax.tree.map(lambda x: _microbatches(x, parts), (batch, noise_bnhwc, t_bn))
-  zero = Sum(jnp.float32(0), jnp.float32(0))
-  zeros = (jax.tree.map(jnp.zeros_like, params), Losses(zero, zero))
+  split = jax.tree.map(lambda x: _microbatches(x, parts), of_rows)
+  of_one = lambda: gradient(params, *jax.tree.map(lambda x: x[0], split))  # noqa: E731
+  no_losses = jax.tree.map(lambda _: jnp.float32(0), jax.eval_shape(of_one)[1])
+  zeros = (jax.tree.map(jnp.zeros_like, params), no_losses)
   return jax.lax.scan(add_part, zeros, split)[0]
 
 
@@ -188,9 +259,28 @@ def train_step(
   grads, (text, image) = gradients(config, state.params, batch, key)
   loss_text, loss_image = text.mean(), image.mean()
   loss = loss_text + config.diffusion.image_weight * loss_image
+  new, grad_norm = update(config, state, grads, loss)
+  metrics = {
+    "loss": loss,
+    "loss_text": loss_text,
+    "loss_image": loss_image,
+    "grad_norm": grad_norm,
+    "lr": make_schedule(config)(state.step - state.skipped_total),
+    "elements": jnp.sum(batch.hi_bl >= batch.lo_bl),
+    "images": image.count,
+    "skipped": new.skipped,
+    "skipped_total": new.skipped_total,
+  }
+  return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
+
+
+def update(
+  config: Config, state: TrainState, grads: Params, loss: jax.Array
+) -> tuple[TrainState, jax.Array]:
+  """The state after an optimizer's step, which what is not finite leaves out, and the
+  norm of the gradient."""
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-
   updates, opt_state = make_optimizer(config).update(
     grads, state.opt_state, state.params
   )
@@ -211,19 +301,7 @@ def train_step(
     skipped=state.skipped + 1,
     skipped_total=state.skipped_total + 1,
   )
-  new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
-  metrics = {
-    "loss": loss,
-    "loss_text": loss_text,
-    "loss_image": loss_image,
-    "grad_norm": grad_norm,
-    "lr": make_schedule(config)(state.step - state.skipped_total),
-    "elements": jnp.sum(batch.hi_bl >= batch.lo_bl),
-    "images": image.count,
-    "skipped": new.skipped,
-    "skipped_total": new.skipped_total,
-  }
-  return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
+  return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept), grad_norm
 
 
 def _microbatches(x: jax.Array, parts: int) -> jax.Array:

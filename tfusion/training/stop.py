@@ -6,6 +6,7 @@ Not: what is saved then (loop.py).
 
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -22,11 +23,12 @@ class StopSignals:
   """Remembers Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once.
 
   `told` is the signal that came to this process, `agreed_on` the one by which all hosts
-  stop; 0 without one.
+  stop; 0 without one. `waited` are the seconds that went into asking the others.
   """
 
   def __init__(self):
     self.told = self.agreed_on = 0
+    self.waited = 0.0
     self.before = {}
 
   def __enter__(self):
@@ -65,7 +67,9 @@ class StopSignals:
     if jax.process_count() == 1:
       self.agreed_on = self.told
     elif step % AGREE_EVERY == 0 or due:
+      begin = time.perf_counter()
       told = multihost_utils.process_allgather(np.asarray(self.told))
+      self.waited += time.perf_counter() - begin
       self.agreed_on = int(SPOILED if SPOILED in told else told.max())
     return bool(self.agreed_on)
 

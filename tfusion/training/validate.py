@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfusion.config import Config
+from tfusion.diffusion import process
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Batch
-from tfusion.training.losses import Sum, image_loss, text_loss
-from tfusion.training.step import draw_noise, predict
+from tfusion.training.losses import Sum, image_loss
+from tfusion.training.step import draw_noise, image_target, predict, text_loss
 
 BINS = 10  # equal parts of the noise schedule
 NOISE_SEED = 0  # the same for every run, so that runs compare
@@ -33,7 +34,7 @@ class Validation(NamedTuple):
 def grid(
   config: Config, batch: Batch[jax.Array], number
 ) -> tuple[jax.Array, jax.Array]:
-  """The bin of every image slot of batch `number` and its middle as t, i32[b, n].
+  """The bin of every image slot of batch `number` and its middle as t, [b, n].
 
   The bin goes up by 1 from slot to slot and by 3, which shares no factor with 10, from
   row to row: all bins are met however few of their slots the rows fill. An image with a
@@ -49,8 +50,10 @@ def grid(
   middle_bn = (bin_bn + 0.5) / BINS
   # In the first bin too, the middle may lie above a very low cap.
   share_bn = jnp.minimum(middle_bn, batch.noise_cap_bn)
-  t_bn = jnp.round(share_bn * config.diffusion.timesteps).astype(jnp.int32)
-  return bin_bn, jnp.where(batch.noise_cap_bn > 0, jnp.maximum(t_bn, 1), 0)
+  t_bn = share_bn * config.diffusion.timesteps
+  if config.diffusion.schedule == process.COSINE:
+    t_bn = jnp.maximum(jnp.round(t_bn).astype(jnp.int32), 1)
+  return bin_bn, jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,16 +65,16 @@ def eval_step(
   noise_bnhwc, _ = draw_noise(config, key, batch)
   bin_bn, t_bn = grid(config, batch, number)
   predicted = predict(config, params, batch, noise_bnhwc, t_bn)
+  target_bnhwc = image_target(config, batch, noise_bnhwc, t_bn)
   bins = tuple(
     image_loss(
-      predicted.noise_bnhwc,
-      noise_bnhwc,
+      predicted.images_bnhwc,
+      target_bnhwc,
       weights_bn=jnp.where(bin_bn == i, batch.image_weight_bn, 0.0),
     )
     for i in range(BINS)
   )
-  text = text_loss(predicted.logits_blv, batch.targets_bl, weights_bl=batch.weights_bl)
-  return Validation(text, bins)
+  return Validation(text_loss(config, params, predicted, batch), bins)
 
 
 def validate(

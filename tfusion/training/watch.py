@@ -38,6 +38,8 @@ ASLEEP_SECONDS = 10.0  # between two looks: this process was stopped itself
 GRACE_SECONDS = 5.0  # for this host to fail by itself where another has
 TELL_SECONDS = 2.0  # for words to reach the others before this process ends
 PROFILE = "profile"  # a file of the workdir that asks for one
+SLOW_TIMES = 2.0  # a host is slow that needs so many times what the others do ...
+SLOW_SHARE = 0.5  # ... and so much of an update; the devices hide what is less
 GOES_ON = "the same command, on all hosts, goes on from the last checkpoint"
 # How XLA and its collectives begin what they raise, of whatever type.
 _OF_XLA = re.compile(
@@ -79,23 +81,33 @@ class Watch:
     if self.peers and jax.process_index():
       self._say("pace", seconds)
 
+  def host_ms(self) -> list[float | None]:
+    """What `tell_pace` was told last, by host; None of a host not heard of yet."""
+    paces = dict(self.paces)  # the thread may add to them
+    found = (paces.get(host) for host in range(jax.process_count()))
+    return [None if pace is None else 1e3 * pace for pace in found]
+
   def slow(self, step_seconds: float) -> str:
     """Names a host for which the others wait; empty if there is none.
 
     All devices finish an update together, so a slow host shows in what it does beside
-    them: reading its data, its Python. A slow device does not show.
+    them: reading its data, its Python. While that is shorter than the work of the
+    devices, which goes on meanwhile, no host waits for it. A slow device does not show.
 
     Args:
       step_seconds: of an update.
     """
-    host, most = max(self.paces.items(), key=lambda item: item[1])
-    median = statistics.median(self.paces.values())
-    if most < 2 * median or most - median < 0.05 * step_seconds:
+    paces = dict(self.paces)
+    host = max(paces, key=lambda host: paces[host])
+    most = paces.pop(host)
+    median = statistics.median(paces.values()) if paces else most
+    if most < max(SLOW_TIMES * median, SLOW_SHARE * step_seconds) or not paces:
       return ""
-    name = self.peers.names[host] if self.peers else ""
+    name = f" ({self.peers.names[host]})" if self.peers else ""
     return (
-      f"host {host} ({name}) is slow: it needs {1e3 * most:.0f} ms of an update for"
-      f" itself, the median host {1e3 * median:.0f} ms of {1e3 * step_seconds:.0f}"
+      f"host {host}{name} is slow: of the {1e3 * step_seconds:.0f} ms of an update it"
+      f" needs {1e3 * most:.0f} for itself, the median of the others is"
+      f" {1e3 * median:.0f}"
     )
 
   def take_profile(self) -> bool:
