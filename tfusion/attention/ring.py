@@ -139,16 +139,15 @@ class Ring:
       part_bqhd, *dkv_bknd = backward(q_bqhd, *kv_bknd, *args, *of_queries, **options)
       return dq_bqhd + part_bqhd, dkv_bknd
 
-    dq_bqhd, home = jnp.zeros(q_bqhd.shape, jnp.float32), []
+    dq_bqhd, others = jnp.zeros(q_bqhd.shape, jnp.float32), {}
     if self.devices > 2:
-      dq_bqhd, dkv_bknd = self._come_back(meet, dq_bqhd, kept[2:], distances)
-      home.append(self._pass(dkv_bknd, -1))
-    dq_bqhd, dkv_bknd = meet(dq_bqhd, kept[:2], self.devices - 1)
-    home.append(self._pass(dkv_bknd, 1))
-    dq_bqhd, dkv_bknd = meet(dq_bqhd, (k_bknd, v_bknd), 0)
-    home.append(dkv_bknd)
+      dq_bqhd, others[-1] = self._come_back(meet, dq_bqhd, kept[2:], distances)
+    dq_bqhd, others[1] = meet(dq_bqhd, kept[:2], self.devices - 1)
+    own, others = lax.optimization_barrier(((k_bknd, v_bknd), others))
+    home = [self._pass(dkv_bknd, hops) for hops, dkv_bknd in others.items()]
+    dq_bqhd, own = meet(dq_bqhd, own, 0)
     dk_bknd, dv_bknd = (
-      sum(x.astype(jnp.float32) for x in parts) for parts in zip(*home)
+      sum(x.astype(jnp.float32) for x in parts) for parts in zip(*home, own)
     )
     return (
       dq_bqhd.astype(q_bqhd.dtype),
