@@ -4,7 +4,6 @@ Parameters over fsdp, heads over tensor, rows over context: every mesh axis that
 kernels meet, sixteen chips, bfloat16. It is compiled once, in two minutes on one core.
 """
 
-import json
 import os
 import re
 import subprocess
