@@ -131,7 +131,8 @@ class Ring:
   ):
     """Returns (dq_bqhd, dk_bknd, dv_bknd) from lse, delta and do, all of whole rows,
     and what `forward` has kept."""
-    backward = getattr(self.inner, "backward", functools.partial(_pull, self.inner))
+    pulled = functools.partial(_pull, self.inner)
+    backward: Any = getattr(self.inner, "backward", pulled)
 
     def meet(dq_bqhd, kv_bknd, distance):
       args = self._seen(lo_bq, hi_bq, k_bknd.shape[1], distances, distance)
