@@ -65,9 +65,8 @@ def test_a_loss_and_an_optimizer_of_ones_own_need_the_parameters_alone(config):
     @jax.jit
     def loss_of(params, key):
       noise, t = tfusion.draw_noise(config, key, batch)
-      text, image = tfusion.losses(
-        tfusion.predict(config, params, batch, noise, t), batch, noise
-      )
+      predicted = tfusion.predict(config, params, batch, noise, t)
+      text, image = tfusion.losses(config, params, predicted, batch, noise, t)
       return text.mean() + config.diffusion.image_weight * image.mean()
 
     key = jax.random.key(1)

@@ -57,7 +57,7 @@ def test_a_logger_without_its_extra_is_refused_before_any_work(
   monkeypatch.setattr(
     importlib.util, "find_spec", lambda n, *a: None if n in missing else found(n, *a)
   )
-  root = pathlib.Path(loggers.__file__).parents[2]
+  root = pathlib.Path(__file__).parents[2]
   experiment = {"train": "digits.py:smoke", "autoencoder": "autoencoder.py:smoke"}
   for name in ("tensorboard", "wandb"):
     workdir = tmp_path / name
@@ -70,7 +70,7 @@ def test_a_logger_without_its_extra_is_refused_before_any_work(
 
 
 def test_every_logger_is_an_extra_of_its_name_with_its_library():
-  root = pathlib.Path(loggers.__file__).parents[2]
+  root = pathlib.Path(__file__).parents[2]
   setup = (root / "setup.py").read_text()
   for name, library in loggers.LIBRARIES.items():
     (extra,) = [x for x in setup.splitlines() if x.strip().startswith(f'"{name}": [')]

@@ -478,8 +478,14 @@ def test_a_clock_of_the_system_that_leaps_ends_no_run_and_spoils_no_rate(
   tmp_path, monkeypatch
 ):
   workdir, true, looks = tmp_path / "run", time.time, itertools.count()
-  # A day forth, and a day back, at every second look.
-  monkeypatch.setattr(time, "time", lambda: true() + 86_400 * (next(looks) % 2))
+
+  def leaping():
+    """A day forth, and a day back, at every second look of ours. Orbax, which looks
+    too, would give up a save that seems to have taken a day."""
+    ours = sys._getframe(1).f_globals["__name__"].startswith("tfusion")
+    return true() + 86_400 * (next(looks) % 2 if ours else 0)
+
+  monkeypatch.setattr(time, "time", leaping)
   begin = time.monotonic()
   loop.train(make_config(train__steps=6, train__stall_seconds=60), workdir)
   loop.train(make_config(train__stall_seconds=60), workdir)
