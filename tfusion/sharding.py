@@ -85,8 +85,8 @@ def _initialize(how: str, *args):
       " where TPU pods, Slurm or Open MPI say where they are"
     ) from error
   if jax.default_backend() == "cpu":
-    # JAX keeps the programs of the first process alone. It would find them, and wait for
-    # the others while they compile, which gloo does for 30 seconds and no longer.
+    # JAX keeps the programs of the first process alone. It would find them, and wait
+    # for the others while they compile, which gloo does for 30 seconds and no longer.
     jax.config.update("jax_enable_compilation_cache", False)
 
 
