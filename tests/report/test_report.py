@@ -436,7 +436,7 @@ def test_an_installed_package_has_the_templates_and_the_style(tmp_path):
   setup = [sys.executable, "setup.py", "--quiet"]
   subprocess.run([*setup, "sdist", "--dist-dir", out], cwd=tree, check=True)
   (archive,) = out.glob("*.tar.gz")
-  shutil.unpack_archive(archive, tmp_path / "release", filter="data")
+  shutil.unpack_archive(archive, tmp_path / "release")
   (release,) = (tmp_path / "release").iterdir()
   built = tmp_path / "built"
   subprocess.run([*setup, "build", "--build-lib", built], cwd=release, check=True)
