@@ -43,7 +43,7 @@ def test_speed_is_that_since_the_last_line_without_what_is_no_training(
   peak = 1e9 / jax.device_count()
   monkeypatch.setattr(machine, "peak_flops", lambda: (peak, "matmul"))
   seconds = {"init": 1.0, "compile": 2.0, "save": 3.0, "evaluate": 4.0, "data": 0.5}
-  clock = types.SimpleNamespace(elapsed=20.0, seconds=seconds)
+  clock = types.SimpleNamespace(elapsed=20.0, seconds=seconds, computed=0.0)
   log = log_lib.Log(
     tiny.config(train__steps=30, train__log_every_steps=5),
     tmp_path,

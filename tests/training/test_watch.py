@@ -186,7 +186,8 @@ def test_times_of_hosts_stand_in_order_with_gaps_for_those_not_heard_of(
 def test_what_a_host_needs_for_itself_is_what_it_does_not_wait_for(
   tmp_path, monkeypatch
 ):
-  clock = types.SimpleNamespace(elapsed=0.0, seconds=collections.defaultdict(float))
+  seconds = collections.defaultdict(float)
+  clock = types.SimpleNamespace(elapsed=0.0, seconds=seconds, computed=0.0)
   held, stop = Hold(None), StopSignals()
   held.watch = watch = watch_lib.Watch(tmp_path, 0, clock)
   config = tiny.config(train__log_every_steps=4)
@@ -194,13 +195,15 @@ def test_what_a_host_needs_for_itself_is_what_it_does_not_wait_for(
     config, tmp_path, 0, clock, held, stop, lambda since: {}, lambda *_: "."
   )
   told(watch, monkeypatch, None, 0.01)
-  # The device is waited for by 0.5 s in each update, the other hosts by 1 s.
+  # The device is waited for by 0.5 s in each update, the other hosts by 1 s; the host
+  # computes for 2 s itself.
   reads = iter(x for i in range(4) for x in (i, i + 0.5))
   monkeypatch.setattr(log_lib.time, "perf_counter", lambda: next(reads))
   for step in range(1, 5):
     log.hand_over(step, {"loss": 1.0, "skipped": 0.0}, {})
     if step == 4:
-      clock.elapsed, clock.seconds["save"], stop.waited = 30.0, 17.0, 1.0
+      clock.elapsed, clock.seconds["save"] = 30.0, 17.0
+      stop.waited, clock.computed = 1.0, 2.0
     log.write()
   (line,) = tiny.lines(tmp_path, "speed")
-  assert line["host_ms"] == [1e3 * (30 - 17 - 4 * 0.5 - 1) / 4, 10.0]
+  assert line["host_ms"] == [1e3 * (30 - 17 - 4 * 0.5 - 1 - 2) / 4, 10.0]

@@ -18,6 +18,8 @@ class Clock:
     self.start = time.perf_counter()
     self.seconds: defaultdict[str, float] = defaultdict(float)
     self.phase = ""  # what is being measured; a thread may ask (watch.py)
+    # Seconds of handing over updates, where that may be to compute them (compiled.py).
+    self.computed = 0.0
 
   @contextmanager
   def measure(self, name: str):

@@ -203,6 +203,7 @@ class Log:
     self._done["seconds"] = self.clock.elapsed - sum(spent[k] for k in NO_TRAINING)
     self._done["waited"] = spent["data"]
     self._done["asked"] = self._stop.waited
+    self._done["computed"] = self.clock.computed
     since = {k: max(x - self._logged[k], 1e-9) for k, x in self._done.items()}
     self._logged = self._done.copy()
     step_seconds = since["seconds"] / since["updates"]
@@ -215,7 +216,7 @@ class Log:
       "eta_seconds": step_seconds * (self._train.steps - values["step"]),
     }
     if self._watch and jax.process_count() > 1:
-      own = since["seconds"] - since["blocked"] - since["asked"]
+      own = since["seconds"] - since["blocked"] - since["asked"] - since["computed"]
       self._watch.tell_pace(max(own, 0.0) / since["updates"])
       speed["host_ms"] = self._watch.host_ms()
       if slow := self._watch.slow(step_seconds):
