@@ -10,9 +10,10 @@ import pytest
 import test_hosts
 import tiny
 import tiny_experiments
+import tiny_hosts
 import tiny_stores
 
-from tfusion import cli, files
+from tfusion import cli, config_file, files
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.training import loop
 
@@ -166,34 +167,32 @@ def test_an_autoencoder_is_trained_in_a_bucket(place, tmp_path):
   assert codec.load(path).sha256
 
 
-def _env() -> dict[str, str]:
-  return dict(os.environ) | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-    "JAX_NUM_CPU_DEVICES": "4",
-    "PYTHONPATH": str(test_hosts.ROOT),
-    **tiny.QUICK,
-  }
+@pytest.fixture(scope="module")
+def server(stores):
+  with tiny_hosts.serving({}) as found:
+    yield found
 
 
 def test_two_hosts_train_in_a_bucket_and_one_goes_on_from_their_checkpoint(
-  stores, tmp_path, capfd
+  server, tmp_path, capfd
 ):
   workdir = f"gs://{tiny_stores.BUCKET}/{tmp_path.name}"
-  more = ["--config.mesh.fsdp=2", "--config.train.steps=2"]
-  test_hosts.run_two_hosts(_env(), workdir, *more, knobs=test_hosts.SMALLEST)
+  experiment = test_hosts.furnish(tmp_path)
+  more = ["--config.mesh.fsdp=4", "--config.train.steps=2"]
+  tiny_hosts.run_two_hosts(server, *test_hosts.train(experiment, workdir, *more))
   saved = files.to_path(workdir) / "checkpoints" / "2"
   records = [f"record.{process}-of-2" for process in range(2)]
   assert all((saved / record).is_file() for record in records)
-  more = [*test_hosts.SMALLEST, "--config.train.steps=4"]
-  loop.train(cli.read_config(test_hosts.CONFIG, more), workdir)
+  loop.train(config_file.read_config(experiment, ["--config.train.steps=4"]), workdir)
   assert "goes on after step 2" in capfd.readouterr().out
   lines = map(json.loads, written(workdir)["metrics.jsonl"].splitlines())
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
-def test_two_hosts_are_refused_a_workdir_on_s3_before_any_work(stores, tmp_path):
-  with pytest.raises(AssertionError) as error:
-    test_hosts.run_two_hosts(_env(), f"s3://{tiny_stores.BUCKET}/{tmp_path.name}")
-  said = str(error.value)
-  assert "cannot be written to s3://" in said and "Traceback" not in said
+def test_two_hosts_are_refused_a_workdir_on_s3_before_any_work(server, tmp_path):
+  workdir = f"s3://{tiny_stores.BUCKET}/{tmp_path.name}"
+  command = test_hosts.train(test_hosts.furnish(tmp_path), workdir)
+  with tiny_hosts.two_hosts(server, *command) as hosts:
+    for said in tiny_hosts.ends(hosts, 2, 2):
+      assert "cannot be written to s3://" in said and "Traceback" not in said
+  assert not (files.to_path(workdir) / "config.json").is_file()

@@ -98,6 +98,8 @@ PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 NUMPY_ONLY = "version autoencoder_config config files lock workdir cli report sequence"
 NUMPY_ONLY += " data buckets errors config_file numerals paper parsing progress sizing"
 NUMPY_ONLY += " startup templates version muster"
+# What may ask the clock that people and networks set: for dates, not for seconds.
+DATED = ("checkpoint.py", "training/goodput.py")
 MAX_FUNCTION_LINES = 90
 REQUIREMENT_OF = {
   "absl": "absl-py",
@@ -232,6 +234,13 @@ def test_libraries_stay_where_they_belong(name):
     outside = ("experiments", "tests", "torch", "tensorflow", "transfusion_pytorch")
     assert library not in outside, f"{name} imports {full}"
   assert "jax._src" not in SOURCES[name]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_timed_by_a_clock_that_may_be_set(name):
+  # time.monotonic() and time.perf_counter() do not leap.
+  asked = re.search(r"\btime\.time(_ns)?\(|\bdatetime\b", SOURCES[name])
+  assert not asked or name in DATED
 
 
 def test_every_library_is_a_requirement():

@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from tfusion import cli
 from tfusion import muster as muster_lib
 from tfusion.muster import muster
 
@@ -47,6 +48,19 @@ def test_a_first_process_that_does_not_come_is_named(address, monkeypatch):
   monkeypatch.setattr(muster_lib, "SECONDS", 0.5)
   (said,) = come(address, (1, 2))
   assert said.startswith(f"process 0 did not come to {address} within")
+
+
+@pytest.mark.parametrize("index, says", [(0, "of 2 processes, 1"), (1, "process 0")])
+def test_a_command_whose_other_host_never_joins_ends_with_2_and_its_number(
+  address, index, says, monkeypatch, tmp_path, capsys
+):
+  monkeypatch.setattr(muster_lib, "SECONDS", 0.5)
+  run = ["--workdir", str(tmp_path / "run"), "--distributed", f"{address},{index},2"]
+  assert cli.main(["train", "--config", "none.py", *run]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"tfusion train: --distributed={address},{index},2: the proc")
+  assert f"({says} did not come" in line and "start all of them" in line
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ from tfusion.lock import Lost
 from tfusion.version import __version__
 
 Path: TypeAlias = ocp.path.Path
+FAULT_BYTES = 1000  # of what one process tells the others of a file, at most
+SLICE_BYTES = 1 << 20  # of an array that several replicas write together, at least
 _SAVES = itertools.count()  # a barrier's name may be used only once per program
 # What the system or orbax says, and what then helps.
 _REMEDIES = {
@@ -106,6 +108,8 @@ class Checkpoints:
     self._context = ocp.Context()
     # zstd saves a tenth of the bytes of fp32 weights and takes three times as long.
     self._context.array.saving.use_compression = False
+    # What replicas share out among them is cut by programs, compiled at the first save.
+    self._context.array.saving.min_slice_bytes_for_replica_parallel = SLICE_BYTES
     self._thread = futures.ThreadPoolExecutor(max_workers=1)
     self._pending: tuple[int, int, futures.Future] | None = None  # step, bytes, save
     logging.get_absl_logger().addFilter(_is_worth_reading)
@@ -395,10 +399,7 @@ class Checkpoints:
       fault = f"{error.filename} is missing"
     except (OSError, ValueError) as error:
       fault = str(error)
-    if jax.process_count() > 1:
-      sound = bool(multihost_utils.process_allgather(np.array(not fault)).all())
-      fault = "" if sound else fault or "another process cannot read its share"
-    return records, fault
+    return records, _fault_of_any(fault)
 
 
 class _Staging:
@@ -524,6 +525,18 @@ def _from_first_process(value: int) -> int:
   if jax.process_count() == 1:
     return value
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _fault_of_any(fault: str) -> str:
+  """What the first process of all says that says something; all must call it."""
+  if jax.process_count() == 1:
+    return fault
+  said = np.zeros(FAULT_BYTES, np.uint8)
+  data = np.frombuffer(fault.encode()[:FAULT_BYTES], np.uint8)
+  said[: len(data)] = data
+  everyone = multihost_utils.process_allgather(said)
+  texts = [one.tobytes().rstrip(b"\0").decode(errors="ignore") for one in everyone]
+  return next(filter(None, texts), "")
 
 
 def _barrier(name: str) -> None:

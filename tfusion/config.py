@@ -486,14 +486,19 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
   mesh, t, lanes = config.mesh, config.train, config.data.lanes
   sizes = mesh_sizes(mesh, devices=devices)
   if math.prod(sizes.values()) != devices:
+    given = ", ".join(
+      f"mesh.{axis}={n}" for axis, n in dataclasses.asdict(mesh).items()
+    )
     raise ValueError(
-      f"{mesh} does not fit {devices} devices; the product must be the device count"
+      f"{given}: does not fit {devices} devices, whose number the product must be; one"
+      " of mesh.data and mesh.fsdp may be -1, for what the others leave"
     )
   rows, shards = t.batch_rows // t.accumulate, sizes["data"] * sizes["fsdp"]
   if rows % shards:
     raise ValueError(
       f"train.batch_rows={t.batch_rows} in train.accumulate={t.accumulate} parts gives"
-      f" {rows} rows, which do not divide over mesh data*fsdp={shards}"
+      f" {rows} rows, which do not divide over mesh data*fsdp={shards}; give each part"
+      " a multiple of that, or choose another mesh"
     )
   if lanes % hosts:
     good = [n for n in range(1, lanes + 1) if lanes % n == 0]
@@ -513,7 +518,10 @@ def validate_devices(config: Config, *, devices: int, hosts: int) -> None:
   for key, axis in SHARDED.items():
     size = sizes[axis.removeprefix("mesh.")]
     if values[key] % size:
-      raise ValueError(f"{key}={values[key]} does not divide by {axis}={size}")
+      raise ValueError(
+        f"{key}={values[key]} does not divide by {axis}={size}; choose a multiple of"
+        f" that, or another {axis}"
+      )
 
 
 def mesh_sizes(mesh: MeshConfig, *, devices: int) -> dict[str, int]:

@@ -124,6 +124,9 @@ def test_two_processes_train_the_smallest_config_as_one(tmp_path, monkeypatch):
   out = run("2", "--run", "--", *train("two"))
   assert out.returncode == 0, out.stdout + out.stderr
   assert "[host 0] " in out.stdout and "step 2/2" in out.stdout
+  # They sample and judge together, too; one of them speaks.
+  assert out.stdout.count("caption_accuracy") == 1
+  assert (tmp_path / "two" / "eval" / "digits.png").is_file()
   shown = json.loads((tmp_path / "two" / "run.json").read_text())
   assert shown["hosts"] == 2
   one = subprocess.run(train("one"), capture_output=True, text=True, timeout=1200)

@@ -1,11 +1,14 @@
 """Promises of tfusion/pods/counts.py: the operations of a step, counted three ways."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tiny import config as tiny_config
 
 from tfusion import config as config_lib
 from tfusion.attention import intervals
+from tfusion.config import MeshConfig
 from tfusion.config_file import read_config
 from tfusion.model.transfusion import parameter_count
 from tfusion.pods import counts
@@ -38,6 +41,18 @@ def test_live_tiles_are_those_of_the_kernels_work_list(paper):
   assert full + masked == int(np.sum(tiles.live_bij))
 
 
+def test_the_farthest_shard_of_a_typical_row_is_as_far_as_its_documents_are_long():
+  config = tiny_config(data__row_length=4096)
+  far = {
+    parts: counts.farthest(
+      dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=1, context=parts))
+    )
+    for parts in (1, 2, 4, 8, 16, 64)
+  }
+  # Texts of 1,024 do not all begin at a cut.
+  assert far == {1: 1, 2: 1, 4: 1, 8: 2, 16: 4, 64: 16}
+
+
 def test_exact_is_less_than_whole_tiles_and_those_less_than_the_square(paper):
   found = counts.count(paper)
   assert found.exact < found.tiles < found.square
@@ -56,8 +71,6 @@ def test_counts_are_in_proportion_to_rows():
 
 
 def _with_rows(config, rows):
-  import dataclasses
-
   values = dataclasses.asdict(config)
   values["train"]["batch_rows"] = rows
   return values

@@ -68,6 +68,8 @@ def test_a_loop_runs_until_its_bound_in_steps_of_what_it_adds():
   assert program.trips(loop) == 4  # 0, 2, 4, 6
   by_one = Program(TEXT.replace("constant(2)", "constant(1)"))
   assert by_one.trips(loop) == 8
+  by_data = Program(TEXT.replace("constant(8)", "copy(%bound)"))
+  assert by_data.trips(loop) is None
 
 
 def test_a_text_without_an_entry_is_no_program():

@@ -117,6 +117,10 @@ def test_kernels_take_their_live_tiles_at_the_share_that_their_instructions_allo
   tiles = counted.full_tiles + counted.masked_tiles
   assert found["attend_backward"] == pytest.approx(5 * tile * tiles)
   assert kernels.times(config, chips.parse("h100:64"), counted).seconds == {}
+  # A fourth of the row in three calls: with its own keys, those ahead, those behind.
+  ring = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=16, context=4))
+  on_ring = kernels.times(ring, topology, counted).seconds["attend_backward"]
+  assert on_ring == pytest.approx(4 * found["attend_backward"] / 4 / 3)
 
 
 def test_kernels_whose_instructions_cannot_be_counted_are_taken_at_the_peak(

@@ -15,7 +15,7 @@ LINE = "replica_groups={{0,1,2,3,4,5,6,7}}"
 X = "f32[1024,1024]{1,0:S(1)}"  # on the chip: reading it costs nothing
 
 
-def run(body: str, more: str = "", kernel_seconds=lambda name: 0.0) -> Cost:
+def run(body: str, more: str = "", kernel_seconds=lambda name: 0.0, **options) -> Cost:
   """The cost of a program whose entry has these lines, on a line of eight devices."""
   text = f"""{more}
 ENTRY %main (x: f32[1024,1024], w: f32[1048576]) -> f32[1] {{
@@ -27,7 +27,7 @@ ENTRY %main (x: f32[1024,1024], w: f32[1048576]) -> f32[1] {{
   topology = chips.Topology("v5e", (8, 1))
   places = [Place((n, 0), 0, (n,)) for n in range(8)]
   links = Links(topology, places, ["fsdp"])
-  return Timeline(Program(text), CHIP, links, kernel_seconds).total()
+  return Timeline(Program(text), CHIP, links, kernel_seconds, **options).total()
 
 
 def matmul(name: str) -> str:
@@ -120,6 +120,15 @@ LOOP = """
 def test_a_loop_takes_its_body_as_often_as_it_runs():
   cost = run(f"  %l = {X} while(%x), condition=%cond, body=%body", LOOP)
   assert cost.seconds == pytest.approx(6 * MATMUL) and cost.flops == 6 * 2 * 1024**3
+
+
+def test_a_loop_that_data_end_runs_as_often_as_is_said():
+  body = f"  %l = {X} while(%x), condition=%cond, body=%body"
+  by_data = LOOP.replace("constant(6)", "copy(%c)")
+  cost = run(body, by_data, open_trips=2)
+  assert cost.seconds == pytest.approx(2 * MATMUL)
+  with pytest.raises(ValueError, match="the loop l has no constant bound"):
+    run(body, by_data)
 
 
 def test_an_operation_takes_its_bytes_or_its_cycles_where_these_are_more():

@@ -1,6 +1,7 @@
 """Promises of tfusion/training/goodput.py."""
 
 import json
+import sys
 import types
 
 import pytest
@@ -11,8 +12,10 @@ from tfusion.training.goodput import Goodput
 
 @pytest.fixture
 def now(monkeypatch):
-  clock = types.SimpleNamespace(seconds=0.0)
-  monkeypatch.setattr(goodput_lib.time, "time", lambda: clock.seconds)
+  clock = types.SimpleNamespace(seconds=0.0, of_boot={})
+  monkeypatch.setattr(
+    goodput_lib, "_clocks", lambda: {"system": clock.seconds, **clock.of_boot}
+  )
   return clock
 
 
@@ -49,6 +52,27 @@ def test_a_clock_that_was_set_back_takes_no_time_away(tmp_path, now):
   now.seconds = 0.0
   Goodput(tmp_path, 5, clock(2.0), writes=True).write(6)
   assert account(tmp_path)["seconds"] == {"step": 12.0, "down": 0.0}
+
+
+def test_a_clock_that_leaps_between_two_starts_counts_only_where_the_boot_differs(
+  tmp_path, now
+):
+  now.of_boot = {"boot 1": 50.0}
+  Goodput(tmp_path, 0, clock(0.0), writes=True).write(5)
+  now.seconds, now.of_boot = 86_400.0, {"boot 1": 53.0}
+  Goodput(tmp_path, 5, clock(0.0), writes=True).write(6)
+  assert account(tmp_path)["seconds"]["down"] == 3.0
+  now.seconds, now.of_boot = 86_407.0, {"boot 2": 1.0}
+  Goodput(tmp_path, 6, clock(0.0), writes=True).write(7)
+  assert account(tmp_path)["seconds"]["down"] == 3.0 + 7.0
+
+
+def test_this_machine_has_a_clock_that_goes_on_whatever_the_system_s_says(monkeypatch):
+  monkeypatch.setattr(goodput_lib.time, "time", lambda: 0.0)
+  (one, *more), (other, *later) = (goodput_lib._clocks().items() for _ in range(2))
+  assert one == other == ("system", 0.0)
+  if sys.platform == "linux":
+    assert more[0][0] == later[0][0] and 0 < more[0][1] <= later[0][1]
 
 
 def test_a_damaged_account_is_begun_anew_and_another_host_writes_none(tmp_path, now):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -472,6 +474,27 @@ def test_a_line_is_on_disk_before_the_checkpoint_that_follows_it(tmp_path, monke
   assert all(saved == logged for saved, logged in seen)
 
 
+def test_a_clock_of_the_system_that_leaps_ends_no_run_and_spoils_no_rate(
+  tmp_path, monkeypatch
+):
+  workdir, true, looks = tmp_path / "run", time.time, itertools.count()
+  # A day forth, and a day back, at every second look.
+  monkeypatch.setattr(time, "time", lambda: true() + 86_400 * (next(looks) % 2))
+  begin = time.monotonic()
+  loop.train(make_config(train__steps=6, train__stall_seconds=60), workdir)
+  loop.train(make_config(train__stall_seconds=60), workdir)
+  spent = time.monotonic() - begin
+  assert next(looks) > 10
+  assert [x["step"] for x in lines(workdir)] == list(range(1, STEPS + 1))
+  for line in lines(workdir, "speed"):
+    assert 0 < line["step_ms"] < 1e3 * spent and 0 < line["seconds"] < spent, line
+    assert line["elements_per_s"] > 0 and 0 <= line["data_wait_share"] <= 1, line
+  account = json.loads((workdir / "goodput.json").read_text())
+  assert min(account["seconds"].values()) >= 0 and 0 < account["goodput"] < 1
+  if sys.platform == "linux":  # elsewhere, what lies between two starts leaps too
+    assert sum(account["seconds"].values()) == pytest.approx(spent, rel=0.1)
+
+
 def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capfd):
   workdir, short = tmp_path / "run", make_config(train__steps=6)
   loop.train(short, workdir)
@@ -496,6 +519,12 @@ def test_a_shorter_run_than_was_done_is_finished(tmp_path, capfd, never_stopped)
   state = loop.train(make_config(train__steps=6), workdir)
   assert int(state.step) == STEPS
   assert_same_files(workdir, never_stopped["plain"])
+
+
+def test_an_executable_that_is_not_there_is_refused_before_any_work(tmp_path):
+  with pytest.raises(ValueError, match="^--executable=.*none: there is no such file"):
+    loop.train(PLAIN, tmp_path / "run", executable=tmp_path / "none")
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_of_another_model_is_left_as_it_is(tmp_path, never_stopped):

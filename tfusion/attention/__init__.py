@@ -218,9 +218,8 @@ def _module(name: str):
 def _around(module, lo: PartitionSpec):
   """The module itself, or a ring of it where rows are cut into shards."""
   axis = lo[1]
-  if axis is None or jax.sharding.get_abstract_mesh().shape[axis] == 1:
-    return module
-  return ring.Ring(module, axis)
+  devices = 1 if axis is None else jax.sharding.get_abstract_mesh().shape[axis]
+  return module if devices == 1 else ring.Ring(module, axis, devices)
 
 
 def _on_mesh() -> bool:

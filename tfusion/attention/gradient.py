@@ -5,10 +5,12 @@ Not: the arithmetic, which each implementation brings as a module with
 
   find_live(lo_bq, hi_bq, sizes, blocks) -> live: a tree of arrays, each with the batch,
     or something for every shard of it, in front
-  forward(q, k, v, lo, hi, live, *, scale, soft_cap, blocks, interpret) -> (o, lse)
-  backward(q, k, v, lo, hi, live, lse, delta, do, *, ...) -> (dq, dk, dv)
+  forward(q, k, v, lo, hi, live, *, scale, soft_cap, blocks, interpret)
+    -> (o, lse, *kept)
+  backward(q, k, v, lo, hi, live, lse, delta, do, *kept, ...) -> (dq, dk, dv)
 
-A module without `backward` is differentiated by JAX: the reference.
+A module without `backward` is differentiated by JAX: the reference. Only a Ring keeps
+anything: as many arrays like k as its attribute `kept` says.
 
 b batch  q queries  k keys  h query heads  n key/value heads  d head dim
 """
@@ -36,6 +38,10 @@ class Call:
   blocks: Any
   interpret: bool
   specs: tuple[P, P, P] | None  # of q, k and v, and lo and hi; None without a mesh
+
+  @property
+  def kept(self) -> int:
+    return getattr(self.module, "kept", 0)
 
   @property
   def options(self) -> dict[str, Any]:
@@ -67,16 +73,17 @@ def attend(call: Call, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(call: Call, inputs: Inputs):
-  return _by_rows(call, _forward)(inputs)
+  o_bqhd, lse_bhq, *_ = _by_rows(call, _forward)(inputs)
+  return o_bqhd, lse_bhq
 
 
 def _attend_forward(call: Call, inputs: Inputs):
-  o_bqhd, lse_bhq = _by_rows(call, _forward)(inputs)
-  return (o_bqhd, lse_bhq), (inputs, o_bqhd, lse_bhq)
+  o_bqhd, lse_bhq, *kept = _by_rows(call, _forward)(inputs)
+  return (o_bqhd, lse_bhq), (inputs, o_bqhd, lse_bhq, kept)
 
 
 def _attend_backward(call: Call, saved, cotangents):
-  inputs, o_bqhd, lse_bhq = saved
+  inputs, o_bqhd, lse_bhq, kept = saved
   do_bqhd, dlse_bhq = cotangents
   delta_bqh = jnp.sum(do_bqhd.astype(jnp.float32) * o_bqhd.astype(jnp.float32), -1)
   delta_bhq = delta_bqh.swapaxes(1, 2) - dlse_bhq
@@ -85,7 +92,7 @@ def _attend_backward(call: Call, saved, cotangents):
   lse_bhq = jnp.where(jnp.isfinite(delta_bhq), lse_bhq, jnp.nan)
   delta_bhq = jnp.where(jnp.isfinite(delta_bhq), delta_bhq, 0.0)
   dq_bqhd, dk_bknd, dv_bknd = _by_rows(call, _backward)(
-    inputs, lse_bhq, delta_bhq, do_bqhd
+    inputs, lse_bhq, delta_bhq, do_bqhd, *kept
   )
   return (Inputs(dq_bqhd, dk_bknd, dv_bknd, lo_bq=None, hi_bq=None, live=None),)
 
@@ -99,29 +106,33 @@ def _forward(call: Call, inputs: Inputs):
 
   if call.specs is None:
     return run(inputs)
-  q, *_ = call.specs
+  q, kv, _ = call.specs
   return jax.shard_map(
     run,
     in_specs=(_input_specs(call.specs, inputs.live),),
-    out_specs=(q, P(q[0], q[2], q[1])),
+    out_specs=(q, P(q[0], q[2], q[1]), *[kv] * call.kept),
     check_vma=not hasattr(call.module, "backward"),
   )(inputs)
 
 
-def _backward(call: Call, inputs: Inputs, lse_bhq, delta_bhq, do_bqhd):
-  def run(inputs, *of_queries):
-    return call.module.backward(*inputs, *of_queries, **call.options)
+def _backward(call: Call, inputs: Inputs, *of_queries_and_kept):
+  def run(inputs, *others):
+    return call.module.backward(*inputs, *others, **call.options)
 
   if call.specs is None:
-    return run(inputs, lse_bhq, delta_bhq, do_bqhd)
+    return run(inputs, *of_queries_and_kept)
   q, kv, _ = call.specs
   lse = P(q[0], q[2], q[1])
   return jax.shard_map(
     run,
-    in_specs=(_input_specs(call.specs, inputs.live), lse, lse, q),
+    in_specs=(
+      _input_specs(call.specs, inputs.live),
+      *(lse, lse, q),
+      *[kv] * call.kept,
+    ),
     out_specs=(q, kv, kv),
     check_vma=False,
-  )(inputs, lse_bhq, delta_bhq, do_bqhd)
+  )(inputs, *of_queries_and_kept)
 
 
 def _input_specs(specs: tuple[P, P, P], live) -> Inputs:

@@ -72,6 +72,7 @@ def train(
     # Open the workdir, the data, the devices.
     held = stack.enter_context(hold_watched(config, workdir, clock))
     changes = events.check_start(config, workdir)
+    checkpoints = stack.enter_context(events.open_checkpoints(config, workdir, held))
     with clock.measure("init"):
       shape = config.data.image_shape
       features, weights = open_features(config.loss.features, image_shape=shape)
@@ -79,7 +80,6 @@ def train(
       workdir_lib.save_config(config, workdir)
     mesh = make_mesh(MeshConfig())
     stack.enter_context(jax.set_mesh(mesh))
-    checkpoints = stack.enter_context(events.open_checkpoints(config, workdir, held))
     stop = stack.enter_context(stop or StopSignals())
 
     # Go on from the newest checkpoint, or start.

@@ -74,6 +74,15 @@ def typical_row(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return lo_l, hi_l, patch_l
 
 
+def farthest(config: Config) -> int:
+  """How many shards of `mesh.context` behind its own the farthest is that a query of
+  `typical_row` sees, as attention/ring.py counts: at least 1."""
+  lo_l, _, _ = typical_row(config)
+  shard = len(lo_l) // config.mesh.context
+  behind = np.arange(len(lo_l)) // shard - lo_l // shard
+  return max(min(int(behind.max()), config.mesh.context - 2), 1)
+
+
 def live_tiles(lo_l: np.ndarray, hi_l: np.ndarray) -> tuple[int, int]:
   """How many tiles of queries x keys of a row are seen whole, and in part."""
   side = min(TILE, len(lo_l))

@@ -177,20 +177,16 @@ class Program:
         return math.inf
     return total
 
-  def trips(self, loop: Operation) -> int:
+  def trips(self, loop: Operation) -> int | None:
     """How often the body of a `while` runs: from the bound of its condition, and by how
-    much the body counts up.
-
-    Raises:
-      ValueError: these are no constants of the program.
-    """
+    much the body counts up. None where that bound is no constant of the program."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
       return int(known[1])
     condition, body = loop.attribute("condition"), loop.attribute("body")
     bounds = [b for o in self.computations[condition] if (b := _constant(o))]
     if not bounds:
-      raise ValueError(f"the loop {loop.name} has no constant bound")
+      return None
     counters = [
       int(match[1])
       for o in self.computations[condition]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tfusion.bench.tpu import static
 from tfusion.config import Config
 from tfusion.pods.chips import GPUS, Topology
-from tfusion.pods.counts import TILE, Counts
+from tfusion.pods.counts import TILE, Counts, farthest
 
 NAMES = {"forward": "attend_forward", "backward": "attend_backward"}
 
@@ -48,8 +48,9 @@ def times(config: Config, topology: Topology, counts: Counts) -> Times:
     flops = 2.0 * matmuls * side**2 * model.head_dim * heads * rows
     tiles = counts.full_tiles / share[direction]["full"]
     tiles += counts.masked_tiles / share[direction]["masked"]
-    # On a ring each device meets the keys of every other in a call of its own.
-    found[name] = flops * tiles / topology.chip.flops / mesh.context**2
+    # On a ring a device has calls of their own for its keys, those ahead, those behind.
+    calls = min(mesh.context, 2 + farthest(config))
+    found[name] = flops * tiles / topology.chip.flops / mesh.context / calls
   return Times(found, note)
 
 

@@ -126,8 +126,11 @@ def study(
   times = kernels.Times({})
   if program == "step":
     times = kernels.times(config, topology, counted)
+  # A ring of four has a loop up to the farthest shard that it meets but one.
+  ring = config.mesh.context > 3
+  open_trips = counts_lib.farthest(config) - 1 if ring else None
   request = worker.Request(
-    dataclasses.asdict(config), topology, program, times.seconds, save
+    dataclasses.asdict(config), topology, program, times.seconds, open_trips, save
   )
   compiled = worker.compile_for(request)
   return Study(

@@ -71,6 +71,7 @@ class Timeline:
     chip: Chip,
     links: Links,
     kernel_seconds: Callable[[str], float],
+    open_trips: int | None = None,
   ):
     """Runs nothing yet.
 
@@ -79,9 +80,11 @@ class Timeline:
       chip: a device.
       links: between the devices.
       kernel_seconds: of a call of a kernel of ours, by its name; 0 if it is unknown.
+      open_trips: how often the body of a loop runs that data end, not a constant of
+        the program; None: there is none.
     """
     self._program, self._chip, self._links = program, chip, links
-    self._kernel_seconds = kernel_seconds
+    self._kernel_seconds, self._open_trips = kernel_seconds, open_trips
     self._known: dict[str, Cost] = {}
 
   def total(self) -> Cost:
@@ -179,8 +182,16 @@ class Timeline:
     return moved, moved / self._chip.hbm_rate
 
   def loop(self, operation: Operation) -> tuple[Cost, int]:
-    """The body of a loop, and how often it runs."""
-    return self.cost(operation.attribute("body")), self._program.trips(operation)
+    """The body of a loop, and how often it runs.
+
+    Raises:
+      ValueError: its bound is no constant, and it was not said how often such run.
+    """
+    trips = self._program.trips(operation)
+    trips = self._open_trips if trips is None else trips
+    if trips is None:
+      raise ValueError(f"the loop {operation.name} has no constant bound")
+    return self.cost(operation.attribute("body")), trips
 
   def operations(self, computation: str) -> list[Operation]:
     """In the order of the schedule."""

@@ -37,6 +37,7 @@ class Request(NamedTuple):
   topology: Topology
   program: str  # step or sampler
   kernel_seconds: dict[str, float]
+  open_trips: int | None  # of Timeline
   save: str = ""  # a file for the executable
 
 
@@ -129,6 +130,7 @@ def _compile(request: Request) -> Compiled:
     lambda name: next(
       (s for start, s in request.kernel_seconds.items() if name.startswith(start)), 0.0
     ),
+    request.open_trips,
   )
   if request.save:
     from tfusion.training import executable

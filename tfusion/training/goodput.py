@@ -6,7 +6,9 @@ Owns: the file, and what a start adds to it. Not: the seconds of this start (clo
    "goodput": 0.87, "starts": [...]}
 
 `step` is training; `lost` is what was done after the checkpoint that a later start went
-on from, and so was done again; `down` lies between the starts, by the system's clock.
+on from, and so was done again; `down` lies between the starts. It is told by the clock
+that counts from the machine's boot, which nobody sets, where both starts had the same,
+and else by the system's clock.
 """
 
 import contextlib
@@ -42,7 +44,7 @@ class Goodput:
     self._starts = _read(workdir / FILE) if writes else []
     for start in self._starts:
       _settle(start, step)
-    since = time.time() - clock.elapsed
+    since = {name: now - clock.elapsed for name, now in _clocks().items()}
     self._own: dict[str, Any] = {"since": since, "step": step, "marks": []}
     self._starts.append(self._own)
 
@@ -62,7 +64,7 @@ class Goodput:
     if not self._writes or (not now and ago < EVERY_SECONDS):
       return
     self._written = self._clock.elapsed
-    self._own |= {"step": step, "until": time.time(), "seconds": self._seconds()}
+    self._own |= {"step": step, "until": _clocks(), "seconds": self._seconds()}
     seconds = total(self._starts)
     whole = sum(seconds.values())
     values = {"seconds": seconds, "goodput": seconds.get("step", 0.0) / (whole or 1.0)}
@@ -81,10 +83,25 @@ def total(starts: list[dict[str, Any]]) -> dict[str, float]:
   for start in starts:
     for name, x in start.get("seconds", {}).items():
       seconds[name] = seconds.get(name, 0.0) + x
-  pairs = zip(starts, starts[1:])
-  # A clock that was set back takes nothing away.
-  down = sum(max(b["since"] - a.get("until", b["since"]), 0.0) for a, b in pairs)
+  down = sum(map(_down, starts, starts[1:]))
   return seconds | ({"down": down} if len(starts) > 1 else {})
+
+
+def _down(before: dict[str, Any], after: dict[str, Any]) -> float:
+  """Seconds between two starts, by the last clock that both know."""
+  until, since = before.get("until", {}), after["since"]
+  known = [name for name in since if name in until]
+  # A clock that was set back takes nothing away.
+  return max(since[known[-1]] - until[known[-1]], 0.0) if known else 0.0
+
+
+def _clocks() -> dict[str, float]:
+  """Now, by the system's clock, and by that of this boot where there is one."""
+  found = {"system": time.time()}
+  with contextlib.suppress(OSError, AttributeError):
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found[boot] = time.clock_gettime(time.CLOCK_BOOTTIME)
+  return found
 
 
 def _settle(start: dict[str, Any], step: int) -> None:
@@ -109,6 +126,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
   with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
     starts = json.loads(path.read_text())["starts"]
     for start in starts:
-      _ = start["since"] + start["step"], [*start["marks"]]
+      _ = start["since"]["system"] + start["step"], [*start["marks"]]
     return starts
   return []

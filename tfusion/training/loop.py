@@ -78,28 +78,29 @@ def train(
     evaluations: checked before training; called after the validation loss, every
       eval_every_steps and at the end.
     reference: a file of a known-good run, which the report draws behind this one.
-    executable: the compiled step; not used, and said so, where it is another's.
+    executable: a file with the compiled step; not used, and said so, where it is
+      another's.
     stop: not yet entered; says afterwards whether the run was stopped.
 
   Returns:
     The last state.
 
   Raises:
-    ValueError: the config does not fit the machines, the data or the workdir, or the
-      workdir is in use.
+    ValueError: the config does not fit the machines, the data or the workdir, the
+      workdir is in use, or there is no such executable.
     FloatingPointError: max_skipped_updates non-finite updates in a row.
     OSError: a checkpoint could not be written; earlier ones are whole.
   """
-  workdir, clock = _check(config, workdir), Clock()
+  workdir, clock = _check(config, workdir, executable), Clock()
   with contextlib.ExitStack() as stack:
     # Open the workdir, the data, the devices.
     held = stack.enter_context(hold_watched(config, workdir, clock))
     changes = events.check_start(config, workdir)
+    checkpoints = stack.enter_context(events.open_checkpoints(config, workdir, held))
     with clock.measure("init"):
       corpus = _open_corpus(config, workdir, evaluations, reference)
     mesh = make_mesh(config.mesh)
     stack.enter_context(jax.set_mesh(mesh))
-    checkpoints = stack.enter_context(events.open_checkpoints(config, workdir, held))
     data = stack.enter_context(contextlib.closing(_batches(config, corpus)))
     stop = stack.enter_context(stop or StopSignals())
 
@@ -152,8 +153,13 @@ def train(
     return state
 
 
-def _check(config: Config, workdir: str | Path) -> Path:
+def _check(config: Config, workdir: str | Path, executable: Path | None) -> Path:
   """The workdir, which can be written, of a config that fits the devices."""
+  if executable and not executable.is_file():
+    raise ValueError(
+      f"--executable={executable}: there is no such file on this machine; `tfusion"
+      " compile --save` writes one"
+    )
   config_lib.validate_devices(
     config, devices=jax.device_count(), hosts=jax.process_count()
   )
