@@ -234,6 +234,10 @@ def test_a_job_whose_scheduler_or_last_worker_is_lost_ends_and_goes_on_elsewhere
       "name the scheduler too, as in --runner=DaskRunner --dask",
     ),
     (["--runner=dask", "--dask_client_adress=tcp://h:1"], "name the scheduler too"),
+    (
+      ["--runner=dask", "--dask_scheduler_file=s.json"],
+      "s.json: there is no such file",
+    ),
     ([*on("tcp://h:1"), "--dask_partitions=3"], "unknown options: dask_partitions"),
   ],
 )

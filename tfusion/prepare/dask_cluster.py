@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from tfusion.prepare import worker
@@ -31,7 +32,8 @@ def parse(options: Any) -> None:
     options: Beam's PipelineOptions; one part becomes a task, unless they say otherwise.
 
   Raises:
-    ValueError: the extra is not installed, or no scheduler is named.
+    ValueError: the extra is not installed, or no scheduler is named, or by a file that
+      is not there.
   """
   if importlib.util.find_spec("distributed") is None:
     raise ValueError("distributed is missing: pip install 'tfusion[dask]'")
@@ -40,6 +42,11 @@ def parse(options: Any) -> None:
   own = options.view_as(dask_runner.DaskOptions)
   if not own.address and not own.scheduler_file:
     raise ValueError(f"--runner={RUNNER}: name the scheduler too, as in {HOW}")
+  if own.scheduler_file and not Path(own.scheduler_file).is_file():  # Dask would wait
+    raise ValueError(
+      f"--dask_scheduler_file={own.scheduler_file}: there is no such file; name the one"
+      " that `dask scheduler --scheduler-file` wrote"
+    )
   if not own.npartitions and not own.partition_size:
     own.partition_size = 1  # Beam's 128 would leave most workers without any
   for name in ("distributed", "distributed.client"):  # errors say it
