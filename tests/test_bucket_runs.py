@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import test_hosts
-import tiny
 import tiny_experiments
 import tiny_hosts
 import tiny_stores
@@ -21,8 +20,7 @@ pytestmark = [pytest.mark.buckets, pytest.mark.slow]
 
 ROOT = pathlib.Path(__file__).parents[1]
 KILLED = """
-import os, pathlib, signal, sys, time
-import tiny
+import os, signal, sys, time
 from tfusion import cli, files
 from tfusion.data.pipeline import HostBatches
 
@@ -39,8 +37,7 @@ def dying(self):
   return give(self)
 
 HostBatches.__next__ = dying
-with tiny.compiled_once(pathlib.Path(os.environ["COMPILED"])):
-  cli.main(sys.argv[1:])
+cli.main(sys.argv[1:])
 """
 
 
@@ -50,14 +47,6 @@ def stores():
     yield found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-  """Programs compile quickly, and once."""
-  folder = tmp_path_factory.mktemp("compiled")
-  with tiny.compiled_once(folder):
-    yield folder
-
-
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
   folder = tmp_path_factory.mktemp("experiment")
@@ -65,7 +54,7 @@ def experiment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(experiment, tmp_path_factory, quick):
+def straight(experiment, tmp_path_factory):
   """The workdir of a run that was never stopped, on this machine."""
   workdir = tmp_path_factory.mktemp("straight") / "run"
   assert cli.main(["train", "--config", experiment, "--workdir", str(workdir)]) == 0
@@ -85,11 +74,11 @@ def written(workdir) -> dict[str, str]:
 
 
 def test_a_run_in_a_bucket_is_killed_goes_on_bit_for_bit_and_is_used(
-  place, experiment, straight, quick, capfd
+  place, experiment, straight, capfd
 ):
   run = f"{place}/run"
   train = ["train", "--config", experiment, "--workdir", run]
-  env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "COMPILED": str(quick)}
+  env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
   killed = subprocess.run([sys.executable, "-c", KILLED, *train], env=env)
   assert killed.returncode == -9
   lines = written(run)["metrics.jsonl"].splitlines()

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 
-import jax
 import pytest
 from absl import logging
 from PIL import Image
@@ -379,8 +378,6 @@ def test_ctrl_c_outside_the_loop_ends_quietly(capsys, monkeypatch):
 @pytest.fixture
 def tiny_run(tmp_path):
   """Arguments of a run of three updates on four pictures, each update saved."""
-  quick = "jax_disable_most_optimizations"
-  before = jax.config.read(quick)
   folder = tmp_path / "pictures"
   folder.mkdir()
   for number in range(4):
@@ -398,9 +395,7 @@ def get_config(arg=""):
   c.train.update(save_every_steps=1)
   return c
 """)
-  jax.config.update(quick, True)
-  yield ["train", "--config", str(experiment), "--workdir", str(tmp_path / "run")]
-  jax.config.update(quick, before)
+  return ["train", "--config", str(experiment), "--workdir", str(tmp_path / "run")]
 
 
 @pytest.mark.slow
@@ -484,8 +479,6 @@ def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
 
 PIPED = """
 import sys
-import jax
-jax.config.update("jax_disable_most_optimizations", True)
 from tfusion import cli
 sys.exit(cli.main(sys.argv[1:]))
 """

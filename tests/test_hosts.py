@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 import tiny_shards
 from tiny_hosts import ends, run_two_hosts, serving, two_hosts
 
@@ -96,8 +95,7 @@ def test_a_run_goes_on_with_other_hosts_and_another_mesh_as_the_run_it_was(
     return [*every, f"--config.train.steps={steps}"]
 
   def on_one(workdir, steps):
-    with tiny.compiled_once(tmp_path / "compiled"):
-      loop.train(read_config(experiment, knobs(steps)), workdir)
+    loop.train(read_config(experiment, knobs(steps)), workdir)
 
   monkeypatch.setattr(report, "write_report", lambda workdir: None)  # takes seconds
   moved, stayed = tmp_path / "moved", tmp_path / "stayed"

@@ -9,7 +9,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 import tiny_experiments
 
 import tfusion
@@ -18,12 +17,6 @@ from tfusion.sharding import make_mesh
 pytestmark = pytest.mark.slow  # whole runs are trained
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +140,7 @@ def test_the_same_lines_share_a_state_out_over_several_devices(experiment, confi
   done = subprocess.run(
     [sys.executable, "-c", ON_FOUR, str(experiment)],
     env=os.environ
-    | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
-    | tiny.QUICK,
+    | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
     capture_output=True,
     text=True,
     timeout=300,

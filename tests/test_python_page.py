@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import tiny_experiments
 
 import tfusion
+from tfusion.training.step import Prediction
 
 pytestmark = pytest.mark.slow  # whole runs are trained
 
@@ -40,8 +40,7 @@ def test_the_blocks_of_the_page_run_one_after_the_other_on_two_devices(tmp_path)
     cwd=tmp_path,
     env=os.environ
     | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    | {"JAX_NUM_CPU_DEVICES": "2"}
-    | tiny.QUICK,
+    | {"JAX_NUM_CPU_DEVICES": "2"},
     capture_output=True,
     text=True,
     timeout=500,
@@ -69,3 +68,8 @@ def test_the_page_uses_every_function_that_tfusion_offers():
 def test_every_name_of_tfusion_on_the_page_is_one():
   for name in set(re.findall(r"\btfusion\.(\w+)\(", PAGE)):
     assert name in tfusion.__all__, name
+
+
+def test_the_page_names_what_predict_returns():
+  for name in Prediction._fields:
+    assert f"`{name}`" in PAGE, name

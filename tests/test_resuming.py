@@ -13,7 +13,6 @@ import time
 
 import jax
 import pytest
-import tiny
 from PIL import Image
 
 from tfusion import checkpoint, cli, report
@@ -53,12 +52,8 @@ def get_config(arg="photos"):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-  """Programs compile quickly, and once."""
-  with (
-    tiny.compiled_once(tmp_path_factory.mktemp("compiled")),
-    pytest.MonkeyPatch.context() as patch,
-  ):
+def no_report():
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(report, "write_report", lambda workdir: None)  # takes seconds
     yield
 
@@ -80,7 +75,7 @@ def furnish(folder: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, quick):
+def straight(tmp_path_factory, no_report):
   """Folders with a run that was never stopped in run/, by command."""
   folders = {}
   for command in EXPERIMENTS:

@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-import tiny
 import tiny_experiments
 from tiny import assert_same_tree
 
@@ -19,12 +18,6 @@ from tfusion.numerals import SEEDS
 pytestmark = pytest.mark.slow  # whole runs are trained
 
 PROMPT = "image 2 of train <image>"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from tfusion import config as config_lib
 from tfusion import sequence
@@ -82,51 +81,11 @@ def paper(arg: str = "") -> Config:
   return config_lib.from_dict(module.get_config(arg))
 
 
-# In the environment of a process, what `quick` is in this one.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-
-@contextlib.contextmanager
-def quick():
-  """Programs compile in a third of the time, and run slower than a user's."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    yield
-  finally:
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@contextlib.contextmanager
-def compiled_once(folder: pathlib.Path):
-  """`quick`, and a program that was compiled once is found again in a folder.
-
-  Yields:
-    What tells another process of the folder: environment variables.
-  """
-  options = {
-    "jax_compilation_cache_dir": str(folder),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, value in options.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  try:
-    with quick():
-      yield {name.upper(): str(value) for name, value in options.items()}
-  finally:
-    for name, value in before.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @contextlib.contextmanager
 def one_device():
-  """The mesh of a single device, and `quick`."""
+  """The mesh of a single device, in use."""
   mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-  with quick(), jax.set_mesh(mesh):
+  with jax.set_mesh(mesh):
     yield mesh
 
 

@@ -14,8 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-import tiny
-
 ROOT = pathlib.Path(__file__).parents[1]
 # Of a process that is a host of two devices. It finds no compiled programs: JAX keeps
 # those of the first process alone, and the first would wait for the others while they
@@ -25,7 +23,6 @@ ENV = {
   "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
   "JAX_NUM_CPU_DEVICES": "2",
   "PYTHONPATH": str(ROOT),
-  **tiny.QUICK,
 }
 # Answers ["start", [file, arguments]] with a process number, and ["poll", number] with
 # an exit status, null while there is none. A child goes on behind the loop and ends as

@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 from tfusion.attention import attend, attend_with_lse, chunked, intervals, prepare, ring
 from tfusion.attention.dense import DEAD_LSE
 
-jax.config.update("jax_disable_most_optimizations", True)  # they cost a minute
-
 AXES = ("data", "tensor", "context")
 B, S, H, N, D = 2, 64, 4, 2, 8
 

@@ -8,7 +8,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-import tiny
 import tiny_autoencoder
 from PIL import Image
 from tiny import assert_same_tree, lines
@@ -22,13 +21,6 @@ pytestmark = pytest.mark.slow
 
 VAE = tiny_autoencoder.config(optim__ema_decay=0.9)  # the adversary begins at step 2
 VALUES = ("metrics.jsonl", "validation.jsonl", "autoencoder.safetensors")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  """Where compiled programs wait for the next run of the same config."""
-  with tiny.compiled_once(tmp_path_factory.mktemp("compiled")):
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -594,7 +594,6 @@ def test_a_mesh_of_eight_devices_generates_what_one_does():
     env=os.environ
     | {
       "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
       "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
       "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     },

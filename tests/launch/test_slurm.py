@@ -12,7 +12,6 @@ import tempfile
 import time
 
 import pytest
-import tiny
 import tiny_photos
 import tiny_slurm
 
@@ -47,7 +46,6 @@ def slurm():
   ):
     yield (
       env
-      | tiny.QUICK
       | {
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",

@@ -49,8 +49,8 @@ def no_kernels(monkeypatch):
 
 @libtpu
 @pytest.mark.libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5p:4x4x4", "v5e:8x8"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:4x4x4"])
 def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   name, no_kernels
 ):
@@ -140,7 +140,7 @@ def test_kernels_whose_instructions_cannot_be_counted_are_taken_at_the_peak(
 
 @libtpu
 @pytest.mark.libtpu
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sampler_is_compiled_with_its_cache(no_kernels):
   config = small(data=1, fsdp=2, tensor=2)
   config = dataclasses.replace(

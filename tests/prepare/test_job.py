@@ -89,6 +89,7 @@ def undisturbed(photos, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_job_killed_ten_times_leaves_the_bytes_of_one_left_alone(
   photos, undisturbed, tmp_path
 ):

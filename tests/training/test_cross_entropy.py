@@ -159,7 +159,6 @@ from tfusion.config import MeshConfig
 from tfusion.sharding import make_mesh, spec
 from tfusion.training import cross_entropy
 
-jax.config.update("jax_disable_most_optimizations", True)
 B, L, D, V, report = 8, 12, 16, 24, {}
 rng = np.random.default_rng(0)
 x = rng.normal(size=(B, L, D)).astype(np.float32)

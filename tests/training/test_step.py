@@ -557,8 +557,6 @@ from tfusion import sharding
 from tfusion.sharding import make_mesh
 from tfusion.training.step import init_state, shardings, train_step
 
-jax.config.update("jax_disable_most_optimizations", True)
-
 def make_config(axes, accumulate, changes):
   changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
   return tiny.config(

@@ -235,7 +235,8 @@ def _evaluate(
       for evaluation in evaluations:
         evaluation(step, heldout_nhwc, made_nhwc)
     log.write_validation({"step": step} | line)  # a killed evaluation is done again
-    events.write_report(workdir)
+    if step < config.train.steps:  # the last page is written when all else is
+      events.write_report(workdir)
 
 
 def _rates(since: dict[str, float]) -> Values:

@@ -5,10 +5,10 @@ training scans. Not: sampling (answers.py), the scans (data/sources.py).
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from sklearn.svm import SVC
 
 from tfusion.config import Config
 from tfusion.data.digits import CAPTIONS, DIGIT_WORDS, caption_label, load_digits
@@ -21,9 +21,14 @@ from tfusion.generate.prompt import Blank, Prompt
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
 
+if TYPE_CHECKING:
+  from sklearn.svm import SVC
 
-def fit_classifier() -> SVC:
+
+def fit_classifier() -> "SVC":
   """A classifier fitted to the 1500 real training scans alone; it sees no model."""
+  from sklearn.svm import SVC  # takes seconds, which runs on other data can do without
+
   scans, labels = load_digits("train")
   return SVC(C=10.0, gamma="scale").fit(scans.reshape(len(scans), -1), labels)
 

@@ -271,7 +271,8 @@ def _evaluate(
       evaluation(step, params, corpus)
     log.write_validation({"step": step} | line)  # a killed evaluation is done again
     reading.write()
-    events.write_report(workdir)
+    if step < config.train.steps:  # the last page is written when all else is
+      events.write_report(workdir)
 
 
 def _progress_line(values: Values, speed: Values, steps: int) -> str:

@@ -6,6 +6,7 @@ b batch  n image slots  h w c latent height, width, channels
 Randomness: key = fold_in(fold_in(root, step), stream); nothing random is saved.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,18 +77,23 @@ def shardings(
   config: Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> TrainState:
   """The sharding of every leaf of the state."""
-  abstract = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
+  abstract = _shapes(config)
   return state_shardings(abstract, names=axis_names(config.model), mesh=mesh)
 
 
 def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
   """Shapes, dtypes and shardings of the state, without numbers."""
-  shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
+    _shapes(config),
     shardings(config, mesh),
   )
+
+
+@functools.cache
+def _shapes(config: Config) -> TrainState:
+  """Shapes and dtypes of the state."""
+  return jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
 
 
 def predict(
