@@ -398,6 +398,7 @@ def get_config(arg=""):
   return ["train", "--config", str(experiment), "--workdir", str(tmp_path / "run")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
   tiny_run, tmp_path
@@ -416,7 +417,9 @@ def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
-@pytest.mark.parametrize("what", ["checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize(
+  "what", ["checkpoints", pytest.param("metrics.jsonl", marks=pytest.mark.long)]
+)
 def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on(
   tiny_run, tmp_path, capsys, what
 ):
@@ -485,7 +488,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(
+  "interrupted", [pytest.param(False, marks=pytest.mark.long), True]
+)
 def test_a_run_that_nobody_reads_any_more_saves_and_stops(
   tiny_run, tmp_path, interrupted
 ):

@@ -201,6 +201,7 @@ def damage_a_record(experiment: str, run: pathlib.Path, step: int) -> pathlib.Pa
   return path
 
 
+@pytest.mark.long
 def test_a_slow_host_is_named_and_the_first_alone_has_loggers(experiment, tmp_path):
   pytest.importorskip("tensorboardX")
   run = tmp_path / "run"

@@ -51,6 +51,7 @@ def test_a_loop_of_ones_own_gives_the_numbers_of_train(config, tmp_path):
   assert all(np.array_equal(x, y) for x, y in pairs)
 
 
+@pytest.mark.long
 def test_a_loss_and_an_optimizer_of_ones_own_need_the_parameters_alone(config):
   with tfusion.set_mesh(config), tfusion.batches(config) as batches:
     params, batch = tfusion.init_params(config), next(batches)
@@ -136,6 +137,7 @@ for tree in (state, tfusion.init_state(config)):
 """
 
 
+@pytest.mark.long
 def test_the_same_lines_share_a_state_out_over_several_devices(experiment, config):
   done = subprocess.run(
     [sys.executable, "-c", ON_FOUR, str(experiment)],

@@ -4,6 +4,7 @@ The parts have tests of their own: test_lock.py, data/test_identity.py, train/.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -76,14 +77,17 @@ def furnish(folder: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, no_report):
-  """Folders with a run that was never stopped in run/, by command."""
-  folders = {}
-  for command in EXPERIMENTS:
-    folders[command] = furnish(tmp_path_factory.mktemp(command))
+  """The folder of a command, with a run that was never stopped in run/."""
+
+  @functools.cache
+  def folder_of(command: str) -> pathlib.Path:
+    folder = furnish(tmp_path_factory.mktemp(command))
     with pytest.MonkeyPatch.context() as patch:
-      patch.chdir(folders[command])
+      patch.chdir(folder)
       assert run(command) == 0
-  return folders
+    return folder
+
+  return folder_of
 
 
 @pytest.fixture
@@ -125,26 +129,29 @@ def told(number: int):
 
 @pytest.mark.parametrize(
   "command, number, status",
-  [("train", signal.SIGTERM, 143), ("autoencoder", signal.SIGINT, 130)],
+  [
+    ("train", signal.SIGTERM, 143),
+    pytest.param("autoencoder", signal.SIGINT, 130, marks=pytest.mark.long),
+  ],
 )
 def test_a_run_stopped_and_its_photos_moved_goes_on_as_the_run_it_was(
   here, capfd, straight, command, number, status
 ):
   with before_batch(3, told(number)):
     assert run(command) == status
-  assert written(here) != written(straight[command])
+  assert written(here) != written(straight(command))
   shutil.move("photos", "elsewhere")
   capfd.readouterr()
   assert run(command, data="elsewhere") == 0
   said = capfd.readouterr().out
   assert f"folder:photos: is read from {here / 'elsewhere'} now" in said
-  assert written(here) == written(straight[command])
+  assert written(here) == written(straight(command))
   assert not pathlib.Path("run", "lock.json").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "autoencoder"])
 def test_photos_replaced_between_two_starts_are_refused(here, capfd, straight, command):
-  shutil.copytree(straight[command] / "run", "run")
+  shutil.copytree(straight(command) / "run", "run")
   checkpoints = sorted(p.name for p in pathlib.Path("run/checkpoints").iterdir())
   path = pathlib.Path("photos/train/1.png")
   stat = path.stat()
@@ -171,9 +178,9 @@ def test_a_workdir_of_before_data_were_remembered_goes_on_and_it_is_said(
   capfd.readouterr()
   assert run("train") == 0
   assert "identity.json: is written now, as this run began" in capfd.readouterr().out
-  assert written(here) == written(straight["train"])
+  assert written(here) == written(straight("train"))
   assert pathlib.Path("run", "documents.json").read_bytes() == (
-    (straight["train"] / "run" / "documents.json").read_bytes()
+    (straight("train") / "run" / "documents.json").read_bytes()
   )
 
 
@@ -199,7 +206,7 @@ def test_a_signal_before_the_last_evaluation_leaves_it_to_the_next_start(here):
 
 
 def test_nobody_uses_a_model_with_another_tokenizer(here, capfd, straight):
-  shutil.copytree(straight["train"] / "run", "run")
+  shutil.copytree(straight("train") / "run", "run")
   path = pathlib.Path("run/tokenizer.model")
   Tokenizer.train(["other words"], vocab_size=300, path=path)
   prompt = ["sample", "--workdir", "run", "--prompt", "train picture"]
@@ -221,7 +228,7 @@ def test_nobody_uses_a_model_with_another_tokenizer(here, capfd, straight):
 def test_a_second_run_in_a_workdir_is_refused_and_changes_nothing(
   here, capfd, straight, command
 ):
-  shutil.copytree(straight[command] / "run", "run")
+  shutil.copytree(straight(command) / "run", "run")
   with lock_lib.hold("run"):
     before = {p: p.read_bytes() for p in pathlib.Path("run").glob("*") if p.is_file()}
     assert run(command) == 2

@@ -21,7 +21,7 @@ SMALLER = [  # than smoke: what is left is compiling
   "--config.train.eval_rows=16",
   "--config.sample.steps=2",
   "--config.eval.samples_per_class=1",
-  "--config.eval.batch=10",
+  "--config.eval.batch=99",
   "--config.eval.text_rows=16",
 ]
 
@@ -101,6 +101,7 @@ def test_sample_writes_text_and_images_for_prompts_in_any_order(run, tmp_path, c
   assert str(out / "sample_005.txt") in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_earlier_checkpoint_is_sampled_and_evaluated_by_its_step(
   run, tmp_path, capsys
 ):
@@ -137,6 +138,7 @@ def test_inspect_shows_config_and_checkpoints(run, capsys):
   assert "model.width = 64" in out and "checkpoints: [2, 4]" in out
 
 
+@pytest.mark.long
 def test_eval_takes_other_sampling_without_touching_the_run(run, capsys):
   before = (run / "config.json").read_text()
   args = ["--config.sample.sampler=ddim", "--config.sample.guidance=1.0"]
@@ -172,6 +174,7 @@ def test_a_folder_of_ones_own_pictures_trains(tmp_path, capsys):
   assert (workdir / "report.html").is_file()
 
 
+@pytest.mark.long
 def test_bench_step_prints_the_share_of_the_matmul_rate(capsys):
   config = str(ROOT / "experiments" / "digits.py:smoke")
   assert cli.main(["bench", "step", "--config", config, "--steps", "1"]) == 0
@@ -180,6 +183,7 @@ def test_bench_step_prints_the_share_of_the_matmul_rate(capsys):
     assert name in out
 
 
+@pytest.mark.long
 def test_the_benchmark_of_bounds_draws_with_every_setting(run, capsys, monkeypatch):
   spec = importlib.util.spec_from_file_location(
     "sampling_bounds", ROOT / "tests" / "bench" / "sampling_bounds.py"

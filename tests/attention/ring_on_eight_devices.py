@@ -113,7 +113,13 @@ def check(got, want, arrays, tolerance):
 
 
 @pytest.mark.parametrize(
-  "shape", [(1, 1, 2), (1, 1, 4), (1, 1, 8), (1, 2, 4), (2, 2, 2)], ids=str
+  "shape",
+  [
+    (1, 1, 2),
+    (1, 1, 8),
+    *(pytest.param(shape, marks=pytest.mark.long) for shape in ((1, 2, 4), (2, 2, 2))),
+  ],
+  ids=str,
 )
 def test_a_ring_gives_the_numbers_of_one_device(shape):
   q, k, v, do, dlse = operands(0)
@@ -124,7 +130,9 @@ def test_a_ring_gives_the_numbers_of_one_device(shape):
     check(run(*arrays), want, arrays, 1e-5)  # fp32 sums in another order
 
 
-@pytest.mark.parametrize("implementation", ["dense", "chunked in tiles"])
+@pytest.mark.parametrize(
+  "implementation", [pytest.param("dense", marks=pytest.mark.long), "chunked in tiles"]
+)
 def test_a_ring_goes_around_any_implementation(implementation, monkeypatch):
   if implementation == "chunked in tiles":  # which have ranges for every distance
     for name in ("WHOLE", "BLOCK", "CHUNK", "BUDGET"):
@@ -138,6 +146,7 @@ def test_a_ring_goes_around_any_implementation(implementation, monkeypatch):
     check(run(*arrays, **options), want, arrays, 1e-5)
 
 
+@pytest.mark.long
 def test_a_ring_goes_around_the_kernels_for_tpus():
   rng = np.random.default_rng(10)
   shapes = (1, 256, 2, 128), (1, 256, 1, 128), (1, 256, 1, 128), (1, 256, 2, 128)
@@ -160,6 +169,7 @@ def test_a_ring_goes_around_the_kernels_for_tpus():
     assert np.linalg.norm(g - w) < 1e-5 * np.linalg.norm(w)
 
 
+@pytest.mark.long
 def test_queries_and_keys_may_differ_in_number():
   q, k, v, do, dlse = operands(2, queries=32)
   rng = np.random.default_rng(2)
@@ -171,6 +181,7 @@ def test_queries_and_keys_may_differ_in_number():
     check(run(*arrays), want, arrays, 1e-5)
 
 
+@pytest.mark.long
 def test_bfloat16_stays_close_and_keeps_its_dtype():
   q, k, v, do, dlse = operands(3, dtype=jnp.bfloat16)
   lo, hi = straddling()
@@ -316,6 +327,7 @@ def test_no_exchange_but_those_of_neighbours_is_unconditional():
   assert "all-gather" not in text
 
 
+@pytest.mark.long
 def test_work_is_prepared_once_for_a_scan_over_layers():
   q, _, _, do, _ = operands(8)
   w = np.linspace(0.1, 0.3, 3, dtype=np.float32)

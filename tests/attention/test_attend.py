@@ -182,6 +182,7 @@ def test_outputs_and_gradients_are_those_of_brute_force(implementation, case):
     assert far(g, w) < 1e-5, name  # fp32 sums of at most 130 terms
 
 
+@pytest.mark.parametrize("implementation", ON_CPUS, indirect=True)
 def test_bfloat16_stays_close_and_keeps_its_dtype(implementation):
   rng = np.random.default_rng(5)
   d = width(implementation, 16)
@@ -523,6 +524,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mesh_of_eight_devices_gives_the_numbers_of_one():
   env = dict(os.environ, JAX_PLATFORMS="cpu")

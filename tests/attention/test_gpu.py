@@ -46,13 +46,16 @@ def run(q, k, v, do, dlse, lo, hi, *, scale=0.3, soft_cap=None, blocks=SMALL):
 CASES = [
   # batch, queries, keys, heads, kv heads, head dim, soft cap, scale, dtype, intervals
   (2, 93, 93, 4, 2, 16, 2.0, 0.3, "float32", documents),  # ragged
+  (1, 1, 300, 8, 1, 16, None, 0.3, "float32", cached),  # keys are split
+  (2, 5, 150, 4, 2, 16, None, 0.3, "bfloat16", anything),  # heads are stacked
+]
+MORE = [
   (1, 67, 67, 8, 2, 32, None, 0.3, "bfloat16", documents),
   (1, 40, 100, 8, 1, 16, None, -0.3, "float32", ordered),  # 8 heads a group
   (2, 100, 40, 2, 2, 16, 3.0, 0.3, "float32", anything),
-  (1, 1, 300, 8, 1, 16, None, 0.3, "float32", cached),  # keys are split
-  (2, 5, 150, 4, 2, 16, None, 0.3, "bfloat16", anything),  # heads are stacked
   (1, 3, 7, 1, 1, 64, None, 0.0, "float32", ordered),  # shorter than any tile
 ]
+CASES += [pytest.param(case, marks=pytest.mark.long) for case in MORE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case[:6])))

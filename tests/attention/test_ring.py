@@ -12,12 +12,16 @@ pytestmark = pytest.mark.slow
 PROMISES = Path(__file__).with_name("ring_on_eight_devices.py")
 
 
-def test_on_eight_devices():
+@pytest.mark.parametrize(
+  "which", ["not long", pytest.param("long", marks=pytest.mark.long)]
+)
+def test_on_eight_devices(which):
   env = dict(os.environ, JAX_PLATFORMS="cpu")
   env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
   env["PYTHONPATH"] = str(Path(__file__).parents[2])
   done = subprocess.run(
-    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", PROMISES],
+    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
+    + ["-m", which, PROMISES],
     env=env,
     capture_output=True,
     text=True,

@@ -63,13 +63,16 @@ def run(
 
 CASES = [
   # batch, queries, keys, heads, kv heads, head dim, soft cap, dtype, intervals, blocks
-  (2, 333, 333, 2, 1, 64, None, "float32", documents, SMALL),  # ragged
   (1, 384, 384, 4, 2, 128, None, "bfloat16", documents, PAIRS),
   (1, 300, 300, 8, 1, 64, 2.0, "float32", documents, SMALL),  # 8 heads a group
-  (1, 256, 200, 2, 2, 256, None, "bfloat16", ordered, None),
-  (2, 100, 520, 4, 4, 64, None, "float32", anything, None),  # the table's
   (2, 3, 300, 8, 2, 128, None, "bfloat16", cached, None),  # heads count as queries
 ]
+MORE = [
+  (2, 333, 333, 2, 1, 64, None, "float32", documents, SMALL),  # ragged
+  (1, 256, 200, 2, 2, 256, None, "bfloat16", ordered, None),
+  (2, 100, 520, 4, 4, 64, None, "float32", anything, None),  # the table's
+]
+CASES += [pytest.param(case, marks=pytest.mark.long) for case in MORE]
 
 
 @pytest.mark.slow
@@ -149,7 +152,10 @@ def test_one_executable_serves_every_mask():
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize("implementation", ("tpu", "gpu", "chunked"))
+@pytest.mark.parametrize(
+  "implementation",
+  (*(pytest.param(name, marks=pytest.mark.long) for name in ("tpu", "gpu")), "chunked"),
+)
 def test_vmap_makes_the_mapped_axis_part_of_the_batch(implementation):
   rng = np.random.default_rng(6)
   q, k, v, do, _ = operands(rng, 6, 40, 40, 2, 1, 64)
@@ -183,7 +189,7 @@ def simulated(cores: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cores", (1, 2))
+@pytest.mark.parametrize("cores", (pytest.param(1, marks=pytest.mark.long), 2))
 def test_no_race_no_read_out_of_bounds_and_none_of_unwritten_memory(cores):
   rng = np.random.default_rng(7)
   x = operands(rng, 1, 256, 256, 2, 2, 64)

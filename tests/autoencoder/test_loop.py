@@ -65,6 +65,7 @@ def test_a_run_that_is_told_to_stop_and_started_again_is_the_same_run(
   assert_same_run(tmp_path, state, straight)
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_between_two_saves_repeats_what_it_lost(
   tmp_path, straight
 ):

@@ -16,6 +16,7 @@ def measure(script: str, *arguments: str) -> dict:
   return step_table.run([sys.executable, script, *SMALL, *arguments], cores=CORES)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @LINUX
 def test_our_program_trains_on_the_rows_that_it_says():

@@ -245,22 +245,27 @@ def test_cached_equals_uncached_whatever_the_order(params, forward, c):
   assert {"boi", "full"} <= set(ends)  # the model switched to an image by itself, too
 
 
+STRAIGHT = dict(
+  diffusion__schedule="linear",
+  diffusion__target="v",
+  diffusion__t_shift=2.0,
+  sample__sampler="heun",
+  sample__start=1.0,
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "how",
   [
-    dict(
-      model__patches="unet",
-      model__unet_widths=(8, 16),
-      diffusion__schedule="linear",
-      diffusion__target="v",
-      diffusion__t_shift=2.0,
-      sample__sampler="heun",
-      sample__start=1.0,
+    STRAIGHT,
+    pytest.param(
+      dict(STRAIGHT, model__patches="unet", model__unet_widths=(8, 16)),
+      marks=pytest.mark.long,
     ),
     dict(diffusion__target="x0", sample__sampler="dpmpp_2m"),
   ],
-  ids=["U-Net, straight lines", "x0"],
+  ids=["straight lines", "straight lines, U-Net", "x0"],
 )
 def test_images_of_other_objectives_are_drawn_as_the_whole_document_would(how):
   values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
@@ -296,6 +301,7 @@ def test_images_of_other_objectives_are_drawn_as_the_whole_document_would(how):
   np.testing.assert_allclose(got, x, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
   """A finished image stands in the cache clean, between its BOI and its EOI."""
@@ -512,6 +518,7 @@ def with_limit(params, max_elements):
   return run(c, params, [()] * 8)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_may_end_exactly_at_the_limit(params):
   rows = with_limit(params, LIMIT)
@@ -522,6 +529,7 @@ def test_a_row_may_end_exactly_at_the_limit(params):
     assert (got.finished, size(got.spans)) == (finished, limit)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_image_may_end_exactly_at_the_limit(params):
   rows = with_limit(params, LIMIT)
@@ -585,6 +593,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_mesh_of_eight_devices_generates_what_one_does():
   tests = pathlib.Path(__file__).parents[1]

@@ -112,7 +112,7 @@ def test_two_processes_train_the_smallest_config_as_one(tmp_path, monkeypatch):
     lines = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
-  out = run("2", "--run", "--", *train("two"))
+  out = run("2", "--devices", "1", "--run", "--", *train("two"))
   assert out.returncode == 0, out.stdout + out.stderr
   assert "[host 0] " in out.stdout and "step 4/4" in out.stdout
   # They sample and judge together, too; one of them speaks.

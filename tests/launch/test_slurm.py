@@ -147,8 +147,9 @@ def test_two_tasks_train_as_one_and_go_on_bit_for_bit_when_they_are_put_back(
 def test_a_mistake_and_a_cancelled_job_are_not_put_back(slurm, tmp_path):
   job = Job(slurm, tmp_path, "--", "bash", "-c", "exit 2")
   assert "slurm.sbatch: status 2" in job.ends("FAILED")
-  # As tfusion does: it is told to stop, saves, and ends with 143.
-  code = "trap 'touch saved-$SLURM_PROCID; exit 143' TERM; echo up"
+  # As tfusion does: it is told to stop, saves, and ends with 143. A program that saved
+  # for it would be told to stop as well.
+  code = "trap ': >saved-$SLURM_PROCID; exit 143' TERM; echo up"
   code += "; while sleep 0.1; do :; done"
   job = Job(slurm, tmp_path, "--", "bash", "-c", code)
   job.wait(lambda job: job.said.count("up\n") == 2)

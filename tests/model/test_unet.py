@@ -138,6 +138,7 @@ def test_an_image_does_not_see_the_others():
   np.testing.assert_array_equal(change, 0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_untrained_it_predicts_nothing_and_every_parameter_can_learn():
   model = tiny.config(**SMALL).model

@@ -193,6 +193,7 @@ def test_slices_lie_along_data_alone(monkeypatch):
     study.study(small(data=1, fsdp=-1), chips.parse("v5e:4x8", slices=2))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_gpus_are_estimated_by_the_compiler_for_cpus(monkeypatch):
   config = tiny_config(train__batch_rows=8)

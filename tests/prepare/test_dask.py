@@ -219,6 +219,7 @@ def test_a_job_whose_scheduler_or_last_worker_is_lost_ends_and_goes_on_elsewhere
     with worker(address, tmp_path, "a") as last, killing(last, out, after=3):
       said = refused(capsys, *command(photos, out, *args))
     assert "the cluster had no worker for 1 s; done parts are kept" in said
+    monkeypatch.setattr(dask_cluster, "WORKERLESS_SECONDS", 60.0)
     with worker(address, tmp_path, "b"), killing(process, out, after=6):
       said = refused(capsys, *command(photos, out, *args))
     assert "the scheduler of the cluster was lost; done parts are kept" in said

@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tfusion.config import MeshConfig
 from tfusion.sharding import make_mesh
@@ -23,6 +24,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 def step(scale, state, x):
   """A step: the next state and metrics."""
   return {"w": state["w"] + scale * x}, {"sum": jnp.sum(x)}
+
+
+@pytest.fixture(autouse=True)
+def compiled_here():
+  """No program comes from JAX's cache: it could not be written once more."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -405,7 +405,9 @@ def restored_lanes(workdir: pathlib.Path) -> dict:
     return checkpoints.describe(checkpoints.latest)["lanes"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_run_told_to_stop_saves_says_so_by_its_status_and_the_next_goes_on(
   tmp_path, capfd, never_stopped, number
 ):
@@ -426,7 +428,9 @@ def test_a_run_told_to_stop_saves_says_so_by_its_status_and_the_next_goes_on(
   assert_same_files(workdir, never_stopped["full"])
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "a missing file"])
+@pytest.mark.parametrize(
+  "damage", ["a flipped bit", pytest.param("a missing file", marks=pytest.mark.long)]
+)
 def test_a_damaged_newest_checkpoint_is_left_for_the_one_before_and_it_is_said(
   tmp_path, capfd, caplog, never_stopped, damage
 ):
@@ -446,7 +450,10 @@ def test_a_damaged_newest_checkpoint_is_left_for_the_one_before_and_it_is_said(
   assert_same_files(workdir, never_stopped["full"])
 
 
-@pytest.mark.parametrize("name, config", [("plain", PLAIN), ("full", FULL)])
+@pytest.mark.parametrize(
+  "name, config",
+  [("plain", PLAIN), pytest.param("full", FULL, marks=pytest.mark.long)],
+)
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
   tmp_path, monkeypatch, never_stopped, name, config
 ):
@@ -482,6 +489,7 @@ def test_a_line_is_on_disk_before_the_checkpoint_that_follows_it(tmp_path, monke
   assert all(saved == logged for saved, logged in seen)
 
 
+@pytest.mark.long
 def test_a_clock_of_the_system_that_leaps_ends_no_run_and_spoils_no_rate(
   tmp_path, monkeypatch
 ):
@@ -574,6 +582,7 @@ except InterruptedError:
 """
 
 
+@pytest.mark.long
 def test_a_run_on_a_mesh_of_eight_interrupted_and_resumed_writes_what_one_device_does(
   tmp_path,
 ):

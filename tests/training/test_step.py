@@ -443,6 +443,7 @@ def test_bad_numbers_in_an_empty_slot_or_under_padding_change_no_bit(stepper, st
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_step_in_bfloat16_moves_parameters_that_stay_float32(stepper, start):
   low = dict(model__dtype="bfloat16", optim__warmup_steps=0)
@@ -475,12 +476,11 @@ def test_accumulating_over_parts_changes_no_gradient(params):
   # Parts hold different counts of tokens and images: a mean of means would differ.
   assert len({tuple(row) for row in np.asarray(batch.image_weight_bn)}) > 1
   results = []
-  for parts in (1, 2, 4):
+  for parts in (1, 2):
     config = tiny.config(train__accumulate=parts)
     compute = jax.jit(functools.partial(gradients, config))
     results.append(compute(params, batch, jax.random.key(3)))
-  assert_close(results[1], results[0])
-  assert_close(results[2], results[0])
+  assert_close(*results)
 
 
 def test_the_step_traces_under_jaxs_strict_flags(start):
@@ -619,11 +619,24 @@ print(json.dumps(report))
 """
 
 
+# Between them they have every axis and both ways to cut rows into parts.
+SOON = (
+  "data fsdp tensor, in two parts",
+  "fsdp context tensor, in two parts",
+  "data fsdp, outer and inner",
+)
+LATER = tuple(name for name in MESHES if name not in SOON)
+
+
 @pytest.mark.slow
-def test_eight_devices_train_as_one_does_on_every_mesh():
+@pytest.mark.parametrize(
+  "names", [SOON, pytest.param(LATER, marks=pytest.mark.long)], ids=["soon", "later"]
+)
+def test_eight_devices_train_as_one_does_on_every_mesh(names):
+  meshes = {name: MESHES[name] for name in names}
   paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
   done = subprocess.run(
-    [sys.executable, "-c", EIGHT_DEVICES, json.dumps(MESHES)],
+    [sys.executable, "-c", EIGHT_DEVICES, json.dumps(meshes)],
     env=os.environ
     | {
       "JAX_PLATFORMS": "cpu",
@@ -632,12 +645,12 @@ def test_eight_devices_train_as_one_does_on_every_mesh():
     },
     capture_output=True,
     text=True,
-    timeout=600,
+    timeout=1200,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == 8
-  for name, (axes, *_) in MESHES.items():
+  for name, (axes, *_) in meshes.items():
     got = found[name]
     # Sums over devices run in another order; small metrics relative to 1.
     assert got["metrics"] < 1e-5 and got["state"] < 1e-5, (name, got)

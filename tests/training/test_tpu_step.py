@@ -15,7 +15,7 @@ import pytest
 from tfusion.bench.tpu import aot
 from tfusion.pods.hlo import Operation, Program
 
-pytestmark = [pytest.mark.libtpu, pytest.mark.slow]
+pytestmark = [pytest.mark.libtpu, pytest.mark.long]
 ROW = 4096
 SHARDS = 4
 

@@ -104,6 +104,8 @@ def _main(out: str) -> None:
 def _compile(request: Request) -> Compiled:
   config = config_lib.from_dict(request.config)
   mesh = program.mesh_of(config, request.topology)
+  if request.save:  # one that is found in JAX's cache cannot be written once more
+    jax.config.update("jax_enable_compilation_cache", False)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
     lower = {"step": program.lower_step, "sampler": program.lower_sampler}

@@ -32,6 +32,7 @@ def test_a_process_compiles_what_it_can_and_says_what_it_cannot():
   assert good.argument_bytes == good.output_bytes == 8 * 128 * 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.libtpu
 def test_splash_is_counted_and_keeps_the_bounds_of_the_mxus():
