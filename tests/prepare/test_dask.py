@@ -165,7 +165,9 @@ def test_workers_that_cannot_do_the_job_are_named_before_any_work(
   info.parent.mkdir(parents=True)
   info.write_text("Metadata-Version: 2.1\nName: pillow\nVersion: 1.0\n")
   (empty / "tfusion").mkdir(parents=True)
-  (empty / "tfusion" / "__init__.py").touch()
+  # An editable installation would find the rest of an empty package.
+  absent = "raise ModuleNotFoundError('No module named \\'tfusion\\'')"
+  (empty / "tfusion" / "__init__.py").write_text(absent)
   monkeypatch.chdir(tmp_path)
   # A path that leads every process to a folder of its own.
   apart, elsewhere = "/proc/self/cwd/shards", tmp_path / "elsewhere"
