@@ -35,15 +35,9 @@ def pytest_configure(config):
   }
 
 
-@pytest.fixture
-def optimized(monkeypatch):
-  """Programs are compiled as a user's are, also in processes that the test starts."""
-  import jax  # not before a test needs it
-
-  monkeypatch.delenv(QUICK)
-  jax.config.update(QUICK.lower(), False)
-  yield
-  jax.config.update(QUICK.lower(), True)
+def pytest_xdist_auto_num_workers(config):
+  """One more than there are cores: often a test waits for a process that it started."""
+  return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses among them

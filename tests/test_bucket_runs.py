@@ -74,6 +74,7 @@ def written(workdir) -> dict[str, str]:
   return {name: (files.to_path(workdir) / name).read_text() for name in names}
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_killed_goes_on_bit_for_bit_and_is_used(
   place, experiment, straight, capfd
 ):

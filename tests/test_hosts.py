@@ -87,6 +87,7 @@ def saved(workdir: pathlib.Path) -> list[int]:
   return sorted(int(x) for x in names if x.isdecimal() and f"{x}.partial" not in names)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_hosts_and_another_mesh_as_the_run_it_was(
   server, experiment, tmp_path, capfd, monkeypatch
 ):

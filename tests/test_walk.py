@@ -147,6 +147,7 @@ def test_eval_takes_other_sampling_without_touching_the_run(run, capsys):
   assert (run / "config.json").read_text() == before
 
 
+@pytest.mark.long
 def test_a_folder_of_ones_own_pictures_trains(tmp_path, capsys):
   photos = tmp_path / "photos"
   photos.mkdir()

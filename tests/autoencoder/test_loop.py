@@ -161,6 +161,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, changes, wo
   assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.long
 def test_the_experiments_smoke_run_with_codes_from_the_command_line(tmp_path, capfd):
   from tfusion import cli
 

@@ -74,6 +74,7 @@ def test_neither_net_gets_a_gradient_from_the_others_loss_and_terms_add_up(start
   assert mean.perceptual == pytest.approx(float(np.mean(far_b)), rel=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_before_its_start_the_adversary_is_nothing_at_all(start, step):
   new, metrics = step(start, images())

@@ -53,6 +53,7 @@ def test_its_loss_is_that_of_our_model_on_causal_text(start):
   assert float(metrics["loss"]) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.long
 def test_it_learns_and_parts_of_a_batch_change_nothing(start):
   rows, losses = tiny.put(llama.make_rows(CONFIG)), []
   for parts in (1, 2):

@@ -263,7 +263,9 @@ STRAIGHT = dict(
       dict(STRAIGHT, model__patches="unet", model__unet_widths=(8, 16)),
       marks=pytest.mark.long,
     ),
-    dict(diffusion__target="x0", sample__sampler="dpmpp_2m"),
+    pytest.param(
+      dict(diffusion__target="x0", sample__sampler="dpmpp_2m"), marks=pytest.mark.long
+    ),
   ],
   ids=["straight lines", "straight lines, U-Net", "x0"],
 )
@@ -439,6 +441,7 @@ def test_a_row_does_not_depend_on_the_others_or_their_number(params):
       )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rows_with_the_same_prompt_differ_by_their_place(params):
   c = sampling(sampler="ddpm", guidance=3.0)

@@ -107,7 +107,9 @@ def checkpoints(jaxpr):
         yield from checkpoints(inner)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize(
+  "remat", ["dots", pytest.param("full", marks=pytest.mark.long)]
+)
 def test_remat_computes_again_and_changes_no_gradient(
   remat, unroll, x_bld, gradient_without_remat
 ):

@@ -85,6 +85,7 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
     assert found.exposed[key] < 0.5 * found.compiled.cost["busy"][key]
 
 
+@pytest.mark.long
 @libtpu
 @pytest.mark.libtpu
 @pytest.mark.slow

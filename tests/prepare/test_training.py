@@ -61,6 +61,7 @@ def get_config(arg):
   return module.get_config(arg)
 
 
+@pytest.mark.long
 def test_a_tar_becomes_shards_and_these_a_model_and_a_report(archive, tmp_path, capsys):
   shards, run = tmp_path / "shards", tmp_path / "run"
   args = ["--source", f"tar:{archive}", "--out", str(shards), "--image-px", "8"]

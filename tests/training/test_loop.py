@@ -239,6 +239,7 @@ def test_accumulation_and_the_average_change_what_they_should(never_stopped):
   assert a["loss_text"] != pytest.approx(b["loss_text"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_run_without_images_has_no_image_loss_to_show(tmp_path, capfd, reported):
   prose = dict(data__sources=("pydoc",), model__vocab_size=512)
   steps = dict(train__steps=2, train__eval_every_steps=1, optim__ema_decay=0.9)
@@ -310,6 +311,7 @@ def test_metrics_of_an_update_are_read_when_the_device_has_the_next(
 # Stopped and started again.
 
 
+@pytest.mark.long
 def test_loggers_get_every_update_of_a_run_once_whatever_is_done_again(
   tmp_path, never_stopped, monkeypatch
 ):
@@ -428,6 +430,7 @@ def test_a_run_told_to_stop_saves_says_so_by_its_status_and_the_next_goes_on(
   assert_same_files(workdir, never_stopped["full"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "damage", ["a flipped bit", pytest.param("a missing file", marks=pytest.mark.long)]
 )

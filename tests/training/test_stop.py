@@ -1,5 +1,6 @@
 """Promises of tfusion/training/stop.py, and of the lock of several hosts in hold.py."""
 
+import io
 import os
 import signal
 import threading
@@ -27,6 +28,34 @@ def test_a_second_ctrl_c_interrupts_at_once_and_handlers_come_back():
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.told == signal.SIGTERM
   assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class Interrupting(io.RawIOBase):
+  """Where a signal comes while a line is being written."""
+
+  def __init__(self):
+    self.written = b""
+
+  def writable(self):
+    return True
+
+  def write(self, data):
+    if not self.written:
+      signal.raise_signal(signal.SIGTERM)
+    self.written += bytes(data)
+    return len(data)
+
+
+def test_a_signal_that_comes_while_a_line_is_printed_ends_neither(monkeypatch):
+  out = Interrupting()
+  monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(out)))
+  with StopSignals() as stop:
+    print("step 3", flush=True)
+    assert stop.told == signal.SIGTERM
+    end = time.monotonic() + 60
+    while b"saving and stopping" not in out.written and time.monotonic() < end:
+      time.sleep(0.01)
+  assert out.written == b"step 3\nSIGTERM: saving and stopping\n"
 
 
 @pytest.mark.parametrize(

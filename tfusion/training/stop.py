@@ -4,6 +4,7 @@ Owns: the signal handlers while a run lasts, the exit status of a run that was s
 Not: what is saved then (loop.py).
 """
 
+import _thread
 import signal
 import threading
 import time
@@ -90,4 +91,8 @@ class StopSignals:
       self.told = number
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
-    say(f"{signal.Signals(number).name}: saving and stopping")
+    # By a thread of its own, which waits for its turn: this one may be in the middle of
+    # printing, and would fail at a second line. `threading` has a lock that this one
+    # may hold, too.
+    text = f"{signal.Signals(number).name}: saving and stopping"
+    _thread.start_new_thread(say, (text,))
