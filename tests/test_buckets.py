@@ -147,6 +147,7 @@ def test_a_bucket_without_credentials_is_told_before_any_work(here, monkeypatch)
   assert "`aws configure`" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_denies_access_is_told_with_what_to_ask_for():
   with (
     tiny_stores.running(INITIAL_NO_AUTH_ACTION_COUNT="1") as found,
@@ -187,6 +188,7 @@ def alter_lock(workdir, **facts) -> None:
   (workdir / lock.FILE).write_text(json.dumps(found | facts))
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_bucket_is_refused_and_the_next_is_not(here, quick):
   with lock.hold(here) as own:
     own.check()
@@ -207,6 +209,7 @@ def test_a_run_of_another_machine_is_refused_while_its_heart_beats(here, quick):
     assert (here / lock.FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_dead_run_of_another_machine_gives_way_and_notices_if_it_was_asleep(
   here, quick, monkeypatch
 ):
@@ -224,6 +227,7 @@ def test_a_dead_run_of_another_machine_gives_way_and_notices_if_it_was_asleep(
   assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_of_several_that_find_an_owner_dead_one_takes_over(here, quick):
   (here / lock.FILE).write_text(
     json.dumps({"owner": "dead", "here": lock._here(), "process": 1, "started": "?"})
@@ -281,6 +285,7 @@ def abstract(state):
   )
 
 
+@pytest.mark.slow
 def test_checkpoints_in_a_bucket_are_saved_pruned_and_restored(here, state):
   with Checkpoints(here / "checkpoints", keep_last=2) as checkpoints:
     assert checkpoints.restore(abstract(state)) is None
@@ -296,6 +301,7 @@ def test_checkpoints_in_a_bucket_are_saved_pruned_and_restored(here, state):
   assert left == []  # nothing stays on this machine
 
 
+@pytest.mark.slow
 def test_a_damaged_or_unfinished_checkpoint_in_a_bucket_is_passed_over(here, state):
   with Checkpoints(here / "checkpoints") as checkpoints:
     for step in (1, 2, 3, 4):

@@ -136,6 +136,7 @@ def test_state_may_be_donated_and_lanes_may_move_while_a_save_runs(tmp_path):
   assert restored.lanes == {0: {"buffer": [1, 2]}}
 
 
+@pytest.mark.slow
 def test_restore_onto_another_mesh_is_exact(tmp_path):
   code = """
     import sys
@@ -292,6 +293,7 @@ def damage(path: pathlib.Path, how: str) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "truncated", "longer"])
 def test_a_damaged_checkpoint_is_skipped_said_moved_aside_and_saved_again(
   tmp_path, caplog, how
@@ -363,6 +365,7 @@ def test_a_reader_leaves_a_run_in_progress_alone(tmp_path):
 # Failures while saving.
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_error_and_costs_no_older_checkpoint(tmp_path):
   code = """
     import resource, signal, sys
@@ -424,6 +427,7 @@ def test_room_is_asked_for_only_where_it_lacks(tmp_path, monkeypatch, error, rem
   assert ("make room" in said) == (error.errno in (28, 122))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["writing", "recording", "deleting"])
 def test_kill_9_during_a_save_leaves_the_previous_checkpoint(tmp_path, moment):
   code = """

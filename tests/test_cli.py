@@ -519,6 +519,7 @@ def test_a_run_that_nobody_reads_any_more_saves_and_stops(
   assert int(saved.name) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["--help", "inspect run --workdir {}"])
 def test_output_that_nobody_reads_ends_a_command_quietly(tmp_path, command, unbuffered):
@@ -556,6 +557,7 @@ def test_output_onto_a_full_disk_is_one_line():
 # Memory.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a tunable of glibc")
 def test_the_command_starts_anew_with_huge_pages_once_and_keeps_its_arguments():
   code = """

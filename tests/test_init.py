@@ -38,6 +38,7 @@ def test_importing_tfusion_imports_itself_alone():
   assert after == "tfusion tfusion.version"
 
 
+@pytest.mark.slow
 def test_a_name_imports_what_it_needs_when_it_is_first_used():
   code = (
     "import sys, tfusion; tfusion.experiment;"

@@ -37,6 +37,7 @@ def test_all_come_and_the_address_is_free_again(address):
     pass
 
 
+@pytest.mark.slow
 def test_who_does_not_come_is_named_to_all(address, monkeypatch):
   # Process 2 looks again after AGAIN_SECONDS where it was the first to look.
   monkeypatch.setattr(muster_lib, "SECONDS", 3.0)

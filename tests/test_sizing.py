@@ -31,6 +31,7 @@ def load_experiment():
   return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "side, image, patch, caption, smoke",
   [
@@ -60,6 +61,7 @@ def test_a_folder_of_images_gives_a_valid_config_that_holds_every_caption(
   batches.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kind, shape, patch",
   [

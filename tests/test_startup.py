@@ -71,6 +71,7 @@ def test_programs_are_kept_in_the_workdir_unless_another_place_is_named(
   assert pathlib.Path(os.environ[name]).parent == tmp_path / "programs"
 
 
+@pytest.mark.slow
 def test_a_second_start_finds_what_the_first_has_compiled(tmp_path):
   code = (
     "import sys; from tfusion import startup; startup.keep_programs(sys.argv[1])\n"

@@ -153,6 +153,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("implementation", "case"),
   [
@@ -182,6 +183,7 @@ def test_outputs_and_gradients_are_those_of_brute_force(implementation, case):
     assert far(g, w) < 1e-5, name  # fp32 sums of at most 130 terms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ON_CPUS, indirect=True)
 def test_bfloat16_stays_close_and_keeps_its_dtype(implementation):
   rng = np.random.default_rng(5)
@@ -198,6 +200,7 @@ def test_bfloat16_stays_close_and_keeps_its_dtype(implementation):
     assert far(g, w) < 2e-2  # 8 bits of mantissa in o and in the results
 
 
+@pytest.mark.slow
 def test_the_default_scale_is_one_over_the_root_of_head_dim(implementation):
   rng = np.random.default_rng(6)
   d = width(implementation, 16)
@@ -208,6 +211,7 @@ def test_the_default_scale_is_one_over_the_root_of_head_dim(implementation):
   assert far(got, want) < 1e-5  # fp32 sums of at most 48 terms
 
 
+@pytest.mark.slow
 def test_a_query_that_sees_nothing_gives_zero_and_takes_no_gradient(implementation):
   rng = np.random.default_rng(7)
   x = operands(rng, B, S, S, H, N, width(implementation, 8))
@@ -292,6 +296,7 @@ def test_patches_of_one_image_see_each_other(implementation):
     assert dv[:, :28].all() and not dv[:, 28:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ON_CPUS, indirect=True)
 def test_results_over_two_halves_of_the_keys_merge_by_lse(implementation):
   rng = np.random.default_rng(12)
@@ -321,6 +326,7 @@ def test_results_over_two_halves_of_the_keys_merge_by_lse(implementation):
     assert far(a, b) < 1e-5  # fp32; the gradient runs through both lse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ON_CPUS, indirect=True)
 def test_scan_over_layers_and_remat_change_nothing(implementation):
   rng = np.random.default_rng(13)
@@ -361,11 +367,13 @@ def temp_bytes(implementation: str, length: int) -> int:
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_a_row_of_4096_never_makes_a_square_array():
   assert temp_bytes("dense", 4096) > 4096 * 4096 * 4  # as a square array would show
   assert temp_bytes("chunked", 4096) < 4096 * 4096 / 2
 
 
+@pytest.mark.slow
 def test_memory_grows_in_a_line_with_a_row_and_a_row_of_447_is_one_tile():
   short, long = (temp_bytes("chunked", x) for x in (1024, 4096))
   # At most in proportion; S x S would be 16 times it, and 16 MiB even as single bytes.
@@ -405,6 +413,7 @@ def test_the_drawing_of_a_row_is_what_lo_and_hi_mean():
   np.testing.assert_array_equal(intervals.sees(lo, hi, keys=8)[0], want)
 
 
+@pytest.mark.slow
 def test_the_tiles_drawn_in_the_readme_are_those_of_the_row_beside_them():
   page = (Path(__file__).parents[2] / "tfusion/attention/README.md").read_text()
   lines = page.partition("lo hi")[2].partition("Tiles with")[0].splitlines()

@@ -58,6 +58,7 @@ MORE = [
 CASES += [pytest.param(case, marks=pytest.mark.long) for case in MORE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case[:6])))
 def test_outputs_and_gradients_are_those_of_dense(case):
   b, q, k, h, n, d, soft_cap, scale, dtype, intervals_of = case
@@ -70,6 +71,7 @@ def test_outputs_and_gradients_are_those_of_dense(case):
   compare(got, reference(*x, lo, hi, **options), np.dtype(dtype))
 
 
+@pytest.mark.slow
 def test_many_rows_of_documents():
   x = operands(np.random.default_rng(0), 2, 72, 72, 2, 1, 16)
   for seed in range(20):
@@ -84,6 +86,7 @@ def test_intervals_in_no_order():
     compare(run(*x, lo, hi), reference(*x, lo, hi))
 
 
+@pytest.mark.slow
 def test_the_table_is_right_for_short_rows():
   """Also that it fits: every head dim and dtype, and a row shorter than a tile."""
   x = operands(np.random.default_rng(2), 1, 24, 24, 2, 1, 64, jnp.bfloat16)
@@ -95,12 +98,14 @@ def test_the_table_is_right_for_short_rows():
         ranges.plan_of(Sizes(1, length, length, 8, 8, d, dtype), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", (np.nan, np.inf))
 @pytest.mark.parametrize("broken", (0, 1, 2, 3), ids=("q", "k", "v", "do"))
 def test_what_is_not_finite_stays_with_those_who_see_it(value, broken):
   check_confined(run, (21, 16, 38, 5), broken=broken, value=value)
 
 
+@pytest.mark.slow
 def test_padding_that_is_not_finite_harms_nobody():
   x = operands(np.random.default_rng(5), 1, 40, 40, 2, 2, 16)
   lo = np.where(np.arange(40) < 30, 0, 40)[None].astype(np.int32)
@@ -112,6 +117,7 @@ def test_padding_that_is_not_finite_harms_nobody():
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_exactly_the_live_tiles_are_visited():
   count = jax.jit(
     lambda lo, hi, sizes: ranges.visited(kernels.find_live(lo, hi, sizes, SMALL)),
@@ -126,6 +132,7 @@ def test_exactly_the_live_tiles_are_visited():
     assert got == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("intervals_of", (documents, anything))
 def test_tiles_without_a_mask_are_seen_whole_and_no_live_one_is_left_out(intervals_of):
   sizes = Sizes(2, 333, 333, 8, 8, 16, jnp.float32)

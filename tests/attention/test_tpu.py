@@ -90,6 +90,7 @@ def test_outputs_and_gradients_are_those_of_dense(case):
   compare(got, want, np.dtype(dtype), lse_tolerance=lse_tolerance)
 
 
+@pytest.mark.slow
 def test_many_rows_of_documents():
   x = operands(np.random.default_rng(0), 1, 300, 300, 1, 1, 64)
   for seed in range(20):
@@ -104,12 +105,14 @@ def test_intervals_in_no_order():
     compare(run(*x, lo, hi), reference(*x, lo, hi, scale=0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", (np.nan, np.inf))
 @pytest.mark.parametrize("broken", (0, 1, 2, 3), ids=("q", "k", "v", "do"))
 def test_what_is_not_finite_stays_with_those_who_see_it(value, broken):
   check_confined(run, (121, 16, 138, 25), broken=broken, value=value)
 
 
+@pytest.mark.slow
 def test_exactly_the_live_tiles_are_visited():
   """Chunks are what is computed: of live blocks those from the first to the last."""
 
@@ -131,6 +134,7 @@ def test_exactly_the_live_tiles_are_visited():
     assert sum(chunks(*part, 3, 4, 2) for part in parts) == want
 
 
+@pytest.mark.slow
 def test_one_executable_serves_every_mask():
   traces = []
 
@@ -152,6 +156,7 @@ def test_one_executable_serves_every_mask():
   assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "implementation",
   (*(pytest.param(name, marks=pytest.mark.long) for name in ("tpu", "gpu")), "chunked"),

@@ -49,6 +49,7 @@ def test_the_least_side_leaves_one_score_or_more(levels):
   assert min(sides(least)) >= 1 and min(sides(least - 2**levels)) < 1
 
 
+@pytest.mark.slow
 def test_a_score_depends_on_its_own_image_alone():
   params = adversary.init(TINY, jax.random.key(0))
   x = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)

@@ -39,6 +39,7 @@ def model_of(opened: Codec):
   )
 
 
+@pytest.mark.slow
 def test_latents_are_the_models_moments_of_pixels_from_minus_one_to_one(vae):
   pixels = images()
   got = vae.encode(pixels)
@@ -52,6 +53,7 @@ def test_latents_are_the_models_moments_of_pixels_from_minus_one_to_one(vae):
   assert (vae.kind, vae.downsampling) == ("latents", 2)
 
 
+@pytest.mark.slow
 def test_codes_are_the_models_in_raster_order_and_decode_as_their_vectors(vq):
   pixels = images()
   got = vq.encode(pixels)
@@ -72,12 +74,14 @@ def test_codes_are_the_models_in_raster_order_and_decode_as_their_vectors(vq):
   assert np.abs(decoded - want).max() <= 1 and decoded.std() > 1
 
 
+@pytest.mark.slow
 def test_a_image_need_not_be_square_for_latents(vae):
   got = vae.encode(images(height=4, width=10))
   assert got["mean"].shape == (2, 2, 5, 3)
   assert vae.decode(got["mean"]).shape == (2, 4, 10, 3)
 
 
+@pytest.mark.slow
 def test_the_same_batch_gives_the_same_bits_from_the_file_too(vae, tmp_path):
   pixels = images(3)
   first = vae.encode(pixels)
@@ -184,6 +188,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused(vae, vq):
     vq.decode(np.asarray([[0, 1, 2, 11]]))
 
 
+@pytest.mark.slow
 def test_numbers_go_to_the_nearest_byte_and_stop_at_black_and_white(vae):
   params = dict(vae.params)
   params["decoder.conv_out.kernel"] = np.zeros((3, 3, 4, 3), np.float32)

@@ -34,6 +34,7 @@ def params_of(config: AutoencoderModelConfig) -> network.Params:
   }
 
 
+@pytest.mark.slow
 def test_the_sizes_are_those_of_the_paper_and_of_stable_diffusion():
   assert network.parameter_count(FULL) == 85_964_435  # "86M", section 4.1
   codes = dataclasses.replace(FULL, codes=16_384)
@@ -46,6 +47,7 @@ def test_the_sizes_are_those_of_the_paper_and_of_stable_diffusion():
     assert network.parameter_count(layout) == count
 
 
+@pytest.mark.slow
 def test_the_full_size_maps_256_pixels_to_32_cells_of_8_numbers_and_back():
   def both(params, x):
     model = network.bind(FULL, params)
@@ -59,6 +61,7 @@ def test_the_full_size_maps_256_pixels_to_32_cells_of_8_numbers_and_back():
   assert posterior.mean_bhwc.dtype == image.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, WITH_CODES], ids=["vae", "vq"])
 def test_random_parameters_have_the_shapes_and_names_that_bind_takes(config):
   made = jax.eval_shape(lambda: network.init(config, jax.random.key(0)))
@@ -83,6 +86,7 @@ def test_a_strided_convolution_sees_one_pixel_more_to_the_right_and_below():
     assert np.asarray(conv(jnp.asarray(x)))[0, :, :, 0].tolist() == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels, groups", [(8, 4), (8, 32), (6, 6)])
 def test_group_norm_is_over_the_image_and_the_channels_of_a_group(channels, groups):
   norm = tiny.fill(lambda rngs: GroupNorm(channels, groups=groups, rngs=rngs))
@@ -95,6 +99,7 @@ def test_group_norm_is_over_the_image_and_the_channels_of_a_group(channels, grou
   np.testing.assert_allclose(np.asarray(norm(jnp.asarray(x))), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_posterior_is_bounded_and_its_divergence_is_that_of_normals():
   params = params_of(SMALL)
   params["quant_conv.bias"] = jnp.asarray([0, 0, 0, 1e4, -1e4, 0], jnp.float32)
@@ -142,6 +147,7 @@ def gradients_of(loss):
   return (*map(np.asarray, gradients), np.asarray(z), params["codebook"], codes)
 
 
+@pytest.mark.slow
 def test_the_book_learns_from_its_own_term_and_the_encoder_from_beta_times_the_other():
   beta = 0.25
   dz, dbook, z, book, codes = gradients_of(lambda q: jnp.sum(q.loss(beta)))
@@ -164,6 +170,7 @@ def test_what_the_decoder_sends_back_passes_the_codes_straight_to_the_encoder():
   assert (dz == np.asarray(weight)).all() and (dbook == 0).all()
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_codes_as_it_read_the_quantised_vectors():
   model = network.bind(WITH_CODES, params_of(WITH_CODES))
   quantised = model.quantise(jnp.asarray(normal(2, 2, 2, 3)))
@@ -175,6 +182,7 @@ def test_the_decoder_reads_codes_as_it_read_the_quantised_vectors():
   assert (embedded[0, 0, 1] == model.codebook[...][quantised.codes_bn[0, 1]]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels, patch", [(1, 1), (3, 1), (1, 4), (2, 2)])
 def test_a_cell_is_as_many_pixels_as_levels_and_patch_make_it(levels, patch):
   config = dataclasses.replace(SMALL, widths=(4, 4, 8)[-levels:], patch=patch)
@@ -197,6 +205,7 @@ def test_a_patch_is_a_cell_of_its_pixels_in_raster_order_and_comes_back():
   np.testing.assert_array_equal(network.from_patches(cut, patch=2), x_bhwc)
 
 
+@pytest.mark.slow
 def test_the_decoder_lays_its_patches_out_as_pixels():
   config = dataclasses.replace(SMALL, patch=2)
   params = params_of(config)

@@ -65,6 +65,7 @@ def test_the_distance_is_that_of_the_paper_odd_sides_and_linear_weights_included
   np.testing.assert_allclose(got, plain_distance(features, weights, x, y), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_images_are_at_zero_and_others_are_not_with_finite_gradients():
   features, weights = perceptual.open_features("random", image_shape=SHAPE)
 

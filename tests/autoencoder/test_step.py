@@ -88,6 +88,7 @@ def test_before_its_start_the_adversary_is_nothing_at_all(start, step):
   assert is_same(elsewhere.params, new.params)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_weights(start, step):
   later = start._replace(step=jnp.int32(1))
   new, _ = step(later, images())
@@ -110,6 +111,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(start, step):
   assert (int(after.skipped), int(after.skipped_total)) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_codebooks_price_has_beta_on_the_encoders_term_and_weight_one(mesh):
   params = network.init(VQ.model, ROOT)
   other = adversary.init(VQ.loss, ROOT)
@@ -129,6 +131,7 @@ def test_a_codebooks_price_has_beta_on_the_encoders_term_and_weight_one(mesh):
   np.testing.assert_allclose(made.bits_b, 64 * np.log2(5), rtol=1e-6)  # 8 x 8 cells
 
 
+@pytest.mark.slow
 def test_a_vaes_rate_is_its_divergence_in_bits_and_a_codec_takes_the_mean(start):
   def both(x):
     model = network.bind(VAE.model, start.params)
@@ -164,6 +167,7 @@ def test_psnr_at_its_landmarks():
   assert step_lib.psnr(x + 0.02, x)[0] == pytest.approx(40, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_use_of_codes_at_its_landmarks():
   codes = jnp.asarray([[0, 0, 1], [3, 3, 3]])
   counted = step_lib.count_codes(codes, 5)

@@ -37,6 +37,7 @@ def test_a_smoke_run_prints_every_program_or_why_not():
   assert "not run: give --torch-python" in flex
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_what_to_do():
   done = run()
   assert done.returncode == 2 and "--smoke" in done.stderr

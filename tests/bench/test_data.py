@@ -26,6 +26,7 @@ def test_the_shares_of_one_process_are_all_of_its_time(drawn):
   assert all(share > 0 for share in parts.values())
 
 
+@pytest.mark.slow
 def test_elements_and_bytes_are_those_of_the_documents_that_were_read(drawn):
   config = data._config(drawn)
   corpus = open_corpus(config, drawn)
@@ -37,6 +38,7 @@ def test_elements_and_bytes_are_those_of_the_documents_that_were_read(drawn):
   assert elements == pytest.approx(256 + 20 + 3, rel=0.1)  # 120 captions, drawn
 
 
+@pytest.mark.slow
 def test_what_a_host_needs_is_half_its_peak_over_the_work_of_an_element(drawn):
   config = data._config(drawn)
   corpus = open_corpus(config, drawn)
@@ -57,6 +59,7 @@ def test_what_a_host_needs_is_half_its_peak_over_the_work_of_an_element(drawn):
     assert needs[size, "v6e"] == pytest.approx(ratio * needs[size, "v5e"])
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_every_count_of_workers_and_every_need():
   lines = list(data.table(documents=100, workers=[0], seconds=0.05))
   assert "one process: decode" in lines[1]

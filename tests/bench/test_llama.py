@@ -22,6 +22,7 @@ def start(mesh):
   return jax.jit(functools.partial(llama.init_state, CONFIG))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_it_has_our_parameters_but_those_of_patches(start):
   ours = jax.eval_shape(lambda: step_lib.init_state(CONFIG, jax.random.key(0)))
   shapes = lambda params: jax.tree.map(lambda x: x.shape, params)  # noqa: E731
@@ -29,6 +30,7 @@ def test_it_has_our_parameters_but_those_of_patches(start):
   assert shapes(start.params) == shapes(want) and len(want) == len(ours.params) - 1
 
 
+@pytest.mark.slow
 def test_its_loss_is_that_of_our_model_on_causal_text(start):
   rows = llama.make_rows(CONFIG)
   assert rows.shape == (4, CONFIG.data.row_length + 1)

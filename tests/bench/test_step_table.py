@@ -56,6 +56,7 @@ def test_a_program_runs_on_the_cores_of_the_table_and_no_others(tmp_path):
   assert sorted(os.sched_getaffinity(0)) == CORES
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_program_that_fails_stops_the_table_with_what_it_said():
   with pytest.raises(RuntimeError, match=r"step_ours.py --dim x:\n(.|\n)*invalid int"):

@@ -30,6 +30,7 @@ def test_damaged_records_are_skipped_and_all_else_is_shown():
   assert sorted(texts) == sorted(f"whole {n}" for n in range(200) if n % 50 != 7)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_counted_and_quoted_in_the_state_and_warned_of_once(caplog):
   lane = Lane([SOURCE], tokenizer(), ONE, lane=0)
   for _ in range(40):
@@ -123,6 +124,7 @@ def test_a_source_of_which_all_is_damaged_stops_even_within_the_limit():
     next(lane)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_stop_is_said_the_same_from_a_worker_process(workers):
   config = changed(

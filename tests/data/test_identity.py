@@ -240,6 +240,7 @@ def assert_same_run(got, want):
   assert got[1] == want[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "spell", ["{0}/", "{0}/../photos", "{0}/.", "./photos", "photos", "photos//"]
 )
@@ -252,6 +253,7 @@ def test_a_folder_spelled_otherwise_is_the_same(run, photos, capfd, monkeypatch,
   assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_moved_goes_on_under_its_name_bit_by_bit(
   run, photos, tmp_path, capfd
 ):
@@ -371,6 +373,7 @@ def test_texts_of_another_python_are_refused_and_both_versions_are_named(
   )
 
 
+@pytest.mark.slow
 def test_other_scans_and_other_scenes_are_refused(tmp_path, monkeypatch):
   digits = make("digits", model__image_shape=(8, 8, 1))
   scenes = make("shapes", model__image_shape=(32, 32, 3), data__row_length=512)
@@ -392,6 +395,7 @@ def test_other_scans_and_other_scenes_are_refused(tmp_path, monkeypatch):
   assert "the training documents differ" in said and "the held-out documents" in said
 
 
+@pytest.mark.slow
 def test_drawn_scenes_with_other_options_are_others_and_with_the_same_are_the_same(
   tmp_path, capfd
 ):

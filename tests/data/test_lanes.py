@@ -128,6 +128,7 @@ def test_text_and_image_elements_keep_their_ratio(corpus, ratio, rows):
   assert filled > 0.92  # measured 0.94 to 0.95: a row is seldom left with a gap
 
 
+@pytest.mark.slow
 def test_sources_of_one_kind_share_it_by_elements(tokenizer):
   short = Numbered("short", 50, has_images=False, letters=5)
   long = Numbered("long", 50, has_images=False, letters=60)
@@ -138,6 +139,7 @@ def test_sources_of_one_kind_share_it_by_elements(tokenizer):
   assert abs(elements["short"] / elements["long"] - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_one_kind_of_source_is_simply_drawn(tokenizer):
   for source in (PAIRS, PROSE):
     lane = Lane([source], tokenizer, CONFIG, lane=0)

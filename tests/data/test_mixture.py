@@ -68,6 +68,7 @@ def test_no_document_is_read_behind_the_last():
   assert endless.positions("pairs", 2, 8) == range(2, 10)
 
 
+@pytest.mark.slow
 def test_the_order_is_that_of_a_shuffled_repeated_dataset_of_grain():
   for length in (1, 2, 7, 100):
     source = Given("pairs", length, captioned)
@@ -168,6 +169,7 @@ def test_epochs_work_with_text_per_patch_too():
   assert lane.state().taken["words"] > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 25, 70])
 def test_a_state_of_before_or_after_a_drop_goes_on_bit_by_bit(stop):
   sources = (PAIRS, WORDS)

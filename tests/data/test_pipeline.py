@@ -130,6 +130,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_worker_behind(corpus, tmp_path):
   (tmp_path / "run.py").write_text(KILLED)
   (tmp_path / "args").write_bytes(pickle.dumps((corpus, changed(data=dict(workers=1)))))
@@ -373,6 +374,7 @@ def test_weights_are_always_in_reach(tmp_path, caplog):
   assert abs(data.tally().counts()["pydoc"]["share"] - 0.9) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio, said", [(1.0, True), (20.0, False)])
 def test_a_mixture_out_of_reach_is_said_and_trains_on(tmp_path, caplog, ratio, said):
   write_photos(

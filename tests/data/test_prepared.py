@@ -288,6 +288,7 @@ def test_more_damage_than_the_budget_is_a_clear_stop(tmp_path):
       next(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_goes_missing_in_a_run_stops_it_by_its_name(tmp_path, workers):
   tiny_shards.make(tmp_path / "a")

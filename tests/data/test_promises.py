@@ -71,6 +71,7 @@ def test_the_global_batch_is_the_same_on_every_host_count(expected, hosts):
   assert all_states(data) == expected[1][8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_change_no_batch_and_no_state(expected, workers):
   data = host_batches(changed(ALL, data=dict(workers=workers)))

@@ -41,6 +41,7 @@ def test_a_source_with_plain_answers_is_trained_on_and_told_of(tmp_path):
   assert numbers.measure([PLAIN]).images == 40
 
 
+@pytest.mark.slow
 def test_a_renamed_source_is_still_known_by_what_the_config_calls_it():
   moved = Given("folder:new", 40, PLAIN.make).renamed("folder:old")
   assert (moved.name, moved.spec) == ("folder:old", "folder:new")

@@ -82,6 +82,7 @@ def test_a_step_finds_what_the_one_before_it_left_in_memory():
   np.testing.assert_allclose(got, run(know, sampler="ddim", steps=4, shape=(5,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "sampler, steps, off", [("ddpm", 250, 0.024), ("ddim", 50, 0.047)]
 )
@@ -95,6 +96,7 @@ def test_a_known_gaussian_comes_back_from_its_oracle(sampler, steps, off):
   assert x.std() == pytest.approx(STD, abs=four_sigma / np.sqrt(2) + off * STD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler, steps", [("ddpm", 250), ("ddim", 50)])
 def test_mean_and_std_follow_their_recursion_in_float64(sampler, steps):
   # The oracle is linear in x, so every step maps a Gaussian to a Gaussian.

@@ -34,6 +34,7 @@ def sample_grid(config, trained, folder):
   return folder / "samples" / "step_00000007.png"
 
 
+@pytest.mark.slow
 def test_the_sheet_of_a_run_holds_all_images_and_repeats(trained, tmp_path):
   a, b = (sample_grid(trained.config, trained, tmp_path / name) for name in "ab")
   assert a.read_bytes() == b.read_bytes()
@@ -90,6 +91,7 @@ def test_prompts_of_the_sheet_that_cannot_be_are_refused_before_training(
     sample_grid(config, trained._replace(params=None), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_model_of_latents_shows_images_of_its_autoencoder(
   trained, tmp_path, monkeypatch
 ):

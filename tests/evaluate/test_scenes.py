@@ -32,6 +32,7 @@ def reads(thing, seen):
   return (seen.shape, seen.colour, seen.size) == (thing.shape, thing.colour, thing.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("px", [32, 64])
 def test_every_unseen_scene_is_read_exactly(px):
   """All of these, as of 5000 others: `trials.try_classifier(px, images=5000)`."""

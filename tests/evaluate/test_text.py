@@ -34,6 +34,7 @@ def trained(tmp_path_factory):
     yield Trained(config, 1, tiny.params(config.model), tokenizer, mesh)
 
 
+@pytest.mark.slow
 def test_perplexity_is_that_of_the_held_out_prose_read_one_by_one(trained, tmp_path):
   config, special = trained.config, trained.tokenizer.special
   texts = [trained.tokenizer.encode(text) for text in HELD_OUT]

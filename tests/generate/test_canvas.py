@@ -63,6 +63,7 @@ def test_a_run_on_pixels_reads_and_shows_them_as_they_are(tmp_path, photo):
   np.testing.assert_array_equal(shown, decode(photo, (4, 4, 1)))
 
 
+@pytest.mark.slow
 def test_an_image_is_given_to_the_model_as_the_shards_give_theirs(run, codec, photo):
   canvas = open_canvas(*run)
   read = canvas.read(photo)
@@ -72,6 +73,7 @@ def test_an_image_is_given_to_the_model_as_the_shards_give_theirs(run, codec, ph
   assert read.shape == SHAPE and read.dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 8, 11])
 def test_what_the_model_makes_is_shown_by_the_autoencoder(run, codec, count):
   images = np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float32)
@@ -114,6 +116,7 @@ def test_latents_without_their_autoencoder_are_refused(run, tmp_path):
     assert f"{latents}: damaged" in refused()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean", "codes"])
 def test_what_shards_store_is_shown_as_what_the_model_is_given(kind):
   codes = kind == "codes"

@@ -343,6 +343,7 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
   assert sampled_boi > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   params, monkeypatch, guidance
@@ -367,6 +368,7 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   assert sorted(lengths) == want
 
 
+@pytest.mark.slow
 def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
   params, monkeypatch
 ):
@@ -460,6 +462,7 @@ def test_given_spans_come_back_as_they_were_and_are_marked_as_given(params):
     assert all(got.made[len(prompt) :])
 
 
+@pytest.mark.slow
 def test_at_temperature_zero_text_is_the_same_under_every_key(params):
   c = sampling(sampler="ddim", guidance=1.0, temperature=0.0)
   rng = np.random.default_rng(2)
@@ -489,6 +492,7 @@ def test_above_temperature_zero_the_key_decides_and_decides_again_the_same(param
   assert texts(jax.random.key(1)) != first
 
 
+@pytest.mark.slow
 def test_special_tokens_that_cannot_follow_are_never_sampled(params):
   # Whatever the direction, one of them has by far the largest logit.
   head = np.array(params["head"])
@@ -500,6 +504,7 @@ def test_special_tokens_that_cannot_follow_are_never_sampled(params):
   assert not np.isin(ids, SPECIAL).any()
 
 
+@pytest.mark.slow
 def test_a_full_row_stops_at_the_limit_and_an_image_without_room_is_not_begun(
   params, forward
 ):

@@ -54,6 +54,7 @@ def answering(monkeypatch, *made):
   )
 
 
+@pytest.mark.slow
 def test_an_image_file_in_a_prompt_reaches_the_model_in_minus_one_to_one(trained, scan):
   pixels, path = scan
   made = continued(trained, f"seven <image:{path}> and")[0]

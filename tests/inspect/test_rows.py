@@ -103,6 +103,7 @@ def images_in(path):
   return [np.asarray(Image.open(io.BytesIO(base64.b64decode(x)))) for x in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean", "codes"])
 @pytest.mark.parametrize("has_autoencoder", [True, False])
 def test_latents_and_codes_are_shown_as_well_as_can_be(

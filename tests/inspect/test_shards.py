@@ -109,6 +109,7 @@ def test_codes_without_an_autoencoder_are_shown_as_numbers(tmp_path, capsys):
   assert f"{codes[:8].tolist()}..." in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", [0, tiny_shards.CODEBOOK])
 def test_latents_and_codes_are_decoded_by_the_autoencoder_beside(
   tmp_path, capsys, codes

@@ -53,6 +53,7 @@ def ours(codec, pixels: np.ndarray) -> dict[str, np.ndarray]:
   return got | {"decoded": np.asarray(jax.jit(decode)(params, got["mean"]))}
 
 
+@pytest.mark.slow
 def test_moments_and_images_are_those_of_diffusers():
   golden = load_file(GOLDEN / "outputs.safetensors")
   codec = open_codec(GOLDEN)
@@ -67,6 +68,7 @@ def test_moments_and_images_are_those_of_diffusers():
   assert np.abs(codec.decode(golden["mean"]) - pixels).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_file_in_the_folder_and_its_older_names_open_the_same(folder):
   codec = open_codec(folder)
   assert open_codec(folder / diffusers.WEIGHTS).sha256 == codec.sha256
@@ -108,6 +110,7 @@ def test_sixteen_bits_are_widened(folder):
   assert (params["encoder.conv_in.bias"] == rounded).all()
 
 
+@pytest.mark.slow
 def test_every_name_is_used_once_and_others_are_errors_that_name_them(folder):
   name = "decoder.mid_block.attentions.0.to_k.weight"
   reference = load_file(folder / diffusers.WEIGHTS)

@@ -97,6 +97,7 @@ def test_a_signal_goes_on_to_every_host_once(number):
   assert sorted(rest.splitlines()) == ["[host 0] told 1", "[host 1] told 1"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_the_smallest_config_as_one(tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))

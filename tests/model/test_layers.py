@@ -91,6 +91,7 @@ def test_the_gradient_of_a_weight_leaves_the_matmul_in_the_dtype_that_is_asked(
 # RoPE.
 
 
+@pytest.mark.slow
 def test_rope_is_a_rotation_of_complex_numbers():
   b, l, h, k = 2, 5, 3, 8
   x = np.random.default_rng(0).normal(size=(b, l, h, k)).astype(np.float32)
@@ -107,6 +108,7 @@ def test_rope_is_a_rotation_of_complex_numbers():
   np.testing.assert_array_equal(got[0, 0], x[0, 0])  # position 0 does not turn
 
 
+@pytest.mark.slow
 def test_scores_after_rope_depend_on_the_distance_alone():
   q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
 
@@ -122,6 +124,7 @@ def test_scores_after_rope_depend_on_the_distance_alone():
   assert abs(score(7, 3) - score(7, 4)) > 1e-2
 
 
+@pytest.mark.slow
 def test_rope_keeps_bfloat16_but_turns_in_float32():
   x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8)).astype(jnp.bfloat16)
   angles = rope_angles(jnp.arange(4)[None], head_dim=8, theta=1e4)
@@ -133,6 +136,7 @@ def test_rope_keeps_bfloat16_but_turns_in_float32():
 # RMSNorm and SwiGLU.
 
 
+@pytest.mark.slow
 def test_rmsnorm_divides_by_the_root_mean_square_and_scales():
   norm = tiny.fill(lambda rngs: RMSNorm(6, stack=(), eps=1e-5, rngs=rngs))
   scale = np.asarray(norm.scale[...])
@@ -194,6 +198,7 @@ def reference(p: dict, x, positions, lo, hi) -> np.ndarray:
   return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_sees_its_interval_and_shares_keys_among_neighbouring_heads(kv_heads):
   model = tiny.config(model__kv_heads=kv_heads).model

@@ -43,6 +43,7 @@ def view(first: int = 0, stop: int = L, *, lo=0, write_at=None) -> View:
   return View(*angles, lo, hi, write_at)
 
 
+@pytest.mark.slow
 def test_the_scan_over_layers_is_one_layer_after_the_other(transformer, x_bld):
   sees = view()
   scanned, keys = jax.jit(lambda x: transformer(x, sees))(x_bld)
@@ -107,6 +108,7 @@ def checkpoints(jaxpr):
         yield from checkpoints(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "remat", ["dots", pytest.param("full", marks=pytest.mark.long)]
 )
@@ -138,6 +140,7 @@ def test_remat_of_dots_keeps_the_products_with_weights_that_full_remat_makes_aga
   assert dots > none  # scores, which are many, are made again
 
 
+@pytest.mark.slow
 def test_a_row_fed_in_parts_to_the_cache_gives_what_it_gives_at_once(
   transformer, x_bld
 ):
@@ -167,6 +170,7 @@ def test_an_image_written_again_replaces_the_one_before(transformer, x_bld):
   np.testing.assert_array_equal(once, again)
 
 
+@pytest.mark.slow
 def test_an_empty_cache_has_a_place_for_every_layer_and_key_head():
   cache = empty_keys(MODEL, batch=B, length=11, dtype=jnp.bfloat16)
   assert cache.k_nbgsk.shape == cache.v_nbgsk.shape == (3, B, 2, 11, 8)

@@ -112,6 +112,7 @@ def test_the_model_answers_in_float32_with_tokens_and_noise(params, dtype):
   assert (noise.shape, noise.dtype) == ((4, 3, 4, 4, 2), jnp.float32)
 
 
+@pytest.mark.slow
 def test_bfloat16_answers_nearly_what_float32_does(params, forward):
   model, batch = dataclasses.replace(CONFIG.model, dtype="bfloat16"), tiny.batch(CONFIG)
   t = np.full((4, 3), 500, np.int32)
@@ -193,6 +194,7 @@ def equations(jaxpr, inside=()):
         yield from equations(inner, within)
 
 
+@pytest.mark.slow
 def test_work_lists_are_made_once_for_all_layers():
   config = tiny.config(model__width=128, model__heads=2, model__attention="tpu")
   batch = tiny.batch(config)

@@ -57,6 +57,7 @@ def test_at_full_width_it_has_0_26_to_0_28_billion_parameters(size, patch):
   assert 0.259e9 < count < 0.28e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolution_is_that_of_the_library(stride):
   made = tiny.fill(
@@ -95,6 +96,7 @@ def test_there_is_a_vector_for_every_patch_and_the_way_back_has_the_shape_of_the
   assert np.all(np.isfinite(out))
 
 
+@pytest.mark.slow
 def test_vectors_stand_in_the_order_of_patches():
   patches, x = make(), np.asarray(normal(1, 2, 4, 4, 2))
   moved = x.copy()
@@ -105,6 +107,7 @@ def test_vectors_stand_in_the_order_of_patches():
   assert np.argmax(change) == 1
 
 
+@pytest.mark.slow
 def test_the_timestep_acts_on_both_halves():
   patches, x = make(), normal(1, 2, 4, 4, 2)
   early, skips_early = encode(patches, x, times(1, 7))
@@ -116,6 +119,7 @@ def test_the_timestep_acts_on_both_halves():
   assert np.max(np.abs(same - changed)) > 1e-3
 
 
+@pytest.mark.slow
 def test_skips_go_around_the_transformer():
   patches, x = make(), normal(1, 2, 4, 4, 2)
   middle, skips = encode(patches, x, times(10, 20))

@@ -31,6 +31,7 @@ def test_a_typical_row_is_half_images_and_its_mask_is_that_of_a_row(paper):
     assert (hi_l[own] == own[-1]).all() and len(own) == 256
 
 
+@pytest.mark.slow
 def test_live_tiles_are_those_of_the_kernels_work_list(paper):
   lo_l, hi_l, _ = counts.typical_row(paper)
   tiles = intervals.tiles(

@@ -159,6 +159,7 @@ def test_the_sampler_is_compiled_with_its_cache(no_kernels):
   assert "8 images in 10 steps of denoising" in lines and "for the images" in lines
 
 
+@pytest.mark.slow
 @libtpu
 @pytest.mark.libtpu
 def test_a_topology_that_the_compiler_does_not_know_is_refused(no_kernels):

@@ -173,6 +173,7 @@ def workers_of(pid):
   return leaves
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_job_in_a_line_and_leaves_no_half(
   photos, undisturbed, tmp_path
 ):
@@ -195,6 +196,7 @@ def test_a_full_disk_stops_the_job_in_a_line_and_leaves_no_half(
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_left_unfinished_is_gone_at_the_end(
   photos, undisturbed, tmp_path, monkeypatch
 ):
@@ -210,6 +212,7 @@ def test_what_a_killed_worker_left_unfinished_is_gone_at_the_end(
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_second_job_in_one_process_does_not_take_the_tokenizer_of_the_first(
   photos, tmp_path
 ):
@@ -224,6 +227,7 @@ def test_a_second_job_in_one_process_does_not_take_the_tokenizer_of_the_first(
   assert bytes_of(out) == bytes_of(apart)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [".write-probe", "job.json.0123.tmp", job.LOCK])
 def test_a_job_killed_before_it_wrote_its_settings_can_start_again(
   photos, undisturbed, tmp_path, left
@@ -233,6 +237,7 @@ def test_a_job_killed_before_it_wrote_its_settings_can_start_again(
   assert bytes_of(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_job_that_is_done_does_nothing(photos, undisturbed, tmp_path, monkeypatch):
   out = tmp_path / "shards"
   job.prepare(request(photos, out))
@@ -262,6 +267,7 @@ def test_progress_is_shown_part_by_part_and_inside_of_parts(
   assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_job_is_refused_with_what_differs(photos, tmp_path):
   out = tmp_path / "shards"
   job.prepare(request(photos, out))
@@ -304,6 +310,7 @@ def test_a_second_job_is_refused_while_one_runs_and_takes_nothing_from_it(
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.slow
 def test_without_locks_in_the_file_system_a_job_says_so_and_runs(
   photos, undisturbed, tmp_path, monkeypatch, capsys
 ):
@@ -316,6 +323,7 @@ def test_without_locks_in_the_file_system_a_job_says_so_and_runs(
   assert bytes_of(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_relative_paths_serve_workers_in_another_directory(
   photos, undisturbed, tmp_path, monkeypatch
 ):

@@ -372,6 +372,7 @@ def test_parquet_rows_may_hold_the_images_themselves(images):
   check_rows(found, png("red"), images / "b.png")
 
 
+@pytest.mark.slow
 def test_a_damaged_parquet_file_loses_no_row_of_the_others(tmp_path):
   pa = pytest.importorskip("pyarrow")
   from pyarrow import parquet

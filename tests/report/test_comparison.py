@@ -45,6 +45,7 @@ def test_curves_of_all_runs_lie_over_each_other_in_their_colours(tmp_path):
   assert cards[:2] == ["chip hue1", "chip hue2"]
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside_and_runs_no_script(tmp_path):
   page = Page(report.write_comparison(two(tmp_path), tmp_path / "page.html"))
   assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "base", "a"}

@@ -66,6 +66,7 @@ def test_an_empty_workdir_gives_a_page_that_says_so(tmp_path):
     assert "Cannot be shown" not in page.text
 
 
+@pytest.mark.slow
 def test_a_half_written_last_line_is_left_out(tmp_path):
   workdir = write_run(tmp_path / "run")
   whole = report.write_report(workdir).read_text()
@@ -75,6 +76,7 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
   assert report.write_report(workdir).read_text() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_half_written_file_costs_no_more_than_itself(tmp_path, name):
   workdir = write_run(tmp_path / "run", lines=4)
@@ -293,6 +295,7 @@ def test_reference_is_plotted_behind_and_listed_beside(tmp_path):
   assert "ref 2.10" in page.text and "1.10" in page.text  # held-out text
 
 
+@pytest.mark.slow
 def test_a_reference_in_the_workdir_is_plotted_unless_it_is_of_another_model(tmp_path):
   workdir, path = write_run(tmp_path / "run"), tmp_path / "run" / "reference.json"
   report.save_reference(write_run(tmp_path / "known", loss=2.0), path)
@@ -357,6 +360,7 @@ def test_values_that_are_not_numbers_leave_gaps(tmp_path):
   assert len(page.plots()) == 11  # all but the held-out image loss
 
 
+@pytest.mark.slow
 def test_page_stays_small_beside_large_images_and_long_runs(tmp_path):
   workdir = write_run(tmp_path / "run")
   noise = np.random.default_rng(0).integers(0, 256, (800, 1200, 3), np.uint8)
@@ -374,6 +378,7 @@ def test_page_stays_small_beside_large_images_and_long_runs(tmp_path):
   assert path.stat().st_size < 3_000_000
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_last_page(tmp_path, monkeypatch):
   workdir = write_run(tmp_path / "run", lines=4)
   path = report.write_report(workdir)
@@ -389,6 +394,7 @@ def test_a_failed_write_leaves_the_last_page(tmp_path, monkeypatch):
   assert path.read_text() == before
 
 
+@pytest.mark.slow
 def test_keys_of_older_workdirs_are_read_under_the_names_of_today(tmp_path):
   workdir = write_run(tmp_path / "run", lines=4)
   older = EVAL | {"judge_accuracy": 0.875, "judge_right": 7, "judge_scans": 8}
@@ -423,6 +429,7 @@ assert "Cannot be shown" not in page
 """
 
 
+@pytest.mark.slow
 def test_an_installed_package_has_the_templates_and_the_style(tmp_path):
   root = Path(__file__).parents[2]
   tree, out = tmp_path / "tree", tmp_path / "out"
@@ -450,6 +457,7 @@ def test_an_installed_package_has_the_templates_and_the_style(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_import_is_light_and_global_plot_state_is_left_alone(tmp_path):
   workdir = write_run(tmp_path / "run", lines=4)
   code = f"""

@@ -58,6 +58,7 @@ def distance(got, want) -> float:
   return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [2, CHUNKS, 150])
 def test_chunks_give_the_loss_and_the_gradients_of_all_logits(monkeypatch, chunks):
   given = numbers()
@@ -83,6 +84,7 @@ def test_chunks_give_what_float64_does(monkeypatch):
   assert distance(dw, np.einsum("bld,blv->dv", x, dlogits)) < 1e-6
 
 
+@pytest.mark.slow
 def test_in_bfloat16_chunks_round_no_worse_than_all_logits(monkeypatch):
   given = numbers("bfloat16")
   wide = (given[0].astype(jnp.float32), *given[1:])

@@ -94,6 +94,7 @@ def test_a_step_takes_its_file_or_says_why_not_and_compiles(tmp_path, capfd):
     assert said in out and bool(out) == bool(said)
 
 
+@pytest.mark.slow
 def test_a_file_is_loaded_by_another_process(tmp_path):
   own = lowered()
   executable.save(own.compile(), own, tmp_path / "step")

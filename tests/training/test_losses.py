@@ -40,6 +40,7 @@ def image(predicted, noise, weights) -> Sum:
   return image_loss(predicted, noise, weights_bn=weights)
 
 
+@pytest.mark.slow
 def test_text_loss_is_optax_cross_entropy_times_weight():
   logits, targets, weights = tokens()
   nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -65,6 +66,7 @@ def test_image_loss_is_the_mean_over_an_image_summed_over_images():
   assert float(got.count) == weights.sum() > 0
 
 
+@pytest.mark.slow
 def test_an_image_counts_alike_in_any_number_of_slots_and_patches():
   predicted, noise, weights = images(slots=2)
   before = image(predicted, noise, weights)

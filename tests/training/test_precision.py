@@ -77,6 +77,7 @@ def test_every_gradient_of_the_model_in_bfloat16_is_near_that_in_float32():
   assert min(found.values()) > 1e-4, found  # it was computed in bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["autoencoder", "adversary"])
 def test_the_bias_of_a_convolution_is_summed_over_all_pixels_in_float32(net):
   rng = np.random.default_rng(0)

@@ -104,6 +104,7 @@ def noise_of_the_image_itself(config, key, batch):
   return jnp.roll(batch.latents_bnhwc, 1, axis=-2), t_bn
 
 
+@pytest.mark.slow
 def test_the_gradient_of_packed_documents_is_that_of_the_same_documents_alone(
   params, monkeypatch
 ):
@@ -170,6 +171,7 @@ def test_an_input_reaches_exactly_the_outputs_that_intervals_let_it_reach(forwar
   assert not reach[: image.start, image].any() and not reach[12:17, :12].any()
 
 
+@pytest.mark.slow
 def test_the_gradient_of_earlier_text_by_later_patches_is_exactly_zero(params):
   rng = np.random.default_rng(0)
   batch = rows(((tiny.text(rng, 4), tiny.image(rng), tiny.text(rng, 3)),))
@@ -200,6 +202,7 @@ def test_the_gradient_of_earlier_text_by_later_patches_is_exactly_zero(params):
 # Noise.
 
 
+@pytest.mark.slow
 def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   seen = {}
 
@@ -221,6 +224,7 @@ def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   np.testing.assert_array_equal(seen["t"], t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("target", ["eps", "x0", "v"])
 def test_the_image_loss_is_the_error_of_the_target_times_the_weight_of_t(
@@ -322,6 +326,7 @@ GOLDEN = [
 ]
 
 
+@pytest.mark.slow
 def test_three_steps_give_the_numbers_of_before(stepper, start):
   state, got = start, []
   for i in range(3):
@@ -420,6 +425,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(stepper, start, bad
   assert (leaves(resumed)["params/head"] != after["params/head"]).any()
 
 
+@pytest.mark.slow
 def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too(start, monkeypatch):
   one = Sum(jnp.float32(1), jnp.float32(1))
   grads = jax.tree.map(jnp.zeros_like, start.params)

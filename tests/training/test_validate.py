@@ -28,6 +28,7 @@ def batches(*, seeds=(0, 1)) -> list[sequence.Batch]:
   return [tiny.put(tiny.batch(CONFIG, seed=seed)) for seed in seeds]
 
 
+@pytest.mark.slow
 def test_the_noise_is_the_same_whenever_it_is_measured(params):
   once = validate(CONFIG, params, batches())
   assert validate(CONFIG, params, batches()) == once
@@ -36,6 +37,7 @@ def test_the_noise_is_the_same_whenever_it_is_measured(params):
   assert once["perplexity"] == pytest.approx(np.exp(once["loss_text"]))
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_images_noised_at_the_middle_of_their_bins(params):
   @jax.jit
   def forward(params, batch, noisy_bnhwc, t_bn):
@@ -76,6 +78,7 @@ def test_the_image_loss_is_the_mean_of_the_parts_of_the_schedule_that_were_seen(
   assert line["loss_image"] == pytest.approx(np.mean(seen))
 
 
+@pytest.mark.slow
 def test_an_image_that_is_trained_clean_is_judged_clean():
   batch = tiny.batch(CONFIG)
   capped = batch.noise_cap_bn < 1
@@ -121,6 +124,7 @@ def test_every_part_of_the_schedule_is_met_however_few_slots_are_filled(slots):
   np.testing.assert_array_equal(t, 50 + 100 * bins)  # the middle of 0 .. 100, ...
 
 
+@pytest.mark.slow
 def test_all_batches_share_one_trace(params, monkeypatch):
   traces = []
   real = validate_lib.predict

@@ -38,6 +38,7 @@ def watch(tmp_path, monkeypatch):
   return watch_lib.Watch(tmp_path, 1.0, Clock())
 
 
+@pytest.mark.slow
 def test_a_run_that_stands_still_writes_where_and_ends(tmp_path):
   code = f"""
     import pathlib, time

@@ -157,6 +157,7 @@ def test_a_disk_that_fills_up_leaves_no_shard_and_says_so(folder, tmp_path):
 # Damage. array_record hashes every chunk (one record) and its header.
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_harmless_or_named(tmp_path):
   documents = [tiny_shards.record(n) for n in range(3)]
   path = tmp_path / "a.array_record"
