@@ -121,6 +121,7 @@ def test_an_empty_or_absent_directory_restores_nothing(tmp_path):
   assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 def test_state_may_be_donated_and_lanes_may_move_while_a_save_runs(tmp_path):
   state = {"w": jnp.arange(8_000_000.0), "n": jnp.int32(1)}
   target, want = abstract(state), jax.tree.map(np.array, state)

@@ -10,6 +10,7 @@ ATTENTION = ROOT / "tfusion" / "attention"
 REST = "flax optax orbax grain ml_collections sentencepiece PIL einops".split()
 
 
+@pytest.mark.slow
 def test_attend_imports_jax_and_its_own_room_alone():
   code = """
 import sys

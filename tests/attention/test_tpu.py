@@ -205,6 +205,7 @@ def test_no_race_no_read_out_of_bounds_and_none_of_unwritten_memory(cores):
   assert not interpreter.races.races_found
 
 
+@pytest.mark.slow
 def test_a_race_would_be_found():
   """Two cores write one block."""
 

@@ -104,6 +104,7 @@ def test_a_file_keeps_everything_in_the_same_bytes_each_time(config, tmp_path):
   assert len(files) == 2 and files[0] == files[1]  # and nothing left aside
 
 
+@pytest.mark.slow
 def test_the_hash_tells_numbers_and_configs_apart(vae):
   assert vae.sha256 == make().sha256 and len(vae.sha256) == 64
   others = [

@@ -50,6 +50,7 @@ def batches(sources, config, *, count, host=0, hosts=1, skip=None):
   return [next(feed) for _ in range(count)], feed.state()
 
 
+@pytest.mark.slow
 def test_pictures_come_in_three_channels_from_minus_one_to_one():
   config = build()
   source = open_images(config, "", split="train")

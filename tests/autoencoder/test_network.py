@@ -73,6 +73,7 @@ def test_random_parameters_have_the_shapes_and_names_that_bind_takes(config):
   assert model.decoder.levels[1].blocks[0].shortcut.kernel[...] is params[name]
 
 
+@pytest.mark.slow
 def test_a_strided_convolution_sees_one_pixel_more_to_the_right_and_below():
   x = np.arange(1.0, 17, dtype=np.float32).reshape(1, 4, 4, 1)
   conv = tiny.fill(lambda rngs: Conv(1, 1, stride=2, rngs=rngs))
@@ -216,6 +217,7 @@ def test_the_decoder_lays_its_patches_out_as_pixels():
   np.testing.assert_array_equal(image, jnp.tile(tile, (2, 4, 1))[None])
 
 
+@pytest.mark.slow
 def test_convolutions_run_in_the_dtype_asked_for_and_moments_stay_float32():
   config = dataclasses.replace(SMALL, dtype="bfloat16")
   x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)

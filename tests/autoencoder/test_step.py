@@ -147,6 +147,7 @@ def test_a_vaes_rate_is_its_divergence_in_bits_and_a_codec_takes_the_mean(start)
   assert np.array_equal(made.image_bhwc, image)
 
 
+@pytest.mark.slow
 def test_sums_leave_padding_out(start):
   sums = jax.jit(functools.partial(step_lib.sums, VAE))
   x = images(3)

@@ -111,6 +111,7 @@ def test_more_damage_than_allowed_stops_and_names_the_record(limit):
     list(itertools.islice(lane, 40))
 
 
+@pytest.mark.slow
 def test_as_much_damage_as_allowed_does_not_stop():
   config = changed(ONE, data=dict(max_damaged=4))
   lane = Lane([SOURCE], tokenizer(), config, lane=0)
@@ -141,6 +142,7 @@ def test_the_stop_is_said_the_same_from_a_worker_process(workers):
   data.close()
 
 
+@pytest.mark.slow
 def test_damage_is_counted_over_the_lanes_of_a_host():
   config = changed(CONFIG, data=dict(sources=("damaged",), workers=0, row_length=512))
   corpus = pipeline.Corpus((SOURCE,), (), tokenizer())

@@ -308,6 +308,7 @@ def of_shards(folder: Path, **changes) -> Config:
   return make(f"shards:{folder}", **(values | changes))
 
 
+@pytest.mark.slow
 def test_shards_that_were_moved_go_on_and_others_are_refused(tmp_path, capfd):
   tiny_shards.make(tmp_path / "a", train=8)
   config = of_shards(tmp_path / "a")

@@ -148,6 +148,7 @@ def shown_all(lane, config):
   return drawn and not waiting & {"pairs", "words"}
 
 
+@pytest.mark.slow
 def test_dropped_sources_leave_the_shares_of_the_others_as_they_were():
   sources = (PAIRS, WORDS, LONG)
   config = mixed(sources, (1.0, 1.0, 2.0), (1, 0, 0), row_length=96)

@@ -336,6 +336,7 @@ def test_what_sources_hold_is_shown_for_each_split_and_adds_up(tmp_path):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("too_long", ["reject", "split"])
 def test_a_long_caption_of_a_folder_is_split_where_the_config_says_so(
   tmp_path, too_long

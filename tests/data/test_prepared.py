@@ -307,6 +307,7 @@ def test_a_start_does_not_stumble_over_a_damaged_record(tmp_path):
   begin(run([f"shards:{tmp_path / 'a'}", "pydoc"]), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_on_other_documents_of_the_same_number(tmp_path):
   folder, workdir = tmp_path / "a", tmp_path / "run"
   made = tiny_shards.make(folder)

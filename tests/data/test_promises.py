@@ -45,6 +45,7 @@ def expected():
   return batches, states
 
 
+@pytest.mark.slow
 def test_the_rows_below_hold_all_that_is_promised(expected):
   batches, states = expected
   last = states[-1].values()

@@ -28,6 +28,7 @@ def test_the_right_prediction_means_the_clean_image(schedule, target):
   np.testing.assert_allclose(got, clean, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_v_is_how_x_moves_with_t():
   clean, noise, at = images("linear", [400])
   v = target_of(clean, noise, at, target="v", schedule="linear")
@@ -60,6 +61,7 @@ def test_min_snr_weighs_errors_of_the_clean_image_alike_for_every_target(
   np.testing.assert_allclose(got, np.mean(want, (1, 2, 3)), rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_min_snr_weights_are_those_of_the_publication():
   at = images("cosine", [100, 500, 900])[2]
   snr = np.square(at.signal / at.spread)[:, 0, 0, 0]

@@ -26,6 +26,7 @@ def test_signal_only_falls_and_no_step_takes_more_than_the_largest_beta():
   assert betas.max() == pytest.approx(0.999)
 
 
+@pytest.mark.slow
 def test_noise_is_added_as_the_schedule_says_with_one_t_per_image():
   rng = np.random.default_rng(0)
   clean, noise = rng.normal(size=(2, 2, 3, 4, 4, 1))
@@ -72,6 +73,7 @@ def test_t_is_uniform_from_one_to_the_cap(cap):
   np.testing.assert_allclose(counts[1 : top + 1], draws * share, atol=slack)
 
 
+@pytest.mark.slow
 def test_all_thousand_steps_are_drawn_and_half_of_them_under_a_cap_of_a_half():
   caps = np.repeat(np.float32([1.0, 0.5]), 100_000).reshape(2, -1)
   t = np.asarray(draw_t(jax.random.key(1), caps, timesteps=T))

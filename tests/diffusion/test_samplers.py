@@ -280,6 +280,7 @@ def error(sampler, steps, *, schedule, target="v"):
   return np.max(np.abs(x - (mean + std * z)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "schedule, sampler, order",
   [

@@ -74,6 +74,7 @@ def test_what_is_read_is_in_order_and_moves_with_the_image():
     assert abs(a.x - (1 - b.x)) < 1 / 64 and abs(a.y - b.y) < 1 / 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "px, noise, blur, least",
   [

@@ -88,6 +88,7 @@ class Oracle:
     return Generated((*given, made), made_flags, finished=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_knows_all_gets_full_marks(trained, monkeypatch, tmp_path, kind):
   oracle = Oracle(trained, kind)

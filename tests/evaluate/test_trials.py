@@ -6,6 +6,7 @@ from PIL import Image as Pillow
 from tfusion.evaluate import trials
 
 
+@pytest.mark.slow
 def test_the_classifier_is_plotted_against_noise_and_blur(tmp_path, monkeypatch):
   monkeypatch.setattr(trials, "NOISES", (0.0, 1.0))
   monkeypatch.setattr(trials, "BLURS", (0.0, 0.1))

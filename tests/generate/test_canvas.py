@@ -87,6 +87,7 @@ def test_what_the_model_makes_is_shown_by_the_autoencoder(run, codec, count):
     assert image.shape == (8, 8, 3) and image.std() > 10
 
 
+@pytest.mark.slow
 def test_latents_without_their_autoencoder_are_refused(run, tmp_path):
   config, workdir = run
   path, latents = workdir / "autoencoder.safetensors", workdir / "latents.json"

@@ -101,6 +101,7 @@ def test_what_is_opened_is_saved_as_a_file_of_ours(folder, tmp_path):
   assert (again.sha256, again.config) == (codec.sha256, codec.config)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_widened(folder):
   rewrite(folder, lambda t: {n: x.astype(ml_dtypes.bfloat16) for n, x in t.items()})
   tensors = load_file(folder / diffusers.WEIGHTS)

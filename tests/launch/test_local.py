@@ -56,6 +56,7 @@ def test_a_wrong_argument_is_named(args, says):
   assert out.returncode == 2 and says in out.stderr and not out.stdout
 
 
+@pytest.mark.slow
 def test_every_line_says_its_host_and_the_first_failure_is_the_status():
   # Host 1 fails first, with 7; host 0 later, with 3.
   code = """
@@ -70,6 +71,7 @@ def test_every_line_says_its_host_and_the_first_failure_is_the_status():
   assert sorted(out.stdout.splitlines()) == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_goes_on_to_every_host_once(number):
   # A second one, as Ctrl-C gives to a whole terminal, would be counted.

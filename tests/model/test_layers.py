@@ -217,6 +217,7 @@ def test_attention_sees_its_interval_and_shares_keys_among_neighbouring_heads(kv
   np.testing.assert_allclose(np.asarray(got), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_new_keys_are_written_at_each_rows_own_place_in_the_cache(mesh):
   model = tiny.config().model
   attention = first_layer(Attention, model)

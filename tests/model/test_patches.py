@@ -32,6 +32,7 @@ def test_patches_follow_each_other_left_to_right_then_top_to_bottom():
   assert patches[3].tolist() == [200, 201, 210, 211, 300, 301, 310, 311]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 16, 3)])
 def test_unpatchify_undoes_patchify_exactly(patch, shape):
@@ -45,6 +46,7 @@ def test_unpatchify_undoes_patchify_exactly(patch, shape):
   np.testing.assert_array_equal(np.asarray(back), x)
 
 
+@pytest.mark.slow
 def test_sinusoids_turn_from_once_per_step_to_once_in_ten_thousand():
   t = np.asarray([[0, 1, 500, 1000]])
   got = np.asarray(sinusoids(tiny.put(t)), np.float64)
@@ -56,6 +58,7 @@ def test_sinusoids_turn_from_once_per_step_to_once_in_ten_thousand():
   np.testing.assert_allclose(got, want, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_encoder_adds_one_time_vector_to_every_projected_patch_of_an_image():
   patches = make()
   x = normal(2, 3, 4, 4, 2)

@@ -128,6 +128,7 @@ def test_remat_computes_again_and_changes_no_gradient(
   assert apart and set(apart) == {unroll > 1}
 
 
+@pytest.mark.slow
 def test_remat_of_dots_keeps_the_products_with_weights_that_full_remat_makes_again(
   x_bld,
 ):
@@ -158,6 +159,7 @@ def test_a_row_fed_in_parts_to_the_cache_gives_what_it_gives_at_once(
   np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_image_written_again_replaces_the_one_before(transformer, x_bld):
   noisy = x_bld.at[:, 3:6].add(1.0)
   cache = empty_keys(MODEL, batch=B, length=L, dtype=jnp.float32)

@@ -131,6 +131,7 @@ def test_auto_is_float32_on_a_cpu_and_bfloat16_elsewhere(monkeypatch):
     assert dtype_of(dataclasses.replace(auto, dtype="float32")).name == "float32"
 
 
+@pytest.mark.slow
 def test_a_patch_enters_where_the_batch_says_and_leaves_from_there(forward):
   # Two captioned images in one row; nudging one patch of the noisy latent moves the
   # prediction of its own image, and of the later one only if it is the same document.

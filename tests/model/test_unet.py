@@ -46,6 +46,7 @@ def times(*values: int) -> jax.Array:
   return tiny.put(np.asarray([values], np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "size, patch", [("0.16b", 2), ("7b", 2), ("0.16b", 8), ("7b", 4)]
 )

@@ -698,6 +698,7 @@ def test_whatever_members_an_archive_has_each_is_used_or_listed(tmp_path, seed):
   assert sum((d.amount for d in found.values()), Amount()).images == images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["folder", "jsonl", "tar"])
 def test_a_prepared_folder_accounts_for_all_that_was_found(

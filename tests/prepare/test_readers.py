@@ -459,6 +459,7 @@ def make_tfds(here, called, sizes):
   return builder.data_path
 
 
+@pytest.mark.slow
 def test_a_tfds_data_set_is_read_from_its_folder(prepared):
   found = read(f"tfds:{prepared}", documents=4)
   assert list(found) == [f"train/{i}" for i in range(6)] + ["test/0", "test/1"]
@@ -548,6 +549,7 @@ def copied(three_splits, tmp_path):
   datasets._builder.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_tfds_split_that_is_left_out_is_skipped_by_reason_and_adds_up(
   copied, tmp_path
 ):

@@ -34,6 +34,7 @@ def words(page: Page) -> str:
   return " ".join(page.text.split())
 
 
+@pytest.mark.slow
 def test_curves_of_all_runs_lie_over_each_other_in_their_colours(tmp_path):
   page = Page(report.write_comparison(two(tmp_path), tmp_path / "page.html"))
   assert "Cannot be shown" not in page.text and "Nothing yet" not in page.text
@@ -124,6 +125,7 @@ def test_samples_of_a_prompt_stand_side_by_side(tmp_path, no_plots):
   assert alts[-5:] == ["one", "two", "two", "digits", "digits"]
 
 
+@pytest.mark.slow
 def test_eight_large_grids_stay_a_page_of_a_few_megabytes(tmp_path, no_plots):
   noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
   first = write_run(tmp_path / "0", lines=4)

@@ -18,6 +18,7 @@ from tfusion import report
 from tfusion.report import facts
 
 
+@pytest.mark.slow
 def test_page_shows_all_there_is_of_a_run(tmp_path):
   page = Page(report.write_report(write_run(tmp_path / "seven")))
   assert "Finished: update 480 of 480, 2.0 minutes" in page.text
@@ -219,6 +220,7 @@ def test_the_data_table_says_what_is_held_and_agrees_with_what_is_skipped(tmp_pa
   assert "1 98 % of its elements" in words and "98.7 % of the positions" in words
 
 
+@pytest.mark.slow
 def test_what_preparing_left_out_stands_in_the_table_too(tmp_path):
   workdir = write_run(tmp_path / "run", lines=4)
   (workdir / "skipped.json").unlink()
@@ -277,6 +279,7 @@ def test_undecodable_file_names_do_not_stop_the_page(tmp_path):
   assert "caf?.png" in Page(report.write_report(workdir)).text
 
 
+@pytest.mark.slow
 def test_reference_is_plotted_behind_and_listed_beside(tmp_path):
   known, path = write_run(tmp_path / "known", loss=2.0), tmp_path / "results.json"
   (known / "eval.json").write_text(json.dumps(EVAL | {"captions_right": 280}))

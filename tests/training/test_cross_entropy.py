@@ -118,6 +118,7 @@ def test_without_any_weight_loss_and_gradients_are_zero(monkeypatch):
   assert not np.asarray(dx).any() and not np.asarray(dw).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("live, chunks", [(0, 0), (1, 1), (38, 1), (39, 2), (150, 4)])
 def test_positions_without_weight_cost_no_chunk(monkeypatch, live, chunks):
   x, head, targets, _ = numbers()

@@ -93,6 +93,7 @@ def test_sums_of_parts_divided_once_are_the_mean_of_the_whole():
   assert abs(np.mean([float(p.mean()) for p in parts]) - float(whole.mean())) > 1e-3
 
 
+@pytest.mark.slow
 def test_nothing_counted_is_a_loss_of_zero_with_a_gradient_of_zero():
   logits, targets, weights = tokens()
   predicted, noise, image_weights = images()

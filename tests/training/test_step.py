@@ -268,6 +268,7 @@ def test_noise_does_not_depend_on_the_size_of_patches():
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_timesteps_stay_under_the_cap_of_their_image():
   batch = tiny.batch(CONFIG, rows=4)
   batch = sequence.Batch(*(np.concatenate([x] * 64) for x in batch))
@@ -489,6 +490,7 @@ def test_accumulating_over_parts_changes_no_gradient(params):
   assert_close(*results)
 
 
+@pytest.mark.slow
 def test_the_step_traces_under_jaxs_strict_flags(start):
   batch = tiny.put(tiny.batch(CONFIG))
   with (

@@ -110,6 +110,7 @@ def test_rows_of_padding_weigh_nothing(params):
   assert nothing["loss_text"] == 0.0 and nothing["loss_image"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3, 10])
 def test_every_part_of_the_schedule_is_met_however_few_slots_are_filled(slots):
   config = tiny.config(data__image_slots=slots)

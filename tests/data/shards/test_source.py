@@ -138,6 +138,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_no_shard_and_says_so(folder, tmp_path):
   path = tmp_path / "a.array_record"
   done = subprocess.run(
