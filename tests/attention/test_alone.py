@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 ATTENTION = ROOT / "tfusion" / "attention"
 REST = "flax optax orbax grain ml_collections sentencepiece PIL einops".split()
@@ -14,6 +16,8 @@ REST = "flax optax orbax grain ml_collections sentencepiece PIL einops".split()
 def test_attend_imports_jax_and_its_own_room_alone():
   code = """
 import sys
+
+import pytest
 import absl.logging, jax, jax.numpy, numpy
 before = set(sys.modules)
 from tfusion.attention import attend

@@ -1,6 +1,7 @@
 """How well scenes are read back is tried, and plotted, against noise and blur."""
 
 import numpy as np
+import pytest
 from PIL import Image as Pillow
 
 from tfusion.evaluate import trials
