@@ -16,8 +16,6 @@ REST = "flax optax orbax grain ml_collections sentencepiece PIL einops".split()
 def test_attend_imports_jax_and_its_own_room_alone():
   code = """
 import sys
-
-import pytest
 import absl.logging, jax, jax.numpy, numpy
 before = set(sys.modules)
 from tfusion.attention import attend
