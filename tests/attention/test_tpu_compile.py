@@ -1,7 +1,8 @@
 """Promises of the TPU kernels that the compiler keeps, with no TPU at hand.
 
 Every generation compiles a program: what does not fit in its VMEM, or is not to the
-compiler's taste, fails. It takes a minute of two cores, all but one `-m long` alone.
+compiler's taste, fails. `pytest` compiles for one of them, `pytest -m long` for the
+others.
 """
 
 import json
