@@ -27,7 +27,6 @@ for number, block in enumerate(sys.stdin.read().split("# next block")):
 """
 
 
-@pytest.mark.long
 def test_the_blocks_of_the_page_run_one_after_the_other(tmp_path):
   (tmp_path / "experiments").mkdir()
   experiment = tiny_experiments.write(tmp_path, tiny_experiments.MODEL)
