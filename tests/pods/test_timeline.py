@@ -144,3 +144,19 @@ def test_a_kernel_of_ours_takes_the_seconds_that_it_is_given():
 custom_call_target="tpu_custom_call"'
   cost = run(body, kernel_seconds={"attend_forward.3": 0.5}.get)
   assert cost.seconds == cost.kernels == 0.5
+
+
+def test_what_a_gather_passes_through_on_its_way_is_looked_at_once():
+  """Each fusion is handed both results of the one before: of 60, by 2^60 ways."""
+  pair, fused = f"({X}, {X})", "%async_collective_fusion.1"
+  steps = [f"  %f0 = {pair} fusion(%x, %start), kind=kLoop, calls={fused}"]
+  for n in range(60):
+    steps += [
+      f"  %a{n} = {X} get-tuple-element(%f{n}), index=0",
+      f"  %b{n} = {X} get-tuple-element(%f{n}), index=1",
+      f"  %f{n + 1} = {pair} fusion(%a{n}, %b{n}), kind=kLoop, calls={fused}",
+    ]
+  end = "  ROOT %done = f32[8388608]{0} all-gather-done(%f60)"
+  found = run("\n".join([START, *steps, end]))
+  assert found.seconds == pytest.approx(GATHER)
+  assert sum(found.exposed.values()) == pytest.approx(GATHER)

@@ -162,18 +162,20 @@ class Timeline:
 
   def origin(self, computation: str, name: str, started: Collection[str], /) -> str:
     """The start behind a name: through tuples, and fusions that help it along."""
-    while name not in started:
+    names, seen = [name], set()
+    while names:  # the first operands first; a fusion may be reached in many ways
+      name = names.pop()
+      if name in started:
+        return name
       own = self._program.find(computation, name)
-      if own is None or not own.operands:
-        return ""
+      if name in seen or own is None:
+        continue
+      seen.add(name)
       if own.kind in ("get-tuple-element", "bitcast"):
-        name = own.operands[0]
+        names += own.operands[:1]
       elif own.attribute("calls").startswith("async_collective_fusion"):
-        origins = [self.origin(computation, o, started) for o in own.operands]
-        return next(filter(None, origins), "")
-      else:
-        return ""
-    return name
+        names += reversed(own.operands)
+    return ""
 
   def copied(self, operation: Operation) -> tuple[int, float]:
     """Bytes and seconds of a copy between HBM and the chip; on the chip, none."""
