@@ -13,7 +13,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """A model of the paper and its training run (section 4.1).
 
   Sizes, rows, batch and optimizer are the paper's; `patch` is one of Table 6, and
-  `patches` linear or unet, as in Table 7.
+  `patches` linear or unet, as in Table 7; `image_attention` bidirectional or causal, as
+  in Table 5.
   `run=0.5t` is 250,000 updates of 512 x 4,096 elements, for which the paper used 128
   to 256 GPUs; `run=2t` is 500,000 of 1,024 rows, the paper's large run. What each size
   takes of the memory of a pod's chips is in experiments/results/compile.md, as
@@ -34,6 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """
   folders = dict(images="shards/images", text="shards/text")
   known = dict(size="0.16b", run="0.5t", patch=2, patches="linear", smoke=False)
+  known["image_attention"] = "bidirectional"
   arg = config_lib.parse_arg(arg, **known, **folders)
   if arg.size not in paper.SIZES:
     raise ValueError(
@@ -49,6 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.model.vocab_size = paper.VOCAB_SIZE
   c.model.image_shape = paper.LATENT_SHAPE
   c.model.patch, c.model.patches = arg.patch, arg.patches
+  c.model.image_attention = arg.image_attention
   c.model.remat = "dots"  # ours
   c.data.sources = (f"shards:{arg.images}", f"shards:{arg.text}")
   c.data.too_long = "split"  # ours: long texts go on in the next row

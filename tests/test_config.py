@@ -128,6 +128,10 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"seed": 2**32}, ["seed=4294967296", "at most 4294967295"]),
     ({"train__steps": 0}, ["train.steps=0"]),
     ({"model__remat": "some"}, ["model.remat='some'", "dots"]),
+    ({"model__image_attention": "full"}, ["image_attention=", "causal"]),
+    ({"model__norms": "post"}, ["model.norms=", "after"]),
+    ({"model__dropout": 1.0}, ["model.dropout=1.0", "[0, 1)"]),
+    ({"train__z_loss": -1e-5}, ["train.z_loss=-1e-05", "at least 0"]),
   ],
 )
 def test_a_value_that_cannot_be_names_its_key_and_the_remedy(values, says):

@@ -61,7 +61,7 @@ def lay_out(document):
   return sequence.lay_out(document, special=SPECIAL, patches_per_image=PATCHES)
 
 
-def pack(documents, *, row_length=64, image_slots=9, isolate=True):
+def pack(documents, *, row_length=64, image_slots=9, **how):
   return sequence.pack(
     [lay_out(d) for d in documents],
     row_length=row_length,
@@ -69,7 +69,7 @@ def pack(documents, *, row_length=64, image_slots=9, isolate=True):
     latent_shape=SHAPE,
     special=SPECIAL,
     patches_per_image=PATCHES,
-    isolate=isolate,
+    **how,
   )
 
 
@@ -244,6 +244,18 @@ def test_rows_packed_together_are_those_packed_one_by_one():
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)
   assert not together.latents_bnhwc[1].any()
+
+
+def test_causal_patches_see_what_stands_before_them_and_nothing_else_changes():
+  documents = packed_documents(np.random.default_rng(0))
+  causal, usual = pack(documents, causal=True), pack(documents)
+  patches = usual.patch_l >= 0
+  assert patches.any() and (usual.hi_l != causal.hi_l).any()
+  np.testing.assert_array_equal(
+    causal.hi_l, np.where(patches, np.arange(64), usual.hi_l)
+  )
+  for a, b in zip(causal._replace(hi_l=usual.hi_l), usual, strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("seed", range(20))

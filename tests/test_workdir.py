@@ -60,6 +60,7 @@ def test_another_model_in_an_old_workdir_is_refused_with_the_keys_that_differ(tm
     {"optim__peak_lr": 1e-2},
     {"data__workers": 3},
     {"model__remat": "full"},
+    {"model__dropout": 0.1},
     {"model__unroll": 2},
     {"model__attention": "dense"},
     {"model__dtype": "bfloat16"},

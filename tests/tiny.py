@@ -144,6 +144,7 @@ def pack(documents: list[Document], c: Config) -> sequence.Row:
     latent_shape=c.model.image_shape,
     special=SPECIAL,
     patches_per_image=patches,
+    causal=c.model.image_attention == "causal",
   )
 
 

@@ -42,6 +42,18 @@ class ModelConfig:
   # Channels of a U-Net at every size of the image from the whole down to the patches,
   # each half as large as the one before; empty: 0.27B parameters, ours.
   unet_widths: tuple[int, ...] = ()
+  # What the patches of an image see of it: bidirectional, all of it (section 3), or
+  # causal, those before them, as text does (Table 5).
+  image_attention: str = "bidirectional"
+  # Of queries and keys, each head by itself, before RoPE: none; layer, Chameleon's with
+  # a scale and a bias (arXiv 2405.09818, section 2.3); or rms, as in Qwen3.
+  qk_norm: str = "none"
+  # Whether attention and MLP have their norm before them, as Llama does, or after, as
+  # Chameleon 34B does (the same section): x + norm(attention(x)).
+  norms: str = "before"
+  attention_bias: bool = False  # of queries, keys and values, as in Qwen2
+  # Share of the numbers of attention and MLP that a training step leaves out.
+  dropout: float = 0.0
   rope_theta: float = 10_000.0
   norm_eps: float = 1e-5
   # Of matmuls: float32, bfloat16, or auto, which is bfloat16 except on a CPU.
@@ -168,6 +180,9 @@ class TrainConfig:
 
   steps: int = 2000
   batch_rows: int = 16  # rows per update, over all hosts
+  # Weight of log^2 Z at every target, where Z is the sum that its softmax divides by
+  # (arXiv 2405.09818, section 2.3, has 1e-5); 0: none.
+  z_loss: float = 0.0
   accumulate: int = 1  # parts of a batch whose gradients are summed, to save memory
   log_every_steps: int = 20
   # Where the numbers of a run go too, beside its own files: tensorboard and wandb
@@ -228,6 +243,9 @@ class Config:
 CHOICES = {
   "model.patch": (1, 2, 4, 8),
   "model.patches": ("linear", "unet"),
+  "model.image_attention": ("bidirectional", "causal"),
+  "model.qk_norm": ("none", "layer", "rms"),
+  "model.norms": ("before", "after"),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.gradient_dtype": ("float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
@@ -267,7 +285,7 @@ RANGES = {
     "diffusion.image_weight diffusion.clip diffusion.t_logit_std"
     " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
-    " train.keep_every_steps train.stall_seconds sample.temperature",
+    " train.z_loss train.keep_every_steps train.stall_seconds sample.temperature",
   ),
   # A row is filled, and held whole on the host; so long a one is a slip of the pen.
   f"in [1, {LONGEST_ROW}]": (lambda x: 1 <= x <= LONGEST_ROW, "data.row_length"),
@@ -277,7 +295,10 @@ RANGES = {
     lambda x: 0 <= x <= 1,
     "data.caption_first data.caption_dropout diffusion.image_first_clean",
   ),
-  "in [0, 1)": (lambda x: 0 <= x < 1, "optim.b1 optim.b2 optim.ema_decay"),
+  "in [0, 1)": (
+    lambda x: 0 <= x < 1,
+    "model.dropout optim.b1 optim.b2 optim.ema_decay",
+  ),
 }
 
 

@@ -19,6 +19,7 @@ itself and with its positions from 0 (data.isolate_documents). The paper says no
 this: ours, as of Llama 2, whose text recipe the paper shares.
 
 Text is causal; the patches of one image see each other (arXiv 2408.11039, section 3).
+`pack_rows` can make these causal too (Table 5).
 There is no loss where the input is BOI (footnote 8), and EOI is no target behind
 patches: their count is fixed, so the sampler appends EOI itself.
 """
@@ -359,6 +360,7 @@ def pack_rows(
   special: SpecialTokens,
   patches_per_image: int,
   isolate: bool = True,
+  causal: bool = False,
 ) -> Batch[np.ndarray]:
   """Places laid-out documents one after the other in rows of fixed length.
 
@@ -370,7 +372,8 @@ def pack_rows(
     special: ids of the special tokens.
     patches_per_image: patches of every image.
     isolate: a document sees itself alone, and its positions count from 0. False lets it
-      see those before it in its row, and positions count over the whole row.
+      those before it in its row, and positions count over the whole row.
+    causal: patches see what stands before them and themselves, as text does.
 
   Raises:
     ValueError: documents have more elements or images than their row holds, or an
@@ -379,7 +382,11 @@ def pack_rows(
   batch = _empty_rows(len(rows), row_length, image_slots, tuple(latent_shape), special)
   for number, documents in enumerate(rows):
     # Latents are the most of a row by far: they are copied here, and nowhere again.
-    _fill(Row(*(f[number] for f in batch)), documents, patches_per_image, isolate)
+    row = Row(*(f[number] for f in batch))
+    _fill(row, documents, patches_per_image, isolate)
+    if causal:
+      patches = np.flatnonzero(row.patch_l >= 0)
+      row.hi_l[patches] = patches
   return batch
 
 

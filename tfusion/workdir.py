@@ -54,6 +54,7 @@ KINDS = {
       "model.remat",
       "model.unroll",
       "model.attention",
+      "model.dropout",
     ),
     of_content=("data.sources", "data.tokenizer"),
   ),
@@ -72,6 +73,11 @@ ADDED = {
   "model.gradient_dtype": "bfloat16",
   "model.patches": "linear",
   "model.unet_widths": (),
+  "model.image_attention": "bidirectional",
+  "model.qk_norm": "none",
+  "model.norms": "before",
+  "model.attention_bias": False,
+  "model.dropout": 0.0,
   "data.isolate_documents": True,
   "diffusion.schedule": "cosine",
   "diffusion.target": "eps",
@@ -79,6 +85,7 @@ ADDED = {
   "diffusion.t_logit_mean": 0.0,
   "diffusion.t_shift": 1.0,
   "diffusion.min_snr_gamma": 0.0,
+  "train.z_loss": 0.0,
   "sample.start": 1.0,
 }
 # The same, in the configs of all commands.

@@ -182,6 +182,14 @@ def test_captions_come_first_and_are_dropped_as_often_as_asked(tokenizer):
   assert abs(seen["clean"] / seen["after"] - 0.3) < 0.1  # of 540 draws
 
 
+def test_a_model_of_causal_images_is_given_rows_that_are_causal_throughout(tokenizer):
+  causal = changed(CONFIG, model=dict(image_attention="causal"))
+  row, usual = (next(Lane([PAIRS], tokenizer, c, lane=0)) for c in (causal, CONFIG))
+  live = int(np.sum(row.hi_l >= row.lo_l))
+  np.testing.assert_array_equal(row.hi_l[:live], np.arange(live))
+  assert (usual.hi_l[:live] > row.hi_l[:live]).any()
+
+
 def test_no_random_choice_depends_on_global_state(tokenizer):
   lanes = [Lane([PAIRS, PROSE], tokenizer, CONFIG, lane=1) for _ in range(2)]
   np.random.seed(1)

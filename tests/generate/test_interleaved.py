@@ -102,6 +102,7 @@ def make_forward(config, params):
       latent_shape=CONFIG.model.image_shape,
       special=SPECIAL,
       patches_per_image=PATCHES,
+      causal=config.model.image_attention == "causal",
     )
     batch = sequence.stack([row])
     t_bn = np.zeros((1, CONFIG.data.image_slots), dtype)
@@ -243,6 +244,29 @@ def test_cached_equals_uncached_whatever_the_order(params, forward, c):
     assert_same(got, expected[0], expected[1], expected[2][-1] == "eos")
     ends += expected[2]
   assert {"boi", "full"} <= set(ends)  # the model switched to an image by itself, too
+
+
+# What may be changed of the model; each is one of a pair with every other.
+CHANGED = dict(
+  model__image_attention="causal",
+  model__qk_norm="layer",
+  model__norms="after",
+  model__attention_bias=True,
+  model__dropout=0.5,  # in training alone
+  sample__max_elements=24,
+)
+
+
+@pytest.mark.slow
+def test_cached_equals_uncached_in_a_model_that_is_changed():
+  values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
+  c = tiny.config(**values | CHANGED)
+  params = tiny.params(c.model, seed=3)
+  rng = np.random.default_rng(0)
+  prompt = (tiny.image(rng), tiny.text(rng, 2), Blank())
+  forward = make_forward(c, params)
+  (got,) = run(c, params, [prompt])
+  assert_same(got, *generate_slowly(forward, c, prompt, key=fold(KEY, 0))[:2])
 
 
 STRAIGHT = dict(

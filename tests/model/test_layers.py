@@ -9,11 +9,13 @@ from flax import nnx
 
 from tfusion.model.layers import (
   Attention,
+  Block,
   Keys,
   Product,
   RMSNorm,
   SwiGLU,
   View,
+  drop,
   multiply,
   rope,
   rope_angles,
@@ -31,7 +33,7 @@ def first_layer(kind, model) -> nnx.Module:
 
 def numbers(module: nnx.Module) -> dict:
   values = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-  return {k: np.asarray(v, np.float64) for k, v in values.items()}
+  return jax.tree.map(lambda v: np.asarray(v, np.float64), values)
 
 
 # Contractions.
@@ -183,11 +185,22 @@ def turned(x, positions) -> np.ndarray:
   return np.concatenate([z.real, z.imag], -1)
 
 
+def normed(x_blhk, p: dict) -> np.ndarray:
+  """A layer norm of every head if there is a bias, else an RMSNorm."""
+  x = x_blhk - x_blhk.mean(-1, keepdims=True) if "bias" in p else x_blhk
+  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+  return x * p["scale"] + p.get("bias", 0)
+
+
 def reference(p: dict, x, positions, lo, hi) -> np.ndarray:
   """Attention with grouped queries, one query and head at a time, float64."""
-  q = turned(np.einsum("bld,dhk->blhk", x, p["wq"]), positions)
-  k = turned(np.einsum("bld,dgk->blgk", x, p["wk"]), positions)
-  v = np.einsum("bld,dgk->blgk", x, p["wv"])
+  q, k, v = (
+    np.einsum("bld,dhk->blhk", x, p[f"w{name}"]) + p.get(f"b_{name}", 0)
+    for name in "qkv"
+  )
+  if "q_norm" in p:
+    q, k = normed(q, p["q_norm"]), normed(k, p["k_norm"])
+  q, k = turned(q, positions), turned(k, positions)
   out = np.zeros(x.shape)
   for b, i, head in np.ndindex(q.shape[:3]):
     group = head * k.shape[2] // q.shape[2]
@@ -198,10 +211,18 @@ def reference(p: dict, x, positions, lo, hi) -> np.ndarray:
   return out
 
 
+CHAMELEON = dict(model__qk_norm="layer")
+QWEN = dict(model__qk_norm="rms", model__attention_bias=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_sees_its_interval_and_shares_keys_among_neighbouring_heads(kv_heads):
-  model = tiny.config(model__kv_heads=kv_heads).model
+@pytest.mark.parametrize(
+  "kv_heads, how", [(1, {}), (2, {}), (4, {}), (2, CHAMELEON), (2, QWEN)]
+)
+def test_attention_sees_its_interval_and_shares_keys_among_neighbouring_heads(
+  kv_heads, how
+):
+  model = tiny.config(model__kv_heads=kv_heads, **how).model
   attention = first_layer(Attention, model)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 7, 32)).astype(np.float32)
@@ -245,3 +266,69 @@ def test_new_keys_are_written_at_each_rows_own_place_in_the_cache(mesh):
   # The second row stands at the start: what it sees is what it has written.
   want = reference(p, x[1:], places[1:], np.zeros_like(places[1:]), places[1:])
   np.testing.assert_allclose(out[1:], want, atol=1e-5)
+
+
+# Blocks.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norms", ["before", "after"])
+def test_a_block_has_its_norms_before_or_behind_what_it_adds(norms):
+  block = first_layer(Block, tiny.config(model__norms=norms).model)
+  places = np.broadcast_to(np.arange(5), (2, 5))
+  sees = view(places, np.zeros_like(places), places, head_dim=8)
+  x = tiny.put(np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32))
+
+  def both(x):
+    attend = lambda x: block.attention(x, sees, None, 0)[0]  # noqa: E731
+    a, m = block.attention_norm, block.mlp_norm
+    before, after = x + attend(a(x)), x + a(attend(x))
+    before, after = before + block.mlp(m(before)), after + m(block.mlp(after))
+    return block(x, sees, None, 0)[0], before if norms == "before" else after
+
+  got, want = jax.jit(both)(x)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_dropout_is_exact_random_by_row_position_and_place_and_keeps_the_mean():
+  keys_b = tiny.put(np.arange(4))
+  x = np.random.default_rng(0).normal(size=(4, 50, 32)).astype(np.float32)
+
+  @jax.jit
+  def apply(x, keys_b, place):
+    return drop(x, jax.vmap(jax.random.key)(keys_b), place, rate=0.5)
+
+  got = np.asarray(apply(tiny.put(x), keys_b, 3))
+  stays = got != 0
+  np.testing.assert_array_equal(got[stays], (2 * x)[stays])
+  # 6,400 numbers: five deviations are 0.031.
+  assert np.mean(stays) == pytest.approx(0.5, abs=0.031)
+  # The mask of a row is its own, whatever the others are; of no two positions alike.
+  other = np.asarray(apply(tiny.put(x[::-1].copy()), tiny.put(np.arange(4)[::-1]), 3))
+  np.testing.assert_array_equal(other[::-1], got)
+  assert len(np.unique(stays.reshape(-1, 32), axis=0)) == 200
+  assert (stays != (np.asarray(apply(tiny.put(x), keys_b, 4)) != 0)).any()
+
+
+def test_a_block_drops_only_where_it_is_given_keys():
+  model = tiny.config(model__dropout=0.5).model
+  block = first_layer(Block, model)
+  places = np.broadcast_to(np.arange(5), (2, 5))
+  sees = view(places, np.zeros_like(places), places, head_dim=8)
+  x = tiny.put(np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32))
+  without = first_layer(Block, tiny.config().model)
+  keys_b = tiny.put(np.arange(2))
+
+  def all_three(x, keys_b):
+    keys_b = jax.vmap(jax.random.key)(keys_b)
+    dropped = block(x, sees._replace(drop_b=keys_b), None, 1)[0]
+    attended = x + drop(
+      block.attention(block.attention_norm(x), sees, None, 1)[0], keys_b, 2, rate=0.5
+    )
+    mlp = drop(block.mlp(block.mlp_norm(attended)), keys_b, 3, rate=0.5)
+    same = block(x, sees, None, 1)[0], without(x, sees, None, 1)[0]
+    return dropped, attended + mlp, *same
+
+  dropped, want, idle, plain = jax.jit(all_three)(x, keys_b)
+  np.testing.assert_allclose(dropped, want, atol=1e-6)
+  np.testing.assert_array_equal(idle, plain)

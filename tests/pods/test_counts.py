@@ -31,6 +31,16 @@ def test_a_typical_row_is_half_images_and_its_mask_is_that_of_a_row(paper):
     assert (hi_l[own] == own[-1]).all() and len(own) == 256
 
 
+def test_a_typical_row_of_causal_images_is_causal(paper):
+  model = dataclasses.replace(paper.model, image_attention="causal")
+  causal = counts.typical_row(dataclasses.replace(paper, model=model))
+  np.testing.assert_array_equal(causal[1], np.arange(4096))
+  lo_l, hi_l, patch_l = counts.typical_row(paper)
+  np.testing.assert_array_equal(causal[0], lo_l)
+  np.testing.assert_array_equal(causal[2], patch_l)
+  assert (hi_l > causal[1]).sum() == (patch_l >= 0).sum() * 255 // 256
+
+
 @pytest.mark.slow
 def test_live_tiles_are_those_of_the_kernels_work_list(paper):
   lo_l, hi_l, _ = counts.typical_row(paper)

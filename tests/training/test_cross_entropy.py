@@ -34,22 +34,23 @@ def numbers(dtype="float32", seed: int = 0):
   return x.astype(dtype), jnp.asarray(head), targets, weights
 
 
-def loss_and_gradients(x, head, targets, weights):
+def loss_and_gradients(x, head, targets, weights, z_loss=0.0):
   """The mean loss, and its gradient by x and the head."""
 
   def mean(x, head):
-    sums = next_token_loss(x, head, targets, weights_bl=weights, gradient="float32")
+    how = dict(weights_bl=weights, gradient="float32", z_loss=z_loss)
+    sums = next_token_loss(x, head, targets, **how)
     return sums.mean(), sums
 
   (_, sums), gradients = jax.value_and_grad(mean, (0, 1), has_aux=True)(x, head)
   return sums, *gradients
 
 
-def run(monkeypatch, chunks: int, *arguments):
+def run(monkeypatch, chunks: int, *arguments, z_loss: float = 0.0):
   """With so many chunks of logits; 1 is the plain loss."""
   monkeypatch.setattr(cross_entropy, "LOGITS", -(-B * L * V // chunks))
   # A function of its own: what was traced before is not found again.
-  return jax.jit(lambda *x: loss_and_gradients(*x))(*arguments)
+  return jax.jit(lambda *x: loss_and_gradients(*x, z_loss))(*arguments)
 
 
 def distance(got, want) -> float:
@@ -70,15 +71,20 @@ def test_chunks_give_the_loss_and_the_gradients_of_all_logits(monkeypatch, chunk
   assert dx.dtype == dw.dtype == jnp.float32
 
 
-def test_chunks_give_what_float64_does(monkeypatch):
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_chunks_give_what_float64_does(monkeypatch, z_loss):
   x, head, targets, weights = given = numbers()
-  sums, dx, dw = run(monkeypatch, CHUNKS, *given)
+  sums, dx, dw = run(monkeypatch, CHUNKS, *given, z_loss=z_loss)
   x, head, w = (np.asarray(y, np.float64) for y in (x, head, weights))
   logits = x @ head
-  p = np.exp(logits - logits.max(-1, keepdims=True))
-  p /= p.sum(-1, keepdims=True)
+  log_z = np.log(np.exp(logits).sum(-1, keepdims=True))
+  p = np.exp(logits - log_z)
   hit = np.asarray(targets)[..., None] == np.arange(V)
-  assert distance(sums.total, np.sum(-np.log(p[hit]).reshape(B, L) * w)) < 1e-6
+  added = z_loss * np.sum(log_z[..., 0] ** 2 * w)
+  total = np.sum(-np.log(p[hit]).reshape(B, L) * w) + added
+  assert distance(sums.total, total) < 1e-6
+  assert sums.z is None if z_loss == 0 else distance(sums.z, added) < 1e-6
+  p += 2 * z_loss * log_z * p
   dlogits = (p - hit) * w[..., None] / w.sum()
   assert distance(dx, dlogits @ head.T) < 1e-6
   assert distance(dw, np.einsum("bld,blv->dv", x, dlogits)) < 1e-6
@@ -175,7 +181,7 @@ def run(config, devices, logits, inner=1):
   cross_entropy.LOGITS = logits
   def loss(x, head, targets, weights):
     sums = cross_entropy.next_token_loss(
-      x, head, targets, weights_bl=weights, gradient="float32")
+      x, head, targets, weights_bl=weights, gradient="float32", z_loss=0.1)
     return sums.total / sums.count
   mesh = make_mesh(config, devices=devices)
   with jax.set_mesh(mesh):

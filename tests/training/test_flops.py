@@ -38,6 +38,18 @@ def test_operations_of_one_row_are_those_counted_by_hand():
   assert sum(jax.tree.leaves(sizes)) == layers * layer
 
 
+def test_causal_patches_take_the_pairs_of_as_much_text():
+  rng = np.random.default_rng(0)
+  document = tiny.text(rng, 3), tiny.image(rng)
+  causal = tiny.config(model__image_attention="causal")
+  one, other = (
+    batch_flops(c.model, sequence.stack([tiny.pack([document], c)]))
+    for c in (CONFIG, causal)
+  )
+  # Of the four patches at 5 to 8 of 10 positions, 3, 2, 1 and 0 keys are not seen.
+  assert one - other == 3 * 2 * 2 * (3 + 2 + 1) * 2 * 4 * 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("patch, widths", [(2, (8, 24)), (4, (8, 16, 24))])
 def test_operations_of_a_unet_are_those_of_its_compiled_program(mesh, patch, widths):

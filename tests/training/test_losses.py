@@ -51,6 +51,22 @@ def test_text_loss_is_optax_cross_entropy_times_weight():
   assert float(got.mean()) == pytest.approx(float(got.total) / weights.sum(), rel=1e-6)
 
 
+def test_z_loss_adds_the_square_of_log_z_and_says_how_much():
+  logits, targets, weights = tokens()
+
+  @jax.jit
+  def both(logits):
+    with_z = text_loss(logits, targets, weights_bl=weights, z_loss=0.1)
+    plain = text_loss(logits, targets, weights_bl=weights)
+    return with_z, plain.total, plain.z
+
+  found, plain, none = both(logits)
+  log_z = np.log(np.exp(logits.astype(np.float64)).sum(-1))
+  want = 0.1 * np.sum(log_z**2 * weights)
+  assert float(found.z) == pytest.approx(want, rel=1e-5) and none is None
+  assert float(found.total) == pytest.approx(float(plain) + want, rel=1e-5)
+
+
 def test_logits_of_bfloat16_are_reduced_in_float32():
   logits, targets, weights = tokens()
   logits = jnp.asarray(logits, jnp.bfloat16)

@@ -439,6 +439,44 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too(start, monkeyp
   np.testing.assert_array_equal(state.params["head"], start.params["head"])
 
 
+def test_the_text_loss_that_is_logged_is_without_z_loss(start, monkeypatch):
+  one = Sum(jnp.float32(1), jnp.float32(1))
+  found = Losses(Sum(jnp.float32(6), jnp.float32(2), jnp.float32(2)), one)
+  grads = jax.tree.map(jnp.zeros_like, start.params)
+  monkeypatch.setattr(step_lib, "gradients", lambda *_: (grads, found))
+  _, metrics = jax.jit(functools.partial(train_step, CONFIG))(
+    start, tiny.put(tiny.batch(CONFIG)), jax.random.key(0)
+  )
+  assert float(metrics["loss"]) == 8 and float(metrics["loss_text"]) == 2
+
+
+def test_training_asks_for_z_loss_and_validation_does_not(monkeypatch):
+  config, batch = tiny.config(train__z_loss=0.1), tiny.batch(CONFIG)
+  monkeypatch.setattr(step_lib, "next_token_loss", lambda *_, **how: how["z_loss"])
+  monkeypatch.setattr(step_lib, "image_loss", lambda *_, **how: None)
+  monkeypatch.setattr(step_lib, "image_target", lambda *_: None)
+  predicted = step_lib.Prediction(None, None)
+  how = ({"head": None}, predicted, batch)
+  assert step_lib.losses(config, *how, None, None).text == 0.1
+  assert step_lib.text_loss(config, *how) == 0.0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_dropout_is_drawn_in_training_alone(params, parts):
+  batch = tiny.put(tiny.batch(CONFIG))
+  how = dict(model__dropout=0.5, train__accumulate=parts)
+  drawn = {}
+  for config in (CONFIG, tiny.config(**how)):
+    compute = functools.partial(gradients, config)
+    traced = jax.make_jaxpr(compute)(params, batch, jax.random.key(1))
+    drawn[config.model.dropout] = str(traced).count("random_bits")
+  noise, t = draw_noise(config, jax.random.key(1), batch)
+  predict = functools.partial(step_lib.predict, config)
+  forward = jax.make_jaxpr(predict)(params, batch, noise, t)
+  # Noise and t alone; with dropout once more for attention and for the MLP.
+  assert drawn[0.5] > drawn[0.0] > 0 and "random_bits" not in str(forward)
+
+
 def test_bad_numbers_in_an_empty_slot_or_under_padding_change_no_bit(stepper, start):
   batch = tiny.batch(CONFIG)
   assert (batch.image_weight_bn == 0).any()
@@ -540,6 +578,18 @@ MESHES = {
   # As on a torus, where fsdp goes along two axes.
   "data fsdp, outer and inner": (dict(data=2, fsdp=4, inner=2), 1),
   "fsdp, outer and inner, tensor": (dict(data=1, fsdp=4, inner=2, tensor=2), 2),
+  "fsdp context tensor, another model": (
+    dict(data=1, fsdp=2, context=2, tensor=2),
+    2,
+    dict(
+      model__image_attention="causal",
+      model__qk_norm="layer",
+      model__norms="after",
+      model__attention_bias=True,
+      model__dropout=0.1,
+      train__z_loss=0.01,
+    ),
+  ),
   "data fsdp tensor, another objective through a U-Net": (
     dict(data=2, fsdp=2, tensor=2),
     1,

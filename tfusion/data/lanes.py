@@ -346,4 +346,5 @@ def _sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     special=tokenizer.special,
     patches_per_image=config.model.patches_per_image,
     isolate=config.data.isolate_documents,
+    causal=config.model.image_attention == "causal",
   )

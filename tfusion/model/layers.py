@@ -7,7 +7,9 @@ n layers  b batch  l queries  s keys in the cache  d width  h heads  g kv heads
 k head dim  f mlp
 
 Parameters are float32 with a leading `layers` axis, made at once for the whole stack;
-the scan hands each layer its slice. No biases (arXiv 2408.11039, section 4.1).
+the scan hands each layer its slice. The paper's layers have no biases, no norm of
+queries and keys and no dropout (arXiv 2408.11039, section 4.1); what Chameleon (arXiv
+2405.09818, section 2.3) and Qwen have in their place is switched on in the config.
 """
 
 import functools
@@ -47,6 +49,7 @@ class View(NamedTuple):
   hi_bl: jax.Array  # i32, last key seen
   write_at_b: jax.Array | None = None  # i32, cache position of the first query
   work: Work | None = None  # the live tiles that follow from lo and hi
+  drop_b: jax.Array | None = None  # keys of the rows' dropout; None: nothing is dropped
 
 
 def param(rngs: nnx.Rngs, names: tuple[str | None, ...], shape, *, std: float):
@@ -55,6 +58,11 @@ def param(rngs: nnx.Rngs, names: tuple[str | None, ...], shape, *, std: float):
     return nnx.Param(jnp.ones(shape, jnp.float32), names=names)
   value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
   return nnx.Param(value, names=names)
+
+
+def zeros(names: tuple[str | None, ...], shape) -> nnx.Param:
+  """Makes a float32 parameter of zeros, with axis names."""
+  return nnx.Param(jnp.zeros(shape, jnp.float32), names=names)
 
 
 def outputs_of(x_bl: jax.Array) -> jax.P:
@@ -208,6 +216,18 @@ def _normalise(x_bld, scale_d, eps: float):
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
+def _normalise_heads(x_blhk, scale_k, bias_k, eps: float):
+  x = x_blhk.astype(jnp.float32)
+  if bias_k is not None:
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+  square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+  x = x * jax.lax.rsqrt(square + eps) * scale_k[None, None, None]
+  if bias_k is not None:
+    x = x + bias_k[None, None, None]
+  return x.astype(x_blhk.dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
 def _gated_down(gate_blf, up_blf, w_down_fd, how: Product):
   return multiply(jax.nn.silu(gate_blf) * up_blf, w_down_fd, how)
 
@@ -225,6 +245,26 @@ class RMSNorm(nnx.Module):
     return _normalise(x_bld, self.scale[...], self.eps)
 
 
+class HeadNorm(nnx.Module):
+  """Norm of every head of queries or keys, in float32; the heads share its numbers.
+
+  A layer norm with scale and bias (arXiv 2405.09818, section 2.3), which Chameleon's
+  code has for every head of a shard, or an RMSNorm with a scale alone (Qwen3).
+  """
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    shape = (config.layers, config.head_dim)
+    self.scale = param(rngs, ("layers", None), shape, std=0.0)
+    is_layer = config.qk_norm == "layer"
+    self.bias = zeros(("layers", None), shape) if is_layer else None
+    self.eps = config.norm_eps
+
+  def __call__(self, x_blhk: jax.Array) -> jax.Array:
+    """Keeps the dtype of its input."""
+    bias_k = None if self.bias is None else self.bias[...]
+    return _normalise_heads(x_blhk, self.scale[...], bias_k, self.eps)
+
+
 class Attention(nnx.Module):
   """Multi-head attention with RoPE; queries may share keys (arXiv 2305.13245)."""
 
@@ -237,6 +277,12 @@ class Attention(nnx.Module):
     self.wk = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wv = param(rngs, ("layers", "embed", "kv_heads", None), (n, d, g, k), std=std)
     self.wo = param(rngs, ("layers", "heads", None, "embed"), (n, h, k, d), std=out_std)
+    biased, normed = config.attention_bias, config.qk_norm != "none"
+    self.b_q = zeros(("layers", "heads", None), (n, h, k)) if biased else None
+    self.b_k = zeros(("layers", "kv_heads", None), (n, g, k)) if biased else None
+    self.b_v = zeros(("layers", "kv_heads", None), (n, g, k)) if biased else None
+    self.q_norm = HeadNorm(config, rngs=rngs) if normed else None
+    self.k_norm = HeadNorm(config, rngs=rngs) if normed else None
     self.gradient = config.gradient_dtype
 
   def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
@@ -248,9 +294,11 @@ class Attention(nnx.Module):
       keys: the cache of all layers.
       layer: i32, the layer of the cache that is this one's.
     """
-    q = linear(x_bld, self.wq, self.gradient)
-    k = linear(x_bld, self.wk, self.gradient)
-    v = linear(x_bld, self.wv, self.gradient)
+    q = self._project(x_bld, self.wq, self.b_q)
+    k = self._project(x_bld, self.wk, self.b_k)
+    v = self._project(x_bld, self.wv, self.b_v)
+    if self.q_norm is not None and self.k_norm is not None:
+      q, k = self.q_norm(q), self.k_norm(k)
     q = rope(q, view.cos_blk, view.sin_blk)
     k = rope(k, view.cos_blk, view.sin_blk)
     if keys is not None:
@@ -260,6 +308,13 @@ class Attention(nnx.Module):
     o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, work=view.work)
     how = dict(inputs=2, out_sharding=outputs_of(x_bld))
     return linear(o_blhk, self.wo, self.gradient, **how), keys
+
+  def _project(self, x_bld, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
+    """[b, l, heads, k]; a bias is added in float32, for the sake of its gradient."""
+    if bias is None:
+      return linear(x_bld, weight, self.gradient)
+    wide = linear(x_bld, weight, self.gradient, out_dtype="float32")
+    return (wide + bias[...][None, None]).astype(x_bld.dtype)
 
 
 class SwiGLU(nnx.Module):
@@ -282,7 +337,8 @@ class SwiGLU(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+  """x + attention(norm(x)), then x + mlp(norm(x)); or, with `norms` after,
+  x + norm(attention(x)), then x + norm(mlp(x)) (arXiv 2405.09818, section 2.3)."""
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     norm = functools.partial(
@@ -292,12 +348,50 @@ class Block(nnx.Module):
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = norm()
     self.mlp = SwiGLU(config, rngs=rngs)
+    self.norms, self.dropout = config.norms, config.dropout
 
   def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
     """Returns x and the keys of all layers with the new ones of this layer in."""
-    out, keys = self.attention(self.attention_norm(x_bld), view, keys, layer)
-    x_bld = x_bld + out
-    return x_bld + self.mlp(self.mlp_norm(x_bld)), keys
+    first = self.norms == "before"
+    inputs = self.attention_norm(x_bld) if first else x_bld
+    out, keys = self.attention(inputs, view, keys, layer)
+    out = self._drop(out, view, 2 * layer)
+    x_bld = x_bld + (out if first else self.attention_norm(out))
+    out = self.mlp(self.mlp_norm(x_bld) if first else x_bld)
+    out = self._drop(out, view, 2 * layer + 1)
+    return x_bld + (out if first else self.mlp_norm(out)), keys
+
+  def _drop(self, x_bld, view: View, place: jax.Array | int) -> jax.Array:
+    if view.drop_b is None or self.dropout == 0:
+      return x_bld
+    return drop(x_bld, view.drop_b, place, rate=self.dropout)
+
+
+def drop(x_bld, keys_b: jax.Array, place: jax.Array | int, *, rate: float):
+  """Sets numbers to 0 and divides those that stay by 1 - rate (arXiv 1207.0580).
+
+  Args:
+    x_bld: inputs.
+    keys_b: of the rows. With the position they decide, so no mesh changes anything.
+    place: where in the model; another drops other numbers.
+    rate: the share that is set to 0, in (0, 1).
+  """
+  width, cut = x_bld.shape[2], outputs_of(x_bld)
+
+  def local(x_bld, keys_b, position_l, place):
+    def of_position(key, position):
+      return jax.random.bernoulli(jax.random.fold_in(key, position), 1 - rate, (width,))
+
+    def of_row(key):
+      key = jax.random.fold_in(key, place)
+      return jax.vmap(of_position, (None, 0))(key, position_l)
+
+    return jnp.where(jax.vmap(of_row)(keys_b), x_bld / (1 - rate), 0)
+
+  position_l = jax.sharding.reshard(jnp.arange(x_bld.shape[1]), jax.P(cut[1]))
+  specs = (cut, spec("batch"), jax.P(cut[1]), spec())
+  dropped = jax.shard_map(local, in_specs=specs, out_specs=cut)
+  return dropped(x_bld, keys_b, position_l, jnp.int32(place))
 
 
 def _write(cache_nbgsk, new_blgk, layer, at_b):

@@ -59,10 +59,16 @@ class Transfusion(nnx.Module):
     return self.logits(x_bld), images_bnhwc
 
   def outputs(
-    self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
+    self,
+    batch: Batch,
+    noisy_bnhwc: jax.Array,
+    t_bn: jax.Array,
+    drop_b: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """What calling the model gives, with x [b, l, d] in place of the logits that
     `logits` would make of it: of a large vocabulary they are the largest array of all.
+
+    With `drop_b`, keys of the rows, `model.dropout` of the numbers are left out.
     """
     cut = functools.partial(
       jax.sharding.reshard, out_shardings=spec("batch", "sequence")
@@ -70,6 +76,7 @@ class Transfusion(nnx.Module):
     patch_bl = cut(batch.patch_bl)
     x_bld, skips = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, patch_bl)
     view = self._view(cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl))
+    view = view._replace(drop_b=drop_b)
     x_bld, _ = self.transformer(x_bld, view)
     patches = self.config.patches_per_image
     x_bnmd = _take(x_bld, batch.image_start_bn, patches)
@@ -110,11 +117,13 @@ class Transfusion(nnx.Module):
     Args:
       positions_bl: i32, positions that follow each other in every row: their places in
         the cache.
-      hi_bl: i32, the last position that each sees.
+      hi_bl: i32, the last position that each sees; of a causal model, itself.
       length: positions of the cache.
     """
     # Not positions_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
     write_at_b = jnp.min(positions_bl, axis=1)
+    if self.config.image_attention == "causal":
+      hi_bl = positions_bl
     lo_bl = jnp.zeros_like(hi_bl)
     return self._view(positions_bl, lo_bl, hi_bl, keys=length, write_at_b=write_at_b)
 

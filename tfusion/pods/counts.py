@@ -65,7 +65,8 @@ def typical_row(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     lo_l[at:end] = at
     if own == image:
       first = at + CAPTION
-      hi_l[first : first + patches] = first + patches - 1
+      if config.model.image_attention == "bidirectional":
+        hi_l[first : first + patches] = first + patches - 1
       patch_l[first : first + patches] = slot * patches + np.arange(patches)
       slot += 1
     else:

@@ -40,6 +40,7 @@ def next_token_loss(
   *,
   weights_bl: jax.Array,
   gradient: str,
+  z_loss: float = 0.0,
 ) -> Sum:
   """What `text_loss` says of the logits of x and the head.
 
@@ -50,6 +51,8 @@ def next_token_loss(
     weights_bl: f32, of each position; those of weight 0 may hold anything.
     gradient: dtype in which the gradient of the head crosses devices. Over chunks it is
       summed in float32.
+    z_loss: weight of log^2 Z of every softmax. Over chunks the part of it in the total,
+      `Sum.z`, has no gradient of its own; the total has that of both.
   """
   sharding = jax.typeof(x_bld).sharding
   b, l, _ = sharding.shard_shape(x_bld.shape)
@@ -57,35 +60,51 @@ def next_token_loss(
   if b * l * v <= LOGITS:
     how = Product(NAMES, gradient, out_dtype="float32")
     logits_blv = multiply(x_bld, head_dv, how)
-    return text_loss(logits_blv, targets_bl, weights_bl=weights_bl)
+    return text_loss(logits_blv, targets_bl, weights_bl=weights_bl, z_loss=z_loss)
   rows = P(*sharding.spec[:2])
   targets_bl, weights_bl = (
     jax.sharding.reshard(y, rows) for y in (targets_bl, weights_bl)
   )
-  total = _total(x_bld, head_dv, targets_bl, weights_bl, gradient)
-  return Sum(total, jnp.sum(weights_bl))
+  what = _How(gradient, z_loss)
+  totals = _totals(x_bld, head_dv, targets_bl, weights_bl, what)
+  return Sum(totals.all, jnp.sum(weights_bl), totals.z)
+
+
+class _How(NamedTuple):
+  """What is computed; hashable."""
+
+  gradient: str
+  z_loss: float
+
+
+class _Totals(NamedTuple):
+  """f32[] each."""
+
+  all: jax.Array
+  z: jax.Array | None  # the part of z_loss; None without
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _total(x_bld, head_dv, targets_bl, weights_bl, gradient: str) -> jax.Array:
-  """f32[], differentiable in x and the head."""
-  return _on_devices(x_bld, head_dv, targets_bl, weights_bl, gradient, False)[0]
+def _totals(x_bld, head_dv, targets_bl, weights_bl, how: _How) -> _Totals:
+  """The sum of all, differentiable in x and the head."""
+  return _on_devices(x_bld, head_dv, targets_bl, weights_bl, how, False)[0]
 
 
-def _forward(x_bld, head_dv, targets_bl, weights_bl, gradient: str):
-  return _on_devices(x_bld, head_dv, targets_bl, weights_bl, gradient, True)
+def _forward(x_bld, head_dv, targets_bl, weights_bl, how: _How):
+  return _on_devices(x_bld, head_dv, targets_bl, weights_bl, how, True)
 
 
-def _backward(gradient: str, gradients, g):
+def _backward(how: _How, gradients, totals: _Totals):
   dx_bld, dw_dv = gradients
+  g = totals.all
   return (g * dx_bld).astype(dx_bld.dtype), g * dw_dv, None, None
 
 
-_total.defvjp(_forward, _backward)
+_totals.defvjp(_forward, _backward)
 
 
-def _on_devices(x_bld, head_dv, targets_bl, weights_bl, gradient: str, learns: bool):
-  """(total, (dx_bld, dw_dv) if it `learns`): each device takes the positions that it
+def _on_devices(x_bld, head_dv, targets_bl, weights_bl, how: _How, learns: bool):
+  """(totals, (dx_bld, dw_dv) if it `learns`): each device takes the positions that it
   holds, with its part of the vocabulary."""
   x, head = jax.typeof(x_bld).sharding.spec, jax.typeof(head_dv).sharding.spec
   rows = P(*x[:2])
@@ -94,14 +113,14 @@ def _on_devices(x_bld, head_dv, targets_bl, weights_bl, gradient: str, learns: b
   def local(x_bld, w_dv, targets_bl, weights_bl):
     x_nd = x_bld.reshape(-1, x_bld.shape[2])
     of_rows = (x_nd, targets_bl.reshape(-1), weights_bl.reshape(-1))
-    total, gradients = _sweep(*of_rows, w_dv, learns, axes_of(rows))
-    total = lax.psum(total, axes_of(rows))
+    totals, gradients = _sweep(*of_rows, w_dv, how, learns, axes_of(rows))
+    totals = jax.tree.map(lambda x: lax.psum(x, axes_of(rows)), totals)
     if gradients is None:
-      return total, None
+      return totals, None
     dx_nd, dw_dv = gradients
-    dw_dv = dw_dv.astype(jnp.promote_types(x_bld.dtype, gradient))
+    dw_dv = dw_dv.astype(jnp.promote_types(x_bld.dtype, how.gradient))
     dw_dv = scatter_here(dw_dv, NAMES, over=rows).astype(jnp.float32)
-    return total, (lax.psum(dx_nd, "tensor").reshape(x_bld.shape), dw_dv)
+    return totals, (lax.psum(dx_nd, "tensor").reshape(x_bld.shape), dw_dv)
 
   return jax.shard_map(
     local,
@@ -128,8 +147,14 @@ class _Chunk(NamedTuple):
 
 
 def _sweep(
-  x_nd, targets_n, weights_n, w_dv, learns: bool, axes: tuple[str, ...]
-) -> tuple[jax.Array, _Gradients | None]:
+  x_nd,
+  targets_n,
+  weights_n,
+  w_dv,
+  how: _How,
+  learns: bool,
+  axes: tuple[str, ...],
+) -> tuple[_Totals, _Gradients | None]:
   """Goes through the positions that have a weight, a chunk at a time.
 
   Runs inside shard_map: the vocabulary lies on the axis `tensor`, positions on `axes`.
@@ -154,21 +179,24 @@ def _sweep(
   if learns:
     dx_nd = jnp.zeros((steps * c, d), x_nd.dtype)
     zeros = _Gradients(dx_nd, jnp.zeros(w_dv.shape, jnp.float32))
-  _, total, gradients = lax.while_loop(
+  none = _Totals(jnp.float32(0), jnp.float32(0) if how.z_loss else None)
+  _, totals, gradients = lax.while_loop(
     # The first bound changes nothing, but is a constant, for tfusion compile to read.
     lambda state: (state[0] < steps) & (state[0] < needed),
-    lambda state: (state[0] + 1, *_absorb(*state[1:], take(state[0]), w_dv)),
-    (jnp.int32(0), jnp.float32(0), zeros),
+    lambda state: (state[0] + 1, *_absorb(*state[1:], take(state[0]), w_dv, how)),
+    (jnp.int32(0), none, zeros),
   )
   if gradients is not None:
     rank_n = jnp.maximum(jnp.cumsum(live_n) - 1, 0)
     dx_nd = jnp.where(live_n[:, None], gradients.dx_nd[rank_n], 0)
     gradients = gradients._replace(dx_nd=dx_nd)
-  return total, gradients
+  return totals, gradients
 
 
-def _absorb(total, gradients: _Gradients | None, chunk: _Chunk, w_dv):
-  """Adds a chunk to the total and the gradients."""
+def _absorb(
+  totals: _Totals, gradients: _Gradients | None, chunk: _Chunk, w_dv, how: _How
+):
+  """Adds a chunk to the totals and the gradients."""
   v = w_dv.shape[1]
   logits_cv = _dot(chunk.x_cd, w_dv, 1, 0)
   top_c1 = lax.pmax(jnp.max(logits_cv, axis=1, keepdims=True), "tensor")
@@ -178,15 +206,21 @@ def _absorb(total, gradients: _Gradients | None, chunk: _Chunk, w_dv):
   hit_cv = chunk.targets_c[:, None] == vocab_v[None]
   own_c1 = jnp.sum(jnp.where(hit_cv, logits_cv, 0.0), axis=1, keepdims=True)
   nats_c1 = lse_c1 - lax.psum(own_c1, "tensor")
-  total += jnp.sum(nats_c1 * chunk.weights_c1)
+  total, z = totals.all + jnp.sum(nats_c1 * chunk.weights_c1), totals.z
+  if z is not None:
+    added = jnp.sum(how.z_loss * jnp.square(lse_c1) * chunk.weights_c1)
+    total, z = total + added, z + added
+  totals = _Totals(total, z)
   if gradients is None:
-    return total, None
+    return totals, None
   p_cv = jnp.exp(logits_cv - lse_c1)
+  if how.z_loss:  # d(log^2 Z) is 2 log Z times the probabilities
+    p_cv = p_cv * (1 + 2 * how.z_loss * lse_c1)
   dlogits_cv = ((p_cv - hit_cv) * chunk.weights_c1).astype(w_dv.dtype)
   dx_cd = _dot(dlogits_cv, w_dv, 1, 1).astype(w_dv.dtype)
   dx_nd = lax.dynamic_update_slice(gradients.dx_nd, dx_cd, (chunk.start, 0))
   dw_dv = gradients.dw_dv + _dot(chunk.x_cd, dlogits_cv, 0, 0)
-  return total, _Gradients(dx_nd, dw_dv)
+  return totals, _Gradients(dx_nd, dw_dv)
 
 
 def _dot(a, b, over_a: int, over_b: int) -> jax.Array:

@@ -17,6 +17,8 @@ class Sum(NamedTuple):
   total: jax.Array  # f32[]
   # f32[], the sum of weights. It hides tuple.count, which nothing asks of a Sum.
   count: jax.Array  # type: ignore[assignment]
+  # f32[], what `train.z_loss` has added to the total; None: nothing.
+  z: jax.Array | None = None
 
   def mean(self) -> jax.Array:
     """total / count; 0 where nothing was counted."""
@@ -24,22 +26,32 @@ class Sum(NamedTuple):
 
 
 def text_loss(
-  logits_blv: jax.Array, targets_bl: jax.Array, *, weights_bl: jax.Array
+  logits_blv: jax.Array,
+  targets_bl: jax.Array,
+  *,
+  weights_bl: jax.Array,
+  z_loss: float = 0.0,
 ) -> Sum:
   """Sums next-token cross entropy, in nats, over positions times their weight.
 
   The logit of the target comes from a one-hot sum, which stays local when the
-  vocabulary is sharded.
+  vocabulary is sharded. Above 0 `z_loss` adds so many log^2 Z to each position, where Z
+  is the sum of the softmax (arXiv 2405.09818, section 2.3).
   """
   logits = logits_blv.astype(jnp.float32)
   vocab_v = jnp.arange(logits.shape[-1], dtype=jnp.int32)
   hit_blv = targets_bl[:, :, None] == vocab_v[None, None, :]
   target_bl = jnp.sum(jnp.where(hit_blv, logits, 0.0), axis=-1)
-  nats_bl = jax.nn.logsumexp(logits, axis=-1) - target_bl
+  log_z_bl = jax.nn.logsumexp(logits, axis=-1)
+  nats_bl = log_z_bl - target_bl
   # A weight of zero selects too: a NaN at padding must not become 0 * NaN.
   live_bl = weights_bl > 0
   total = jnp.sum(jnp.where(live_bl, nats_bl * weights_bl, 0.0))
-  return Sum(total, jnp.sum(weights_bl))
+  if not z_loss:
+    return Sum(total, jnp.sum(weights_bl))
+  z_bl = z_loss * jnp.square(log_z_bl)
+  z = jnp.sum(jnp.where(live_bl, z_bl * weights_bl, 0.0))
+  return Sum(total + z, jnp.sum(weights_bl), z)
 
 
 def image_loss(

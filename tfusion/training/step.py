@@ -26,6 +26,7 @@ from tfusion.training.losses import Sum, image_loss
 from tfusion.training.optim import make_optimizer, make_schedule, update_ema
 
 INIT, TRAIN = 0, 1  # streams of randomness
+DROP = 2  # a stream of the key of a step; noise and t take 0 and 1, by splitting it
 
 
 class TrainState(NamedTuple):
@@ -102,6 +103,7 @@ def predict(
   batch: Batch[jax.Array],
   noise_bnhwc: jax.Array,
   t_bn: jax.Array,
+  drop_b: jax.Array | None = None,
 ) -> Prediction:
   """Noises the images of a batch and runs the model on it.
 
@@ -112,23 +114,33 @@ def predict(
     noise_bnhwc: f32, standard normal, for every image slot.
     t_bn: the timestep of every image slot, 0 (clean) to diffusion.timesteps; i32, or
       f32 with diffusion.schedule=linear.
+    drop_b: keys of the rows, for `model.dropout` in training; None: nothing is dropped.
   """
   noisy_bnhwc = process.add_noise(
     batch.latents_bnhwc, noise_bnhwc, t_bn, **_schedule(config)
   )
-  return Prediction(*bind(config.model, params).outputs(batch, noisy_bnhwc, t_bn))
+  model = bind(config.model, params)
+  if drop_b is None:
+    return Prediction(*model.outputs(batch, noisy_bnhwc, t_bn))
+  return Prediction(*model.outputs(batch, noisy_bnhwc, t_bn, drop_b))
 
 
 def text_loss(
-  config: Config, params: Params, predicted: Prediction, batch: Batch[jax.Array]
+  config: Config,
+  params: Params,
+  predicted: Prediction,
+  batch: Batch[jax.Array],
+  *,
+  z_loss: float = 0.0,
 ) -> Sum:
-  """Next-token cross entropy of a batch, in nats."""
+  """Next-token cross entropy of a batch, in nats, and `z_loss` times log^2 Z."""
   return next_token_loss(
     predicted.x_bld,
     params["head"],
     batch.targets_bl,
     weights_bl=batch.weights_bl,
     gradient=config.model.gradient_dtype,
+    z_loss=z_loss,
   )
 
 
@@ -155,7 +167,8 @@ def losses(
 ) -> Losses:
   """Both losses of a batch: next token and predicted noise (section 3, equation 4).
 
-  Other objectives of `diffusion.` have another target and may weigh t.
+  Other objectives of `diffusion.` have another target and may weigh t; `train.z_loss`
+  is added to the text's.
   """
   scale_bn, gamma = None, config.diffusion.min_snr_gamma
   if gamma:
@@ -165,7 +178,7 @@ def losses(
       gamma=gamma,
     )
   return Losses(
-    text=text_loss(config, params, predicted, batch),
+    text=text_loss(config, params, predicted, batch, z_loss=config.train.z_loss),
     image=image_loss(
       predicted.images_bnhwc,
       image_target(config, batch, noise_bnhwc, t_bn),
@@ -209,18 +222,27 @@ def gradients(
   Microbatches add undivided gradients; both counts are those of the whole batch, so
   accumulation changes nothing but memory.
   """
+  drop_key = jax.random.fold_in(key, DROP) if config.model.dropout else None
   noise_bnhwc, t_bn = draw_noise(config, key, batch)
   text_count = jnp.maximum(jnp.sum(batch.weights_bl), 1e-9)
   image_count = jnp.maximum(jnp.sum(batch.image_weight_bn), 1e-9)
 
-  def objective(params, batch, noise_bnhwc, t_bn):
-    predicted = predict(config, params, batch, noise_bnhwc, t_bn)
+  def objective(params, batch, noise_bnhwc, t_bn, *rows_b):
+    drop_b = None
+    if rows_b:
+      assert drop_key is not None
+      drop_b = jax.vmap(jax.random.fold_in, (None, 0))(drop_key, *rows_b)
+    predicted = predict(config, params, batch, noise_bnhwc, t_bn, drop_b)
     text, image = found = losses(config, params, predicted, batch, noise_bnhwc, t_bn)
     scaled = image.total / image_count * config.diffusion.image_weight
     return text.total / text_count + scaled, found
 
   gradient = jax.grad(objective, has_aux=True)
-  return accumulate(config, gradient, params, (batch, noise_bnhwc, t_bn))
+  of_rows: tuple[Any, ...] = (batch, noise_bnhwc, t_bn)
+  if config.model.dropout:
+    rows = jnp.arange(len(batch.tokens_bl))
+    of_rows += (jax.sharding.reshard(rows, spec("batch")),)
+  return accumulate(config, gradient, params, of_rows)
 
 
 def accumulate(config: Config, gradient: Callable, params: Params, of_rows: Any) -> Any:
@@ -266,6 +288,8 @@ def train_step(
   loss_text, loss_image = text.mean(), image.mean()
   loss = loss_text + config.diffusion.image_weight * loss_image
   new, grad_norm = update(config, state, grads, loss)
+  if text.z is not None:  # what compares with other runs is without it
+    loss_text = loss_text - text.z / jnp.maximum(text.count, 1e-9)
   metrics = {
     "loss": loss,
     "loss_text": loss_text,
