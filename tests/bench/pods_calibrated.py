@@ -69,20 +69,19 @@ def config_of(model: Published, rows: int) -> Config:
 def main() -> None:
   print(f"{'model':<14}{'slice':<12}{'rows':>5}{'published':>11}{'predicted':>11}")
   for model in PUBLISHED:
-    rows, best = 1, None
-    while rows <= 8:
-      found = study.study(config_of(model, rows), chips.parse(model.topology))
-      if not found.fits:
-        break
-      best, rows = found, 2 * rows
-    if best is None:
+    rows, topology = 8, chips.parse(model.topology)
+    while (
+      not (found := study.study(config_of(model, rows), topology)).fits and rows > 1
+    ):
+      rows //= 2
+    if not found.fits:
       print(f"{model.name:<14}{model.topology:<12}{'does not fit':>27}")
       continue
     # Its causal attention is half of all pairs, as they count since July 2025.
     pairs = 12.0 * model.layers * model.width * model.row_length**2
-    flops = best.counts.square - pairs / 2 * best.config.train.batch_rows
-    mfu = f"{best.mfu(flops):.1%}"
-    line = f"{model.name:<14}{model.topology:<12}{rows // 2:>5}{model.mfu:>11.1%}"
+    flops = found.counts.square - pairs / 2 * found.config.train.batch_rows
+    mfu = f"{found.mfu(flops):.1%}"
+    line = f"{model.name:<14}{model.topology:<12}{rows:>5}{model.mfu:>11.1%}"
     print(line + f"{mfu:>11}", flush=True)
 
 
