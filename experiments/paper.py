@@ -16,10 +16,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   `patches` linear or unet, as in Table 7; `image_attention` bidirectional or causal, as
   in Table 5.
   `run=0.5t` is 250,000 updates of 512 x 4,096 elements, for which the paper used 128
-  to 256 GPUs; `run=2t` is 500,000 of 1,024 rows, the paper's large run. What each size
-  takes of the memory of a pod's chips is in experiments/results/compile.md, as
-    tfusion compile --config experiments/paper.py:size=7b --topology v5p-128
-  says (docs/pods.md).
+  to 256 GPUs; `run=2t` is 500,000 of 1,024 rows, the paper's large run. To launch a
+  size on a slice of 64 chips:
+    launch/tpu_vm.sh --project P --zone Z --name N --type v5p-128 --image I \\
+      --bucket B --run -- tfusion train --config experiments/paper.py:size=7b \\
+      --config.train.accumulate=2
+  There `tfusion compile`, with the same config and --topology v5p-128, gives
+
+    size    GiB of a chip's 95.7    days for 0.5t
+    0.16b                    5.9              0.8
+    0.37b                   13.5              1.6
+    0.76b                   19.1              2.6
+    1.4b                    18.1              3.2
+    7b                      47.3             13.6
+
+  with days as predicted, not measured (docs/pods.md). Other slices are in
+  experiments/results/compile.md.
 
   The data is not here: the paper trains on licensed images as latents [32, 32, 8] of
   its own autoencoder and on Llama 2's text. From your own images and text, with one

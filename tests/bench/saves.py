@@ -4,7 +4,8 @@
 
 makes the state of a model of the paper (float32 parameters and both of Adam's moments,
 12 bytes a parameter), saves it to DIR as a run does, takes the files out of the memory
-of the system, and restores it in a new process. The disk is timed beside it, with a
+of the system, and restores it in a new process; in a third it loads the parameters
+alone, as sampling does. The disk is timed beside it, with a
 plain file. A save needs twice the memory of the state: it is copied, so that the loop
 can go on.
 
@@ -37,7 +38,7 @@ def main():
   parser.add_argument("--phase", default="", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.phase:
-    phase = {"save": save, "restore": restore}[args.phase]
+    phase = PHASES[args.phase]
     found = phase(config_of(args.size, args.layers), Path(args.directory))
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps(found))
@@ -49,7 +50,7 @@ def main():
     print(f"a plain file: written at {write:,.0f} MB/s, read at {read:,.0f} MB/s")
     own = ["--size", args.size, "--layers", str(args.layers)]
     command = [sys.executable, __file__, *own, "--directory", str(directory)]
-    for name in ("save", "restore"):
+    for name in PHASES:
       begin = time.monotonic()
       done = subprocess.run(
         [*command, "--phase", name],
@@ -121,6 +122,29 @@ def restore(config, directory: Path) -> dict[str, float]:
       assert restored is not None and restored.step == 1
       jax.block_until_ready(restored.state)
       return {"restored_s": time.monotonic() - begin}
+
+
+def load(config, directory: Path) -> dict[str, float]:
+  """Reads the parameters alone, as sampling does."""
+  import jax
+
+  from tfusion.checkpoint import Checkpoints
+  from tfusion.training.step import abstract_state
+
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+  with jax.set_mesh(mesh := _mesh()):
+    target = abstract_state(config, mesh)._replace(opt_state=None)
+    begin = time.monotonic()
+    with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+      restored = checkpoints.restore(target, partial=True)
+    assert restored is not None
+    state = jax.block_until_ready(restored.state)
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+  seconds = time.monotonic() - begin
+  return {"loaded_s": seconds, "parameters_gb": size / 1e9, "before_gb": before}
+
+
+PHASES = {"save": save, "restore": restore, "load": load}
 
 
 def time_plain_file(path: Path) -> tuple[float, float]:

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 from tiny import config as tiny_config
 
-from tfusion import cli
+from tfusion import cli, paper
 from tfusion.bench.tpu import aot
 from tfusion.config import Config, MeshConfig
 from tfusion.config_file import read_config
@@ -217,6 +218,25 @@ def test_a_search_tries_meshes_parts_and_remat_that_fit_the_devices():
   assert {c.mesh.tensor for c in tried} == {1, 2, 4}
   for one in tried:
     assert one.mesh.data * one.mesh.fsdp * one.mesh.tensor == 64
+
+
+def test_the_paper_s_experiment_says_what_was_compiled_for_each_size():
+  root = Path(__file__).parents[2]
+  rows = json.loads((root / "experiments/results/compile.json").read_text())
+  text = (root / "experiments/paper.py").read_text()
+  said = dict.fromkeys(paper.SIZES)
+  for line in text.splitlines():
+    match = re.fullmatch(r" +(\S+b) +([\d.]+) +([\d.]+)", line)
+    if match:
+      said[match[1]] = [match[2], match[3]]
+  columns = [*pages.COLUMNS, "commit"]
+  for size, own in said.items():
+    row = dict(zip(columns, rows[f"{size} v5p-128"], strict=True))
+    assert own == [row["GiB"], row["days for 0.5T"]], size
+    assert row["parts"] == "2" and "--config.train.accumulate=2" in text
+    assert chips.parse("v5p-128").chip.hbm_bytes / chips.GIB == pytest.approx(
+      95.7, 1e-3
+    )
 
 
 def fake(config: Config, topology: chips.Topology, **compiled) -> study.Study:
