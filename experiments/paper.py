@@ -7,6 +7,7 @@ from tfusion import paper
 
 # Updates, and rows of 4,096 elements in each: 2.1M or 4.2M elements.
 RUNS = {"0.5t": (250_000, 512), "2t": (500_000, 1_024)}
+RECIPES = ("transfusion", "llama")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -33,6 +34,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   with days as predicted, not measured (docs/pods.md). Other slices are in
   experiments/results/compile.md.
 
+  `recipe=llama` is the twin that Table 4 compares with: Llama 2's recipe, the text half
+  of every batch and no image anywhere, in the data or in the programs.
+
   The data is not here: the paper trains on licensed images as latents [32, 32, 8] of
   its own autoencoder and on Llama 2's text. From your own images and text, with one
   tokenizer for both (docs/shards.md):
@@ -47,11 +51,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   """
   folders = dict(images="shards/images", text="shards/text")
   known = dict(size="0.16b", run="0.5t", patch=2, patches="linear", smoke=False)
-  known["image_attention"] = "bidirectional"
+  known |= dict(image_attention="bidirectional", recipe="transfusion")
   arg = config_lib.parse_arg(arg, **known, **folders)
   if arg.size not in paper.SIZES:
     raise ValueError(
       f"experiments/paper.py: size={arg.size!r}: choose one of {tuple(paper.SIZES)}"
+    )
+  if arg.recipe not in RECIPES:
+    raise ValueError(
+      f"experiments/paper.py: recipe={arg.recipe!r}: choose one of {RECIPES}"
     )
   if arg.run not in RUNS:
     raise ValueError(
@@ -90,6 +98,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # An image alone is BOS, BOI, its patches and EOI.
   patches = (c.model.image_shape[0] // c.model.patch) ** 2
   c.data.image_slots = c.data.row_length // (patches + 3)
+  if arg.recipe == "llama":
+    c.model.patches = "none"
+    c.data.sources = c.data.sources[1:]
+    c.data.image_slots = 1
+    c.train.batch_rows //= 2
   return c
 
 

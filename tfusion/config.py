@@ -37,7 +37,8 @@ class ModelConfig:
   image_shape: tuple[int, ...] = (8, 8, 1)  # height, width, channels of image or latent
   patch: int = 2  # side of a patch in pixels or latent cells: 1, 2, 4 or 8
   # How patches enter and leave the transformer: linear layers, or the two halves of a
-  # U-Net (section 3), for patches of 2 and more.
+  # U-Net (section 3), for patches of 2 and more; none: there are no patches, but text,
+  # and images as codes in the vocabulary.
   patches: str = "linear"
   # Channels of a U-Net at every size of the image from the whole down to the patches,
   # each half as large as the one before; empty: 0.27B parameters, ours.
@@ -209,6 +210,12 @@ class SampleConfig:
   steps: int = 250  # denoising steps
   start: float = 0.97  # where they begin, as a share of diffusion.timesteps; ours
   guidance: float = 3.0  # scale of classifier-free guidance; 1: none
+  # Of images as codes: the scale of guidance by the images that stand before, beside
+  # that of everything before; temperature; and the share of the likeliest codes that
+  # are drawn from. They are those of Chameleon's code; a temperature of 0 as of text.
+  image_guidance: float = 1.2
+  code_temperature: float = 0.7
+  code_top_p: float = 0.9
   temperature: float = 0.0  # of text; 0: the likeliest token every time
   max_elements: int = 256  # of a sequence, prompt included: the size of its cache
 
@@ -242,7 +249,7 @@ class Config:
 
 CHOICES = {
   "model.patch": (1, 2, 4, 8),
-  "model.patches": ("linear", "unet"),
+  "model.patches": ("linear", "unet", "none"),
   "model.image_attention": ("bidirectional", "causal"),
   "model.qk_norm": ("none", "layer", "rms"),
   "model.norms": ("before", "after"),
@@ -285,12 +292,16 @@ RANGES = {
     "diffusion.image_weight diffusion.clip diffusion.t_logit_std"
     " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
-    " train.z_loss train.keep_every_steps train.stall_seconds sample.temperature",
+    " train.z_loss train.keep_every_steps train.stall_seconds sample.temperature"
+    " sample.code_temperature",
   ),
   # A row is filled, and held whole on the host; so long a one is a slip of the pen.
   f"in [1, {LONGEST_ROW}]": (lambda x: 1 <= x <= LONGEST_ROW, "data.row_length"),
   SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
-  "in (0, 1]": (lambda x: 0 < x <= 1, "diffusion.image_first_noise_cap sample.start"),
+  "in (0, 1]": (
+    lambda x: 0 < x <= 1,
+    "diffusion.image_first_noise_cap sample.start sample.code_top_p",
+  ),
   "in [0, 1]": (
     lambda x: 0 <= x <= 1,
     "data.caption_first data.caption_dropout diffusion.image_first_clean",
@@ -381,7 +392,7 @@ def validate(config: Config) -> None:
     m.heads % m.kv_heads == 0,
     f"model.heads={m.heads}: must divide by model.kv_heads={m.kv_heads}",
   )
-  if not problems:
+  if not problems and m.patches != "none":
     require(
       d.row_length >= m.patches_per_image + 4,
       f"data.row_length={d.row_length}: an image and one token take"

@@ -83,6 +83,14 @@ class Codes:
   weight: float = 1.0
 
 
+class CodeBook(NamedTuple):
+  """Which token ids are codes of images: `first` .. `first + size - 1`."""
+
+  first: int  # all below are text and marks
+  size: int
+  per_image: int  # between BOI and EOI
+
+
 @dataclasses.dataclass(frozen=True)
 class Break:
   """A place where something was left out; takes no position in a row.

@@ -232,24 +232,27 @@ def batch_shards() -> int:
   return math.prod(shape[axis] for axis in RULES["batch"])
 
 
-def join_rows(a: jax.Array, b: jax.Array, *, axis: int = 0) -> jax.Array:
-  """Concatenates two batches shard by shard, so that no row moves; see split_rows."""
-  both = jax.typeof(a).sharding.spec
+def join_rows(*batches: jax.Array, axis: int = 0) -> jax.Array:
+  """Concatenates batches shard by shard, so that no row moves; see split_rows."""
+  each = jax.typeof(batches[0]).sharding.spec
 
-  def local(a, b):
-    return jnp.concatenate([a, b], axis)
+  def local(*batches):
+    return jnp.concatenate(batches, axis)
 
-  return jax.shard_map(local, in_specs=(both, both), out_specs=both)(a, b)
+  specs = (each,) * len(batches)
+  return jax.shard_map(local, in_specs=specs, out_specs=each)(*batches)
 
 
-def split_rows(joined: jax.Array, *, axis: int = 0) -> tuple[jax.Array, jax.Array]:
-  """Undoes join_rows."""
-  both = jax.typeof(joined).sharding.spec
+def split_rows(
+  joined: jax.Array, *, parts: int = 2, axis: int = 0
+) -> tuple[jax.Array, ...]:
+  """Undoes join_rows of so many batches."""
+  each = jax.typeof(joined).sharding.spec
 
   def local(joined):
-    return tuple(jnp.split(joined, 2, axis))
+    return tuple(jnp.split(joined, parts, axis))
 
-  return jax.shard_map(local, in_specs=both, out_specs=(both, both))(joined)
+  return jax.shard_map(local, in_specs=each, out_specs=(each,) * parts)(joined)
 
 
 def state_shardings(

@@ -130,14 +130,14 @@ def _fit_shards(c: ml_collections.ConfigDict, path: str, bounds: Bounds) -> _Fou
   c.model.vocab_size = _up(c.model.vocab_size, 64)
   rows = dict(text=found.document_tokens, image=image, images=found.document_images)
   _choose_rows(c, bounds, **rows)
-  # Codes cannot be sampled yet, nor can latents without their autoencoder.
-  codes = images and images.kind == "codes"
-  lost = images and images.latents and not found.manifest.autoencoder_sha256
+  # Latents and codes cannot be sampled without their autoencoder.
+  encoded = images and images.kind != "pixels"
+  lost = encoded and not found.manifest.autoencoder_sha256
   said = (
     f"{path}: {found.documents} documents with {found.images} images, of up to"
     f" {found.document_tokens} tokens and {found.document_images} images"
   )
-  examples = () if codes or lost else found.examples
+  examples = () if lost else found.examples
   size = found.images or found.documents
   return _Found(said, size, examples, images=found.images > 0)
 

@@ -86,6 +86,9 @@ ADDED = {
   "diffusion.t_shift": 1.0,
   "diffusion.min_snr_gamma": 0.0,
   "train.z_loss": 0.0,
+  "sample.image_guidance": 1.2,
+  "sample.code_temperature": 0.7,
+  "sample.code_top_p": 0.9,
   "sample.start": 1.0,
 }
 # The same, in the configs of all commands.

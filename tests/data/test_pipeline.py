@@ -252,6 +252,24 @@ def test_a_named_tokenizer_is_copied_into_the_workdir(tmp_path):
   assert open_corpus(config, workdir).tokenizer.sha256 == own.sha256
 
 
+def test_pixels_are_refused_where_there_are_no_patches_and_codes_are_not(tmp_path):
+  model = dict(patches="none", vocab_size=512)
+  pixels = changed(CONFIG, data=dict(sources=("digits",)), model=model)
+  with pytest.raises(ValueError, match="digits has images, and with model.patches=non"):
+    open_corpus(pixels, tmp_path)
+  tiny_shards.make(tmp_path / "shards", kind="codes", shape=(4,))
+  shards = (f"shards:{tmp_path}/shards",)
+  coded = changed(CONFIG, data=dict(sources=shards, row_length=32), model=model)
+  corpus = open_corpus(coded, tmp_path)
+  batch = next(HostBatches(corpus, coded, host=0, hosts=1))
+  codes = batch.tokens_bl >= corpus.tokenizer.vocab_size
+  # Codes are targets like text is, of the same weight.
+  assert codes[:, 1:].any() and not batch.image_weight_bn.any()
+  following = np.where(codes[:, 1:], batch.targets_bl[:, :-1], batch.tokens_bl[:, 1:])
+  np.testing.assert_array_equal(following, batch.tokens_bl[:, 1:])
+  assert (batch.weights_bl[:, :-1][codes[:, 1:]] == 1).all()
+
+
 def test_a_start_that_was_refused_leaves_no_tokenizer_behind(tmp_path):
   path, workdir = tmp_path / "own.model", tmp_path / "run"
   workdir.mkdir()

@@ -74,6 +74,23 @@ def test_an_image_is_given_to_the_model_as_the_shards_give_theirs(run, codec, ph
 
 
 @pytest.mark.slow
+def test_an_image_file_is_read_as_codes_of_the_book_behind_the_text(photo):
+  codec = tiny_codec.make(tiny_codec.VQ)
+  canvas = Canvas((8, 8, 1), ImageFormat("codes", (16,), codebook=11), codec)
+  read = canvas.read(photo)
+  want = codec.encode(decode(photo, (8, 8, 3))[None])["codes"][0]
+  np.testing.assert_array_equal(read, want)
+  assert canvas.book(300) == (300, 11, 16)
+  assert (
+    Canvas(SHAPE).book(300)
+    is Canvas(SHAPE, ImageFormat("mean", SHAPE)).book(300)
+    is None
+  )
+  (shown,) = canvas.show([read])
+  np.testing.assert_array_equal(shown, codec.decode(want[None])[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 8, 11])
 def test_what_the_model_makes_is_shown_by_the_autoencoder(run, codec, count):
   images = np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float32)
@@ -108,8 +125,11 @@ def test_latents_without_their_autoencoder_are_refused(run, tmp_path):
     tiny.config(model__image_shape=(8, 4, 3))
   )
   values = json.loads(latents.read_text())
-  latents.write_text(json.dumps(values | {"kind": "codes", "shape": [16]}))
-  assert "the images of this run are codes" in refused()
+  codes = values | {"kind": "codes", "shape": [16], "codebook": 11}
+  latents.write_text(json.dumps(codes))
+  assert "gives latents of 3 numbers, latents.json beside it says (16,)" in refused()
+  latents.write_text(json.dumps(codes | {"autoencoder_sha256": None}))
+  assert "images of this run are codes: without their autoencoder" in refused()
   latents.write_text(json.dumps(values | {"autoencoder_sha256": None}))
   assert "without their autoencoder none can be sampled" in refused()
   for text in ("{", "[]", json.dumps({"kind": "mean"})):

@@ -26,7 +26,7 @@ from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Blank
 from tfusion.model import transfusion
 from tfusion.model.transfusion import Transfusion, bind
-from tfusion.sequence import Image, Text
+from tfusion.sequence import CodeBook, Codes, Image, Text
 from tfusion.sharding import put_rows, spec
 
 pytestmark = pytest.mark.usefixtures("mesh")
@@ -181,7 +181,7 @@ def write_slowly(forward, c, spans, key):
     ids.append(token)
 
 
-def generate_slowly(forward, c, prompt, *, key):
+def generate_slowly(forward, c, prompt, *, key, draw=draw_slowly):
   """Returns spans, who made them, and why every text of the model ended."""
   spans, made, ends, images = [], [], [], 0
   todo = list(prompt)
@@ -200,7 +200,7 @@ def generate_slowly(forward, c, prompt, *, key):
       ends.append(end)
       if end != "boi":
         return spans, made, ends
-    spans.append(draw_slowly(forward, c, spans, fold(key, IMAGE, images)))
+    spans.append(draw(forward, c, spans, fold(key, IMAGE, images)))
     made.append(True)
     images += 1
 
@@ -209,7 +209,7 @@ def assert_same(got, spans, made=None, finished=None, *, atol=1e-4):
   kinds = [type(span).__name__ for span in spans]
   assert [type(span).__name__ for span in got.spans] == kinds
   for a, b in zip(got.spans, spans, strict=True):
-    if isinstance(b, Text):
+    if isinstance(b, Text | Codes):
       np.testing.assert_array_equal(a.ids, b.ids)
     else:
       np.testing.assert_allclose(a.latent, b.latent, atol=atol)
@@ -267,6 +267,144 @@ def test_cached_equals_uncached_in_a_model_that_is_changed():
   forward = make_forward(c, params)
   (got,) = run(c, params, [prompt])
   assert_same(got, *generate_slowly(forward, c, prompt, key=fold(KEY, 0))[:2])
+
+
+# Images as codes, in a model without patches.
+
+BOOK = CodeBook(first=20, size=9, per_image=PATCHES)  # three ids above are idle
+CODED = tiny.config(
+  model__patches="none",
+  data__row_length=64,
+  data__image_slots=1,
+  sample__max_elements=30,
+  sample__temperature=0.9,
+  sample__guidance=2.0,
+  sample__image_guidance=1.5,
+  sample__code_top_p=0.8,
+)
+GREEDY = dataclasses.replace(
+  CODED,
+  sample=dataclasses.replace(
+    CODED.sample, code_temperature=0.0, guidance=1.0, image_guidance=1.0
+  ),
+)
+
+
+def draw_codes_slowly(forward, c, spans, key):
+  """Three whole documents for every code, as arXiv 2405.09818 and its code say."""
+  ids, s, own = [], c.sample, slice(BOOK.first, BOOK.first + BOOK.size)
+  images = [span for span in spans if isinstance(span, Codes)]
+  for number in range(BOOK.per_image):
+    end = (BOI, Text(np.asarray(ids, np.int32)))
+    f, i, u = (
+      forward.whole(lay_out(BOS, *before, *end))[own] for before in (spans, images, ())
+    )
+    logits = u + s.image_guidance * (i - u) + s.guidance * (f - i)
+    if s.code_temperature == 0:
+      ids.append(BOOK.first + int(np.argmax(logits)))
+      continue
+    logits = logits / s.code_temperature
+    p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), s.code_top_p)) + 1]
+    assert len(kept) < BOOK.size
+    left = np.full_like(logits, -np.inf)
+    left[kept] = logits[kept]
+    ids.append(BOOK.first + int(jax.random.categorical(fold(key, number), left)))
+  return Codes(np.asarray(ids, np.int32))
+
+
+def make_reader(config, params):
+  """The training forward pass of a document: logits of its last element, without those
+  that text may not have; `whole` gives all."""
+  compiled = jax.jit(lambda batch: bind(config.model, params)(batch, None, None)[0])
+
+  def whole(elements):
+    row = sequence.pack(
+      [elements],
+      row_length=config.data.row_length,
+      image_slots=1,
+      latent_shape=config.model.image_shape,
+      special=SPECIAL,
+      patches_per_image=PATCHES,
+    )
+    logits_blv = compiled(tiny.put(sequence.stack([row])))
+    return np.asarray(logits_blv)[0, len(elements.tokens_l) - 1]
+
+  def of_text(elements):
+    logits_v = whole(elements).copy()
+    logits_v[BOOK.first :] = -np.inf
+    return logits_v, None
+
+  of_text.whole = whole
+  return of_text
+
+
+def coded_prompts():
+  """Text and images in every order; ids of text lie below the codes."""
+  rng = np.random.default_rng(0)
+  text = lambda n: Text(rng.integers(5, BOOK.first, n).astype(np.int32))  # noqa: E731
+  codes = Codes(rng.integers(BOOK.first, BOOK.first + BOOK.size, PATCHES))
+  return [
+    (codes, text(8), Blank(), text(1), Blank()),
+    (text(2), Blank()),
+  ]
+
+
+@pytest.fixture(scope="module")
+def coded_params(mesh):
+  params = tiny.params(CODED.model, seed=3)
+  params["embedding"] = 3 * params["embedding"]
+  return params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("c", [CODED, GREEDY], ids=["guided", "greedy"])
+def test_codes_are_drawn_as_whole_documents_in_three_branches_would(coded_params, c):
+  prompts, forward = coded_prompts(), make_reader(c, coded_params)
+  how = dict(special=SPECIAL, key=KEY, book=BOOK)
+  made = generate(c, coded_params, prompts, **how)
+  for row, (prompt, got) in enumerate(zip(prompts, made, strict=True)):
+    key = fold(KEY, row)
+    want = generate_slowly(forward, c, prompt, key=key, draw=draw_codes_slowly)
+    assert_same(got, *want[:2])
+    for span in got.spans:
+      codes = isinstance(span, Codes)
+      assert len(span.ids) == PATCHES or not codes
+      assert all((BOOK.first <= i < BOOK.first + BOOK.size) == codes for i in span.ids)
+
+
+def test_guidance_by_text_and_images_is_that_of_chameleons_code():
+  f, i, u = np.random.default_rng(0).normal(size=(3, 5))
+  mix = phases.guide_codes
+  np.testing.assert_allclose(mix(f, i, u, scale=1.0, image_scale=1.0), f)
+  np.testing.assert_allclose(mix(f, i, u, scale=0.0, image_scale=1.0), i)
+  np.testing.assert_allclose(mix(f, i, u, scale=0.0, image_scale=0.0), u)
+  # Without images before it, it is guidance by the text alone.
+  np.testing.assert_allclose(mix(f, u, u, scale=3.0, image_scale=1.2), u + 3 * (f - u))
+
+
+@pytest.mark.parametrize(
+  "top_p, kept", [(0.4, 1), (0.5, 1), (0.6, 2), (0.81, 3), (1, 4)]
+)
+def test_the_nucleus_is_the_fewest_codes_that_have_the_share(top_p, kept):
+  p = np.asarray([0.19, 0.5, 0.01, 0.3], np.float32)
+  left = np.asarray(phases.nucleus(jnp.log(p), top_p))
+  order = np.argsort(-p)
+  np.testing.assert_array_equal(left[order[:kept]], np.log(p)[order[:kept]])
+  assert np.all(np.isneginf(left[order[kept:]]))
+
+
+@pytest.mark.slow
+def test_a_model_of_text_alone_never_begins_an_image(coded_params):
+  # All tokens are as likely; of about 300, BOI would be one.
+  params = coded_params | {"head": 0 * coded_params["head"]}
+  made = run(CODED, params, [()] * 16)
+  ids = np.concatenate([span.ids for one in made for span in one.spans])
+  assert set(ids) == set(range(32)) - set(SPECIAL)
+  for asked in ((Blank(),), (tiny.image(np.random.default_rng(0)),)):
+    with pytest.raises(ValueError, match="prompt 0: has an image.*patches=none"):
+      run(CODED, params, [asked])
 
 
 STRAIGHT = dict(

@@ -15,7 +15,7 @@ def parse(prompt):
 
   def load_image(file):
     files.append(file)
-    return LATENT
+    return Image(LATENT)
 
   spans = parse_prompt(
     prompt,

@@ -16,7 +16,7 @@ from tfusion.data.shards.manifest import ImageFormat
 from tfusion.generate import samples
 from tfusion.generate.canvas import Canvas
 from tfusion.generate.interleaved import Generated
-from tfusion.sequence import Image, Text
+from tfusion.sequence import Codes, Image, Text
 
 CANVAS = Canvas(SHAPE)
 
@@ -63,6 +63,36 @@ def test_an_image_file_in_a_prompt_reaches_the_model_in_minus_one_to_one(trained
     made.spans[1].latent[..., 0], pixels / 127.5 - 1, atol=1e-6
   )
   assert trained.tokenizer.decode(made.spans[0].ids) == "seven"
+
+
+@pytest.mark.slow
+def test_images_of_a_run_on_codes_are_codes_behind_the_text_and_seen_as_pixels(
+  trained, scan, monkeypatch
+):
+  codec = tiny_codec.make(tiny_codec.VQ)
+  canvas = Canvas(SHAPE, ImageFormat("codes", (4,), codebook=11), codec)
+  asked, first = {}, trained.tokenizer.vocab_size
+  drawn = Codes(np.arange(4) % 11 + first)
+
+  def generate(config, params, read, **how):
+    asked.update(how, read=read)
+    return [
+      Generated((*prompt[:2], drawn), (False, False, True), True) for prompt in read
+    ]
+
+  monkeypatch.setattr(samples, "generate", generate)
+  prompt = f"seven <image:{scan[1]}> <image>"
+  (made,) = sample(trained, [prompt], canvas=canvas)
+  assert asked["book"] == (first, 11, 4)
+  text, given, _ = asked["read"][0]
+  codes = canvas.read(scan[1])
+  assert isinstance(text, Text) and isinstance(given, Codes)
+  np.testing.assert_array_equal(given.ids, codes + first)
+  want = codec.decode(np.stack([codes, np.arange(4) % 11]))
+  for shown, pixels in zip(made.parts[1:], want, strict=True):
+    # Another batch size may round to the byte beside.
+    assert np.abs(shown.astype(int) - pixels).max() <= 1
+  assert made.text == "<image>" and len(made.images) == 1
 
 
 @pytest.mark.parametrize("kind", ["missing", "cut", "text", "folder", "empty"])

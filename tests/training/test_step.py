@@ -199,6 +199,24 @@ def test_the_gradient_of_earlier_text_by_later_patches_is_exactly_zero(params):
   np.testing.assert_array_equal(later[1:], 0)  # other rows
 
 
+def test_without_patch_layers_text_learns_what_it_learns_beside_them():
+  rng = np.random.default_rng(0)
+  shared = dict(model__layers=1, train__batch_rows=1)
+  with_patches = tiny.config(**shared)
+  alone = tiny.config(**shared, model__patches="none")
+  batch = sequence.stack([tiny.pack([(tiny.text(rng, n),) for n in (9, 4)], alone)])
+  params = tiny.params(with_patches.model)
+  own = {name: leaf for name, leaf in params.items() if name != "patches"}
+  results = []
+  for config, given in ((with_patches, params), (alone, own)):
+    compute = jax.jit(functools.partial(gradients, config))
+    results.append(compute(given, tiny.put(batch), jax.random.key(0)))
+  (want, losses), (got, losses_alone) = results
+  assert not any(np.any(x) for x in jax.tree.leaves(want.pop("patches")))
+  tiny.assert_same_tree(got, want)
+  tiny.assert_same_tree(losses_alone, losses)
+
+
 # Noise.
 
 

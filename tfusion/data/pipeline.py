@@ -77,6 +77,8 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   }
   opened, identity = identity_lib.recognise(opened, config.data.sources, workdir)
   opened = {split: prepared.agree(sources) for split, sources in opened.items()}
+  if config.model.patches == "none":
+    _refuse_pixels(opened[TRAIN])
   # Files without a config.json are what a refused start has left.
   begun = workdir_lib.has_begun(workdir)
   tokenizer = _open_tokenizer(config, workdir, opened[TRAIN], begun=begun)
@@ -351,6 +353,18 @@ def _open_tokenizer(
       f" {tokenizer.vocab_size} pieces{above}; the model needs at least as many"
     )
   return tokenizer
+
+
+def _refuse_pixels(sources: Sequence[Source]) -> None:
+  """Raises ValueError for images that are not codes, where there are no patches."""
+  for source in sources:
+    images = source.prepared.manifest.images if source.prepared else None
+    if source.has_images and (images is None or images.kind != "codes"):
+      raise ValueError(
+        f"data.sources: {source.name} has images, and with model.patches=none there is"
+        " no place for them; leave it out, prepare it with an autoencoder of codes, or"
+        " set model.patches=linear"
+      )
 
 
 def _refuse_another(other: Tokenizer, given: str, own: Tokenizer, path: Path) -> None:

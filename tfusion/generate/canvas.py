@@ -8,6 +8,7 @@ h w c height, width, channels of an image of the model; H W of what people see
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tfusion.data.images import decode
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards.manifest import ImageFormat
 from tfusion.generate import png
+from tfusion.sequence import CodeBook
 
 BATCH = 8  # images decoded at a time; the last are filled up, so that one is compiled
 FALSE_COLOUR_PX = 8  # side of a latent's cell in false colours
@@ -37,7 +39,7 @@ class Canvas:
   codec: Codec | None = None  # of latents or codes; None: it is missing
 
   def read(self, path: str | Path) -> np.ndarray:
-    """Reads an image file as the model is given it: f32[h, w, c].
+    """Reads an image file as the model is given it: f32[h, w, c], or codes i32[n].
 
     Raises:
       Exception: whatever Pillow's decoder raises on broken data.
@@ -47,8 +49,23 @@ class Canvas:
       return decode(Path(path), (h, w, c)).astype(np.float32) / 127.5 - 1
     codec = self.codec
     assert codec is not None, "open_canvas gives one to a model that is shown images"
+    if not self.images.latents:
+      h = w = math.isqrt(self.images.shape[0])
     pixels = decode(Path(path), (h * codec.downsampling, w * codec.downsampling, 3))
+    if not self.images.latents:
+      return codec.encode(pixels[None])["codes"][0]
     return _normal(codec.encode(pixels[None])["mean"], self.images)[0]
+
+  def book(self, vocabulary: int) -> CodeBook | None:
+    """Where codes stand among token ids, behind those of the text; None: images are no
+    codes.
+
+    Args:
+      vocabulary: pieces of the tokenizer.
+    """
+    if self.images is None or self.images.kind != "codes":
+      return None
+    return CodeBook(vocabulary, self.images.codebook, self.images.shape[0])
 
   def show(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Images as the model has them, in pixels u8[H, W, 1 or 3].
@@ -97,7 +114,7 @@ def open_canvas(
 
   Raises:
     ValueError: the autoencoder is another than the data were made with; or it is
-      missing or the images are codes, and this is not `look_only`.
+      missing, and this is not `look_only`.
   """
   shape, workdir = config.model.image_shape, files.to_path(workdir)
   kept = prepared.kept(workdir)
@@ -108,16 +125,11 @@ def open_canvas(
   wanted = sha256 if path.is_file() else None  # None: there is no autoencoder
   if look_only and wanted is None:
     return Canvas(shape, images)
-  if not (images.latents or look_only):
-    raise ValueError(
-      f"{workdir}: the images of this run are {images.kind}, which a model can neither"
-      " make nor be shown yet; train on latents or pixels to sample images"
-    )
   if wanted is None:
     raise ValueError(
-      f"{path}: is missing, and the images of this run are latents: without their"
-      " autoencoder none can be sampled or shown; copy it there from the shards, or"
-      " prepare those anew with one"
+      f"{path}: is missing, and the images of this run are {_kind(images)}: without"
+      " their autoencoder none can be sampled or shown; copy it there from the shards,"
+      " or prepare those anew with one"
     )
   if (found := manifest_lib.sha256(path)) != wanted:
     raise ValueError(
@@ -165,11 +177,15 @@ def _pattern(codes_n: np.ndarray) -> np.ndarray:
   return shades.reshape(side, side, 1)
 
 
+def _kind(images: ImageFormat) -> str:
+  return "latents" if images.latents else "codes"
+
+
 def _check(
   codec: Codec, images: ImageFormat, shape: tuple[int, ...], path: Path
 ) -> None:
   """Raises ValueError for an autoencoder of other images than the run's."""
-  kind = "latents" if images.latents else "codes"
+  kind = _kind(images)
   channels = codec.config.latent_channels
   fits = not images.latents or (images.shape == shape and shape[2] == channels)
   if codec.kind != kind or not fits:

@@ -1,6 +1,7 @@
 """Text and images in any order, for a batch of prompts, on a cache of keys.
 
-Owns: the walk text -> BOI -> denoise -> EOI -> text (arXiv 2408.11039, section 3).
+Owns: the walk text -> BOI -> denoise -> EOI -> text (arXiv 2408.11039, section 3),
+where codes that are sampled may stand in for denoising (arXiv 2405.09818, section 2).
 Not: what a phase computes (phases.py), what can be asked (prompt.py), files (cli.py).
 
 All rows walk in step: `feed` puts what is given into the cache, `sample_text` writes
@@ -8,7 +9,7 @@ until every row stands behind BOI or at its end, `sample_image` makes one image 
 row that stands behind BOI; its EOI and what the prompt gives next are then fed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,9 +18,9 @@ import numpy as np
 from tfusion import sequence
 from tfusion.config import Config
 from tfusion.generate import phases
-from tfusion.generate.prompt import Blank, Prompt, split_at_blanks
+from tfusion.generate.prompt import Blank, Given, Prompt, split_at_blanks
 from tfusion.model.transfusion import Params
-from tfusion.sequence import Elements, Image, SpecialTokens, Text
+from tfusion.sequence import CodeBook, Codes, Elements, Image, SpecialTokens, Text
 from tfusion.sharding import batch_shards, fetch_rows, put_rows, spec
 
 LENGTH_MULTIPLE = 16  # lengths are rounded up to it, so that few are compiled
@@ -28,13 +29,13 @@ LENGTH_MULTIPLE = 16  # lengths are rounded up to it, so that few are compiled
 class Generated(NamedTuple):
   """What stands after the prompt began: its own spans and the model's, in order."""
 
-  spans: tuple[Text | Image, ...]
+  spans: tuple[Given, ...]
   made: tuple[bool, ...]  # the model made this span
   finished: bool  # it ended with EOS; False: max_elements stopped it
 
   @property
   def made_images(self) -> list[np.ndarray]:
-    """The images that the model made, f32[h, w, c] each."""
+    """The images that the model made, f32[h, w, c] each; codes are not among them."""
     own = (span for span, made in zip(self.spans, self.made) if made)
     return [span.latent for span in own if isinstance(span, Image)]
 
@@ -46,6 +47,7 @@ def generate(
   *,
   special: SpecialTokens,
   key: jax.Array,
+  book: CodeBook | None = None,
 ) -> list[Generated]:
   """Continues every prompt to its end, all rows at once, on the mesh in use.
 
@@ -56,14 +58,15 @@ def generate(
     special: ids of the special tokens.
     key: a row's result depends on it and on the row's place in `prompts`, not on the
       other rows.
+    book: of images as codes; None: images are patches.
 
   Raises:
     ValueError: as check_prompts.
   """
-  check_prompts(config, prompts)
+  check_prompts(config, prompts, book=book)
   if not prompts:
     return []
-  walk = _Walk(config, params, prompts, special=special, key=key)
+  walk = _Walk(config, params, prompts, special=special, key=key, book=book)
   while not all(row.done for row in walk.rows):
     walk.feed()
     walk.sample_text()
@@ -74,18 +77,22 @@ def generate(
   ]
 
 
-def check_prompts(config: Config, prompts: Sequence[Prompt]) -> None:
+def check_prompts(
+  config: Config, prompts: Sequence[Prompt], *, book: CodeBook | None = None
+) -> None:
   """Checks that every prompt can be continued.
 
   Raises:
-    ValueError: a prompt and its images do not fit config.sample.max_elements, or a
-      given image has another shape than the run's.
+    ValueError: a prompt and its images do not fit config.sample.max_elements, a given
+      image has another shape than the run's, or the model has no images at all.
   """
   for number, prompt in enumerate(prompts):
-    _check(config, prompt, number=number)
+    _check(config, prompt, book, number=number)
 
 
-def _check(config: Config, prompt: Prompt, *, number: int) -> None:
+def _check(
+  config: Config, prompt: Prompt, book: CodeBook | None, *, number: int
+) -> None:
   shape, limit = config.model.image_shape, config.sample.max_elements
   for span in prompt:
     if isinstance(span, Image) and span.latent.shape != shape:
@@ -93,12 +100,21 @@ def _check(config: Config, prompt: Prompt, *, number: int) -> None:
         f"prompt {number}: an image of shape {span.latent.shape}, but the model takes"
         f" model.image_shape={shape}"
       )
+  blank: Image | Codes = Image(np.empty(shape))
   patches = config.model.patches_per_image
-  whole = tuple(Image(np.empty(shape)) if isinstance(s, Blank) else s for s in prompt)
+  if book is not None:
+    patches = book.per_image
+    blank = Codes(np.empty(patches, np.int32))
+  elif config.model.patches == "none" and not all(isinstance(s, Text) for s in prompt):
+    raise ValueError(
+      f"prompt {number}: has an image, but model.patches=none: this model has none"
+    )
+  whole = tuple(blank if isinstance(s, Blank) else s for s in prompt)
   count = sequence.element_count(whole, patches_per_image=patches)
   if count > limit:
     raise ValueError(
-      f"prompt {number}: {count} elements with images of {patches} patches each, but"
+      f"prompt {number}: {count} elements with images of {patches}"
+      f" {'codes' if book else 'patches'} each, but"
       f" sample.max_elements={limit}; shorten it or raise sample.max_elements"
     )
 
@@ -109,12 +125,12 @@ class _Row:
   def __init__(self, prompt: Prompt, *, special: SpecialTokens):
     self.special = special
     self.parts = split_at_blanks(prompt)
-    self.pending: list[Text | Image] = [_token(special.bos)]  # not in the cache yet
+    self.pending: list[Given] = [_token(special.bos)]  # not in the cache yet
     self.at = 0  # elements in the cache
     self.images = 0  # that the model made
     self.at_image = False  # BOI is the last element, in the cache or pending
     self.done = self.finished = False
-    self.spans: list[Text | Image] = []
+    self.spans: list[Given] = []
     self.made: list[bool] = []
     self._take_part()
 
@@ -130,7 +146,7 @@ class _Row:
     else:
       self.done, self.finished = True, bool(end == self.special.eos)
 
-  def take_image(self, image: Image, *, patches: int):
+  def take_image(self, image: Image | Codes, *, patches: int):
     """Takes the finished image, puts EOI behind it and goes on with the prompt."""
     self._add(image)
     self.at += patches
@@ -150,7 +166,7 @@ class _Row:
       self.pending.append(_token(self.special.boi))
       self.at_image = True
 
-  def _add(self, span: Text | Image):
+  def _add(self, span: Given):
     self.spans.append(span)
     self.made.append(True)
 
@@ -158,9 +174,12 @@ class _Row:
 class _Walk:
   """The rows of one call and their cache."""
 
-  def __init__(self, config: Config, params: Params, prompts, *, special, key):
+  def __init__(
+    self, config: Config, params: Params, prompts, *, special, key, book=None
+  ):
     self.config, self.params, self.special = config, params, special
-    self.patches = config.model.patches_per_image
+    self.book: CodeBook | None = book
+    self.patches = book.per_image if book else config.model.patches_per_image
     self.limit = config.sample.max_elements
     self.rows = [_Row(prompt, special=special) for prompt in prompts]
     # Rows are padded to what the batch axes of the mesh divide.
@@ -198,6 +217,7 @@ class _Walk:
       self.config.model,
       self.params,
       special=self.special,
+      book=self.book,
       temperature=self.config.sample.temperature,
       limit=self.limit,
       cache=self.cache,
@@ -216,10 +236,7 @@ class _Walk:
     if not any(row.at_image for row in self.rows):
       return
     at_b = self._at()
-    self.cache, clean_bhwc = phases.sample_image(
-      self.config.model,
-      self.params,
-      diffusion=self.config.diffusion,
+    common = dict(
       sample=self.config.sample,
       length=_round_up(int(at_b.max()) + self.patches),
       cache=self.cache,
@@ -228,9 +245,34 @@ class _Walk:
       image_b=put_rows(np.asarray([row.images for row in self.rows], np.int32)),
       keys_b=self.keys_b,
     )
-    for row, latent in zip(self.rows, fetch_rows(clean_bhwc)):
+    made: Callable[[np.ndarray], Image | Codes] = Image
+    if self.book:
+      made = Codes
+      self.cache, images = phases.sample_codes(
+        self.config.model,
+        self.params,
+        special=self.special,
+        book=self.book,
+        images=put_rows(self._images()),
+        **common,
+      )
+    else:
+      self.cache, images = phases.sample_image(
+        self.config.model, self.params, diffusion=self.config.diffusion, **common
+      )
+    for row, image in zip(self.rows, fetch_rows(images)):
       if row.at_image:
-        row.take_image(Image(latent), patches=self.patches)
+        row.take_image(made(image), patches=self.patches)
+
+  def _images(self) -> phases.Block[np.ndarray]:
+    """What stands in every row up to its BOI, without text: the second branch of
+    guidance. In a row that is not at an image, or has none, it is the third."""
+    bos, boi = _token(self.special.bos), _token(self.special.boi)
+    own = [
+      [span for span in row.spans if row.at_image and isinstance(span, Codes)]
+      for row in self.rows
+    ]
+    return self._block([[bos, *codes, boi] for codes in own], at=[0] * len(own))
 
   def _at(self) -> np.ndarray:
     """Elements of every row; 0 for one that is done, so that it needs no room."""

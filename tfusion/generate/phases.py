@@ -10,7 +10,8 @@ too, but behind the elements that it shows, where its next ones overwrite the re
 
 Randomness: fold_in(fold_in(key of the row, TEXT), position) for a token, and
 fold_in(fold_in(fold_in(key of the row, IMAGE), image), number) for an image, where
-number 0 is the noise at t = T and number 1 + s that of step s.
+number 0 is the noise at t = T and number 1 + s that of step s; of an image in codes it
+is the number of the code.
 
 b batch (guidance doubles it)  l queries  n image slots  m patches of an image
 d width  v vocab  h w c latent height, width, channels
@@ -29,7 +30,7 @@ from tfusion.diffusion.samplers import denoise, guide, make_steps
 from tfusion.model.layers import Keys, View
 from tfusion.model.transformer import empty_keys
 from tfusion.model.transfusion import Params, Transfusion, bind, dtype_of
-from tfusion.sequence import A, Elements, SpecialTokens
+from tfusion.sequence import A, CodeBook, Elements, SpecialTokens
 from tfusion.sharding import by_row, join_rows, spec, split_rows
 
 TEXT, IMAGE = 0, 1  # streams of randomness
@@ -97,7 +98,7 @@ def feed(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("config", "special", "temperature", "limit"),
+  static_argnames=("config", "special", "book", "temperature", "limit"),
   donate_argnames="cache",
 )
 def sample_text(
@@ -105,6 +106,7 @@ def sample_text(
   params: Params,
   *,
   special: SpecialTokens,
+  book: CodeBook | None = None,
   temperature: float,
   limit: int,
   cache: Keys,
@@ -119,6 +121,8 @@ def sample_text(
     config: of the model.
     params: of the model.
     special: ids of the special tokens.
+    book: where images are codes, which text has none of. Without a book and without
+      patches there are no images: BOI is not sampled.
     temperature: of the softmax; 0 is greedy.
     limit: elements that a row may have. One more is sampled: it may be EOS, which
       takes no place.
@@ -134,9 +138,13 @@ def sample_text(
   """
   model = bind(config, params)
   never = np.asarray([special.pad, special.bos, special.eoi])
+  if config.patches == "none" and book is None:
+    never = np.append(never, special.boi)
 
   def sample(logits_v, key, position):
     logits_v = logits_v.at[never].set(-jnp.inf)
+    if book is not None:
+      logits_v = logits_v.at[book.first :].set(-jnp.inf)
     if temperature == 0:
       return jnp.argmax(logits_v).astype(jnp.int32)
     key = jax.random.fold_in(jax.random.fold_in(key, TEXT), position)
@@ -241,6 +249,113 @@ def sample_image(
   return cache, _replicate(clean_bhwc)
 
 
+@functools.partial(
+  jax.jit,
+  static_argnames=("config", "special", "book", "sample", "length"),
+  donate_argnames="cache",
+)
+def sample_codes(
+  config: ModelConfig,
+  params: Params,
+  *,
+  special: SpecialTokens,
+  book: CodeBook,
+  sample: SampleConfig,
+  length: int,
+  cache: Keys,
+  images: Block[jax.Array],
+  unconditional: Block[jax.Array],
+  at_b: jax.Array,
+  image_b: jax.Array,
+  keys_b: jax.Array,
+) -> tuple[Keys, jax.Array]:
+  """Samples the codes of one image in every row, code by code, and caches them.
+
+  As Chameleon's code does: of all logits those of codes are left, `guide_codes` mixes
+  those of three rows, and `nucleus` says which are drawn from. Their number is fixed
+  (arXiv 2405.09818, section 2); EOI follows by rule.
+
+  Args:
+    config: of the model.
+    params: of the model.
+    special: ids of the special tokens.
+    book: which ids are codes, and how many an image has.
+    sample: its guidance, image_guidance, code_temperature and code_top_p; if both
+      scales are 1 nothing guides, which costs a third.
+    length: cache positions to attend over: those of all rows up to their image's end.
+    cache: of every row's elements so far, the last being BOI.
+    images: the images of every row up to BOI, without its text.
+    unconditional: the same without images.
+    at_b: i32, elements so far: where the first code goes.
+    image_b: i32, how many images the row drew before.
+    keys_b: keys of the rows.
+
+  Returns:
+    The cache and the codes i32[b, per_image], as token ids.
+  """
+  model = bind(config, params)
+  guided = (sample.guidance, sample.image_guidance) != (1.0, 1.0)
+  branches = [jax.tree.map(lambda x: x[:, :, :, :length], cache)]
+  counts = [at_b]
+  for block in (images, unconditional) if guided else ():
+    _, other = _extend(model, block, jax.tree.map(jnp.zeros_like, branches[0]))
+    branches.append(other)
+    counts.append(block.count_b)
+  joined = jax.tree.map(lambda *x: join_rows(*x, axis=1), *branches)
+  # BOI is read again, for its logits.
+  boi_at_b = jnp.maximum(join_rows(*counts) - 1, 0)
+
+  def step(state, number):
+    token_b, joined = state
+    at_b1 = (boi_at_b + number)[:, None]
+    view = model.look(at_b1, at_b1, length=length)
+    x_bld, joined = model.extend(model.embed_text(token_b[:, None]), view, joined)
+    logits_bv = _logits(model, x_bld)[:, book.first : book.first + book.size]
+    if guided:
+      parts = split_rows(logits_bv, parts=3)
+      logits_bv = guide_codes(
+        *parts, scale=sample.guidance, image_scale=sample.image_guidance
+      )
+    draw = by_row(functools.partial(_draw_code, sample=sample))
+    code_b = draw(logits_bv, keys_b, image_b, jnp.zeros_like(image_b) + number)
+    code_b = code_b + book.first
+    return (join_rows(*[code_b] * len(branches)), joined), code_b
+
+  begin = (jnp.full_like(boi_at_b, special.boi), joined)
+  _, codes_nb = jax.lax.scan(step, begin, jnp.arange(book.per_image))
+  codes_bn = codes_nb.T
+  positions_bn = at_b[:, None] + jnp.arange(book.per_image)[None]
+  view = model.look(positions_bn, positions_bn, length=cache.length)
+  _, cache = model.extend(model.embed_text(codes_bn), view, cache)
+  return cache, _replicate(codes_bn)
+
+
+def guide_codes(full, images, unconditional, *, scale: float, image_scale: float):
+  """Guidance of logits by text and by images: u + image_scale (i - u) + scale (f - i),
+  where i sees the images alone and u nothing, as in Chameleon's code."""
+  by_images = image_scale * (images - unconditional)
+  return unconditional + by_images + scale * (full - images)
+
+
+def nucleus(logits_v: jax.Array, top_p: float) -> jax.Array:
+  """Leaves the likeliest, whose probabilities are at least `top_p` together, and sets
+  all others to -inf (arXiv 1904.09751)."""
+  sorted_v = jnp.sort(logits_v, descending=True)
+  p_v = jax.nn.softmax(sorted_v)
+  before_v = jnp.cumsum(p_v) - p_v
+  least = jnp.min(jnp.where(before_v < top_p, sorted_v, jnp.inf))
+  return jnp.where(logits_v >= least, logits_v, -jnp.inf)
+
+
+def _draw_code(logits_v, key, image, number, *, sample: SampleConfig) -> jax.Array:
+  if sample.code_temperature == 0:
+    return jnp.argmax(logits_v).astype(jnp.int32)
+  for data in (IMAGE, image, number):
+    key = jax.random.fold_in(key, data)
+  logits_v = nucleus(logits_v / sample.code_temperature, sample.code_top_p)
+  return jax.random.categorical(key, logits_v).astype(jnp.int32)
+
+
 def _predictor(
   model: Transfusion,
   prefix: Keys,
@@ -261,7 +376,8 @@ def _predictor(
 
   def predict(x_bhwc, t, cache):
     noise, cache = _denoised(model, join_rows(x_bhwc, x_bhwc), t, view, cache)
-    return guide(*split_rows(noise), scale=scale), cache
+    conditional, unconditional = split_rows(noise)
+    return guide(conditional, unconditional, scale=scale), cache
 
   return predict, both
 

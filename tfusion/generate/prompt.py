@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfusion.sequence import Image, Text
+from tfusion.sequence import Codes, Image, Text
 
 # In other brackets than ours: ASCII, full-width and those that keyboards make of <.
 BRACKETS = dict(
@@ -55,14 +55,15 @@ class Blank(NamedTuple):
   """A place in a prompt that the model fills with an image."""
 
 
-Prompt = tuple[Text | Image | Blank, ...]
+Given = Text | Image | Codes
+Prompt = tuple[Given | Blank, ...]
 
 
 def parse_prompt(
   prompt: str,
   *,
   encode: Callable[[str], np.ndarray],
-  load_image: Callable[[str], np.ndarray],
+  load_image: Callable[[str], Image | Codes],
 ) -> Prompt:
   """Parses the written form.
 
@@ -71,17 +72,17 @@ def parse_prompt(
   Args:
     prompt: may be empty.
     encode: text to token ids.
-    load_image: the FILE of a mark to f32[h, w, c].
+    load_image: the FILE of a mark to an image.
 
   Raises:
     ValueError: what is nearly a mark, or another `<name>`; it says how to write both.
   """
-  spans: list[Text | Image | Blank] = []
+  spans: list[Given | Blank] = []
   for part in split(prompt):
     if isinstance(part, str):
       spans.append(Text(encode(part)))
     elif part:
-      spans.append(Image(load_image(part[0])))
+      spans.append(load_image(part[0]))
     else:
       spans.append(Blank())
   return tuple(spans)
@@ -118,9 +119,9 @@ def escape(text: str) -> str:
   return ESCAPABLE.sub(r"\1\1\\\2", text)
 
 
-def split_at_blanks(prompt: Prompt) -> list[list[Text | Image]]:
+def split_at_blanks(prompt: Prompt) -> list[list[Given]]:
   """What is given before, between and behind the blanks: one list more than those."""
-  parts: list[list[Text | Image]] = [[]]
+  parts: list[list[Given]] = [[]]
   for span in prompt:
     if isinstance(span, Blank):
       parts.append([])

@@ -28,7 +28,7 @@ from tfusion.generate.prompt import Prompt, parse_prompt
 from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import Params
 from tfusion.numerals import SEEDS
-from tfusion.sequence import Image, Text
+from tfusion.sequence import Codes, Image, Text
 
 FOLDER = Path(__file__).parent
 
@@ -202,7 +202,8 @@ def continue_prompts(
     ValueError: as read_prompts.
   """
   read = read_prompts(config, tokenizer, prompts, canvas=canvas)
-  return generate(config, params, read, special=tokenizer.special, key=key)
+  book = canvas.book(tokenizer.vocab_size)
+  return generate(config, params, read, special=tokenizer.special, key=key, book=book)
 
 
 def read_prompts(
@@ -215,9 +216,12 @@ def read_prompts(
       or a file in it is not an image.
   """
 
-  def load_image(path: str) -> np.ndarray:
+  book = canvas.book(tokenizer.vocab_size)
+
+  def load_image(path: str) -> Image | Codes:
     try:
-      return canvas.read(Path(path).expanduser())  # no shell looks into a prompt
+      read = canvas.read(Path(path).expanduser())  # no shell looks into a prompt
+      return Codes(read + np.int32(book.first)) if book else Image(read)
     except Exception as error:  # Pillow's decoders raise almost any kind
       reason = getattr(error, "strerror", None) or error or type(error).__name__
       if isinstance(error, FileNotFoundError):
@@ -230,7 +234,7 @@ def read_prompts(
   read = [
     parse_prompt(p, encode=tokenizer.encode, load_image=load_image) for p in prompts
   ]
-  check_prompts(config, read)
+  check_prompts(config, read, book=book)
   return read
 
 
@@ -238,8 +242,13 @@ def show(
   made: Sequence[Generated], tokenizer: Tokenizer, canvas: Canvas
 ) -> list[tuple[str | np.ndarray, ...]]:
   """The spans of each as text and as pixels u8[h, w, 1 or 3]."""
-  images = (s.latent for one in made for s in one.spans if isinstance(s, Image))
-  pixels = iter(canvas.show(list(images)))
+  images = [
+    span.latent if isinstance(span, Image) else span.ids - tokenizer.vocab_size
+    for one in made
+    for span in one.spans
+    if not isinstance(span, Text)
+  ]
+  pixels = iter(canvas.show(images))
   return [
     tuple(
       tokenizer.decode(span.ids) if isinstance(span, Text) else next(pixels)

@@ -35,15 +35,16 @@ class Transfusion(nnx.Module):
     # The paper gives no deviations of initial weights: ours, for embeddings 1, for
     # matrices 1 / sqrt(inputs), so that numbers of about 1 go in and come out.
     self.embedding = param(rngs, ("vocab", "embed"), (v, d), std=1.0)
-    kind = UNetPatches if config.patches == "unet" else LinearPatches
-    self.patches = kind(config, rngs=rngs)
+    if config.patches != "none":
+      kind = UNetPatches if config.patches == "unet" else LinearPatches
+      self.patches = kind(config, rngs=rngs)
     self.transformer = Transformer(config, rngs=rngs)
     self.head = param(rngs, ("embed", "vocab"), (d, v), std=d**-0.5)
     self.config = config
 
   def __call__(
     self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Predicts the next token everywhere and the noise of every image, or what else
     `diffusion.target` says.
 
@@ -53,7 +54,8 @@ class Transfusion(nnx.Module):
       t_bn: i32, their timesteps; 0 is clean.
 
     Returns:
-      logits f32[b, l, v] (sharded over the vocabulary) and images f32[b, n, h, w, c].
+      logits f32[b, l, v] (sharded over the vocabulary) and images f32[b, n, h, w, c];
+      None with `model.patches=none`.
     """
     x_bld, images_bnhwc = self.outputs(batch, noisy_bnhwc, t_bn)
     return self.logits(x_bld), images_bnhwc
@@ -64,7 +66,7 @@ class Transfusion(nnx.Module):
     noisy_bnhwc: jax.Array,
     t_bn: jax.Array,
     drop_b: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array]:
+  ) -> tuple[jax.Array, jax.Array | None]:
     """What calling the model gives, with x [b, l, d] in place of the logits that
     `logits` would make of it: of a large vocabulary they are the largest array of all.
 
@@ -78,13 +80,17 @@ class Transfusion(nnx.Module):
     view = self._view(cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl))
     view = view._replace(drop_b=drop_b)
     x_bld, _ = self.transformer(x_bld, view)
+    if self.config.patches == "none":
+      return x_bld, None
     patches = self.config.patches_per_image
     x_bnmd = _take(x_bld, batch.image_start_bn, patches)
     return x_bld, self.predict_images(x_bnmd, skips)
 
   def embed(self, tokens_bl, noisy_bnhwc, t_bn, patch_bl) -> tuple[jax.Array, Skips]:
     """Token ids and noisy latents in the places that patch_bl names: [b, l, d]; and
-    what the patch layers keep for `predict_images`."""
+    what the patch layers keep for `predict_images`. Without patch layers, the ids."""
+    if self.config.patches == "none":
+      return self.embed_text(tokens_bl), ()
     x_bnmd, skips = self.embed_images(noisy_bnhwc, t_bn)
     return _place(self.embed_text(tokens_bl), x_bnmd, patch_bl), skips
 

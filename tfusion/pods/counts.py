@@ -49,7 +49,8 @@ def count(config: Config) -> Counts:
 
 
 def typical_row(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """lo, hi and patches of a row that is half captioned images and half text.
+  """lo, hi and patches of a row that is half captioned images and half text; or of
+  text alone, with `model.patches=none`.
 
   The paper mixes elements 1:1 (arXiv 2408.11039, section 4.1). A caption of 32 elements
   and documents of 1,024 are ours: how long these are decides little but the pairs.
@@ -60,7 +61,8 @@ def typical_row(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   patch_l = np.full(length, -1, np.int32)
   at = slot = text = 0
   while at < length:
-    own = image if slot * image <= text and length - at >= image else TEXT
+    due = slot * image <= text and length - at >= image
+    own = image if due and config.model.patches != "none" else TEXT
     end = min(at + own, length)
     lo_l[at:end] = at
     if own == image:

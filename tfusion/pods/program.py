@@ -90,7 +90,13 @@ def lower_step(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
 
 def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
   """The denoising of one image in each of `eval.batch` rows, with a full cache. Call it
-  inside jax.set_mesh."""
+  inside jax.set_mesh.
+
+  Raises:
+    ValueError: the model has no patches.
+  """
+  if config.model.patches == "none":
+    raise ValueError("model.patches=none: there is no image to denoise in this model")
   rows, slots = config.eval.batch, 1
   length = config.sample.max_elements
   by_row = NamedSharding(mesh, spec("batch"))

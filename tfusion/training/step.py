@@ -49,7 +49,8 @@ class Prediction(NamedTuple):
   """What the model says of a noised batch."""
 
   x_bld: jax.Array  # from which the head makes logits
-  images_bnhwc: jax.Array  # f32, noise or another diffusion.target
+  # f32, noise or another diffusion.target; None with model.patches=none
+  images_bnhwc: jax.Array | None
 
 
 class Losses(NamedTuple):
@@ -116,9 +117,11 @@ def predict(
       f32 with diffusion.schedule=linear.
     drop_b: keys of the rows, for `model.dropout` in training; None: nothing is dropped.
   """
-  noisy_bnhwc = process.add_noise(
-    batch.latents_bnhwc, noise_bnhwc, t_bn, **_schedule(config)
-  )
+  noisy_bnhwc = noise_bnhwc
+  if config.model.patches != "none":
+    noisy_bnhwc = process.add_noise(
+      batch.latents_bnhwc, noise_bnhwc, t_bn, **_schedule(config)
+    )
   model = bind(config.model, params)
   if drop_b is None:
     return Prediction(*model.outputs(batch, noisy_bnhwc, t_bn))
@@ -170,6 +173,9 @@ def losses(
   Other objectives of `diffusion.` have another target and may weigh t; `train.z_loss`
   is added to the text's.
   """
+  text = text_loss(config, params, predicted, batch, z_loss=config.train.z_loss)
+  if predicted.images_bnhwc is None:
+    return Losses(text, Sum(jnp.float32(0), jnp.float32(0)))
   scale_bn, gamma = None, config.diffusion.min_snr_gamma
   if gamma:
     scale_bn = objective.min_snr_weight(
@@ -178,7 +184,7 @@ def losses(
       gamma=gamma,
     )
   return Losses(
-    text=text_loss(config, params, predicted, batch, z_loss=config.train.z_loss),
+    text=text,
     image=image_loss(
       predicted.images_bnhwc,
       image_target(config, batch, noise_bnhwc, t_bn),

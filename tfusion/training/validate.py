@@ -65,6 +65,9 @@ def eval_step(
   noise_bnhwc, _ = draw_noise(config, key, batch)
   bin_bn, t_bn = grid(config, batch, number)
   predicted = predict(config, params, batch, noise_bnhwc, t_bn)
+  text = text_loss(config, params, predicted, batch)
+  if predicted.images_bnhwc is None:
+    return Validation(text, (Sum(jnp.float32(0), jnp.float32(0)),) * BINS)
   target_bnhwc = image_target(config, batch, noise_bnhwc, t_bn)
   bins = tuple(
     image_loss(
@@ -74,7 +77,7 @@ def eval_step(
     )
     for i in range(BINS)
   )
-  return Validation(text_loss(config, params, predicted, batch), bins)
+  return Validation(text, bins)
 
 
 def validate(
