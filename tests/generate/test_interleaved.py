@@ -351,11 +351,15 @@ def coded_prompts():
   ]
 
 
-@pytest.fixture(scope="module")
-def coded_params(mesh):
+def make_coded_params():
   params = tiny.params(CODED.model, seed=3)
   params["embedding"] = 3 * params["embedding"]
   return params
+
+
+@pytest.fixture(scope="module")
+def coded_params(mesh):
+  return make_coded_params()
 
 
 @pytest.mark.slow
@@ -742,23 +746,26 @@ from tfusion.config import MeshConfig
 from tfusion.model.transfusion import axis_names
 from tfusion.sharding import make_mesh, state_shardings
 
-params = jax.tree.map(np.asarray, here.make_params())
-c = here.sampling(sampler="ddpm", guidance=3.0)
-names = axis_names(c.model)
-
-def made_on(devices, **axes):
+def made_on(c, params, prompts, devices, axes, **how):
+  names = axis_names(c.model)
   mesh = make_mesh(MeshConfig(**axes), devices=devices)
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, state_shardings(params, names=names, mesh=mesh))
-    # Five rows, but the batch is spread over four groups of devices.
-    return here.run(c, placed, here.make_prompts()[:5])
+    return here.generate(c, placed, prompts, special=here.SPECIAL, key=here.KEY, **how)
 
-one = made_on(jax.devices()[:1])
 assert len(jax.devices()) == 8
-eight = made_on(jax.devices(), data=2, fsdp=2, tensor=2)
-for got, expected in zip(eight, one, strict=True):
-  # Sums over the tensor axis in another order.
-  here.assert_same(got, *expected, atol=here.OTHER_ORDER)
+for c, params, prompts, how in (
+  # Five rows, but the batch is spread over four groups of devices.
+  (here.sampling(sampler="ddpm", guidance=3.0), here.make_params(),
+   here.make_prompts()[:5], {}),
+  (here.CODED, here.make_coded_params(), here.coded_prompts(), dict(book=here.BOOK)),
+):
+  given = c, jax.tree.map(np.asarray, params), prompts
+  one = made_on(*given, jax.devices()[:1], {}, **how)
+  eight = made_on(*given, jax.devices(), dict(data=2, fsdp=2, tensor=2), **how)
+  for got, expected in zip(eight, one, strict=True):
+    # Sums over the tensor axis in another order.
+    here.assert_same(got, *expected, atol=here.OTHER_ORDER)
 print("done")
 """
 

@@ -340,11 +340,13 @@ def guide_codes(full, images, unconditional, *, scale: float, image_scale: float
 def nucleus(logits_v: jax.Array, top_p: float) -> jax.Array:
   """Leaves the likeliest, whose probabilities are at least `top_p` together, and sets
   all others to -inf (arXiv 1904.09751)."""
-  sorted_v = jnp.sort(logits_v, descending=True)
-  p_v = jax.nn.softmax(sorted_v)
+  order_v = jnp.argsort(logits_v, descending=True)
+  p_v = jax.nn.softmax(logits_v)[order_v]
   before_v = jnp.cumsum(p_v) - p_v
-  least = jnp.min(jnp.where(before_v < top_p, sorted_v, jnp.inf))
-  return jnp.where(logits_v >= least, logits_v, -jnp.inf)
+  # By places, not by a least value to compare with: a compiler may compute the logits
+  # twice, each time rounded otherwise, and the last of the kept would fall out.
+  kept_v = jnp.zeros_like(logits_v, bool).at[order_v].set(before_v < top_p)
+  return jnp.where(kept_v, logits_v, -jnp.inf)
 
 
 def _draw_code(logits_v, key, image, number, *, sample: SampleConfig) -> jax.Array:
