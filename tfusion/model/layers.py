@@ -355,16 +355,16 @@ class Block(nnx.Module):
     first = self.norms == "before"
     inputs = self.attention_norm(x_bld) if first else x_bld
     out, keys = self.attention(inputs, view, keys, layer)
-    out = self._drop(out, view, 2 * layer)
+    out = self._drop(out, view, layer, 0)
     x_bld = x_bld + (out if first else self.attention_norm(out))
     out = self.mlp(self.mlp_norm(x_bld) if first else x_bld)
-    out = self._drop(out, view, 2 * layer + 1)
+    out = self._drop(out, view, layer, 1)
     return x_bld + (out if first else self.mlp_norm(out)), keys
 
-  def _drop(self, x_bld, view: View, place: jax.Array | int) -> jax.Array:
+  def _drop(self, x_bld, view: View, layer: jax.Array | int, nth: int) -> jax.Array:
     if view.drop_b is None or self.dropout == 0:
       return x_bld
-    return drop(x_bld, view.drop_b, place, rate=self.dropout)
+    return drop(x_bld, view.drop_b, 2 * layer + nth, rate=self.dropout)
 
 
 def drop(x_bld, keys_b: jax.Array, place: jax.Array | int, *, rate: float):

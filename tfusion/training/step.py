@@ -173,9 +173,10 @@ def losses(
   Other objectives of `diffusion.` have another target and may weigh t; `train.z_loss`
   is added to the text's.
   """
-  text = text_loss(config, params, predicted, batch, z_loss=config.train.z_loss)
+  text_of = functools.partial(text_loss, z_loss=config.train.z_loss)
   if predicted.images_bnhwc is None:
-    return Losses(text, Sum(jnp.float32(0), jnp.float32(0)))
+    none = Sum(jnp.float32(0), jnp.float32(0))
+    return Losses(text_of(config, params, predicted, batch), none)
   scale_bn, gamma = None, config.diffusion.min_snr_gamma
   if gamma:
     scale_bn = objective.min_snr_weight(
@@ -184,7 +185,7 @@ def losses(
       gamma=gamma,
     )
   return Losses(
-    text=text,
+    text=text_of(config, params, predicted, batch),
     image=image_loss(
       predicted.images_bnhwc,
       image_target(config, batch, noise_bnhwc, t_bn),

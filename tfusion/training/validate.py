@@ -65,9 +65,9 @@ def eval_step(
   noise_bnhwc, _ = draw_noise(config, key, batch)
   bin_bn, t_bn = grid(config, batch, number)
   predicted = predict(config, params, batch, noise_bnhwc, t_bn)
-  text = text_loss(config, params, predicted, batch)
   if predicted.images_bnhwc is None:
-    return Validation(text, (Sum(jnp.float32(0), jnp.float32(0)),) * BINS)
+    none = (Sum(jnp.float32(0), jnp.float32(0)),) * BINS
+    return Validation(text_loss(config, params, predicted, batch), none)
   target_bnhwc = image_target(config, batch, noise_bnhwc, t_bn)
   bins = tuple(
     image_loss(
@@ -77,7 +77,7 @@ def eval_step(
     )
     for i in range(BINS)
   )
-  return Validation(text, bins)
+  return Validation(text_loss(config, params, predicted, batch), bins)
 
 
 def validate(
