@@ -19,7 +19,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["tfusion", "tfusion.*"]),
-  package_data={"": ["*.css", "*.j2", "py.typed"]},
+  package_data={"": ["*.css", "*.j2", "*.json", "py.typed"]},
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.8.1",
