@@ -51,6 +51,20 @@ def slowly(self):
 
 HostBatches.__next__ = slowly
 """
+# The second host cannot open its data.
+POOR_SECOND = """
+import jax
+from tfusion.training import loop
+
+open_here = loop.open_corpus
+
+def open_corpus(config, workdir):
+  if jax.process_index():
+    raise ValueError("--config.data.workers=0: cannot be opened")
+  return open_here(config, workdir)
+
+loop.open_corpus = open_corpus
+"""
 DOCUMENTS = 800  # one in each shard
 SOON = 30  # documents of a lane: it takes two or three a step, and reads 8 ahead
 
@@ -176,6 +190,31 @@ def test_what_becomes_of_one_host_becomes_of_all_and_the_run_goes_on(
   # What was done again is the same to the last bit.
   assert values(run, "metrics.jsonl")[: len(lines)] == lines
   assert lines[-1]["step"] >= torn > lacking > before
+
+
+def test_a_fault_of_one_host_at_its_start_ends_both_with_its_message(
+  server, experiment, tmp_path
+):
+  end_with(server, experiment, tmp_path, "--workdir=/dev/null/run")
+
+
+@pytest.mark.long
+def test_data_that_one_host_cannot_open_end_both_with_its_message(experiment, tmp_path):
+  with serving({}, prelude=POOR_SECOND) as server:
+    end_with(server, experiment, tmp_path, "--config.data.workers=0")
+
+
+def end_with(server, experiment: str, folder: pathlib.Path, of_second: str):
+  """Two hosts end at their start with the fault of the second, which it has by this
+  argument or anyway."""
+  command = train(experiment, folder / "run", "--config.mesh.fsdp=4")
+  with two_hosts(server, *command, second=[of_second]) as hosts:
+    first, second = ends(hosts, 2, 2, within=60)
+  says = f"{of_second}: cannot be"
+  assert says in second.splitlines()[-1] and "Traceback" not in first + second
+  told = first.splitlines()[-1]
+  assert says in told and f"host 1 ({socket.gethostname()}" in told
+  assert not (folder / "run" / "config.json").exists()
 
 
 def damage_a_record(experiment: str, run: pathlib.Path, step: int) -> pathlib.Path:

@@ -23,7 +23,7 @@ FLOORS = (
   "config errors lock muster numerals startup",
   "autoencoder_config",
   "workdir sharding checkpoint report progress",
-  "config_file",
+  "config_file together",
   "sequence attention diffusion",
   "data model",  # neither knows the other
   "training",
@@ -41,7 +41,7 @@ FILES = {
   "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors"
   " files lock muster numerals own_loop paper parsing progress run sequence sharding"
   " sizing"
-  " startup templates version workdir",
+  " startup templates together version workdir",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",

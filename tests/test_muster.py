@@ -1,7 +1,9 @@
 """Promises of tfusion/muster.py: who is missing is said."""
 
 import concurrent.futures
+import contextlib
 import socket
+import threading
 
 import pytest
 
@@ -68,9 +70,43 @@ def test_a_command_whose_other_host_never_joins_ends_with_2_and_its_number(
   "second, says",
   [((1, 3), "two processes came as number 1"), ((2, 4), "process 2 says COUNT=4")],
 )
-def test_processes_that_contradict_each_other_are_told(address, second, says):
+def test_processes_that_contradict_each_other_are_told(
+  address, second, says, monkeypatch
+):
+  monkeypatch.setattr(muster_lib, "LATE_SECONDS", 1.5)  # AGAIN_SECONDS and more
   said = come(address, (0, 3), (1, 3), second)
-  assert all(one.startswith(says) for one in said[:1]) and any(said[1:])
+  assert all(one.startswith(says) for one in said)
+
+
+def test_a_process_of_another_version_is_refused_before_jax_joins_it(
+  address, monkeypatch
+):
+  ours = muster_lib.versions()
+  found = iter([ours | {"jax": "0.1"}, ours, ours, ours, ours])
+  lock = threading.Lock()
+
+  def versions():
+    with lock:
+      return next(found)
+
+  monkeypatch.setattr(muster_lib, "versions", versions)
+  said = come(address, (0, 2), (1, 2))
+  assert said[0].startswith("process 1 runs tfusion=")
+  assert "jax=0.1" in said[0] and said[0].endswith("install the same on all hosts")
+  assert said[1] == said[0]
+
+
+def test_a_process_of_a_tfusion_that_did_not_say_its_version_is_refused(address):
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(come, address, (0, 2))
+    host, _, port = address.rpartition(":")
+    while True:
+      with contextlib.suppress(ConnectionRefusedError):
+        with socket.create_connection((host, int(port))) as old:
+          old.sendall(b"tfusion 1 2\n")
+          assert b"process 1 runs an older tfusion" in old.makefile("rb").readline()
+        break
+    assert "an older tfusion, process 0 tfusion=" in first.result()[0]
 
 
 def test_a_port_that_is_taken_is_said(address):

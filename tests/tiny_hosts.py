@@ -133,14 +133,19 @@ def serving(env: dict[str, str], *, prelude: str = "") -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def two_hosts(server: Server, *args: str) -> Iterator[list[Host]]:
-  """Two hosts of a command, which do not outlive the `with`."""
+def two_hosts(
+  server: Server, *args: str, second: Sequence[str] = ()
+) -> Iterator[list[Host]]:
+  """Two hosts of a command, which do not outlive the `with`; the second has more
+  arguments."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   folder = pathlib.Path(tempfile.mkdtemp())
   hosts = [
-    server.start([*args, "--distributed", f"{address},{i},2"], folder / f"{i}.txt")
+    server.start(
+      [*args, *second * i, "--distributed", f"{address},{i},2"], folder / f"{i}.txt"
+    )
     for i in range(2)
   ]
   try:

@@ -11,13 +11,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tfusion import autoencoder_config, errors, files, progress, startup
 from tfusion import workdir as workdir_lib
 from tfusion.config_file import known_good, read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
 from tfusion.version import __version__
+
+C = TypeVar("C")
+
+OF_ALL = ("count", "prompt", "seed", "step")  # hosts need the same
 
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
@@ -126,7 +130,7 @@ def _expand_home(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, rest: list[str]) -> int:
   """Trains a model, evaluates it along the way, and writes report.html."""
-  config = read_config(args.config, rest)
+  config = _agreed(args, lambda: read_config(args.config, rest))
   reference = known_good(args.config)
   more = dict(reference=reference, executable=args.executable or None)
   return _train(config, args.workdir, **more)
@@ -134,7 +138,9 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
 
 def autoencoder(args: argparse.Namespace, rest: list[str]) -> int:
   """Trains an image autoencoder; writes autoencoder.safetensors and report.html."""
-  config = read_config(args.config, rest, kind=autoencoder_config)
+  config = _agreed(
+    args, lambda: read_config(args.config, rest, kind=autoencoder_config)
+  )
   return _train(config, args.workdir)
 
 
@@ -164,9 +170,14 @@ def compile_step(args: argparse.Namespace, rest: list[str]) -> int:
 
 def sample(args: argparse.Namespace, rest: list[str]) -> None:
   """Continues prompts with text and images; writes PNG and text files."""
-  config = read_saved_config(args.workdir, rest)
   out = files.to_path(args.out or files.to_path(args.workdir) / "sampled")
-  workdir_lib.check_writable(out, option="--out")  # to know before the work
+
+  def checked():
+    config = read_saved_config(args.workdir, rest)
+    workdir_lib.check_writable(out, option="--out")  # to know before the work
+    return config
+
+  config = _agreed(args, checked)
   from tfusion import run
 
   opened = run.open_run(config, args.workdir, step=args.step)
@@ -179,7 +190,7 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   """Evaluates a model; prints a table, writes eval.json and report.html."""
-  config = read_saved_config(args.workdir, rest)
+  config = _agreed(args, lambda: read_saved_config(args.workdir, rest))
   from tfusion import run
   from tfusion.evaluate import suite
 
@@ -271,6 +282,19 @@ def bench_data(args: argparse.Namespace, rest: list[str]) -> None:
 
   sizes = dict(documents=args.documents, workers=args.workers, seconds=args.seconds)
   _print(data.table(**sizes))
+
+
+def _agreed(args: argparse.Namespace, read: Callable[[], C]) -> C:
+  """What is read on all hosts, or on none, which then have the same arguments."""
+  if not args.distributed:
+    return read()
+  from tfusion.together import check_same, together
+
+  with together():
+    found = read()
+  asked = {f"--{name}": repr(x) for name, x in vars(args).items() if name in OF_ALL}
+  check_same(asked, remedy="give all hosts the same arguments")
+  return found
 
 
 def _train(config: Any, workdir: str, **more: Any) -> int:

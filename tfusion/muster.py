@@ -7,12 +7,22 @@ JAX waits as long, and then aborts every process without saying which was not th
 """
 
 import contextlib
+import importlib.metadata
 import socket
 import time
 
+from tfusion.version import __version__
+
 SECONDS = 300.0  # for all processes to come, as JAX waits
 AGAIN_SECONDS = 0.5  # between two calls at a door that is not open yet
+LATE_SECONDS = 10.0  # for the others to come and hear of a fault that is known
 HELLO = "tfusion"
+
+
+def versions() -> dict[str, str]:
+  """Of what all processes of a run must have alike."""
+  found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+  return {"tfusion": __version__} | found
 
 
 def muster(address: str, index: int, count: int) -> None:
@@ -25,7 +35,7 @@ def muster(address: str, index: int, count: int) -> None:
 
   Raises:
     ValueError: not all came within SECONDS; names those that did not, where process 0
-      did. Or two came as the same one, or with another count.
+      did. Or two came as the same one, with another count, or of other versions.
   """
   host, _, port = address.rpartition(":")
   end = time.monotonic() + SECONDS
@@ -45,20 +55,19 @@ def _wait_for_all(address: str, port: int, count: int, end: float) -> None:
   came: dict[int, socket.socket] = {}
   fault = ""
   with listener:
-    while len(came) < count - 1 and not fault and (left := end - time.monotonic()) > 0:
+    while len(came) < count - 1 and (left := end - time.monotonic()) > 0:
       listener.settimeout(left)
       with contextlib.suppress(TimeoutError):
-        fault = _let_in(listener.accept()[0], came, count)
+        wrong = _let_in(listener.accept()[0], came, count)
+        if wrong and not fault:
+          fault, end = wrong, min(end, time.monotonic() + LATE_SECONDS)
   if missing := sorted(set(range(1, count)) - set(came)):
     names = ", ".join(map(str, missing))
     fault = (
       fault or f"of {count} processes, {names} did not come within {SECONDS:.0f} s"
     )
   for one in came.values():
-    with contextlib.suppress(OSError):
-      one.sendall(f"{fault}\n".encode())
-      one.recv(1)  # it closes first: the port is free for JAX at once
-    one.close()
+    _tell(one, fault)
   if fault:
     raise ValueError(fault)
 
@@ -67,17 +76,38 @@ def _let_in(one: socket.socket, came: dict[int, socket.socket], count: int) -> s
   """Takes a process down; returns what is wrong with it."""
   one.settimeout(5.0)
   try:
-    said = one.makefile("rb").readline(100).decode().split()
+    said = one.makefile("rb").readline(300).decode().split()
     hello, index, of = said[0], int(said[1]), int(said[2])
   except (OSError, ValueError, IndexError):
-    hello, index, of = "", -1, -1
+    said, hello, index, of = [], "", -1, -1
   if hello != HELLO:
     one.close()  # no process of ours
     return ""
   if index in came:
-    return f"two processes came as number {index}; give each an INDEX of its own"
+    fault = f"two processes came as number {index}; give each an INDEX of its own"
+    _tell(one, fault)
+    return fault
   came[index] = one
-  return "" if of == count else f"process {index} says COUNT={of}, process 0 {count}"
+  if of != count:
+    return f"process {index} says COUNT={of}, process 0 {count}"
+  if said[3:] != _versions():
+    theirs = ", ".join(said[3:]) or "an older tfusion"
+    return (
+      f"process {index} runs {theirs}, process 0 {', '.join(_versions())}; install the"
+      " same on all hosts"
+    )
+  return ""
+
+
+def _tell(one: socket.socket, fault: str) -> None:
+  with contextlib.suppress(OSError):
+    one.sendall(f"{fault}\n".encode())
+    one.recv(1)  # it closes first: the port is free for JAX at once
+  one.close()
+
+
+def _versions() -> list[str]:
+  return [f"{name}={version}" for name, version in versions().items()]
 
 
 def _report(host: str, port: int, index: int, count: int, end: float) -> None:
@@ -85,7 +115,8 @@ def _report(host: str, port: int, index: int, count: int, end: float) -> None:
     left = end - time.monotonic()
     try:
       with socket.create_connection((host, port), max(left, AGAIN_SECONDS)) as one:
-        one.sendall(f"{HELLO} {index} {count}\n".encode())
+        hello = " ".join([HELLO, str(index), str(count), *_versions()])
+        one.sendall(f"{hello}\n".encode())
         one.settimeout(SECONDS + 10.0)
         said = one.makefile("rb").readline(1000).decode("utf-8", errors="replace")
       break

@@ -30,6 +30,7 @@ from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.samples import Sample, Samples
 from tfusion.generate.trained import Trained, of_state, open_trained
 from tfusion.model.transfusion import Params
+from tfusion.together import check_hosts, together
 from tfusion.training import loop
 from tfusion.training.stop import StopSignals
 
@@ -251,10 +252,12 @@ def train(
     KeyboardInterrupt: after Ctrl-C, when the run is saved.
     SystemExit: after SIGTERM, when the run is saved, with status 143.
   """
-  if isinstance(config, Config):
-    startup.check_script(config.data.workers)
-  workdir = workdir_lib.check_writable(workdir)
-  workdir_lib.check_same_run(config, workdir)
+  with together():
+    if isinstance(config, Config):
+      startup.check_script(config.data.workers)
+    workdir = workdir_lib.check_writable(workdir)
+    workdir_lib.check_same_run(config, workdir)
+  check_hosts(config)
   stop = StopSignals()
   if isinstance(config, AutoencoderConfig):
     evaluations = [Reconstructions(workdir / "samples")]

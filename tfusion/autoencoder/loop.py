@@ -28,6 +28,7 @@ from tfusion.checkpoint import Checkpoints, Restored
 from tfusion.config import MeshConfig
 from tfusion.data import identity
 from tfusion.sharding import global_batch, make_mesh
+from tfusion.together import SAME_DATA, check_same, together
 from tfusion.training import due, events
 from tfusion.training.clock import Clock
 from tfusion.training.compiled import CompiledStep
@@ -130,11 +131,13 @@ def train(
 
 
 def _check(config: AutoencoderConfig, workdir: str | Path) -> Path:
-  """The workdir, which can be written, of a config that fits itself and the devices."""
-  network.validate(config.model, prefix="model.")
-  _check_batch(config)
-  _check_adversary(config)
-  return workdir_lib.check_writable(workdir)
+  """The workdir, which all hosts can write, of a config that fits itself and the
+  devices."""
+  with together():
+    network.validate(config.model, prefix="model.")
+    _check_batch(config)
+    _check_adversary(config)
+    return workdir_lib.check_writable(workdir)
 
 
 def _open_data(
@@ -149,6 +152,7 @@ def _open_data(
   _, _, path = config.loss.features.partition(":")
   if path:  # a trained network is as much a part of the loss as its weights
     found.files["loss.features"] = identity.check_file(workdir, "loss.features", path)
+  check_same(identity.digests(found), remedy=SAME_DATA)
   if jax.process_index() == 0:
     identity.keep(found, workdir)
   data = ImageBatches(

@@ -119,6 +119,17 @@ def keep(identity: Identity, workdir: str | Path) -> None:
     print(line, flush=True)
 
 
+def digests(identity: Identity) -> dict[str, str]:
+  """A hash of everything that a run reads, by its name."""
+  found = {
+    f"the {split} documents of {own['name']}": own[split]["sha256"][:16]
+    for own in identity.sources
+    for split in SPLITS
+    if own[split]
+  }
+  return found | {name: sha256[:16] for name, sha256 in identity.files.items()}
+
+
 def remembered(workdir: str | Path, name: str) -> str | None:
   """The SHA-256 of a file with which the run in a workdir began; None if it has not
   begun, began without the file, or began before such hashes were kept."""

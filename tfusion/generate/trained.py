@@ -18,6 +18,7 @@ from tfusion.data.numbers import Numbers
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.model.transfusion import Params
 from tfusion.sharding import make_mesh
+from tfusion.together import check_hosts, together
 from tfusion.training.step import TrainState, abstract_state
 
 
@@ -47,10 +48,12 @@ def open_trained(
       tokenizer is not the one that the run began with.
   """
   workdir = files.to_path(workdir)
-  workdir_lib.check_same_run(config, workdir)
-  config_lib.validate_devices(
-    config, devices=jax.device_count(), hosts=jax.process_count()
-  )
+  with together():
+    workdir_lib.check_same_run(config, workdir)
+    config_lib.validate_devices(
+      config, devices=jax.device_count(), hosts=jax.process_count()
+    )
+  check_hosts(config)
   mesh = make_mesh(config.mesh)
   with (
     jax.set_mesh(mesh),
@@ -65,7 +68,8 @@ def open_trained(
       f"--workdir={workdir}: no checkpoint yet; train with `tfusion train` until the"
       f" first one, after train.save_every_steps={config.train.save_every_steps} steps"
     )
-  return of_state(config, workdir, restored.state)._replace(step=restored.step)
+  with together():
+    return of_state(config, workdir, restored.state)._replace(step=restored.step)
 
 
 def of_state(config: Config, workdir: str | Path, state: TrainState) -> Trained:

@@ -31,6 +31,7 @@ from tfusion.data.pipeline import (
 from tfusion.model.transfusion import Params, parameter_count
 from tfusion.sequence import Batch, live_elements
 from tfusion.sharding import describe, global_batch, make_mesh
+from tfusion.together import SAME_DATA, check_same, together
 from tfusion.training import due, events
 from tfusion.training.clock import Clock
 from tfusion.training.compiled import CompiledStep
@@ -154,16 +155,17 @@ def train(
 
 
 def _check(config: Config, workdir: str | Path, executable: Path | None) -> Path:
-  """The workdir, which can be written, of a config that fits the devices."""
-  if executable and not executable.is_file():
-    raise ValueError(
-      f"--executable={executable}: there is no such file on this machine; `tfusion"
-      " compile --save` writes one"
+  """The workdir, which all hosts can write, of a config that fits the devices."""
+  with together():
+    if executable and not executable.is_file():
+      raise ValueError(
+        f"--executable={executable}: there is no such file on this machine; `tfusion"
+        " compile --save` writes one"
+      )
+    config_lib.validate_devices(
+      config, devices=jax.device_count(), hosts=jax.process_count()
     )
-  config_lib.validate_devices(
-    config, devices=jax.device_count(), hosts=jax.process_count()
-  )
-  return workdir_lib.check_writable(workdir)
+    return workdir_lib.check_writable(workdir)
 
 
 def _open_corpus(
@@ -177,8 +179,9 @@ def _open_corpus(
   corpus = open_corpus(config, workdir)
   for evaluation in evaluations:
     evaluation.check(corpus)
+  assert corpus.identity is not None, "open_corpus has just found it"
+  check_same(identity.digests(corpus.identity), remedy=SAME_DATA)
   if jax.process_index() == 0:
-    assert corpus.identity is not None, "open_corpus has just found it"
     identity.keep(corpus.identity, workdir)
     numbers.keep(corpus.train, workdir)
   workdir_lib.save_config(config, workdir)
