@@ -64,8 +64,8 @@ FILES = {
   "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"
   " readers rows runner tables tar worker",
   "training": "clock compiled cross_entropy data_report due events executable feed"
-  " flops goodput hold log loggers loop losses machine optim peers profiles speed"
-  " spikes step stop validate watch",
+  " flops goodput hold log loggers loop losses lowered machine optim peers profiles"
+  " speed spikes step stop validate watch",
   "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4"
   " shaped",
   "report": "comparison curves evaluation facts goodput hosts page plot run samples"

@@ -357,7 +357,8 @@ def _parser() -> argparse.ArgumentParser:
         "--executable",
         default="",
         metavar="FILE",
-        help="of `tfusion compile --save`, loaded instead of compiling where it fits",
+        help="of `tfusion compile --save`, loaded instead of compiling; refused if it"
+        " is of another program, version or device",
       )
   _add_compile(add, experiment)
   _add_sample_and_eval(add)

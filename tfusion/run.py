@@ -240,7 +240,7 @@ def train(
     reference: figures of a known-good run of a model, which the report plots behind
       this one.
     executable: of a model, a file of `tfusion compile --save`, which is loaded instead
-      of compiling if it is of the same program, versions and machine.
+      of compiling; it must be of the same program, versions and machine.
 
   Returns:
     What `load(workdir)` returns.

@@ -28,7 +28,9 @@ from tfusion import report
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
-from tfusion.training import log, loop
+from tfusion.sharding import make_mesh
+from tfusion.training import executable, log, loop
+from tfusion.training.lowered import lower_step
 from tfusion.training.optim import make_schedule
 
 pytestmark = pytest.mark.slow
@@ -550,6 +552,36 @@ def test_an_executable_that_is_not_there_is_refused_before_any_work(tmp_path):
   with pytest.raises(ValueError, match="^--executable=.*none: there is no such file"):
     loop.train(PLAIN, tmp_path / "run", executable=tmp_path / "none")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_stale_executable_is_refused_before_any_work_and_says_what_differs(tmp_path):
+  (tmp_path / "step").write_text('{"tfusion": "0.0.1"}\n')
+  with pytest.raises(ValueError) as error:
+    loop.train(PLAIN, tmp_path / "run", executable=tmp_path / "step")
+  said = str(error.value)
+  assert said.startswith(f"--executable={tmp_path}/step: its tfusion is 0.0.1, here")
+  assert "write it anew with `tfusion compile --save`" in said
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_a_run_takes_the_executable_of_its_config_without_compiling(
+  tmp_path, monkeypatch
+):
+  config = make_config(train__steps=2)
+  path, mesh = tmp_path / "step", make_mesh(config.mesh)
+  jax.config.update("jax_enable_compilation_cache", False)  # what is found is not kept
+  try:
+    with jax.set_mesh(mesh):
+      lowered = lower_step(config, mesh)
+      executable.save(lowered.compile(), lowered, path)
+    loaded = []
+    load = executable.load
+    monkeypatch.setattr(executable, "load", lambda *x: loaded.append(x) or load(*x))
+    state = loop.train(config, tmp_path / "run", executable=path)
+  finally:
+    jax.config.update("jax_enable_compilation_cache", True)
+  assert int(state.step) == 2 and loaded
 
 
 def test_a_workdir_of_another_model_is_left_as_it_is(tmp_path, never_stopped):

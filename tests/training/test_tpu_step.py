@@ -25,6 +25,7 @@ import dataclasses, json, sys
 import jax
 from tfusion import config as config_lib
 from tfusion.pods import chips, hlo, links, program, timeline
+from tfusion.training.lowered import lower_step
 
 base = config_lib.Config()
 config = dataclasses.replace(
@@ -38,7 +39,7 @@ config = dataclasses.replace(
 )
 mesh = program.mesh_of(config, chips.parse("v5e:4x4"))
 with jax.set_mesh(mesh):
-  compiled = program.lower_step(config, mesh).compile()
+  compiled = lower_step(config, mesh).compile()
 text = compiled.as_text()
 topology = chips.parse("v5e:4x4")
 link = links.Links(topology, links.places(topology, mesh), mesh.axis_names)

@@ -1,13 +1,13 @@
 """The real programs for machines that are not here: the training step, and sampling.
 
-Owns: their abstract arguments, and lowering them for a topology. Not: what they compute
-(training/step.py, generate/phases.py), what is read out of them (hlo.py, timeline.py).
+Owns: the mesh of a topology, the lowered sampler, what programs are given. Not: the
+lowered step (training/lowered.py), what they compute (training/step.py,
+generate/phases.py), what is read out of them (hlo.py, timeline.py).
 
 Runs in a process that PJRT's plugin for TPUs, or many devices of a CPU, were set up in:
 worker.py.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -15,22 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from tfusion.config import Config
 from tfusion.generate import phases
 from tfusion.pods.chips import GPUS, Topology
-from tfusion.sequence import Batch
 from tfusion.sharding import make_mesh, spec
-from tfusion.training.compiled import jit_step
-from tfusion.training.step import (
-  abstract_state,
-  draw_noise,
-  losses,
-  predict,
-  shardings,
-  train_step,
-)
+from tfusion.training.lowered import abstract_batch
+from tfusion.training.step import abstract_state, draw_noise, losses, predict
 
 
 def mesh_of(config: Config, topology: Topology) -> jax.sharding.Mesh:
@@ -53,39 +44,6 @@ def mesh_of(config: Config, topology: Topology) -> jax.sharding.Mesh:
       " go from 1x1 to 16x16"
     ) from error
   return make_mesh(config.mesh, devices=described.devices)
-
-
-def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch[Any]:
-  """A batch of `train.batch_rows` without numbers."""
-  rows, length = config.train.batch_rows, config.data.row_length
-  slots = config.data.image_slots
-  sharding = NamedSharding(mesh, spec("batch"))
-
-  def array(dtype, *shape):
-    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
-
-  by_position = array(jnp.int32, length)
-  by_slot = array(jnp.float32, slots)
-  return Batch(
-    tokens_bl=by_position,
-    targets_bl=by_position,
-    weights_bl=array(jnp.float32, length),
-    positions_bl=by_position,
-    lo_bl=by_position,
-    hi_bl=by_position,
-    patch_bl=by_position,
-    latents_bnhwc=array(jnp.float32, slots, *config.model.image_shape),
-    image_start_bn=array(jnp.int32, slots),
-    image_weight_bn=by_slot,
-    noise_cap_bn=by_slot,
-  )
-
-
-def lower_step(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-  """The training step, as training/loop.py compiles it. Call it inside jax.set_mesh."""
-  root = _replicated(jax.eval_shape(lambda: jax.random.key(config.seed)), mesh)
-  step = jit_step(functools.partial(train_step, config), shardings(config, mesh))
-  return step.lower(abstract_state(config, mesh), abstract_batch(config, mesh), root)
 
 
 def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
@@ -187,7 +145,3 @@ def shard_bytes(x: Any) -> int:
   shape = sharding.shard_shape(x.shape) if sharding is not None else x.shape
   itemsize = getattr(x.dtype, "itemsize", 4)
   return int(np.prod(shape, dtype=np.int64)) * itemsize
-
-
-def _replicated(x: Any, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P()))

@@ -28,6 +28,7 @@ from tfusion.pods import program
 from tfusion.pods.chips import GPUS, Topology
 from tfusion.pods.hlo import Program
 from tfusion.pods.timeline import Cost, Timeline
+from tfusion.training.lowered import lower_step
 
 
 class Request(NamedTuple):
@@ -108,7 +109,7 @@ def _compile(request: Request) -> Compiled:
     jax.config.update("jax_enable_compilation_cache", False)
   start = time.perf_counter()
   with jax.set_mesh(mesh):
-    lower = {"step": program.lower_step, "sampler": program.lower_sampler}
+    lower = {"step": lower_step, "sampler": program.lower_sampler}
     lowered = lower[request.program](config, mesh)
     trains = request.program == "step"
     arguments = program.arguments(config, mesh, trains=trains)

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-from tfusion.progress import say
 from tfusion.training import executable as executable_lib
 from tfusion.training.clock import Clock
 
@@ -79,14 +78,18 @@ class CompiledStep:
       step: (state, ...) -> the next state and metrics.
       sharding: of the state, one or a tree like it.
       clock: counts the seconds of compiling.
-      executable: of `tfusion compile --save`; used if it is this step's.
+      executable: of `tfusion compile --save`; it must be this step's.
     """
     self._step = jit_step(step, sharding)
     self._program: jax.stages.Compiled | None = None
     self._clock, self._executable = clock, executable
 
   def __call__(self, state: Any, *args: Any) -> tuple[Any, Any]:
-    """The next state and metrics, which may still be on the device."""
+    """The next state and metrics, which may still be on the device.
+
+    Raises:
+      executable.Unfit: the file is of another step, version or machine.
+    """
     if self._program is None:
       with self._clock.measure("compile"):
         self._program = self._load_or_compile(self._step.lower(state, *args))
@@ -98,9 +101,5 @@ class CompiledStep:
 
   def _load_or_compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     if self._executable:
-      try:
-        return executable_lib.load(self._executable, lowered)
-      except executable_lib.Unfit as error:
-        if jax.process_index() == 0:
-          say(f"--executable={self._executable} is not used: {error}; compiling")
+      return executable_lib.load(self._executable, lowered)
     return lowered.compile()

@@ -20,7 +20,14 @@ from tfusion.version import __version__
 
 
 class Unfit(ValueError):
-  """A file is of another program, version or machine; it says which."""
+  """A file is of another program, version or machine; it says which, and what to do."""
+
+  def __init__(self, path: str | Path, why: str):
+    """Of a file that --executable names."""
+    super().__init__(
+      f"--executable={path}: {why}; write it anew with `tfusion compile --save`, by the"
+      " config and the versions that train, or leave --executable out to compile here"
+    )
 
 
 def save(
@@ -40,6 +47,26 @@ def save(
     part.write_bytes(header.encode() + b"\n" + payload)
 
 
+def check(path: str | Path, lowered: jax.stages.Lowered) -> None:
+  """Refuses a file that `load` would refuse, as far as its first line says; inside
+  jax.set_mesh.
+
+  Raises:
+    Unfit: the file is none, or of another program, version or machine.
+  """
+  try:
+    with Path(path).open("rb") as file:
+      saved = json.loads(file.readline())
+    assert isinstance(saved, dict), "no JSON object"
+  except (OSError, ValueError, AssertionError) as error:
+    why = f"is no file of `tfusion compile --save`, or damaged ({error})"
+    raise Unfit(path, why) from error
+  here = _facts(lowered, jax.sharding.get_mesh().devices.flat[0].device_kind)
+  for name, value in here.items():
+    if saved.get(name) != value:
+      raise Unfit(path, f"its {name} is {saved.get(name)}, here it is {value}")
+
+
 def load(path: str | Path, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   """Loads a program onto the devices of the mesh in use.
 
@@ -50,23 +77,15 @@ def load(path: str | Path, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   Raises:
     Unfit: the file is none, or of another program, version or machine.
   """
-  try:
-    header, _, payload = Path(path).read_bytes().partition(b"\n")
-    saved = json.loads(header)
-    assert isinstance(saved, dict)
-  except (OSError, ValueError, AssertionError) as error:
-    raise Unfit(f"it cannot be read ({error})") from error
-  here = _facts(lowered, jax.sharding.get_mesh().devices.flat[0].device_kind)
-  for name, value in here.items():
-    if saved.get(name) != value:
-      raise Unfit(f"its {name} is {saved.get(name)}, here it is {value}")
+  check(path, lowered)
+  _, _, payload = Path(path).read_bytes().partition(b"\n")
   try:
     return serialize_executable.deserialize_and_load(
       payload, lowered.in_tree, lowered.out_tree
     )
   except Exception as error:  # what the runtime has to say
     said = str(error).partition("\n")[0][:200]
-    raise Unfit(f"the runtime does not take it ({said})") from error
+    raise Unfit(path, f"the runtime does not take it ({said})") from error
 
 
 def _facts(lowered: jax.stages.Lowered, device: str) -> dict[str, Any]:

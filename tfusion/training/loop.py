@@ -33,6 +33,7 @@ from tfusion.sequence import Batch, live_elements
 from tfusion.sharding import describe, global_batch, make_mesh
 from tfusion.together import SAME_DATA, check_same, together
 from tfusion.training import due, events
+from tfusion.training import executable as executable_lib
 from tfusion.training.clock import Clock
 from tfusion.training.compiled import CompiledStep
 from tfusion.training.data_report import DataReport
@@ -40,6 +41,7 @@ from tfusion.training.feed import Feed
 from tfusion.training.flops import batch_flops
 from tfusion.training.hold import Hold, hold_watched
 from tfusion.training.log import Log, Values
+from tfusion.training.lowered import lower_step
 from tfusion.training.speed import Speed
 from tfusion.training.step import (
   TrainState,
@@ -79,8 +81,7 @@ def train(
     evaluations: checked before training; called after the validation loss, every
       eval_every_steps and at the end.
     reference: a file of a known-good run, which the report draws behind this one.
-    executable: a file with the compiled step; not used, and said so, where it is
-      another's.
+    executable: a file with the compiled step.
     stop: not yet entered; says afterwards whether the run was stopped.
 
   Returns:
@@ -88,7 +89,8 @@ def train(
 
   Raises:
     ValueError: the config does not fit the machines, the data or the workdir, the
-      workdir is in use, or there is no such executable.
+      workdir is in use, or the executable is none of this step, of these versions and
+      this machine.
     FloatingPointError: max_skipped_updates non-finite updates in a row.
     OSError: a checkpoint could not be written; earlier ones are whole.
   """
@@ -157,15 +159,23 @@ def train(
 def _check(config: Config, workdir: str | Path, executable: Path | None) -> Path:
   """The workdir, which all hosts can write, of a config that fits the devices."""
   with together():
-    if executable and not executable.is_file():
-      raise ValueError(
-        f"--executable={executable}: there is no such file on this machine; `tfusion"
-        " compile --save` writes one"
-      )
     config_lib.validate_devices(
       config, devices=jax.device_count(), hosts=jax.process_count()
     )
+    if executable:
+      _check_executable(config, executable)
     return workdir_lib.check_writable(workdir)
+
+
+def _check_executable(config: Config, executable: Path) -> None:
+  if not executable.is_file():
+    raise ValueError(
+      f"--executable={executable}: there is no such file on this machine; `tfusion"
+      " compile --save` writes one"
+    )
+  mesh = make_mesh(config.mesh)
+  with jax.set_mesh(mesh):
+    executable_lib.check(executable, lower_step(config, mesh))
 
 
 def _open_corpus(
