@@ -147,6 +147,31 @@ def test_a_bucket_without_credentials_is_told_before_any_work(here, monkeypatch)
   assert "`aws configure`" in str(error.value)
 
 
+@pytest.mark.parametrize(
+  "error",
+  [
+    PermissionError("RequestTimeTooSkewed: The difference between ... is too large"),
+    type("RefreshError", (Exception,), {})(
+      "invalid_grant: Invalid JWT: Token must be a short-lived token (60 minutes)"
+    ),
+    OSError("certificate verify failed: certificate is not yet valid"),
+  ],
+)
+def test_a_store_that_refuses_a_wrong_clock_is_no_question_of_rights(
+  monkeypatch, error
+):
+  monkeypatch.setattr(buckets, "store", lambda scheme: raises(error))
+  with pytest.raises(ValueError) as found:
+    workdir_lib.check_writable("s3://bucket/run")
+  said = str(found.value)
+  assert said.startswith("--workdir=s3://bucket/run: cannot be written: the clock of")
+  assert "timedatectl" in said and "sign in" not in said
+
+
+def raises(error):
+  raise error
+
+
 @pytest.mark.slow
 def test_a_bucket_that_denies_access_is_told_with_what_to_ask_for():
   with (

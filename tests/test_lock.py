@@ -138,6 +138,26 @@ def test_another_machines_run_that_gives_no_sign_is_taken_over_after_a_while(
   assert "on host lab2" in capfd.readouterr().out
 
 
+def test_a_disk_that_does_not_answer_for_long_makes_no_owner_dead(
+  tmp_path, owner, monkeypatch
+):
+  facts = elsewhere(tmp_path)
+  read, looks = lock._read, []
+
+  def hold_up(path):
+    looks.append(1)
+    if len(looks) == 2:
+      time.sleep(0.5)  # longer than SILENT_SECONDS: the owner cannot write either
+    if len(looks) == 5:
+      (tmp_path / "lock.json").write_text(json.dumps(facts | {"beats": "000000009"}))
+    return read(path)
+
+  monkeypatch.setattr(lock, "_read", hold_up)
+  with pytest.raises(ValueError, match="is in use by .* on host lab2"):
+    with lock.hold(tmp_path):
+      pass
+
+
 def test_an_owner_killed_before_it_had_written_its_name_is_given_up(tmp_path):
   (tmp_path / "lock.json").touch()
   with lock.hold(tmp_path) as own:

@@ -41,6 +41,13 @@ NO_CREDENTIALS = (
   "DefaultCredentialsError",
   "RefreshError",
 )
+# What stores and certificates say to a clock that is wrong.
+OF_CLOCK = (
+  "RequestTimeTooSkewed",
+  "RequestExpired",
+  "Token must be a short-lived token",
+  "certificate is not yet valid",
+)
 DENIED = ("401", "403", "Forbidden", "AccessDenied", "Anonymous", "InvalidAccessKeyId")
 TOGETHER = 16  # requests at a time, of work on many objects
 
@@ -373,6 +380,10 @@ def store(scheme: str) -> Any:
 def _explained(error: Exception, scheme: str, address: str) -> OSError:
   """What a library says, and what helps."""
   said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+  if any(text in str(error) for text in OF_CLOCK):
+    said = f"the clock of this machine is wrong ({said}); set it, as with `sudo"
+    said += " timedatectl set-ntp true`, then start again"
+    return OSError(errno.EACCES, said, address)
   if type(error).__name__ in NO_CREDENTIALS:
     said = f"no credentials were found or they have expired ({said}); sign in with"
     return PermissionError(errno.EACCES, f"{said} {SIGN_IN[scheme]}", address)

@@ -113,6 +113,21 @@ def test_a_host_that_says_nothing_for_long_is_lost(two, monkeypatch):
   assert [word.kind for word in first.listen(0.0)] == ["lost"]
 
 
+def test_a_host_that_was_stopped_itself_gives_the_others_time_to_be_heard(
+  two, monkeypatch
+):
+  first, second = two
+  clock = [time.monotonic()]
+  monkeypatch.setattr(peers_lib.time, "monotonic", lambda: clock[0])
+  assert first.listen(0.0) == []
+  clock[0] += 3600.0  # as by Ctrl-Z, which stopped the other too
+  assert first.listen(0.0) == []
+  for _ in range(7):  # the other stays silent
+    clock[0] += 9.0
+    words = first.listen(0.0)
+  assert [word.kind for word in words] == ["lost"]
+
+
 def test_a_host_that_has_said_that_it_ends_is_not_lost(two, watch):
   first, second = two
   watch.peers = first

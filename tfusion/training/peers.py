@@ -24,6 +24,7 @@ from tfusion.sharding import gather_json
 CONNECT_SECONDS = 20.0  # for all hosts to reach the first
 BEAT_SECONDS = 5.0  # between two signs of life
 SILENT_SECONDS = 60.0  # without any: the host is lost; JAX would wait for 100
+STOPPED_SECONDS = 10.0  # more than that beside a wait: this process was stopped itself
 
 
 class Word(NamedTuple):
@@ -53,6 +54,7 @@ class Peers:
     self._unread = dict.fromkeys(ends, b"")
     self._heard = dict.fromkeys(ends, time.monotonic())
     self._beaten = 0.0
+    self._listened = time.monotonic()
     self._selector = selectors.DefaultSelector()
     for host, end in ends.items():
       self._selector.register(end, selectors.EVENT_READ, host)
@@ -76,7 +78,11 @@ class Peers:
     words: list[Word] = []
     for key, _ in self._selector.select(seconds):
       words += self._read(key.data)
-    now = time.monotonic()
+    now, before = time.monotonic(), self._listened
+    self._listened = now
+    if now - before - seconds > STOPPED_SECONDS:
+      # The others may have been stopped with it: what they say next is waited for.
+      self._heard = dict.fromkeys(self._heard, now)
     for host, heard in list(self._heard.items()):
       if now - heard > SILENT_SECONDS:
         words += self._lose(host, f"gave no sign of life for {SILENT_SECONDS:.0f} s")
