@@ -262,7 +262,8 @@ def test_pixels_are_refused_where_there_are_no_patches_and_codes_are_not(tmp_pat
   coded = changed(CONFIG, data=dict(sources=shards, row_length=32), model=model)
   corpus = open_corpus(coded, tmp_path)
   batch = next(HostBatches(corpus, coded, host=0, hosts=1))
-  codes = batch.tokens_bl >= corpus.tokenizer.vocab_size
+  assert corpus.first_code == corpus.tokenizer.vocab_size
+  codes = batch.tokens_bl >= corpus.first_code
   # Codes are targets like text is, of the same weight.
   assert codes[:, 1:].any() and not batch.image_weight_bn.any()
   following = np.where(codes[:, 1:], batch.targets_bl[:, :-1], batch.tokens_bl[:, 1:])

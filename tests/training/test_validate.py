@@ -70,6 +70,30 @@ def test_losses_are_those_of_images_noised_at_the_middle_of_their_bins(params):
     assert found == (pytest.approx(np.mean(own), rel=1e-5) if own else None)
 
 
+@pytest.mark.slow
+def test_codes_of_images_are_left_out_of_the_text_and_have_a_loss_of_their_own():
+  config = tiny.config(model__patches="none", model__layers=1)
+  params, rng = tiny.params(config.model), np.random.default_rng(0)
+  codes = sequence.Codes(rng.integers(20, 32, 4).astype(np.int32))
+  text = sequence.Text(rng.integers(5, 20, 6).astype(np.int32))
+  batch = sequence.stack([tiny.pack([(text, codes)], config)])
+  whole, apart = (
+    validate(config, params, [tiny.put(batch)], first_code=first)
+    for first in (None, 20)
+  )
+  assert "loss_codes" not in whole and apart["loss_image"] is None
+  # Six of text, BOI, EOI and EOS; four codes.
+  assert (apart["text_targets"], whole["text_targets"]) == (9, 13)
+  both = 9 * apart["loss_text"] + 4 * apart["loss_codes"]
+  assert both == pytest.approx(13 * whole["loss_text"], rel=1e-5)
+  changed = batch._replace(
+    targets_bl=np.where(batch.targets_bl >= 20, 31, batch.targets_bl)
+  )
+  other = validate(config, params, [tiny.put(changed)], first_code=20)
+  assert other["loss_text"] == apart["loss_text"]
+  assert other["loss_codes"] != apart["loss_codes"]
+
+
 def test_the_image_loss_is_the_mean_of_the_parts_of_the_schedule_that_were_seen(params):
   line = validate(CONFIG, params, batches())
   bins = line["loss_image_bins"]

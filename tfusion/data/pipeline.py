@@ -52,6 +52,11 @@ class Corpus:
   tokenizer: Tokenizer
   identity: identity_lib.Identity | None = None  # the run that trains on it keeps it
 
+  @property
+  def first_code(self) -> int | None:
+    """The token id of the first code of images; None: images are no codes."""
+    return self.tokenizer.vocab_size if prepared.codebook(self.train) else None
+
 
 def open_corpus(config: Config, workdir: str | Path) -> Corpus:
   """Opens the sources and the tokenizer of a run.

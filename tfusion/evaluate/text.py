@@ -37,7 +37,8 @@ def perplexity(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
     hosts=jax.process_count(),
   )
   batches = (global_batch(batch, mesh=trained.mesh) for batch in rows)
-  values = validate(config, trained.params, batches)
+  first = corpus.first_code
+  values = validate(config, trained.params, batches, first_code=first)
   bytes_ = sum(gather_json(count_bytes(rows, corpus.tokenizer)))
   nats = values["loss_text"] * values["text_targets"]
   return {

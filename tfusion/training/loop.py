@@ -273,11 +273,15 @@ def _evaluate(
   """The validation loss, how far the data were read, and the functions handed in."""
   with events.evaluating(held, log):
     mesh, params = jax.sharding.get_mesh(), state.sampling_params
-    line = validate(config, params, (global_batch(b, mesh=mesh) for b in heldout))
+    batches = (global_batch(b, mesh=mesh) for b in heldout)
+    line = validate(config, params, batches, first_code=corpus.first_code)
     image = line["loss_image"]  # None: no held-out row has an image
+    shown = "-" if image is None else f"{image:.4f}"
+    if "loss_codes" in line:
+      shown += f"  codes {line['loss_codes']:.3f}"
     log.say(
       f"step {step}  held out: text {line['loss_text']:.3f} (perplexity"
-      f" {line['perplexity']:.2f})  image {'-' if image is None else f'{image:.4f}'}"
+      f" {line['perplexity']:.2f})  image {shown}"
     )
     reading.say_read(step, log)
     for evaluation in evaluations:

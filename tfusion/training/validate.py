@@ -29,6 +29,7 @@ class Validation(NamedTuple):
 
   text: Sum
   bins: tuple[Sum, ...]
+  codes: Sum | None = None  # of images that are codes, which `text` is then without
 
 
 def grid(
@@ -56,9 +57,13 @@ def grid(
   return bin_bn, jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def eval_step(
-  config: Config, params: Params, batch: Batch[jax.Array], number
+  config: Config,
+  params: Params,
+  batch: Batch[jax.Array],
+  number,
+  first_code: int | None = None,
 ) -> Validation:
   """Losses of one batch, each image noised at the middle of its bin."""
   key = jax.random.fold_in(jax.random.key(NOISE_SEED), number)
@@ -67,7 +72,8 @@ def eval_step(
   predicted = predict(config, params, batch, noise_bnhwc, t_bn)
   if predicted.images_bnhwc is None:
     none = (Sum(jnp.float32(0), jnp.float32(0)),) * BINS
-    return Validation(text_loss(config, params, predicted, batch), none)
+    text, codes = _text_and_codes(config, params, predicted, batch, first_code)
+    return Validation(text, none, codes)
   target_bnhwc = image_target(config, batch, noise_bnhwc, t_bn)
   bins = tuple(
     image_loss(
@@ -77,25 +83,57 @@ def eval_step(
     )
     for i in range(BINS)
   )
-  return Validation(text_loss(config, params, predicted, batch), bins)
+  text, codes = _text_and_codes(config, params, predicted, batch, first_code)
+  return Validation(text, bins, codes)
+
+
+def _text_and_codes(
+  config: Config, params: Params, predicted, batch, first_code: int | None
+) -> tuple[Sum, Sum | None]:
+  """The loss of tokens that are text or marks, and that of codes from `first_code` on;
+  of all, without."""
+  if first_code is None:
+    return text_loss(config, params, predicted, batch), None
+  code_bl = batch.targets_bl >= first_code
+  weights_bl = batch.weights_bl
+  text, codes = (
+    text_loss(config, params, predicted, batch._replace(weights_bl=own_bl))
+    for own_bl in (
+      jnp.where(code_bl, 0, weights_bl),
+      jnp.where(code_bl, weights_bl, 0),
+    )
+  )
+  return text, codes
 
 
 def validate(
-  config: Config, params: Params, batches: Iterable[Batch[jax.Array]]
+  config: Config,
+  params: Params,
+  batches: Iterable[Batch[jax.Array]],
+  *,
+  first_code: int | None = None,
 ) -> dict[str, Any]:
   """Averages over all batches; perplexity is exp of nats per token, specials included.
+
+  Where images are codes, from the id `first_code` on, `loss_text` and all that follows
+  from it are of the other tokens, and `loss_codes` is of codes.
 
   `loss_image` is the mean over the bins that hold an image, so that it does not depend
   on how many images fall into each.
   """
-  sums = [eval_step(config, params, batch, i) for i, batch in enumerate(batches)]
+  sums = [
+    eval_step(config, params, batch, i, first_code) for i, batch in enumerate(batches)
+  ]
   total = jax.tree.map(
     lambda *x: float(sum(np.asarray(y, np.float64) for y in x)), *sums
   )
   text = total.text.total / max(total.text.count, 1e-9)
   bins = [s.total / s.count if s.count else None for s in total.bins]
   seen = [x for x in bins if x is not None]
-  return {
+  codes = {}
+  if total.codes is not None:
+    codes["loss_codes"] = total.codes.total / max(total.codes.count, 1e-9)
+  return codes | {
     "loss_text": text,
     "loss_image": float(np.mean(seen)) if seen else None,
     "perplexity": float(np.exp(text)),
