@@ -210,7 +210,10 @@ def test_without_patch_layers_text_learns_what_it_learns_beside_them():
   results = []
   for config, given in ((with_patches, params), (alone, own)):
     compute = jax.jit(functools.partial(gradients, config))
-    results.append(compute(given, tiny.put(batch), jax.random.key(0)))
+    arguments = (given, tiny.put(batch), jax.random.key(0))
+    results.append(compute(*arguments))
+  # Nothing in the program is as large as the image slots, and none of it is given them.
+  assert "1x3x4x4x2" not in compute.lower(*arguments).as_text()
   (want, losses), (got, losses_alone) = results
   assert not any(np.any(x) for x in jax.tree.leaves(want.pop("patches")))
   tiny.assert_same_tree(got, want)
