@@ -256,7 +256,7 @@ def test_what_cannot_work_is_a_clear_error():
     with pytest.raises(ValueError, match=message):
       layout.find_live(lo, lo, sizes._replace(**changed), blocks)
 
-  refuses("head_dim=80.*chunked", head_dim=80)
+  refuses("head_dim=80: .* model.width .* model.attention=.chunked", head_dim=80)
   t = SMALL.forward
   refuses("forward.heads=4 must divide 2", SMALL._replace(forward=t._replace(heads=4)))
   refuses("forward.rows=96 must divide", SMALL._replace(forward=t._replace(rows=96)))

@@ -39,8 +39,9 @@ def find_live(lo_bq, hi_bq, sizes: Sizes, blocks: Blocks | None = None) -> TileL
   """Makes the lists of tiles; see `tfusion.attention.gradient`."""
   if sizes.head_dim not in (64, 128, 256):
     raise ValueError(
-      f"head_dim={sizes.head_dim}: the TPU kernels take 64, 128 and 256; use"
-      " implementation='chunked'"
+      f"head_dim={sizes.head_dim}: the TPU kernels take 64, 128 and 256; choose"
+      " model.width and model.heads whose quotient is one of them, or"
+      " model.attention='chunked' (implementation='chunked' of attend)"
     )
   each = _heads_as_queries(sizes)
   if each > 1:
