@@ -79,12 +79,25 @@ def evaluate(trained: Trained, corpus: Corpus, workdir: str | Path) -> dict[str,
         start = time.perf_counter()
         results |= function(trained, corpus, workdir / "eval")
         logging.info("%s: %.1f s", name, time.perf_counter() - start)
-  s = trained.config.sample
-  results["sampler"] = f"{s.sampler} {s.steps} steps, guidance {s.guidance:g}"
+  if said := sampler(trained.config, codes=corpus.first_code is not None):
+    results["sampler"] = said
   results["hardware"] = environment()
   if jax.process_index() == 0:
     workdir_lib.write_json(workdir, "eval.json", results)
   return results
+
+
+def sampler(config: Config, *, codes: bool) -> str:
+  """How images are made, in a few words; nothing of a model that makes none."""
+  s = config.sample
+  if codes:
+    return (
+      f"codes, guidance {s.guidance:g} and {s.image_guidance:g}, temperature"
+      f" {s.code_temperature:g}, top-p {s.code_top_p:g}"
+    )
+  if config.model.patches == "none":
+    return ""
+  return f"{s.sampler} {s.steps} steps, guidance {s.guidance:g}"
 
 
 def show(results: dict[str, Any], *more: str) -> None:
