@@ -68,6 +68,11 @@ class Lock:
     self._thread = threading.Thread(target=self._beat, daemon=True)
     self._thread.start()
 
+  @property
+  def owner(self) -> str:
+    """What no other lock is called."""
+    return self._facts["owner"]
+
   def check(self) -> None:
     """Proves that the lock is still held.
 
@@ -122,6 +127,14 @@ def hold(workdir: str | Path) -> Iterator[Lock]:
     yield lock
   finally:
     lock.release()
+
+
+def owner(workdir: str | Path) -> str | None:
+  """The `owner` of the lock of a workdir; None where there is none."""
+  try:
+    return _read(files.to_path(workdir) / FILE).get("owner")
+  except OSError:  # as of a folder that is not there
+    return None
 
 
 def _take(workdir: Path) -> Lock:

@@ -101,6 +101,45 @@ def test_hosts_get_the_workdir_together_or_not_at_all(tmp_path, monkeypatch):
   assert not (tmp_path / "lock.json").exists()
 
 
+def test_hosts_with_folders_of_their_own_under_one_name_are_refused(
+  tmp_path, monkeypatch
+):
+  """As of a disk of each machine: a checkpoint would be in parts that never meet."""
+  monkeypatch.setattr(hold_lib, "LOOK_SECONDS", 0.01)
+  monkeypatch.setattr(hold_lib, "LOOKS", 5)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  looks = []
+
+  def second(workdir):
+    """Host 1, where host 0 holds a lock that it calls first's."""
+    looks.clear()
+    told = iter(["", "first's"])  # that it has it, and what it is called
+
+    def gather(own):
+      if own is None:
+        return [next(told), None]
+      looks.append(own)
+      return [True, own]
+
+    monkeypatch.setattr(hold_lib, "gather_json", gather)
+    with hold_lib.hold(workdir):
+      pass
+
+  says = r"--workdir=.*own: host 1 does not find the lock.json that host 0 has written"
+  own = tmp_path / "own"
+  with pytest.raises(ValueError, match=says):
+    second(own)  # it is not even there
+  own.mkdir()
+  (own / "lock.json").write_text('{"owner": "of an earlier run"}')
+  with pytest.raises(ValueError, match=says):
+    second(own)
+  assert looks == [False] * 5
+  (own / "lock.json").write_text('{"owner": "first\'s"}')
+  second(own)
+  assert looks == [True]
+
+
 def test_a_run_that_nobody_reads_ends_as_its_output_did_and_what_came_first_counts():
   for number, gone in ((0, False), (signal.SIGTERM, False), (signal.SIGPIPE, True)):
     stop = StopSignals()

@@ -4,6 +4,7 @@ Owns: how all hosts hear of it. Not: the lock itself (lock.py).
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -17,6 +18,8 @@ from tfusion.training.clock import Clock
 from tfusion.training.watch import Watch, watching
 
 TELL_SECONDS = 5.0  # between two words of the first host while it takes the lock
+# A shared disk may show a file to other hosts late: NFS, after a minute.
+LOOKS, LOOK_SECONDS = 90, 1.0
 
 
 class Hold:
@@ -53,6 +56,7 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
 
   Raises:
     ValueError: another run holds it; on all hosts.
+    ValueError: the hosts have folders of their own under this name; on all hosts.
     OSError: the lock cannot be written; ValueError from several hosts.
   """
   with contextlib.ExitStack() as stack:
@@ -69,7 +73,9 @@ def hold(workdir: str | Path) -> Iterator[Hold]:
       pass
     if answer:
       raise ValueError(answer)
-    yield Hold(taking.result() if taking else None)
+    lock = taking.result() if taking else None
+    _check_shared(workdir, lock)
+    yield Hold(lock)
 
 
 @contextlib.contextmanager
@@ -89,6 +95,22 @@ def hold_watched(config: Any, workdir: Path, clock: Clock) -> Iterator[Hold]:
   with watching(workdir, limit, clock) as watch, hold(workdir) as held:
     held.watch = watch
     yield held
+
+
+def _check_shared(workdir: str | Path, lock: lock_lib.Lock | None) -> None:
+  """Refuses a workdir in which not all hosts find the lock of the first: each would
+  save its shards where the others never look, and no checkpoint would be whole."""
+  owner = gather_json(lock and lock.owner)[0]
+  for _ in range(LOOKS):
+    sees = gather_json(lock_lib.owner(workdir) == owner)
+    if all(sees):
+      return
+    time.sleep(LOOK_SECONDS)
+  blind = ", ".join(str(host) for host, own in enumerate(sees) if not own)
+  raise ValueError(
+    f"--workdir={workdir}: host {blind} does not find the {lock_lib.FILE} that host 0"
+    " has written there; name a folder that all hosts share, or a bucket"
+  )
 
 
 def _answer(taking: futures.Future[lock_lib.Lock] | None) -> str | None:
