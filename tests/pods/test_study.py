@@ -51,11 +51,12 @@ def no_kernels(monkeypatch):
 @libtpu
 @pytest.mark.libtpu
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:4x4x4"])
+@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:2x2x4", "v5p:4x4x4", "v6e:8x8"])
 def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   name, no_kernels
 ):
-  found = study.study(small(data=1, fsdp=-1), chips.parse(name))
+  topology = chips.parse(name)
+  found = study.study(small(data=1, fsdp=-1), topology)
   assert found.fits and not found.compiled.error
   moved: dict[str, float] = {}
   for key, size in found.compiled.cost["bytes"].items():
@@ -72,16 +73,18 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   layer = found.compiled.layer["count"]
   assert layer["all-gather fsdp_inner"] == layer["all-gather fsdp_outer"] == 14
   assert layer["reduce-scatter fsdp_outer"] == 7
-  assert layer["reduce-scatter fsdp_inner"] == (7 if name.startswith("v5p") else 4)
+  assert layer["reduce-scatter fsdp_inner"] == (4 if name.startswith("v5e") else 7)
   assert layer["all-reduce fsdp_outer+fsdp_inner"] == 1  # of the scales of norms
   # A shard of the state and no more.
-  sizes = found.compiled.arguments
-  assert sizes["parameters"] == pytest.approx(4 * found.parameters / 64, rel=0.01)
-  assert sizes["optimizer"] == pytest.approx(8 * found.parameters / 64, rel=0.01)
+  sizes, share = found.compiled.arguments, found.parameters / topology.devices
+  assert sizes["parameters"] == pytest.approx(4 * share, rel=0.01)
+  assert sizes["optimizer"] == pytest.approx(8 * share, rel=0.01)
   # The matmuls are the model's: forward, backward, and no more than that again.
-  own = found.compiled.cost["flops"] * 64
+  own = found.compiled.cost["flops"] * topology.devices
   assert 0.9 < own / found.counts.exact < 1.4
-  if name.startswith("v5p"):  # its sparse cores scatter beside the matmuls
+  # Sparse cores scatter beside the matmuls; for those of a v6e, a row of 1,024 positions
+  # on each chip has too few.
+  if name.startswith("v5p"):
     key = "reduce-scatter fsdp_outer"
     assert found.exposed[key] < 0.5 * found.compiled.cost["busy"][key]
 
