@@ -82,8 +82,8 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   # The matmuls are the model's: forward, backward, and no more than that again.
   own = found.compiled.cost["flops"] * topology.devices
   assert 0.9 < own / found.counts.exact < 1.4
-  # Sparse cores scatter beside the matmuls; for those of a v6e, a row of 1,024 positions
-  # on each chip has too few.
+  # Sparse cores scatter beside the matmuls, of which a v6e has too few here: one row of
+  # 1,024 positions on each chip.
   if name.startswith("v5p"):
     key = "reduce-scatter fsdp_outer"
     assert found.exposed[key] < 0.5 * found.compiled.cost["busy"][key]
