@@ -464,7 +464,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
 ):
   workdir, measure = tmp_path / "run", loop.validate
 
-  def killed(*_):
+  def killed(*_, **__):
     raise InterruptedError
 
   monkeypatch.setattr(loop, "validate", killed)
