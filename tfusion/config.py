@@ -210,12 +210,11 @@ class SampleConfig:
   steps: int = 250  # denoising steps
   start: float = 0.97  # where they begin, as a share of diffusion.timesteps; ours
   guidance: float = 3.0  # scale of classifier-free guidance; 1: none
-  # Of images as codes: the scale of guidance by the images that stand before, beside
-  # that of everything before; temperature; and the share of the likeliest codes that
-  # are drawn from. They are those of Chameleon's code; a temperature of 0 as of text.
+  # Of images as codes: guidance by the images that stand before, beside that by all
+  # that does. This and the next two are those of Chameleon's code.
   image_guidance: float = 1.2
-  code_temperature: float = 0.7
-  code_top_p: float = 0.9
+  code_temperature: float = 0.7  # of codes; 0: the likeliest every time
+  code_top_p: float = 0.9  # the likeliest codes are drawn from, so likely together
   temperature: float = 0.0  # of text; 0: the likeliest token every time
   max_elements: int = 256  # of a sequence, prompt included: the size of its cache
 

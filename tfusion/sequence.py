@@ -380,7 +380,7 @@ def pack_rows(
     special: ids of the special tokens.
     patches_per_image: patches of every image.
     isolate: a document sees itself alone, and its positions count from 0. False lets it
-      those before it in its row, and positions count over the whole row.
+      see those before it in its row, and positions count over the whole row.
     causal: patches see what stands before them and themselves, as text does.
 
   Raises:

@@ -46,7 +46,8 @@ how far to trust it.
 Parts are those of the batch, whose gradients are summed. GiB is what a device needs at
 the fullest moment. MFU counts the pairs that see each other, MFU square 6 N T and all
 pairs. Exposed is the share of the step in which devices only exchange data. Days are
-without pauses. Commit is that of the code which was compiled.
+without pauses. Commit is that of the code which was compiled; before ec05bc7 it held
+all logits of a part at once, and took more memory than today's.
 """
 
 SMALLEST = """## The smallest slices

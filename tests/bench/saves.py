@@ -5,9 +5,8 @@
 makes the state of a model of the paper (float32 parameters and both of Adam's moments,
 12 bytes a parameter), saves it to DIR as a run does, takes the files out of the memory
 of the system, and restores it in a new process; in a third it loads the parameters
-alone, as sampling does. The disk is timed beside it, with a
-plain file. A save needs twice the memory of the state: it is copied, so that the loop
-can go on.
+alone, as sampling does. The disk is timed beside it, with a plain file. A save copies
+the state, so that the loop can go on.
 
 Owns: the phases, each a process of its own, and the table. Not: checkpoints
 (tfusion/checkpoint.py).

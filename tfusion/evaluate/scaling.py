@@ -97,13 +97,18 @@ def parity_ratio(ours: Sequence[Point], theirs: Sequence[Point]) -> float:
   return fit(ours).flops(fit(theirs).value(most)) / most
 
 
-def bootstrap_slope(points: Sequence[Point], *, seed: int, samples: int = 1000):
+def bootstrap_slope(
+  points: Sequence[Point], *, seed: int, samples: int = 1000
+) -> Interval:
   """The slope of `fit`, as an Interval.
 
   Args:
     points: of one family.
     seed: of the samples.
     samples: how many; those with fewer than two different FLOPs are drawn anew.
+
+  Raises:
+    ValueError: as `fit`.
   """
   rng = np.random.default_rng(seed)
   drawn = [fit(_resample(rng, points)).slope for _ in range(samples)]
@@ -112,10 +117,13 @@ def bootstrap_slope(points: Sequence[Point], *, seed: int, samples: int = 1000):
 
 def bootstrap_parity(
   ours: Sequence[Point], theirs: Sequence[Point], *, seed: int, samples: int = 1000
-):
+) -> Interval:
   """The ratio of `parity_ratio`, as an Interval; both families are drawn anew.
 
   Their most FLOPs stay what they are: the question is not drawn anew.
+
+  Raises:
+    ValueError: one of the two families has no line.
   """
   rng = np.random.default_rng(seed)
   most = max(point.flops for point in theirs)
