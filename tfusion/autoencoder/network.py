@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tfusion.autoencoder_config import AutoencoderModelConfig
-from tfusion.model.layers import param
+from tfusion.model.linear import param
 
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)  # as in the reference implementations

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from tfusion.config import Config, ModelConfig
-from tfusion.model.layers import param
+from tfusion.model.linear import param
 from tfusion.model.transformer import Transformer
 from tfusion.model.transfusion import Params, Transfusion
 from tfusion.training import step as step_lib

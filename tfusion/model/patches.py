@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 
 from tfusion.config import ModelConfig
-from tfusion.model.layers import linear, param
+from tfusion.model.linear import linear, param
 from tfusion.sharding import by_row
 
 SINUSOIDS = 256  # as in DiT; with biases it gives the added share of Table 7

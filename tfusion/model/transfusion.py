@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
-from tfusion.model.layers import Keys, View, linear, outputs_of, param, rope_angles
+from tfusion.model.layers import Keys, View, rope_angles
+from tfusion.model.linear import linear, outputs_of, param
 from tfusion.model.patches import LinearPatches
 from tfusion.model.transformer import Transformer
 from tfusion.model.unet import Skips, UNetPatches

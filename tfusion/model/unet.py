@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tfusion.config import ModelConfig
-from tfusion.model.layers import linear, param
+from tfusion.model.linear import linear, param
 from tfusion.model.patches import SINUSOIDS, sinusoids
 from tfusion.sharding import by_row
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from tfusion.model.layers import Product, multiply
+from tfusion.model.linear import Product, multiply
 from tfusion.sharding import axes_of, gather, scatter_here
 from tfusion.training.losses import Sum, text_loss
 
