@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -38,6 +39,24 @@ def dying(self):
 
 HostBatches.__next__ = dying
 cli.main(sys.argv[1:])
+"""
+
+HANGS = """
+import os, signal, sys
+from tfusion import cli
+from tfusion.checkpoint import Checkpoints
+from tfusion.training import watch
+
+server, save, watch.LONG_TIMES = int(sys.argv.pop(1)), Checkpoints.save, 1.0
+
+def hanging(self, step, *rest, **options):
+  begun = save(self, step, *rest, **options)
+  if step == 2:
+    os.kill(server, signal.SIGSTOP)
+  return begun
+
+Checkpoints.save = hanging
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 
@@ -108,6 +127,29 @@ def test_a_run_in_a_bucket_is_killed_goes_on_bit_for_bit_and_is_used(
   there = {p.name for p in files.to_path(run).iterdir()}
   here = {p.name for p in straight.iterdir()} - {"cache"}
   assert there == here | {"sampled", "rows"}  # no lock, no probe, no half of a file
+
+
+@pytest.mark.long
+def test_a_run_whose_store_hangs_in_a_save_ends_and_says_so_and_goes_on(
+  experiment, straight, tmp_path
+):
+  with tiny_stores.running() as found:
+    server = found[tiny_stores.GOOGLE]
+    run = f"gs://{tiny_stores.BUCKET}/run"
+    train = ["train", "--config", experiment, "--workdir", run]
+    train += ["--config.train.stall_seconds=30", "--config.train.save_every_steps=2"]
+    env = (
+      os.environ | found | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    )
+    command = [sys.executable, "-c", HANGS, server, *train]
+    killed = subprocess.run(command, env=env, capture_output=True, text=True)
+    os.kill(int(server), signal.SIGCONT)
+    assert killed.returncode == 75, killed.stderr
+    assert "the save of step 2 has not come to its end for 30 s" in killed.stderr
+    again = [sys.executable, "-m", "tfusion", *train]
+    assert subprocess.run(again, env=env).returncode == 0
+    with tiny_stores.spoken_to(found):
+      assert written(run) == written(straight)
 
 
 @pytest.mark.long

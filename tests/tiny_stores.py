@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from tfusion import buckets
 
 BUCKET = "bucket"
+GOOGLE = "PROCESS_OF_GOOGLE_S_STORE"  # its id, in the environment of `running`
 MOTO = """
 import sys, threading
 from moto.server import ThreadedMotoServer
@@ -63,6 +64,7 @@ def running(**of_moto: str) -> Iterator[dict[str, str]]:
     _ask(f"{google}/storage/v1/b?project=p", "POST", make)
     _ask(f"{amazon}/{BUCKET}", "PUT", b"")
     yield SIGNED_IN | {
+      GOOGLE: str(started[0].pid),
       "STORAGE_EMULATOR_HOST": google,
       "TENSORSTORE_GCS_HTTP_URL": google,
       "AWS_ENDPOINT_URL": amazon,

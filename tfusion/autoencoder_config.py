@@ -97,6 +97,7 @@ class TrainConfig:
   # Updates whose numbers are not finite are skipped; so many in a row stop the run.
   max_skipped_updates: int = 5
   # So long without an update, a run writes where it stands and ends; 0: it never does.
+  # Saves, evaluations and the start have six times as long, or more with progress.
   stall_seconds: int = 600
 
 

@@ -137,6 +137,13 @@ class Checkpoints:
     """The newest finished step, or None."""
     return max(self.steps(), default=None)
 
+  @property
+  def under_way(self) -> int | None:
+    """The step that is being saved beside the caller; None: there is none. Another
+    thread may ask."""
+    pending = self._pending
+    return pending[0] if pending and not pending[2].done() else None
+
   def save(
     self, step: int, state: Any, lanes: dict[int, dict], *, wait: bool = False
   ) -> bool:

@@ -10,6 +10,7 @@ import sys
 import time
 
 EVERY_SECONDS = 3.0
+_shown = 0  # see `shown`
 
 
 class ReaderGone(BrokenPipeError):
@@ -23,6 +24,7 @@ def say(text: str) -> bool:
     False if nobody reads them any more, as when the other end of a pipe has gone. From
     then on all that is printed goes nowhere, and is no error.
   """
+  _count()
   try:
     print(text, flush=True)
     return True
@@ -51,6 +53,17 @@ def is_reader_gone(error: BaseException) -> bool:
   return any(event & (select.POLLERR | select.POLLHUP) for _, event in ends.poll(0))
 
 
+def shown() -> int:
+  """How often work of any kind has told that a piece of it is done, or said a line:
+  whoever watches a process sees by it that there is progress."""
+  return _shown
+
+
+def _count() -> None:
+  global _shown
+  _shown += 1
+
+
 class Progress:
   """Prints a line every few seconds; nothing at all for work that takes less."""
 
@@ -66,6 +79,7 @@ class Progress:
 
   def show(self, done: int) -> None:
     """Says that `done` pieces are done, if it is time to."""
+    _count()
     now = time.monotonic()
     if now - self._shown < EVERY_SECONDS or not done:
       return

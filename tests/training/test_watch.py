@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 
@@ -14,6 +15,8 @@ import jax
 import pytest
 import tiny
 
+from tfusion import checkpoint, progress
+from tfusion.training import events
 from tfusion.training import log as log_lib
 from tfusion.training import peers as peers_lib
 from tfusion.training import watch as watch_lib
@@ -69,6 +72,168 @@ def test_a_run_that_stands_still_writes_where_and_ends(tmp_path):
   assert "tfusion: host 0 ends: no update for train.stall_seconds=1" in done.stderr
   for text in (done.stderr, (tmp_path / "stacks_host_0.txt").read_text()):
     assert "in stand_still" in text
+
+
+SECONDS = 10.0  # of train.stall_seconds, by the clock of a test
+
+
+@pytest.fixture
+def stalled(tmp_path):
+  """What stands still after so many seconds, by a watch that knows no other time."""
+  made = watch_lib.Watch(tmp_path, SECONDS, Clock())
+  made.beat()
+  made._stalled(0.0, False)
+  made.after = lambda now, **how: made._stalled(now, how.get("asleep", False))
+  return made
+
+
+@pytest.mark.parametrize(
+  "phase, says",
+  [
+    ("save", "saving a checkpoint has shown no progress for 60 s, 6 times"),
+    ("evaluate", "an evaluation has shown no progress for 60 s, 6 times"),
+    ("init", "opening the data or restoring a checkpoint has shown no progress"),
+    ("compile", "compiling the step has shown no progress"),
+  ],
+)
+def test_what_is_no_update_may_take_six_times_as_long(stalled, phase, says):
+  with stalled._clock.measure(phase):
+    assert not stalled.after(1.0) and not stalled.after(60.0)
+    assert stalled.after(62.0).startswith(says)
+    assert stalled.after(62.0).endswith("train.stall_seconds=10,")
+  assert not stalled.after(63.0)
+  assert stalled.after(74.0) == "no update for train.stall_seconds=10"
+
+
+def test_a_restore_is_watched_before_the_first_update_and_the_lock_is_not(tmp_path):
+  made = watch_lib.Watch(tmp_path, SECONDS, Clock())
+  assert not made._stalled(0.0, False) and not made._stalled(9_000.0, False)
+  with made._clock.measure("init"):
+    assert not made._stalled(9_001.0, False) and made._stalled(9_062.0, False)
+
+
+def test_an_evaluation_that_shows_progress_takes_as_long_as_it_takes(stalled):
+  with stalled._clock.measure("evaluate"):
+    work = progress.Progress("images", 1_000)
+    for number in range(1, 100):
+      work.show(number)
+      assert not stalled.after(50.0 * number)
+    assert stalled.after(50.0 * 99 + 61)
+
+
+def test_a_save_beside_updates_is_watched_by_itself(stalled):
+  stalled.under_way = lambda: 40
+  for now in range(70):
+    stalled.beat()
+    said = stalled.after(float(now))
+    assert bool(said) == (now > 60), now
+  assert said.startswith(
+    "the save of step 40 has not come to its end for 60 s, 6 times"
+  )
+  stalled.under_way = lambda: 80  # the next one
+  stalled.beat()
+  assert not stalled.after(71.0) and not stalled.after(80.0)
+
+
+def test_a_process_that_was_stopped_itself_has_all_its_time_again(stalled):
+  stalled.under_way = lambda: 40
+  assert not stalled.after(1.0)
+  assert not stalled.after(3_600.0, asleep=True) and not stalled.after(3_609.0)
+
+
+def test_without_a_limit_nothing_stands_still(tmp_path):
+  made = watch_lib.Watch(tmp_path, 0, Clock())
+  made.under_way = lambda: 40
+  made.beat()
+  assert not made._stalled(0.0, False) and not made._stalled(1e6, False)
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_hangs_ends_although_nothing_can_be_written_there(tmp_path):
+  code = f"""
+    import pathlib, threading, time
+    from tfusion import files
+    from tfusion.training import watch as watch_lib
+    from tfusion.training.clock import Clock
+
+    class Hanging(type(pathlib.Path())):
+      def is_file(self):
+        threading.Event().wait()
+
+    def hang(*_):
+      threading.Event().wait()
+
+    def save_to_a_disk_that_hangs():
+      hang()
+
+    files.write_whole = hang
+    watch_lib.LONG_TIMES, watch_lib.WRITE_SECONDS = 2.0, 0.5
+    clock = Clock()
+    with watch_lib.watching(Hanging({str(tmp_path)!r}), 1, clock) as watch:
+      watch.beat()
+      with clock.measure("save"):
+        save_to_a_disk_that_hangs()
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code)],
+    capture_output=True,
+    text=True,
+    timeout=100,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+  )
+  assert done.returncode == 75
+  said = (
+    "saving a checkpoint has shown no progress for 2 s, 2 times train.stall_seconds"
+  )
+  assert said in done.stderr and "stand above. Look there for" in done.stderr
+  assert "in save_to_a_disk_that_hangs" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_ends_where_what_it_says_last_hangs_too(tmp_path):
+  code = f"""
+    import pathlib, sys, threading, time
+    from tfusion.training import watch as watch_lib
+    from tfusion.training.clock import Clock
+
+    sys.stdout.flush = lambda: threading.Event().wait()
+    watch_lib.LAST_SECONDS = 1.0
+    with watch_lib.watching(pathlib.Path({str(tmp_path)!r}), 1, Clock()) as watch:
+      watch.beat()
+      threading.Event().wait()
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(code)],
+    capture_output=True,
+    timeout=100,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+  )
+  assert done.returncode == 75
+
+
+def test_a_run_tells_its_watch_what_is_being_saved(tmp_path, watch, monkeypatch):
+  go_on, held, clock = threading.Event(), Hold(None), Clock()
+  held.watch, held.clock = watch, clock
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, "_finish", lambda *_: go_on.wait(20) and None
+  )
+  state = {"a": jax.numpy.zeros(2)}
+  with events.open_checkpoints(tiny.config(), tmp_path, held) as checkpoints:
+    assert watch.under_way() is None
+    checkpoints.save(3, state, {})
+    assert watch.under_way() == 3
+    go_on.set()
+    checkpoints.wait()
+    assert watch.under_way() is None
+    go_on.clear()
+    checkpoints.save(4, state, {})
+    at_the_end = []
+    monkeypatch.setattr(
+      checkpoint.Checkpoints,
+      "close",
+      lambda self: at_the_end.append(clock.phase) or go_on.set() or self.wait(),
+    )
+  assert at_the_end == ["save"] and clock.phase == ""
 
 
 @pytest.fixture

@@ -47,14 +47,36 @@ def check_start(config: Any, workdir: Path) -> list[str]:
   return changes
 
 
-def open_checkpoints(config: Any, workdir: Path, held: Hold) -> Checkpoints:
-  """The checkpoints of a run whose workdir is held."""
-  return Checkpoints(
+@contextlib.contextmanager
+def open_checkpoints(config: Any, workdir: Path, held: Hold) -> Iterator[Checkpoints]:
+  """The checkpoints of a run whose workdir is held; what is being saved at the end of
+  the `with` is waited for, and all of it is watched.
+
+  Args:
+    config: with train.
+    workdir: of the run.
+    held: the workdir.
+
+  Raises:
+    OSError: the last checkpoint could not be written, and nothing else was raised.
+  """
+  checkpoints = Checkpoints(
     workdir / "checkpoints",
     keep_last=config.train.keep_last,
     keep_every_steps=config.train.keep_every_steps,
     check_lock=held.check,
   )
+  if held.watch:
+    held.watch.under_way = lambda: checkpoints.under_way
+  raised: type | None = None
+  try:
+    yield checkpoints
+  except BaseException as error:
+    raised = type(error)
+    raise
+  finally:
+    with held.clock.measure("save"):
+      checkpoints.__exit__(raised)
 
 
 def write_facts(workdir: Path, facts: Values) -> Values:

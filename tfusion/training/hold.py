@@ -28,7 +28,9 @@ class Hold:
   def __init__(self, lock: lock_lib.Lock | None):
     """Keeps the lock of the first host; None on the others."""
     self._lock = lock
-    self.watch: Watch | None = None  # of the run, where it is watched
+    # Of the run, where it is watched.
+    self.watch: Watch | None = None
+    self.clock = Clock()
 
   def check(self) -> None:
     """Proves that this host's lock is still held; the other hosts have none.
@@ -93,7 +95,7 @@ def hold_watched(config: Any, workdir: Path, clock: Clock) -> Iterator[Hold]:
   """
   limit = config.train.stall_seconds
   with watching(workdir, limit, clock) as watch, hold(workdir) as held:
-    held.watch = watch
+    held.watch, held.clock = watch, clock
     yield held
 
 

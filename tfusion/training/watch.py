@@ -4,8 +4,12 @@ Owns: when that is, what is said then, the exit status. Not: the connections bet
 hosts (peers.py), what the clock counts (clock.py).
 
 A run stands still where no update comes to its end for train.stall_seconds. To open the
-data, to compile, to evaluate and to save take as long as they take: there only the loss
-of a host ends the run. So does the stop of this process, as by Ctrl-Z, count nothing.
+data, to compile, to evaluate and to save may take longer: they stand still where they
+show no progress for LONG_TIMES as long. So does a save that goes on beside updates. The
+stop of this process, as by Ctrl-Z, counts nothing.
+
+What hangs is most often a disk, so this thread touches none: whatever does has a thread
+of its own, for which nobody waits.
 """
 
 import atexit
@@ -19,13 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from tfusion import buckets, errors, files
+from tfusion import buckets, errors, files, progress
 from tfusion.progress import say
 from tfusion.training import peers as peers_lib
 from tfusion.training.clock import Clock
@@ -35,6 +39,17 @@ STATUS = os.EX_TEMPFAIL  # 75: the same command goes on
 LOOK_SECONDS = 1.0  # between two looks
 BUCKET_SECONDS = 30.0  # between two looks into a bucket, each of which is a request
 ASLEEP_SECONDS = 10.0  # between two looks: this process was stopped itself
+# So many times train.stall_seconds for what is no update: an hour, where a save to a
+# slow disk takes half of one and a disk that hangs does not answer in a day.
+LONG_TIMES = 6.0
+DOING = {
+  "init": "opening the data or restoring a checkpoint",
+  "compile": "compiling the step",
+  "save": "saving a checkpoint",
+  "evaluate": "an evaluation",
+}
+WRITE_SECONDS = 5.0  # for the stacks to be written; the disk may be what hangs
+LAST_SECONDS = 30.0  # for all that is said at the end
 GRACE_SECONDS = 5.0  # for this host to fail by itself where another has
 TELL_SECONDS = 2.0  # for words to reach the others before this process ends
 PROFILE = "profile"  # a file of the workdir that asks for one
@@ -60,16 +75,24 @@ class Watch:
     """
     self.peers: Peers | None = None
     self.paces: dict[int, float] = {}  # of other hosts, as `tell_pace` was told
+    # The step whose save goes on beside updates, if any.
+    self.under_way: Callable[[], int | None] = lambda: None
     self._profile_asked = threading.Event()
     self._handler: Any = None  # of SIGUSR1, before
     self._workdir, self._limit, self._clock = workdir, stall_seconds, clock
-    self._beats, self._seen, self._since = 0, -1, 0.0
+    self._beats = 0
+    self._seen: Any = None  # signs of life, and since when there was no other
+    self._since = 0.0
+    self._save: int | None = None  # what `under_way` said, and since when it does
+    self._save_since = 0.0
     self._gone: set[int] = set()  # hosts that have come to their end
     self._lost = self._ends_itself = False
-    self._looked = 0.0  # into the workdir
     self._left: tuple[float, str, int] | None = None  # by when to end, why, how
     self._lock, self._done = threading.Lock(), threading.Event()
     self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
+    self._profiles = threading.Thread(
+      target=self._look_for_profile, daemon=True, name="profile"
+    )
 
   def beat(self) -> None:
     """An update has come to its end; the first call begins the watch."""
@@ -125,6 +148,8 @@ class Watch:
         " killed will be noticed by JAX alone, after two minutes"
       )
     self._thread.start()
+    if jax.process_index() == 0:
+      self._profiles.start()
     if threading.current_thread() is threading.main_thread():
       asked = self._profile_asked
       self._handler = signal.signal(signal.SIGUSR1, lambda *_: asked.set())
@@ -177,18 +202,38 @@ class Watch:
       else:
         self._done.wait(LOOK_SECONDS)
       now = time.monotonic()
-      if now - looked > ASLEEP_SECONDS or self._beats != self._seen:
-        self._since, self._seen = now, self._beats
-      looked = now
+      asleep, looked = now - looked > ASLEEP_SECONDS, now
       for word in words:
         self._hear(word)
       if self._left and now > self._left[0] and not self._ends_itself:
         self._end(*self._left[1:])
-      if not self._beats or self._clock.phase or self._ends_itself:
-        self._since = now
-      elif self._limit and now - self._since > self._limit:
-        self._end_stalled(jax.process_index(), self._limit)
-      self._look_for_profile()
+      if stalled := self._stalled(now, asleep):
+        self._end_stalled(jax.process_index(), stalled)
+
+  def _stalled(self, now: float, asleep: bool) -> str:
+    """What has stood still for too long; empty if nothing has.
+
+    Args:
+      now: of the clock that nobody sets.
+      asleep: whether this process was stopped itself since the last call.
+    """
+    phase, save = self._clock.phase, self.under_way()
+    seen = self._beats, phase, progress.shown()
+    if asleep or seen != self._seen or not (self._beats or phase):
+      self._since, self._seen = now, seen
+    if asleep or save != self._save or save is None:
+      self._save_since, self._save = now, save
+    if not self._limit or self._ends_itself:
+      return ""
+    most, knob = LONG_TIMES * self._limit, f"train.stall_seconds={self._limit:g}"
+    long = f"{most:g} s, {LONG_TIMES:g} times {knob}"
+    if now - self._save_since > most:
+      return f"the save of step {save} has not come to its end for {long},"
+    if phase and now - self._since > most:
+      return f"{DOING.get(phase, phase)} has shown no progress for {long},"
+    if not phase and now - self._since > self._limit:
+      return f"no update for {knob}"
+    return ""
 
   def _hear(self, word: Word) -> None:
     name = f"host {word.host}"
@@ -216,29 +261,36 @@ class Watch:
         f"{name} {word.value}: killed, out of memory or cut off; {GOES_ON}", told=True
       )
 
-  def _end_stalled(self, host: int, seconds: float) -> None:
-    """Writes the stacks of this host, and ends."""
-    if host == jax.process_index():
-      self._say("stalled", seconds)
-    elif self.peers and jax.process_index() == 0:
-      time.sleep(TELL_SECONDS)  # it was given on; the others hear it before this ends
-    path = self._workdir / f"stacks_host_{jax.process_index()}.txt"
-    with contextlib.suppress(OSError), tempfile.TemporaryFile("w+") as file:
-      faulthandler.dump_traceback(file)
-      file.seek(0)
-      files.write_whole(path, file.read())
-    if sys.__stderr__ is not None:
-      faulthandler.dump_traceback(sys.__stderr__)
-    self._end(
-      f"no update for train.stall_seconds={seconds:g} on host {host}; the stacks of all"
-      f" threads stand above and in {path}. Look there for what it waits for, or raise"
-      f" that knob; {GOES_ON}",
-      told=True,
-    )
+  def _end_stalled(self, host: int, what: str) -> None:
+    """Writes the stacks of this host, and ends.
+
+    Args:
+      host: that stands still.
+      what: does, in words that go on with the host's name.
+    """
+    with _at_last(STATUS):
+      if host == jax.process_index():
+        self._say("stalled", what)
+      elif self.peers and jax.process_index() == 0:
+        time.sleep(TELL_SECONDS)  # it was given on; the others hear it before this ends
+      path = self._workdir / f"stacks_host_{jax.process_index()}.txt"
+      where = "above"
+      with contextlib.suppress(OSError), tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        where += f" and in {path}" if _write_soon(path, file.read()) else ""
+      if sys.__stderr__ is not None:
+        faulthandler.dump_traceback(sys.__stderr__)
+      self._end(
+        f"{what} on host {host}; the stacks of all threads stand {where}. Look there"
+        " for what it waits for, such as a disk that does not answer, or raise that"
+        f" knob; {GOES_ON}",
+        told=True,
+      )
 
   def _end(self, why: str, status: int = STATUS, *, told: bool = False) -> None:
     """Ends the process at once: what hangs would keep it for ever."""
-    with self._lock:  # one thread speaks
+    with self._lock, _at_last(status):  # one thread speaks
       line = f"tfusion: host {jax.process_index()} ends: {why}\n"
       with contextlib.suppress(OSError):
         os.write(2, line.encode())
@@ -253,17 +305,16 @@ class Watch:
       self.peers.say(kind, value)
 
   def _look_for_profile(self) -> None:
-    """Where the file is there, on the first host, that asks for a profile."""
-    path, now = self._workdir / PROFILE, time.monotonic()
-    pause = BUCKET_SECONDS if buckets.is_bucket(path) else 0.0
-    if jax.process_index() or now - self._looked < pause:
-      return
-    self._looked = now
-    with contextlib.suppress(OSError):  # a store that does not answer is asked again
-      if path.is_file():
-        path.unlink()
-        self._profile_asked.set()
-        self._say("profile")
+    """Looks, on the first host, for the file that asks for a profile; has a thread of
+    its own, which may stand still with the disk."""
+    path = self._workdir / PROFILE
+    pause = BUCKET_SECONDS if buckets.is_bucket(path) else LOOK_SECONDS
+    while not self._done.wait(pause):
+      with contextlib.suppress(OSError):  # a store that does not answer is asked again
+        if path.is_file():
+          path.unlink()
+          self._profile_asked.set()
+          self._say("profile")
 
 
 @contextlib.contextmanager
@@ -277,6 +328,32 @@ def watching(workdir: Path, stall_seconds: float, clock: Clock) -> Iterator[Watc
     watch.stop(error)
     raise
   watch.stop(None)
+
+
+@contextlib.contextmanager
+def _at_last(status: int) -> Iterator[None]:
+  """Ends the process where the block of a `with` hangs, as on a disk that holds what
+  is printed."""
+  timer = threading.Timer(LAST_SECONDS, lambda: os._exit(status))
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def _write_soon(path: Path, text: str) -> bool:
+  """Whether a file was written within WRITE_SECONDS."""
+  written = threading.Event()
+
+  def write() -> None:
+    with contextlib.suppress(OSError):
+      files.write_whole(path, text)
+      written.set()
+
+  threading.Thread(target=write, daemon=True, name="stacks").start()
+  return written.wait(WRITE_SECONDS)
 
 
 def _exit_now(status: int) -> None:
