@@ -7,6 +7,8 @@ import os
 import pathlib
 import pickle
 import shutil
+import socket
+import time
 import uuid
 
 import jax
@@ -170,6 +172,34 @@ def test_a_store_that_refuses_a_wrong_clock_is_no_question_of_rights(
 
 def raises(error):
   raise error
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_store_that_gives_no_answer_is_told_in_time_with_what_to_look_at(
+  scheme, monkeypatch
+):
+  for name, value in tiny_stores.SIGNED_IN.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(buckets, "ANSWER_SECONDS", 1.0)
+  with socket.create_server(("127.0.0.1", 0)) as silent:
+    address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    monkeypatch.setenv(buckets.STORES[scheme][1], address)
+    tiny_stores.forget()
+    begin = time.monotonic()
+    with pytest.raises(ValueError) as error:
+      workdir_lib.check_writable(f"{scheme}://bucket/run")
+    assert time.monotonic() - begin < 10
+  monkeypatch.undo()
+  tiny_stores.forget()
+  said = str(error.value)
+  assert said.startswith(f"--workdir={scheme}://bucket/run: cannot be written: no answ")
+  assert "within 1 s" in said and address in said
+
+
+def test_a_bucket_is_asked_once_whether_it_answers(here, monkeypatch):
+  assert not here.exists()
+  monkeypatch.setattr(buckets, "ANSWER_SECONDS", 0.0)
+  (here / "a.txt").write_text("one")
 
 
 @pytest.mark.slow

@@ -93,6 +93,7 @@ def forget() -> None:
   import fsspec
 
   buckets.store.cache_clear()
+  buckets._meet.cache_clear()
   for scheme in buckets.LIBRARIES:
     fsspec.get_filesystem_class(scheme).clear_instance_cache()
 

@@ -22,6 +22,7 @@ import io
 import logging
 import os
 import posixpath
+import threading
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -49,7 +50,13 @@ OF_CLOCK = (
   "certificate is not yet valid",
 )
 DENIED = ("401", "403", "Forbidden", "AccessDenied", "Anonymous", "InvalidAccessKeyId")
+# Where stores are found, and by what they are sought elsewhere.
+STORES = {
+  "gs": ("https://storage.googleapis.com", "STORAGE_EMULATOR_HOST"),
+  "s3": ("https://s3.amazonaws.com", "AWS_ENDPOINT_URL"),
+}
 TOGETHER = 16  # requests at a time, of work on many objects
+ANSWER_SECONDS = 20.0  # for a bucket's first answer; the libraries try for minutes
 
 
 def is_bucket(path: object) -> bool:
@@ -286,6 +293,7 @@ class BucketPath:
   @contextlib.contextmanager
   def _asked(self) -> Iterator[Any]:
     """The library, for one request; its errors as a person can mend them."""
+    _meet(self._scheme, self.bucket)
     try:
       yield store(self._scheme)
     except FileNotFoundError as error:
@@ -375,6 +383,33 @@ def store(scheme: str) -> Any:
   for name in ("gs", "gcs", "s3"):  # of orbax too, which opens one of its own
     fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
   return fsspec.filesystem(scheme, use_listings_cache=False)
+
+
+@functools.lru_cache
+def _meet(scheme: str, bucket: str) -> None:
+  """Waits for the first answer of a bucket, of whatever kind: the request that follows
+  says what is wrong with it.
+
+  Raises:
+    TimeoutError: there was none within ANSWER_SECONDS.
+  """
+  answered = threading.Event()
+
+  def ask() -> None:
+    with contextlib.suppress(Exception):
+      store(scheme).info(bucket)
+    answered.set()
+
+  # Not of a pool, whose threads would be waited for when the process ends.
+  threading.Thread(target=ask, daemon=True, name="bucket").start()
+  if answered.wait(ANSWER_SECONDS):
+    return
+  where, variable = STORES[scheme]
+  other = os.environ.get(variable)
+  said = f"no answer within {ANSWER_SECONDS:.0f} s; look whether this machine has a"
+  said += f" network and reaches {other or where}, and at "
+  said += f"{variable}, which names it" if other else "HTTPS_PROXY if you need one"
+  raise TimeoutError(errno.ETIMEDOUT, said, f"{scheme}://{bucket}")
 
 
 def _explained(error: Exception, scheme: str, address: str) -> OSError:

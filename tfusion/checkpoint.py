@@ -420,9 +420,9 @@ class _Staging:
     """Takes the address of the checkpoints; makes nothing yet."""
     if jax.process_count() > 1:
       raise ValueError(
-        f"{directory}: checkpoints of several hosts cannot be written to s3://, as each"
-        " host would have to hold all of it; use gs://, or a disk that all hosts share,"
-        " such as a mounted bucket"
+        f"{directory}: checkpoints of several hosts cannot be written to s3://, for"
+        " which orbax has no way; use gs://, or a disk that all hosts share, such as"
+        " EFS or FSx for Lustre"
       )
     cache = files.cache_of(str(directory))
     for old in cache.glob("staging-*"):
