@@ -130,6 +130,25 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"model__remat": "some"}, ["model.remat='some'", "dots"]),
     ({"model__image_attention": "full"}, ["image_attention=", "causal"]),
     ({"model__norms": "post"}, ["model.norms=", "after"]),
+    ({"model__positions": "2d"}, ["model.positions='2d'", "axial"]),
+    ({"model__patch_places": "cosine"}, ["model.patch_places=", "sine"]),
+    (
+      {"model__positions": "axial", "model__width": 24},
+      ["model.positions='axial'", "model.width=24", "4 * model.heads=4"],
+    ),
+    (
+      {"model__patch_places": "sine", "model__width": 6, "model__heads": 1}
+      | {"model__kv_heads": 1},
+      ["model.patch_places='sine'", "model.width=6"],
+    ),
+    (
+      {"model__patches": "none", "model__positions": "shared"},
+      ["model.positions='shared'", "model.patches=none", "set sequence"],
+    ),
+    (
+      {"model__patches": "none", "model__patch_places": "learned"},
+      ["model.patch_places='learned'", "model.patches=none", "set none"],
+    ),
     ({"model__dropout": 1.0}, ["model.dropout=1.0", "[0, 1)"]),
     ({"train__z_loss": -1e-5}, ["train.z_loss=-1e-05", "at least 0"]),
   ],

@@ -190,6 +190,52 @@ def test_without_isolation_a_document_also_sees_those_before_it(seed):
   np.testing.assert_array_equal(together.lo_l[~live], alone.lo_l[~live])
 
 
+def counted_slowly(documents, positions: str, grid) -> list[list[int]]:
+  """The position of every input, said of one span at a time."""
+  counted = []
+  for document in documents:
+    own, at = [], 0
+    for kind, *_ in spelled_out(document)[:-1]:
+      if kind == "patch" and positions != "sequence":
+        own.append(at)  # of the first patch
+        continue
+      if own and kind == "eoi" and positions != "sequence":
+        at += max(grid) if positions == "axial" else 1
+      own.append(at)
+      at += 1
+    counted.append(own)
+  return counted
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+@pytest.mark.parametrize("positions", ["sequence", "shared", "axial"])
+def test_positions_count_images_as_the_model_is_told_to(positions, isolate):
+  grid = (1, PATCHES)  # so wide that its side is not the root of its patches
+  steps = sequence.position_steps(positions, grid)
+  for seed in range(20):
+    documents = packed_documents(np.random.default_rng(seed))
+    row = pack(documents, steps=steps, isolate=isolate)
+    usual = pack(documents, isolate=isolate)
+    for a, b in zip(row._replace(positions_l=usual.positions_l), usual, strict=True):
+      np.testing.assert_array_equal(a, b)  # places, and what sees what, stay
+    counted, want, first = counted_slowly(documents, positions, grid), [], 0
+    for own in counted:
+      want += [first + position for position in own]
+      first = 0 if isolate else want[-1] + 1
+    np.testing.assert_array_equal(row.positions_l[: len(want)], want)
+    assert not row.positions_l[len(want) :].any()
+
+
+def test_of_an_image_of_one_patch_all_countings_say_the_same():
+  counts = {sequence.position_steps(p, (1, 1))[1] for p in ("sequence", "shared")}
+  assert counts == {sequence.position_steps("axial", (1, 1)).image} == {1}
+  patch_l = np.array([-1, -1, 0, -1, 1, -1])
+  for positions in ("sequence", "shared", "axial"):
+    steps = sequence.position_steps(positions, (1, 1))
+    counted = sequence.count_positions(patch_l, steps=steps, patches_per_image=1)
+    np.testing.assert_array_equal(counted, range(6))
+
+
 def test_an_image_in_codes_is_learned_from_boi_to_eoi():
   document = (Text(np.array([10])), Codes(np.array([90, 91])))
   laid = lay_out(document)

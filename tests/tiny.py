@@ -145,6 +145,7 @@ def pack(documents: list[Document], c: Config) -> sequence.Row:
     special=SPECIAL,
     patches_per_image=patches,
     causal=c.model.image_attention == "causal",
+    steps=sequence.position_steps(c.model.positions, c.model.grid),
   )
 
 

@@ -46,6 +46,13 @@ class ModelConfig:
   # What the patches of an image see of it: bidirectional, all of it (section 3), or
   # causal, those before them, as text does (Table 5).
   image_attention: str = "bidirectional"
+  # How RoPE counts patches: sequence, on from one to the next, as text; shared, all
+  # patches of an image at one position; axial, by row and column of the image, each in
+  # half of the frequencies (docs/family.md).
+  positions: str = "sequence"
+  # What is added to a patch for its place in the image: none; learned, a vector for
+  # each place; or sine, fixed waves of row and column, as in DiT and BAGEL.
+  patch_places: str = "none"
   # Of queries and keys, each head by itself, before RoPE: none; layer, Chameleon's with
   # a scale and a bias (arXiv 2405.09818, section 2.3); or rms, as in Qwen3.
   qk_norm: str = "none"
@@ -79,9 +86,14 @@ class ModelConfig:
     return self.unet_widths or UNET_WIDTHS[self.patch]
 
   @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of patches in an image."""
+    return self.image_shape[0] // self.patch, self.image_shape[1] // self.patch
+
+  @property
   def patches_per_image(self) -> int:
-    """Patches of one image: positions between BOI and EOI."""
-    return (self.image_shape[0] // self.patch) * (self.image_shape[1] // self.patch)
+    """Patches of one image: elements between BOI and EOI."""
+    return math.prod(self.grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +263,8 @@ CHOICES = {
   "model.patch": (1, 2, 4, 8),
   "model.patches": ("linear", "unet", "none"),
   "model.image_attention": ("bidirectional", "causal"),
+  "model.positions": ("sequence", "shared", "axial"),
+  "model.patch_places": ("none", "learned", "sine"),
   "model.qk_norm": ("none", "layer", "rms"),
   "model.norms": ("before", "after"),
   "model.dtype": ("auto", "float32", "bfloat16"),
@@ -406,6 +420,7 @@ def validate(config: Config) -> None:
   problems += logger_problems(t.loggers) + _data_problems(d)
   if m.patches == "unet":
     problems += _unet_problems(m)
+  problems += _place_problems(m)
   problems += _diffusion_problems(config)
   first = round(config.sample.start * config.diffusion.timesteps)
   require(
@@ -458,6 +473,27 @@ def _unet_problems(model: ModelConfig) -> list[str]:
     )
   if min(model.unet_levels) < 1:
     problems.append(f"model.unet_widths={model.unet_widths}: must be above 0")
+  return problems
+
+
+def _place_problems(model: ModelConfig) -> list[str]:
+  problems = []
+  for key, off in (("positions", "sequence"), ("patch_places", "none")):
+    value = getattr(model, key)
+    if model.patches == "none" and value != off:
+      problems.append(
+        f"model.{key}={value!r}: is of patches, but model.patches=none; set {off}"
+      )
+  if model.positions == "axial" and model.width % (4 * model.heads):
+    problems.append(
+      f"model.positions='axial': rows and columns take half of a head's pairs each, so"
+      f" model.width={model.width} must be a multiple of 4 * model.heads={model.heads}"
+    )
+  if model.patch_places == "sine" and model.width % 4:
+    problems.append(
+      f"model.patch_places='sine': has sines and cosines of rows and of columns, so"
+      f" model.width={model.width} must be a multiple of 4"
+    )
   return problems
 
 

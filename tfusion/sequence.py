@@ -18,6 +18,9 @@ Every document begins with BOS, and EOS is its last target; a row holds several,
 itself and with its positions from 0 (data.isolate_documents). The paper says none of
 this: ours, as of Llama 2, whose text recipe the paper shares.
 
+How RoPE counts them is `PositionSteps`: on from element to element, as above, or all
+patches of an image as one position. An element's place in its row stays what it is.
+
 Text is causal; the patches of one image see each other (arXiv 2408.11039, section 3).
 `pack_rows` can make these causal too (Table 5).
 There is no loss where the input is BOI (footnote 8), and EOI is no target behind
@@ -109,6 +112,47 @@ Span = Text | Image | Codes | Break
 Document = tuple[Span, ...]
 
 
+class PositionSteps(NamedTuple):
+  """How far positions move on inside of an image; from all else to what follows: 1."""
+
+  patch: int = 1  # from a patch to the next of its image
+  image: int = 1  # from the last patch to what stands behind: EOI
+
+
+def position_steps(positions: str, grid: tuple[int, int]) -> PositionSteps:
+  """What `model.positions` says of images of `grid` rows and columns of patches.
+
+  With shared and axial all patches of an image have the position of the first, the one
+  after BOI. shared: EOI has the next, so that an image counts as one element, as in
+  transfusion-pytorch (BAGEL lets BOI and EOI share the position too). axial: EOI has
+  the next that no row or column of the image has, as in M-RoPE (arXiv 2409.12191,
+  section 2.1), and the model adds row and column itself.
+  """
+  known = {
+    "sequence": PositionSteps(),
+    "shared": PositionSteps(patch=0, image=1),
+    "axial": PositionSteps(patch=0, image=max(grid)),
+  }
+  return known[positions]
+
+
+def count_positions(
+  patch_l: np.ndarray, *, steps: PositionSteps, patches_per_image: int
+) -> np.ndarray:
+  """Positions i32[l] of elements that follow each other, the first being 0.
+
+  Args:
+    patch_l: i32, as in Elements or Row.
+    steps: inside of images.
+    patches_per_image: patches of every image.
+  """
+  is_patch_l = patch_l >= 0
+  follows_l = is_patch_l & (patch_l % patches_per_image > 0)
+  behind_l = ~is_patch_l & np.append(False, is_patch_l[:-1])
+  step_l = np.where(follows_l, steps.patch, np.where(behind_l, steps.image, 1))
+  return (np.cumsum(step_l) - step_l[:1]).astype(np.int32)
+
+
 class Elements(NamedTuple):
   """One document laid out as inputs and targets; l is its own length.
 
@@ -134,7 +178,7 @@ class Row(NamedTuple):
   tokens_l: np.ndarray  # i32
   targets_l: np.ndarray  # i32
   weights_l: np.ndarray  # f32
-  positions_l: np.ndarray  # i32, counted inside each document, if it is isolated
+  positions_l: np.ndarray  # i32, of RoPE, from 0 in each document, if it is isolated
   lo_l: np.ndarray  # i32, first key in the row that this input sees
   hi_l: np.ndarray  # i32, last key
   patch_l: np.ndarray  # i32
@@ -369,6 +413,7 @@ def pack_rows(
   patches_per_image: int,
   isolate: bool = True,
   causal: bool = False,
+  steps: PositionSteps = PositionSteps(),
 ) -> Batch[np.ndarray]:
   """Places laid-out documents one after the other in rows of fixed length.
 
@@ -382,6 +427,7 @@ def pack_rows(
     isolate: a document sees itself alone, and its positions count from 0. False lets it
       see those before it in its row, and positions count over the whole row.
     causal: patches see what stands before them and themselves, as text does.
+    steps: of positions inside of images.
 
   Raises:
     ValueError: documents have more elements or images than their row holds, or an
@@ -391,7 +437,7 @@ def pack_rows(
   for number, documents in enumerate(rows):
     # Latents are the most of a row by far: they are copied here, and nowhere again.
     row = Row(*(f[number] for f in batch))
-    _fill(row, documents, patches_per_image, isolate)
+    _fill(row, documents, patches_per_image, isolate, steps)
     if causal:
       patches = np.flatnonzero(row.patch_l >= 0)
       row.hi_l[patches] = patches
@@ -399,7 +445,11 @@ def pack_rows(
 
 
 def _fill(
-  row: Row, documents: Sequence[Elements], patches_per_image: int, isolate: bool
+  row: Row,
+  documents: Sequence[Elements],
+  patches_per_image: int,
+  isolate: bool,
+  steps: PositionSteps,
 ) -> None:
   """Places documents in an empty row."""
   lengths = [len(d.tokens_l) for d in documents]
@@ -426,7 +476,12 @@ def _fill(
   row.targets_l[:length] = targets_l
   row.weights_l[:length] = weights_l
   lo_l = start_l if isolate else np.zeros_like(start_l)
-  row.positions_l[:length] = np.arange(length) - lo_l
+  positions_l = np.arange(length)
+  if steps != PositionSteps():
+    positions_l = count_positions(
+      patch_l, steps=steps, patches_per_image=patches_per_image
+    )
+  row.positions_l[:length] = positions_l - positions_l[lo_l]
   row.lo_l[:length] = lo_l
   row.hi_l[:length] = start_l + hi_l
   row.patch_l[:length] = np.where(is_patch_l, patch_l + before_l, patch_l)

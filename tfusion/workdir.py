@@ -74,6 +74,8 @@ ADDED = {
   "model.patches": "linear",
   "model.unet_widths": (),
   "model.image_attention": "bidirectional",
+  "model.positions": "sequence",
+  "model.patch_places": "none",
   "model.qk_norm": "none",
   "model.norms": "before",
   "model.attention_bias": False,

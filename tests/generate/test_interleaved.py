@@ -103,6 +103,7 @@ def make_forward(config, params):
       special=SPECIAL,
       patches_per_image=PATCHES,
       causal=config.model.image_attention == "causal",
+      steps=sequence.position_steps(config.model.positions, config.model.grid),
     )
     batch = sequence.stack([row])
     t_bn = np.zeros((1, CONFIG.data.image_slots), dtype)
@@ -258,15 +259,24 @@ CHANGED = dict(
 
 
 @pytest.mark.slow
-def test_cached_equals_uncached_in_a_model_that_is_changed():
+@pytest.mark.parametrize(
+  "positions, places", [("axial", "learned"), ("shared", "sine")]
+)
+def test_cached_equals_uncached_in_a_model_that_is_changed(positions, places):
   values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
-  c = tiny.config(**values | CHANGED)
+  where = dict(model__positions=positions, model__patch_places=places)
+  c = tiny.config(**values | CHANGED | where)
   params = tiny.params(c.model, seed=3)
   rng = np.random.default_rng(0)
-  prompt = (tiny.image(rng), tiny.text(rng, 2), Blank())
+  prompts = [
+    (tiny.image(rng), tiny.text(rng, 2), Blank()),
+    (Blank(), tiny.text(rng, 1)),
+  ]
   forward = make_forward(c, params)
-  (got,) = run(c, params, [prompt])
-  assert_same(got, *generate_slowly(forward, c, prompt, key=fold(KEY, 0))[:2])
+  for row, got in enumerate(run(c, params, prompts)):
+    want = generate_slowly(forward, c, prompts[row], key=fold(KEY, row))
+    assert_same(got, *want[:2])
+    assert want[2] and len(want[0]) > len(prompts[row])  # the model wrote behind both
 
 
 # Images as codes, in a model without patches.

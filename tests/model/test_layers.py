@@ -71,6 +71,33 @@ def test_scores_after_rope_depend_on_the_distance_alone():
 
 
 @pytest.mark.slow
+def test_rope_of_rows_and_columns_depends_on_both_distances_and_on_text_is_as_ever():
+  q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)
+
+  def angles(row, column):
+    at = (jnp.asarray([[place]]) for place in (row, column))
+    return rope_angles(*at, head_dim=16, theta=1e4)
+
+  def score(m, n):
+    turned = [rope(jnp.asarray(x), *angles(*p)) for x, p in ((q, m), (k, n))]
+    return float(jnp.sum(turned[0] * turned[1]))
+
+  here = score((7, 4), (3, 9))
+  # float32 angles of about 100.
+  assert score((107, 54), (103, 59)) == pytest.approx(here, abs=1e-4)
+  assert abs(score((7, 4), (4, 9)) - here) > 1e-2
+  assert abs(score((7, 4), (3, 8)) - here) > 1e-2
+  text = rope_angles(jnp.asarray([[31]]), head_dim=16, theta=1e4)
+  for a, b in zip(angles(31, 31), text, strict=True):
+    np.testing.assert_array_equal(a, b)
+  # Pairs take turns, so rows and columns each have the slow and the fast ones.
+  by_row, by_column = angles(31, 0)[1][0, 0], angles(0, 31)[1][0, 0]
+  np.testing.assert_array_equal(by_row[::2], text[1][0, 0, ::2])
+  np.testing.assert_array_equal(by_column[1::2], text[1][0, 0, 1::2])
+  assert not by_row[1::2].any() and not by_column[::2].any()
+
+
+@pytest.mark.slow
 def test_rope_keeps_bfloat16_but_turns_in_float32():
   x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8)).astype(jnp.bfloat16)
   angles = rope_angles(jnp.arange(4)[None], head_dim=8, theta=1e4)

@@ -7,7 +7,13 @@ import pytest
 import tiny
 from flax import nnx
 
-from tfusion.model.patches import LinearPatches, patchify, sinusoids, unpatchify
+from tfusion.model.patches import (
+  LinearPatches,
+  patchify,
+  sinusoids,
+  unpatchify,
+  waves,
+)
 
 pytestmark = pytest.mark.usefixtures("mesh")
 
@@ -56,6 +62,19 @@ def test_sinusoids_turn_from_once_per_step_to_once_in_ten_thousand():
   want = np.concatenate([np.cos(angle), np.sin(angle)], -1)
   # float32 holds an angle of 1000 to 6e-5.
   np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_waves_of_places_are_those_of_maes_code_one_by_one():
+  rows, columns, width = 2, 3, 8
+  got = waves((rows, columns), width)
+  assert got.shape == (rows * columns, width) and got.dtype == np.float32
+  for row in range(rows):
+    for column in range(columns):
+      want = []
+      for place in (column, row):
+        angles = [place / 10_000.0 ** (i / 2) for i in range(2)]
+        want += [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
+      np.testing.assert_allclose(got[row * columns + column], want, atol=1e-7)
 
 
 @pytest.mark.slow

@@ -10,7 +10,14 @@ import tiny
 from flax import nnx
 
 from tfusion import sequence
-from tfusion.model.transfusion import axis_names, bind, build, dtype_of, parameter_count
+from tfusion.model.transfusion import (
+  Transfusion,
+  axis_names,
+  bind,
+  build,
+  dtype_of,
+  parameter_count,
+)
 from tfusion.sharding import RULES
 
 pytestmark = pytest.mark.usefixtures("mesh")
@@ -171,6 +178,118 @@ def test_nothing_behind_an_image_reaches_its_noise(forward):
   rows[1].tokens_bl[0, rows[1].image_start_bn[0, 0] + 4] = 9  # in place of EOI
   before, after = (forward(row)[1][0, 0] for row in rows)
   np.testing.assert_array_equal(before, after)
+
+
+# Where patches stand.
+
+
+def run_changed(documents, params=None, order=None, **changes):
+  """Logits behind text and images of a row of documents, in a changed model.
+
+  Args:
+    documents: of the row.
+    params: None: random ones.
+    order: of the patches of every image, from left to right and then down.
+    changes: of the config.
+  """
+  config = tiny.config(**changes)
+  params = tiny.params(config.model) if params is None else params
+  batch = sequence.stack([tiny.pack(list(documents), config)])
+  b, n = batch.image_start_bn.shape
+  t = np.full((b, n), 500, np.int32)
+  run = jax.jit(lambda *args: bind(config.model, params)(*args))
+  noisy = batch.latents_bnhwc
+  if order is not None:
+    noisy = in_order(noisy, order)
+  logits, images = jax.tree.map(np.asarray, run(*tiny.put((batch, noisy, t))))
+  text = (batch.hi_bl[0] >= batch.lo_bl[0]) & (batch.patch_bl[0] < 0)
+  return logits[0, text], images[0, batch.image_weight_bn[0] > 0]
+
+
+def in_order(images, order):
+  """Images of two by two patches of side 2, with these in another order."""
+  lead, (h, w, c) = images.shape[:-3], images.shape[-3:]
+  cut = images.reshape(-1, 2, 2, 2, 2, c).swapaxes(2, 3).reshape(-1, 4, 2, 2, c)
+  again = cut[:, order].reshape(-1, 2, 2, 2, 2, c).swapaxes(2, 3)
+  return again.reshape(*lead, h, w, c)
+
+
+def two_images():
+  rng = np.random.default_rng(0)
+  return tiny.text(rng, 2), tiny.image(rng), tiny.text(rng, 2), tiny.image(rng)
+
+
+ORDER = [2, 0, 3, 1]
+PLACES = {
+  "sequence": dict(),
+  "shared": dict(model__positions="shared"),
+  "axial": dict(model__positions="axial"),
+  "learned": dict(model__positions="shared", model__patch_places="learned"),
+  "sine": dict(model__positions="shared", model__patch_places="sine"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", PLACES)
+def test_patches_at_one_position_are_told_apart_by_what_is_added_and_else_not(how):
+  given = two_images()
+  logits, images = run_changed([given], **PLACES[how])
+  moved = run_changed([given], order=ORDER, **PLACES[how])
+  # Sums over keys in another order.
+  alike = [
+    np.abs(a - b).max() < 1e-4
+    for a, b in zip(moved, (logits, in_order(images, ORDER)), strict=True)
+  ]
+  assert alike == ([True] * 2 if how == "shared" else [False] * 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patches", ["linear", "unet"])
+@pytest.mark.parametrize("how", ["shared", "axial", "learned", "sine"])
+def test_documents_packed_give_what_they_give_alone_wherever_patches_stand(
+  how, patches
+):
+  changes = PLACES[how] | dict(model__patches=patches)
+  if patches == "unet":
+    changes |= dict(model__unet_widths=(8, 8))
+  rng = np.random.default_rng(1)
+  others = (tiny.image(rng),), (tiny.text(rng, 3),)
+  changes |= dict(data__row_length=36)
+  logits, images = run_changed([others[0], two_images(), others[1]], **changes)
+  alone, images_alone = run_changed([two_images()], **changes)
+  first = len(run_changed(others[:1], **changes)[0])
+  # The softmax sums over other zeros in another order.
+  np.testing.assert_allclose(logits[first : first + len(alone)], alone, atol=1e-5)
+  np.testing.assert_allclose(images[1:], images_alone, atol=1e-5)
+  # And where an image stands does matter: else nothing here would.
+  usual = dict(model__positions="sequence", model__patch_places="none")
+  other, _ = run_changed([two_images()], **(changes | usual))
+  assert np.abs(other - alone).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_a_learned_table_begins_as_none_and_is_learned():
+  config = tiny.config(model__patch_places="learned")
+  rngs = nnx.Rngs(params=jax.random.key(0))
+  params = nnx.to_pure_dict(nnx.state(Transfusion(config.model, rngs=rngs), nnx.Param))
+  shape = (config.model.patches_per_image, config.model.width)
+  assert params["patch_places"].shape == shape
+  without = {name: x for name, x in params.items() if name != "patch_places"}
+  plain = nnx.Rngs(params=jax.random.key(0))
+  usual = nnx.to_pure_dict(nnx.state(Transfusion(CONFIG.model, rngs=plain), nnx.Param))
+  tiny.assert_same_tree(without, usual)  # every other number is what it was
+  got = run_changed([two_images()], params, model__patch_places="learned")
+  for a, b in zip(got, run_changed([two_images()], without), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+  inputs = tiny.put((np.ones((1, 2, 4, 4, 2), np.float32), np.zeros((1, 2), np.int32)))
+
+  def total(table):
+    model = bind(config.model, params | {"patch_places": table})
+    return jnp.sum(model.embed_images(*inputs)[0])
+
+  gradient = jax.grad(total)(params["patch_places"])
+  np.testing.assert_array_equal(gradient, np.full(shape, 2.0))  # of two images
 
 
 def test_every_images_own_timestep_reaches_its_patches(forward):

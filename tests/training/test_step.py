@@ -608,6 +608,8 @@ MESHES = {
       model__norms="after",
       model__attention_bias=True,
       model__dropout=0.1,
+      model__positions="axial",
+      model__patch_places="learned",
       train__z_loss=0.01,
     ),
   ),
@@ -617,6 +619,8 @@ MESHES = {
     dict(
       model__patches="unet",
       model__unet_widths=[8, 16],
+      model__positions="shared",
+      model__patch_places="sine",
       diffusion__schedule="linear",
       diffusion__target="v",
       diffusion__t_logit_std=1.0,

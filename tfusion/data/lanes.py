@@ -347,4 +347,5 @@ def _sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     patches_per_image=config.model.patches_per_image,
     isolate=config.data.isolate_documents,
     causal=config.model.image_attention == "causal",
+    steps=sequence.position_steps(config.model.positions, config.model.grid),
   )

@@ -127,6 +127,7 @@ class _Row:
     self.parts = split_at_blanks(prompt)
     self.pending: list[Given] = [_token(special.bos)]  # not in the cache yet
     self.at = 0  # elements in the cache
+    self.next = 0  # position, of RoPE, of the element behind them
     self.images = 0  # that the model made
     self.at_image = False  # BOI is the last element, in the cache or pending
     self.done = self.finished = False
@@ -140,16 +141,25 @@ class _Row:
     if len(text):
       self._add(Text(text))
     self.at += len(text)
+    self.next += len(text)
     if end == self.special.boi and image_fits:
       self.at += 1  # `sample_text` has put it into the cache
+      self.next += 1
       self.at_image = True
     else:
       self.done, self.finished = True, bool(end == self.special.eos)
 
-  def take_image(self, image: Image | Codes, *, patches: int):
-    """Takes the finished image, puts EOI behind it and goes on with the prompt."""
+  def take_image(self, image: Image | Codes, *, patches: int, positions: int):
+    """Takes the finished image, puts EOI behind it and goes on with the prompt.
+
+    Args:
+      image: behind BOI.
+      patches: elements that it takes.
+      positions: from its first patch to EOI.
+    """
     self._add(image)
     self.at += patches
+    self.next += positions
     self.images += 1
     self.at_image = False
     self.pending.append(_token(self.special.eoi))
@@ -200,13 +210,18 @@ class _Walk:
 
   def feed(self):
     """Puts what is pending into the cache."""
-    block = self._block([row.pending for row in self.rows], at=self._at())
+    block = self._block(
+      [row.pending for row in self.rows], at=self._at(), first=self._next()
+    )
     self.cache, self.logits_bv = phases.feed(
       self.config.model, self.params, cache=self.cache, block=put_rows(block)
     )
     for row, count in zip(self.rows, block.count_b):
       row.at += int(count)
       row.pending = []
+    if block.positions_bl is not None:
+      for row, positions_l, count in zip(self.rows, block.positions_bl, block.count_b):
+        row.next = int(positions_l[count - 1]) + 1 if count else row.next
 
   def sample_text(self):
     """Samples text in the rows that are neither at an image nor done."""
@@ -225,6 +240,7 @@ class _Walk:
       at_b=put_rows(self._at()),
       writing_b=put_rows(writing_b),
       keys_b=self.keys_b,
+      next_b=put_rows(self._next()),
     )
     for row, ids_l, count in zip(self.rows, fetch_rows(ids_bl), fetch_rows(count_b)):
       if count:
@@ -258,11 +274,17 @@ class _Walk:
       )
     else:
       self.cache, images = phases.sample_image(
-        self.config.model, self.params, diffusion=self.config.diffusion, **common
+        self.config.model,
+        self.params,
+        diffusion=self.config.diffusion,
+        next_b=put_rows(self._next()),
+        **common,
       )
+    steps = sequence.position_steps(self.config.model.positions, self.config.model.grid)
+    positions = (self.patches - 1) * steps.patch + steps.image
     for row, image in zip(self.rows, fetch_rows(images)):
       if row.at_image:
-        row.take_image(made(image), patches=self.patches)
+        row.take_image(made(image), patches=self.patches, positions=positions)
 
   def _images(self) -> phases.Block[np.ndarray]:
     """What stands in every row up to its BOI, without text: the second branch of
@@ -278,15 +300,23 @@ class _Walk:
     """Elements of every row; 0 for one that is done, so that it needs no room."""
     return np.asarray([0 if row.done else row.at for row in self.rows], np.int32)
 
+  def _next(self) -> np.ndarray | None:
+    """Positions of the next elements, if they are not as many as stand before."""
+    if self.config.model.positions == "sequence":
+      return None
+    return np.asarray([0 if row.done else row.next for row in self.rows], np.int32)
+
   def _block(
     self,
     documents: Sequence[Sequence[sequence.Span]],
     *,
     at: Sequence[int] | np.ndarray,
+    first: np.ndarray | None = None,
   ) -> phases.Block[np.ndarray]:
     laid = [self._lay_out(document) for document in documents]
     length = _round_up(max(len(elements.tokens_l) for elements in laid))
-    return phases.make_block(self.config.model, laid, at=at, length=length)
+    model = self.config.model
+    return phases.make_block(model, laid, at=at, length=length, first=first)
 
   def _lay_out(self, spans: Sequence[sequence.Span]) -> Elements:
     return sequence.lay_out_part(

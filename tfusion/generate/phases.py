@@ -30,7 +30,14 @@ from tfusion.diffusion.samplers import denoise, guide, make_steps
 from tfusion.model.layers import Keys, View
 from tfusion.model.transformer import empty_keys
 from tfusion.model.transfusion import Params, Transfusion, bind, dtype_of
-from tfusion.sequence import A, CodeBook, Elements, SpecialTokens
+from tfusion.sequence import (
+  A,
+  CodeBook,
+  Elements,
+  SpecialTokens,
+  count_positions,
+  position_steps,
+)
 from tfusion.sharding import by_row, join_rows, spec, split_rows
 
 TEXT, IMAGE = 0, 1  # streams of randomness
@@ -45,6 +52,7 @@ class Block(NamedTuple, Generic[A]):
   latents_bnhwc: A  # f32, clean
   at_b: A  # i32, cache position of the first element
   count_b: A  # i32, elements of the row
+  positions_bl: A | None = None  # i32, of RoPE; None: those of the cache
 
 
 def make_block(
@@ -53,8 +61,12 @@ def make_block(
   *,
   at: Sequence[int] | np.ndarray,
   length: int,
+  first: Sequence[int] | np.ndarray | None = None,
 ) -> Block[np.ndarray]:
-  """Pads rows of elements, which go to the cache positions `at`, to one length."""
+  """Pads rows of elements, which go to the cache positions `at`, to one length.
+
+  `first` are the positions, of RoPE, of their first elements; None: `at`.
+  """
   n = max(1, *(len(e.images) for e in laid))
   b = len(laid)
   block: Block[np.ndarray] = Block(
@@ -72,7 +84,20 @@ def make_block(
     block.hi_bl[row, :own] = at[row] + e.hi_l
     for slot, image in enumerate(e.images):
       block.latents_bnhwc[row, slot] = image.latent
-  return block
+  if config.positions == "sequence":
+    return block
+  first_b = np.asarray(at if first is None else first, np.int32)
+  counted_bl = np.stack([_positions(config, patch_l) for patch_l in block.patch_bl])
+  return block._replace(positions_bl=first_b[:, None] + counted_bl)
+
+
+def _positions(config: ModelConfig, patch_l: np.ndarray) -> np.ndarray:
+  """Positions, of RoPE, of elements that follow each other, from 0."""
+  return count_positions(
+    patch_l,
+    steps=position_steps(config.positions, config.grid),
+    patches_per_image=config.patches_per_image,
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch", "length"))
@@ -114,6 +139,7 @@ def sample_text(
   at_b: jax.Array,
   writing_b: jax.Array,
   keys_b: jax.Array,
+  next_b: jax.Array | None = None,
 ) -> tuple[Keys, jax.Array, jax.Array]:
   """Samples text until every writing row has sampled BOI or EOS or more than fits.
 
@@ -131,6 +157,7 @@ def sample_text(
     at_b: i32, elements so far, at most `limit`.
     writing_b: bool, the rows that take part.
     keys_b: keys of the rows.
+    next_b: i32, position, of RoPE, of the next element; None: `at_b`.
 
   Returns:
     The cache with the sampled elements; the ids i32[b, limit], of which the last is the
@@ -157,7 +184,10 @@ def sample_text(
     next_bl = jnp.arange(limit)[None] == count_b[:, None]
     ids_bl = jnp.where(next_bl & writing_b[:, None], token_b[:, None], ids_bl)
     x_bld = model.embed_text(token_b[:, None])
-    view = model.look(here_b[:, None], here_b[:, None], length=cache.length)
+    positions_bl = None if next_b is None else (next_b + count_b)[:, None]
+    view = model.look(
+      here_b[:, None], here_b[:, None], length=cache.length, positions_bl=positions_bl
+    )
     x_bld, cache = model.extend(x_bld, view, cache)
     count_b = count_b + writing_b
     stops_b = (token_b == special.boi) | (token_b == special.eos)
@@ -190,6 +220,7 @@ def sample_image(
   at_b: jax.Array,
   image_b: jax.Array,
   keys_b: jax.Array,
+  next_b: jax.Array | None = None,
 ) -> tuple[Keys, jax.Array]:
   """Denoises one image in every row and writes the clean one into the cache.
 
@@ -209,6 +240,7 @@ def sample_image(
     at_b: i32, elements so far: where the first patch goes.
     image_b: i32, how many images the row drew before.
     keys_b: keys of the rows.
+    next_b: i32, position, of RoPE, of the first patch; None: `at_b`.
 
   Returns:
     The cache and the images f32[b, h, w, c].
@@ -217,7 +249,8 @@ def sample_image(
   # The loop works in this copy, over whose noisy patches every step writes its own.
   prefix = jax.tree.map(lambda x: x[:, :, :, :length], cache)
   null = None if sample.guidance == 1.0 else unconditional
-  predict, prefix = _predictor(model, prefix, at_b, null, scale=sample.guidance)
+  stand = (at_b, at_b if next_b is None else next_b)
+  predict, prefix = _predictor(model, prefix, stand, null, scale=sample.guidance)
 
   def draw_noise(number):
     def one(key, image, number):
@@ -244,7 +277,7 @@ def sample_image(
     target=diffusion.target,
     schedule=diffusion.schedule,
   )
-  view = _look(model, at_b, cache)
+  view = _look(model, stand, cache)
   _, cache = _denoised(model, clean_bhwc, 0, view, cache)
   return cache, _replicate(clean_bhwc)
 
@@ -361,20 +394,22 @@ def _draw_code(logits_v, key, image, number, *, sample: SampleConfig) -> jax.Arr
 def _predictor(
   model: Transfusion,
   prefix: Keys,
-  at_b: jax.Array,
+  stand: tuple[jax.Array, jax.Array],
   unconditional: Block[jax.Array] | None,
   *,
   scale: float,
 ):
   """Returns the noise predictor, guided if there is an unconditional prefix, and the
-  cache of prefixes that it works in."""
+  cache of prefixes that it works in. `stand` is as in `_look`."""
   if unconditional is None:
-    view = _look(model, at_b, prefix)
+    view = _look(model, stand, prefix)
     return lambda x_bhwc, t, cache: _denoised(model, x_bhwc, t, view, cache), prefix
   null = jax.tree.map(jnp.zeros_like, prefix)
   _, null = _extend(model, unconditional, null)
   both = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
-  view = _look(model, join_rows(at_b, unconditional.count_b), both)
+  # No image stands in that prefix, so its positions are its places.
+  at_b, next_b = (join_rows(own_b, unconditional.count_b) for own_b in stand)
+  view = _look(model, (at_b, next_b), both)
 
   def predict(x_bhwc, t, cache):
     noise, cache = _denoised(model, join_rows(x_bhwc, x_bhwc), t, view, cache)
@@ -392,17 +427,34 @@ def _extend(
   x_bld, _ = model.embed(
     block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl
   )
-  positions_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
-  view = model.look(positions_bl, block.hi_bl, length=cache.length)
+  places_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
+  view = model.look(
+    places_bl,
+    block.hi_bl,
+    length=cache.length,
+    positions_bl=block.positions_bl,
+    patch_bl=block.patch_bl,
+  )
   return model.extend(x_bld, view, cache)
 
 
-def _look(model: Transfusion, at_b: jax.Array, cache: Keys) -> View:
-  """What the patches of one image in every row see, and where they go."""
-  patches = model.config.patches_per_image
-  positions_bl = at_b[:, None] + jnp.arange(patches)[None]
-  hi_bl = jnp.broadcast_to(at_b[:, None] + (patches - 1), positions_bl.shape)
-  return model.look(positions_bl, hi_bl, length=cache.length)
+def _look(model: Transfusion, stand: tuple[jax.Array, jax.Array], cache: Keys) -> View:
+  """What the patches of one image in every row see, and where they go: `stand` has the
+  place in the cache, i32[b], and the position, of RoPE, of the first."""
+  config, (at_b, next_b) = model.config, stand
+  patches = config.patches_per_image
+  places_bl = at_b[:, None] + jnp.arange(patches)[None]
+  hi_bl = jnp.broadcast_to(at_b[:, None] + (patches - 1), places_bl.shape)
+  if config.positions == "sequence":
+    return model.look(places_bl, hi_bl, length=cache.length)
+  patch_m = np.arange(patches, dtype=np.int32)
+  return model.look(
+    places_bl,
+    hi_bl,
+    length=cache.length,
+    positions_bl=next_b[:, None] + _positions(config, patch_m)[None],
+    patch_bl=jnp.zeros_like(places_bl) + patch_m[None],
+  )
 
 
 def _denoised(model: Transfusion, x_bhwc, t, view: View, cache: Keys):

@@ -53,11 +53,25 @@ class View(NamedTuple):
   drop_b: jax.Array | None = None  # keys of the rows' dropout; None: nothing is dropped
 
 
-def rope_angles(positions_bl: jax.Array, *, head_dim: int, theta: float):
-  """Cosines and sines of arXiv 2104.09864, f32[b, l, head_dim / 2]."""
+def rope_angles(
+  positions_bl: jax.Array,
+  columns_bl: jax.Array | None = None,
+  *,
+  head_dim: int,
+  theta: float,
+):
+  """Cosines and sines of arXiv 2104.09864, f32[b, l, head_dim / 2].
+
+  With `columns_bl` every other pair turns by it, from the second on, so that both have
+  high frequencies and low ones, as interleaved M-RoPE does (arXiv 2511.21631).
+  """
   frequency_k = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   # Not an einsum: a TPU would round positions to bfloat16 in it.
   angle_blk = positions_bl.astype(jnp.float32)[..., None] * frequency_k[None, None]
+  if columns_bl is not None:
+    by_column_blk = columns_bl.astype(jnp.float32)[..., None] * frequency_k[None, None]
+    is_row_k = jnp.arange(head_dim // 2) % 2 == 0
+    angle_blk = jnp.where(is_row_k[None, None], angle_blk, by_column_blk)
   return jnp.cos(angle_blk), jnp.sin(angle_blk)
 
 

@@ -1,7 +1,7 @@
-"""Latents to patch vectors and back, and the embedding of the timestep.
+"""Latents to patch vectors and back, and the embeddings of timestep and place.
 
-Owns: the linear encoder and decoder. Not: noise (diffusion/), where patches stand in
-a row (sequence.py).
+Owns: the linear encoder and decoder, waves of places. Not: noise (diffusion/), where
+patches stand in a row (sequence.py).
 
 b batch  n image slots  h w c latent height, width, channels  m patches of an image
 p numbers of a patch  d width
@@ -9,6 +9,7 @@ p numbers of a patch  d width
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -41,6 +42,25 @@ def sinusoids(t_bn: jax.Array) -> jax.Array:
   frequency_f = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
   angle_bnf = t_bn.astype(jnp.float32)[..., None] * frequency_f[None, None]
   return jnp.concatenate([jnp.cos(angle_bnf), jnp.sin(angle_bnf)], axis=-1)
+
+
+def waves(grid: tuple[int, int], width: int) -> np.ndarray:
+  """Sines and cosines of the places in a grid, f32[m, width], as MAE's code has them.
+
+  The first half is of the column, the second of the row; in each are the sines, then
+  the cosines, at width / 4 frequencies from 1 to nearly 1/10000 (arXiv 2111.06377; DiT
+  and BAGEL use the same).
+
+  Args:
+    grid: rows and columns.
+    width: of the model, a multiple of 4.
+  """
+  quarter = width // 4
+  frequency_f = 10_000.0 ** (-np.arange(quarter) / quarter)
+  row_m, column_m = np.indices(grid).reshape(2, -1)
+  angle_mf = [place_m[:, None] * frequency_f for place_m in (column_m, row_m)]
+  parts = [f(x_mf) for x_mf in angle_mf for f in (np.sin, np.cos)]
+  return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 class LinearPatches(nnx.Module):

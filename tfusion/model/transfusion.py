@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
 from tfusion.model.layers import Keys, View, rope_angles
-from tfusion.model.linear import linear, outputs_of, param
-from tfusion.model.patches import LinearPatches
+from tfusion.model.linear import linear, outputs_of, param, zeros
+from tfusion.model.patches import LinearPatches, waves
 from tfusion.model.transformer import Transformer
 from tfusion.model.unet import Skips, UNetPatches
 from tfusion.sequence import Batch
@@ -41,6 +41,9 @@ class Transfusion(nnx.Module):
       self.patches = kind(config, rngs=rngs)
     self.transformer = Transformer(config, rngs=rngs)
     self.head = param(rngs, ("embed", "vocab"), (d, v), std=d**-0.5)
+    if config.patch_places == "learned":
+      # From zeros, ours: a new model begins as one without.
+      self.patch_places = zeros((None, "embed"), (config.patches_per_image, d))
     self.config = config
 
   def __call__(
@@ -78,8 +81,8 @@ class Transfusion(nnx.Module):
     )
     patch_bl = cut(batch.patch_bl)
     x_bld, skips = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, patch_bl)
-    view = self._view(cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl))
-    view = view._replace(drop_b=drop_b)
+    stand = cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl)
+    view = self._view(*stand, patch_bl=patch_bl)._replace(drop_b=drop_b)
     x_bld, _ = self.transformer(x_bld, view)
     if self.config.patches == "none":
       return x_bld, None
@@ -114,25 +117,40 @@ class Transfusion(nnx.Module):
   def embed_images(
     self, noisy_bnhwc: jax.Array, t_bn: jax.Array
   ) -> tuple[jax.Array, Skips]:
-    """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d]; and what the
-    patch layers keep for `predict_images`."""
-    return self.patches.encode(noisy_bnhwc, t_bn, dtype=dtype_of(self.config))
+    """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d], with
+    `model.patch_places` added; and what the patch layers keep for `predict_images`."""
+    dtype = dtype_of(self.config)
+    x_bnmd, skips = self.patches.encode(noisy_bnhwc, t_bn, dtype=dtype)
+    if self.config.patch_places == "none":
+      return x_bnmd, skips
+    if self.config.patch_places == "learned":
+      table = self.patch_places[...]
+      places_md = jax.sharding.reshard(table, spec(None, None))
+    else:
+      places_md = jnp.asarray(waves(self.config.grid, self.config.width))
+    # In float32, as biases are: the gradient is a sum over all images.
+    return (x_bnmd.astype(jnp.float32) + places_md[None, None]).astype(dtype), skips
 
-  def look(self, positions_bl, hi_bl, *, length: int) -> View:
+  def look(
+    self, places_bl, hi_bl, *, length: int, positions_bl=None, patch_bl=None
+  ) -> View:
     """Finds what new inputs see of a cache of one document per row.
 
     Args:
-      positions_bl: i32, positions that follow each other in every row: their places in
-        the cache.
-      hi_bl: i32, the last position that each sees; of a causal model, itself.
-      length: positions of the cache.
+      places_bl: i32, their places in the cache, which follow each other in every row.
+      hi_bl: i32, the last place that each sees; of a causal model, its own.
+      length: places of the cache.
+      positions_bl: i32, of RoPE; None: they are the places.
+      patch_bl: i32, as in Batch; None: positions of patches are not read.
     """
-    # Not positions_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
-    write_at_b = jnp.min(positions_bl, axis=1)
+    # Not places_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
+    write_at_b = jnp.min(places_bl, axis=1)
     if self.config.image_attention == "causal":
-      hi_bl = positions_bl
+      hi_bl = places_bl
     lo_bl = jnp.zeros_like(hi_bl)
-    return self._view(positions_bl, lo_bl, hi_bl, keys=length, write_at_b=write_at_b)
+    positions_bl = places_bl if positions_bl is None else positions_bl
+    into: dict[str, Any] = dict(keys=length, write_at_b=write_at_b)
+    return self._view(positions_bl, lo_bl, hi_bl, patch_bl=patch_bl, **into)
 
   def extend(self, x_bld, view: View, cache: Keys) -> tuple[jax.Array, Keys]:
     """Runs embedded inputs on a cache at `view`, from `look`, and adds them to it.
@@ -154,10 +172,16 @@ class Transfusion(nnx.Module):
     else `diffusion.target` says."""
     return self.patches.decode(x_bnmd, skips)
 
-  def _view(self, positions_bl, lo_bl, hi_bl, *, keys=None, write_at_b=None) -> View:
-    config = self.config
+  def _view(
+    self, positions_bl, lo_bl, hi_bl, *, patch_bl=None, keys=None, write_at_b=None
+  ) -> View:
+    config, columns_bl = self.config, None
+    if config.positions == "axial" and patch_bl is not None:
+      place_bl = jnp.maximum(patch_bl, 0) % config.patches_per_image  # of text: 0
+      columns_bl = positions_bl + place_bl % config.grid[1]
+      positions_bl = positions_bl + place_bl // config.grid[1]
     cos_blk, sin_blk = rope_angles(
-      positions_bl, head_dim=config.head_dim, theta=config.rope_theta
+      positions_bl, columns_bl, head_dim=config.head_dim, theta=config.rope_theta
     )
     work = prepare(
       lo_bl,
