@@ -226,6 +226,22 @@ def test_positions_count_images_as_the_model_is_told_to(positions, isolate):
     assert not row.positions_l[len(want) :].any()
 
 
+def test_the_table_of_positions_in_the_docs_holds():
+  laid = sequence.lay_out(
+    (Text(np.array([10, 11])), Image(np.zeros((4, 6, 1))), Text(np.array([12]))),
+    special=SPECIAL,
+    patches_per_image=6,
+  )
+  for positions, want in (
+    ("sequence", range(12)),
+    ("shared", [0, 1, 2, 3, *[4] * 6, 5, 6]),
+    ("axial", [0, 1, 2, 3, *[4] * 6, 7, 8]),  # of the upper left: the model adds
+  ):
+    steps = sequence.position_steps(positions, (2, 3))
+    got = sequence.count_positions(laid.patch_l, steps=steps, patches_per_image=6)
+    np.testing.assert_array_equal(got, want)
+
+
 def test_of_an_image_of_one_patch_all_countings_say_the_same():
   counts = {sequence.position_steps(p, (1, 1))[1] for p in ("sequence", "shared")}
   assert counts == {sequence.position_steps("axial", (1, 1)).image} == {1}

@@ -10,6 +10,7 @@ import tiny
 from flax import nnx
 
 from tfusion import sequence
+from tfusion.model import transfusion
 from tfusion.model.transfusion import (
   Transfusion,
   axis_names,
@@ -265,6 +266,29 @@ def test_documents_packed_give_what_they_give_alone_wherever_patches_stand(
   usual = dict(model__positions="sequence", model__patch_places="none")
   other, _ = run_changed([two_images()], **(changes | usual))
   assert np.abs(other - alone).max() > 1e-4
+
+
+def test_patches_turn_by_row_and_column_as_the_table_in_the_docs_has_it(monkeypatch):
+  turned, angles = [], transfusion.rope_angles
+
+  def record(rows_bl, columns_bl, **how):
+    turned.append((np.asarray(rows_bl)[0], np.asarray(columns_bl)[0]))
+    return angles(rows_bl, columns_bl, **how)
+
+  monkeypatch.setattr(transfusion, "rope_angles", record)
+  config = tiny.config(model__positions="axial", model__image_shape=(4, 6, 2))
+  rng = np.random.default_rng(0)
+  image = sequence.Image(np.zeros((4, 6, 2), np.float32))
+  row = tiny.pack([(tiny.text(rng, 2), image, tiny.text(rng, 1))], config)
+  positions, patches, lo, hi = tiny.put(
+    [x[None] for x in (row.positions_l, row.patch_l, row.lo_l, row.hi_l)]
+  )
+  bind(config.model, tiny.params(config.model))._view(
+    positions, lo, hi, patch_bl=patches
+  )
+  ((rows, columns),) = turned
+  assert rows[:12].tolist() == [0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 7, 8]
+  assert columns[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.slow
