@@ -122,6 +122,20 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"data__caption_dropout": 1.5}, ["data.caption_dropout=1.5"]),
     ({"diffusion__image_first_noise_cap": 0.0}, ["image_first_noise_cap=0.0"]),
     ({"diffusion__image_first_clean": 1.1}, ["image_first_clean=1.1"]),
+    ({"diffusion__context": "clean"}, ["diffusion.context='clean'", "both"]),
+    (
+      {"diffusion__context": "both", "data__isolate_documents": False},
+      ["diffusion.context='both'", "data.isolate_documents=True"],
+    ),
+    (
+      {"diffusion__context": "both", "model__patches": "none"},
+      ["diffusion.context='both'", "model.patches=none"],
+    ),
+    (
+      {"diffusion__context": "both", "diffusion__image_first_clean": 0.5}
+      | {"diffusion__image_first_noise_cap": 0.75},
+      ["image_first_clean=0.5", "set 0", "image_first_noise_cap=0.75", "set 1"],
+    ),
     ({"mesh__data": 0}, ["mesh.data=0"]),
     ({"model__norm_eps": 0.0}, ["model.norm_eps=0.0"]),
     ({"seed": -1}, ["seed=-1"]),

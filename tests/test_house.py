@@ -48,9 +48,9 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance bytepairs census contents digits folder forms heldout identity"
-  " images lane_state lanes mixture notices numbers packing pairs pieces pipeline"
-  " prepared prose sentencepieces source sources tally text tokenizer",
+  "data": "balance branches bytepairs census contents digits folder forms heldout"
+  " identity images lane_state lanes mixture notices numbers packing pairs pieces"
+  " pipeline prepared prose sentencepieces source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",

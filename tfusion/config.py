@@ -121,6 +121,10 @@ class DiffusionConfig:
   image_first_noise_cap: float = 1.0
   # The share of such images that are shown without noise, as in a prompt; ours.
   image_first_clean: float = 0.0
+  # How an image looks to what follows it: noised, as it is learned, or as the two knobs
+  # above have it; or both: it stands twice, clean for what follows and noised to be
+  # learned, as in BAGEL (arXiv 2505.14683). docs/family.md has what that costs.
+  context: str = "noised"
   # While sampling, the predicted clean image is kept within plus and minus this; 0: no
   # bound. Ours. Latents reach 12 (docs/sampling.md); pixels lie in [-1, 1], so 1.
   clip: float = 10.0
@@ -274,6 +278,7 @@ CHOICES = {
   "data.too_long": ("reject", "split"),
   "diffusion.schedule": ("cosine", "linear"),
   "diffusion.target": ("eps", "x0", "v"),
+  "diffusion.context": ("noised", "both"),
   "sample.sampler": ("ddpm", "ddim", "euler", "heun", "dpmpp_2m"),
 }
 SAMPLERS = {  # of each diffusion.schedule
@@ -510,11 +515,32 @@ def _diffusion_problems(config: Config) -> list[str]:
       "sample.start=1.0: with diffusion.schedule=linear and diffusion.target=eps no"
       " image is left there to divide by; begin below 1, or train with v"
     )
+  if noise.context == "both":
+    problems += _context_problems(config)
   if noise.t_logit_mean and not noise.t_logit_std:
     problems.append(
       f"diffusion.t_logit_mean={noise.t_logit_mean:g}: is of a logit-normal t; give"
       " diffusion.t_logit_std too"
     )
+  return problems
+
+
+def _context_problems(config: Config) -> list[str]:
+  problems, both = [], "diffusion.context='both'"
+  if config.model.patches == "none":
+    problems.append(f"{both}: is of noised images, but model.patches=none; set noised")
+  if not config.data.isolate_documents:
+    problems.append(
+      f"{both}: a noised copy must not see the clean one, which may stand before it in"
+      " its row; set data.isolate_documents=True"
+    )
+  for key, off in (("image_first_noise_cap", 1.0), ("image_first_clean", 0.0)):
+    value = getattr(config.diffusion, key)
+    if value != off:
+      problems.append(
+        f"diffusion.{key}={value:g}: with {both} what follows an image sees it clean,"
+        f" and all its noise is learned; set {off:g}"
+      )
   return problems
 
 

@@ -43,6 +43,7 @@ KINDS = {
       "diffusion.timesteps",
       "diffusion.schedule",
       "diffusion.target",
+      "diffusion.context",  # says which elements the documents that wait have
       "data",
       "optim.ema_decay",
     ),
@@ -83,6 +84,7 @@ ADDED = {
   "data.isolate_documents": True,
   "diffusion.schedule": "cosine",
   "diffusion.target": "eps",
+  "diffusion.context": "noised",
   "diffusion.t_logit_std": 0.0,
   "diffusion.t_logit_mean": 0.0,
   "diffusion.t_shift": 1.0,

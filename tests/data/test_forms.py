@@ -58,6 +58,29 @@ def test_the_clean_share_holds_for_each_of_these_images_alone(kind):
   assert len(together) == len(to_read) + 1
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DOCUMENTS if DOCUMENTS[kind][1]])
+def test_a_clean_share_of_one_shows_every_image_that_text_follows_clean(kind):
+  spans, to_read = DOCUMENTS[kind]
+  for showing in range(20):
+    document = formed(spans, showing=showing, image_first_clean=1.0)
+    for place, span in enumerate(document):
+      if isinstance(span, sequence.Image) and span is not READ:
+        assert (span.noise_cap == 0) == (place in to_read)
+    images = [s for s in document if isinstance(s, sequence.Image)]
+    row = sequence.pack(
+      [sequence.lay_out(document, special=tokenizer().special, patches_per_image=16)],
+      row_length=128,
+      image_slots=4,
+      latent_shape=(8, 8, 1),
+      special=tokenizer().special,
+      patches_per_image=16,
+    )
+    want = [float(s.noise_cap > 0) for s in images]
+    assert (
+      row.image_weight_n[: len(images)].tolist() == want
+    )  # clean: no noise to learn
+
+
 def test_what_becomes_of_a_pair_is_learned_as_it_was():
   special, ids = tokenizer().special, tokenizer().encode("1")
   kinds = collections.Counter()

@@ -96,6 +96,28 @@ def expected_row(documents, config) -> sequence.Row:
   return sequence.Row(*(np.asarray(row[name]) for name in sequence.Row._fields))
 
 
+@pytest.mark.parametrize("positions", ["shared", "axial"])
+def test_rows_count_positions_as_the_model_is_told_to(positions):
+  config = changed(
+    ALL,
+    model=dict(image_shape=SHAPE, patch=4, positions=positions),
+    data=dict(sources=("album",), weights=(), epochs=(), row_length=96, image_slots=6),
+  )
+  patches = config.model.patches_per_image
+  lane = Lane([Given("album", 200, album)], tokenizer(), config, lane=1)
+  for row in itertools.islice(lane, 5):
+    stop = 0
+    for length in lane.last_lengths:
+      start, stop = stop, stop + length
+      want = sequence.count_positions(
+        row.patch_l[start:stop],
+        steps=sequence.position_steps(positions, (4, 2)),  # rows, columns
+        patches_per_image=patches,
+      )
+      np.testing.assert_array_equal(row.positions_l[start:stop], want)
+      assert want[-1] < length - 1
+
+
 def albums_in_codes(number: int) -> tuple:
   return album(number, codes=True)
 

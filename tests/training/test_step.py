@@ -14,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiny import SPECIAL
 
 from tfusion import sequence
+from tfusion.data.branches import branch
 from tfusion.diffusion.process import cosine_abar
+from tfusion.model import layers
 from tfusion.model.transfusion import bind
 from tfusion.sharding import AXES
 from tfusion.training import step as step_lib
@@ -301,6 +304,194 @@ def test_timesteps_stay_under_the_cap_of_their_image():
   noise = np.asarray(noise)
   assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03
   assert len(np.unique(noise)) > 0.99 * noise.size  # no number serves twice
+
+
+def test_every_image_of_a_document_has_a_timestep_of_its_own():
+  rng = np.random.default_rng(0)
+  one = sequence.stack([tiny.pack([tuple(tiny.image(rng) for _ in range(3))], CONFIG)])
+  batch = sequence.Batch(*(np.concatenate([x] * 2000) for x in one))
+  _, t = draw_noise(CONFIG, jax.random.key(2), tiny.put(batch))
+  apart = np.corrcoef(np.asarray(t).T)[~np.eye(3, dtype=bool)]
+  assert np.abs(apart).max() < 0.1  # four standard deviations
+
+
+# Images that stand twice, against one sequence with a mask that has holes.
+
+
+def pictures(c):
+  """Text and images by turns: the first two images are followed, the last is not."""
+  rng = np.random.default_rng(5)
+  spans = [f(rng) for f in (lambda r: tiny.text(r, 2), tiny.image) * 3]
+  return sequence.lay_out(
+    tuple(spans), special=SPECIAL, patches_per_image=c.model.patches_per_image
+  )
+
+
+def pack_laid(laid, c):
+  return sequence.pack_rows(
+    [laid],
+    row_length=c.data.row_length,
+    image_slots=c.data.image_slots,
+    latent_shape=c.model.image_shape,
+    special=SPECIAL,
+    patches_per_image=PATCHES,
+    causal=c.model.image_attention == "causal",
+    steps=sequence.position_steps(c.model.positions, c.model.grid),
+  )
+
+
+def as_bagel_lays_it(laid, c):
+  """One sequence with every followed image noised and then clean; and its mask.
+
+  Written from the rules: text sees what stands before it, an image all of itself too;
+  a noised copy is seen by itself alone, and has the positions of the clean one.
+  """
+  usual = pack_laid([laid], c)
+  order, copies, image = [], [], []  # elements of `laid`; whether noised; which image
+  starts = [int(s) for s in usual.image_start_bn[0, : len(laid.images)]]
+  for i in range(len(laid.tokens_l)):
+    of = int(laid.patch_l[i]) // PATCHES if laid.patch_l[i] >= 0 else -1
+    if i in starts and starts.index(i) < len(starts) - 1:
+      order += range(i, i + PATCHES)
+      copies += [True] * PATCHES
+      image += [of] * PATCHES
+    order.append(i)
+    copies.append(of == len(starts) - 1)  # the last image is noised where it stands
+    image.append(of)
+  order, copies, image = map(np.asarray, (order, copies, image))
+  length, n = c.data.row_length, len(order)
+  sees = np.zeros((length, length), bool)
+  for q in range(n):
+    for k in range(n):
+      own = image[q] >= 0 and (image[q], copies[q]) == (image[k], copies[k])
+      hidden = copies[k] and image[k] < len(starts) - 1
+      sees[q, k] = own or (k <= q and not hidden)
+  fields = {}
+  for name in ("tokens_bl", "targets_bl", "weights_bl", "positions_bl"):
+    whole = getattr(usual, name).copy()
+    whole[0, :n] = whole[0, order]
+    whole[0, n:] = 0
+    fields[name] = whole
+  patch, slots = np.full((1, length), -1, np.int32), []
+  for q in range(n):
+    if image[q] >= 0:
+      key = (int(image[q]), bool(copies[q]))
+      if key not in slots:
+        slots.append(key)
+      patch[0, q] = slots.index(key) * PATCHES + laid.patch_l[order[q]] % PATCHES
+  weight = np.zeros((1, c.data.image_slots), np.float32)
+  weight[0, : len(slots)] = [noised for _, noised in slots]
+  latents = np.zeros_like(usual.latents_bnhwc)
+  first = np.zeros((1, c.data.image_slots), np.int32)
+  for slot, (of, _) in enumerate(slots):
+    latents[0, slot] = laid.images[of].latent
+    first[0, slot] = np.flatnonzero(patch[0] == slot * PATCHES)[0]
+  here = np.arange(length, dtype=np.int32)[None]
+  batch = usual._replace(
+    **fields,
+    lo_bl=np.where(here < n, 0, length).astype(np.int32),
+    hi_bl=np.where(here < n, here, length - 1).astype(np.int32),
+    patch_bl=patch,
+    latents_bnhwc=latents,
+    image_start_bn=first,
+    image_weight_bn=weight,
+    noise_cap_bn=weight,
+  )
+  return batch, sees
+
+
+def attend_by(sees):
+  """In place of `attend`: any mask, with no interval in it."""
+
+  def attend(q_blhk, k_bsgk, v_bsgk, lo_bl, hi_bl, work=None):
+    whole = lambda x: jax.sharding.reshard(x, jax.P())  # noqa: E731
+    q, k, v = map(whole, (q_blhk, k_bsgk, v_bsgk))  # as many heads of each
+    scores = jnp.einsum("blhk,bshk->bhls", q, k) / q.shape[3] ** 0.5
+    p = jax.nn.softmax(jnp.where(sees[None, None], scores, -1e30), axis=-1)
+    out = jnp.einsum("bhls,bshk->blhk", p, v)
+    return jax.sharding.reshard(out, jax.typeof(q_blhk).sharding.spec)
+
+  return attend
+
+
+def noise_of_copies(config, key, batch):
+  """In place of draw_noise: a followed image has the same in both layouts."""
+  noise_bnhwc, t_bn = noise_of_the_image_itself(config, key, batch)
+  return noise_bnhwc, jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
+
+
+TWICE = {
+  "plain": dict(),
+  "shared": dict(model__positions="shared", model__patch_places="sine"),
+  "axial": dict(model__positions="axial"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", TWICE)
+def test_branches_give_the_losses_and_gradients_of_one_mask_with_holes(
+  monkeypatch, how
+):
+  c = tiny.config(
+    data__row_length=64,
+    data__image_slots=6,
+    train__batch_rows=1,
+    model__kv_heads=4,
+    diffusion__context="both",
+    **TWICE[how],
+  )
+  monkeypatch.setattr(step_lib, "draw_noise", noise_of_copies)
+  params, laid = tiny.params(c.model), pictures(c)
+  parts = branch(laid, special=SPECIAL, patches_per_image=PATCHES)
+  assert len(parts) == 3
+  got = jax.jit(lambda *args: gradients(c, *args))(
+    params, tiny.put(pack_laid(parts, c)), jax.random.key(0)
+  )
+  batch, sees = as_bagel_lays_it(laid, c)
+  monkeypatch.setattr(layers, "attend", attend_by(sees))
+  want = jax.jit(lambda *args: gradients(c, *args))(
+    params, tiny.put(batch), jax.random.key(0)
+  )
+  assert_close(got, want)
+  assert float(got[1].image.count) == 3 and float(got[1].text.count) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_what_follows_an_image_has_no_gradient_through_its_noised_copy(attention):
+  c = tiny.config(
+    data__row_length=64, data__image_slots=6, model__image_attention=attention
+  )
+  params = tiny.params(c.model)
+  parts = branch(pictures(c), special=SPECIAL, patches_per_image=PATCHES)
+  batch = pack_laid(parts, c)
+  # Slots: three of the document, the last noised; of the first branch one, of the
+  # second two. What is learned of each reaches these, and by no bit another.
+  document, branches = [0, 1, 2], {3: [3], 5: [4, 5]}
+  assert batch.image_weight_bn[0].tolist() == [0, 0, 1, 1, 0, 1]
+  noise = np.random.default_rng(0).normal(size=batch.latents_bnhwc.shape)
+  t = np.where(batch.noise_cap_bn > 0, 400, 0).astype(np.int32)
+  batch, noise, t = tiny.put((batch, noise.astype(np.float32), t))
+
+  @jax.jit
+  def by_slot(weights_n, text):
+    def total(latents):
+      own = batch._replace(latents_bnhwc=latents)
+      predicted = step_lib.predict(c, params, own, noise, t)
+      drawn = jnp.square(predicted.images_bnhwc).mean((2, 3, 4)) * weights_n[None]
+      return drawn.sum() + text * step_lib.text_loss(c, params, predicted, own).total
+
+    gradient = jax.grad(total)(batch.latents_bnhwc)
+    return jnp.abs(gradient).max((0, 2, 3, 4))
+
+  def reached(*slots, text=0.0):
+    weights = np.isin(np.arange(6), slots).astype(np.float32)
+    return np.flatnonzero(np.asarray(by_slot(weights, text))).tolist()
+
+  assert reached(text=1.0) == document
+  assert reached(2) == document
+  for slot, own in branches.items():
+    assert reached(slot) == own
 
 
 # The step.

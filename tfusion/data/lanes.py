@@ -1,9 +1,9 @@
 """One lane: documents -> packed rows, and the state from which it goes on.
 
 Owns: which documents wait, what is rejected, cut and damaged. Not: which document comes
-next (mixture.py), its form (forms.py), where a long one is cut (pieces.py), which of
-them share a row (packing.py), what a row is (sequence.py), what a state holds
-(lane_state.py), batches of a host (pipeline.py).
+next (mixture.py), its form (forms.py), where a long one is cut (pieces.py), what of it
+stands twice (branches.py), what shares a row (packing.py), what a row is (sequence.py),
+what a state holds (lane_state.py), batches of a host (pipeline.py).
 
 A document's form and pieces depend on (seed, source, showing) alone. So the state of a
 lane is counters and the names of the documents that wait.
@@ -19,7 +19,7 @@ from absl import logging
 
 from tfusion import sequence
 from tfusion.config import Config
-from tfusion.data import forms, packing, pieces
+from tfusion.data import branches, forms, packing, pieces
 from tfusion.data.lane_state import Damage, Key, LaneState
 from tfusion.data.mixture import Mixture
 from tfusion.data.shards.records import Damaged
@@ -56,7 +56,7 @@ class Lane(Iterator[sequence.Row]):
     Args:
       sources: the training or test sources.
       tokenizer: encodes their texts.
-      config: reads seed, data, model and diffusion.image_first_*.
+      config: reads seed, data, model, diffusion.image_first_* and diffusion.context.
       lane: which of data.lanes.
       state: what `state` returned; None: from the start.
       repeat: as often as data.epochs says. False gives each document of the lane once.
@@ -184,8 +184,8 @@ class Lane(Iterator[sequence.Row]):
       if isinstance(own, TooLong):
         self._reject(name, own)
         continue
-      self._count(name, own)
       self._cut = self._keyed(name, position, own)
+      self._count(name, len(own))
     return self._cut.pop(0)
 
   def _next_positions(self, name: str) -> range:
@@ -197,9 +197,21 @@ class Lane(Iterator[sequence.Row]):
   def _keyed(
     self, name: str, position: int, own: list[sequence.Elements]
   ) -> list[tuple[Key, sequence.Elements]]:
-    if len(own) == 1:
-      return [(Key(name, position), own[0])]
-    return [(Key(name, position, n), piece) for n, piece in enumerate(own)]
+    """Pieces, each with its branches, and what they are called."""
+    parts = [part for piece in own for part in self._branch(piece)]
+    if len(parts) == 1:
+      return [(Key(name, position), parts[0])]
+    return [(Key(name, position, n), part) for n, part in enumerate(parts)]
+
+  def _branch(self, piece: sequence.Elements) -> list[sequence.Elements]:
+    """What `diffusion.context` makes of a piece."""
+    if self._config.diffusion.context != "both":
+      return [piece]
+    return branches.branch(
+      piece,
+      special=self._tokenizer.special,
+      patches_per_image=self._config.model.patches_per_image,
+    )
 
   def _pieces(
     self, name: str, positions: Sequence[int]
@@ -246,18 +258,19 @@ class Lane(Iterator[sequence.Row]):
       and len(elements.images) <= data.image_slots
     )
 
-  def _count(self, name: str, own: list[sequence.Elements]) -> None:
+  def _count(self, name: str, pieces: int) -> None:
+    """Counts what was just taken, in so many pieces; branches are elements too."""
     state, special = self._state, self._tokenizer.special
-    for piece in own:
+    for _, piece in self._cut:
       patches = len(piece.images) * self._config.model.patches_per_image
       if np.count_nonzero(piece.tokens_l == special.boi) > len(piece.images):  # codes
         patches = int(np.sum(sequence.in_image(piece, special=special)))
       state.elements[name] += len(piece.tokens_l)
       state.patches += patches
       state.text_elements += len(piece.tokens_l) - patches
-    if len(own) > 1:
+    if pieces > 1:
       state.split[name] += 1
-      state.pieces[name] += len(own)
+      state.pieces[name] += pieces
 
   def _reject(self, name: str, document: TooLong) -> None:
     """Counts a document that fits no row; stops if none of the source does."""
