@@ -49,6 +49,7 @@ def test_every_number_has_a_range_or_a_check_of_its_own():
     ("loss__kl_weight", -1.0, "loss.kl_weight=-1.0: must be at least 0"),
     ("optim__ema_decay", 1.0, r"optim.ema_decay=1.0: must be in [0, 1)"),
     ("optim__end_lr", 1.0, "optim.end_lr=1.0: above optim.peak_lr=0.01"),
+    ("optim__decay", "line", "optim.decay='line': choose one of"),
     ("data__sources", (), "data.sources=(): name at least one source"),
     ("data__image_shape", (8, 8), "data.image_shape=(8, 8): give h, w, c"),
     ("data__image_shape", (8, 8, 4), "with c one of (1, 3)"),

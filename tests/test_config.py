@@ -118,6 +118,11 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"data__max_damaged": -1}, ["data.max_damaged=-1"]),
     ({"sample__steps": 1001}, ["sample.steps=1001", "diffusion.timesteps=1000"]),
     ({"optim__end_lr": 1.0}, ["optim.end_lr=1.0", "optim.peak_lr"]),
+    ({"optim__decay": "line"}, ["optim.decay='line'", "exponential"]),
+    (
+      {"optim__decay": "exponential", "optim__end_lr": 0.0},
+      ["optim.end_lr=0", "optim.decay=exponential", "hundredth"],
+    ),
     ({"optim__ema_decay": 1.0}, ["optim.ema_decay=1.0"]),
     ({"data__caption_dropout": 1.5}, ["data.caption_dropout=1.5"]),
     ({"diffusion__image_first_noise_cap": 0.0}, ["image_first_noise_cap=0.0"]),

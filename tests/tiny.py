@@ -74,8 +74,13 @@ def config(**changes) -> Config:
 
 def paper(arg: str = "") -> Config:
   """The config of experiments/paper.py; checked."""
-  path = pathlib.Path(__file__).parents[1] / "experiments" / "paper.py"
-  module_spec = importlib.util.spec_from_file_location("paper", path)
+  return experiment("paper", arg)
+
+
+def experiment(name: str, arg: str = "") -> Config:
+  """The config of experiments/NAME.py; checked."""
+  path = pathlib.Path(__file__).parents[1] / "experiments" / f"{name}.py"
+  module_spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
   return config_lib.from_dict(module.get_config(arg))

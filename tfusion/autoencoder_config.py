@@ -116,6 +116,7 @@ class AutoencoderConfig:
   train: TrainConfig = TrainConfig()
 
 
+CHOICES = {"optim.decay": config_lib.CHOICES["optim.decay"]}
 RANGES = {
   "above 0": (
     lambda x: x > 0,
@@ -159,9 +160,10 @@ def validate(config: AutoencoderConfig) -> None:
     ValueError: names the key, the value and the remedy; all problems in one message.
   """
   flat = config_lib.flatten(config)
-  problems = config_lib.range_problems(flat, RANGES)
+  problems = config_lib.choice_problems(flat, CHOICES)
+  problems += config_lib.range_problems(flat, RANGES)
   problems += config_lib.logger_problems(config.train.loggers)
-  shape, optim = config.data.image_shape, config.optim
+  shape = config.data.image_shape
   # Sizes below 1 are refused by the layers themselves.
   cell = max(config.model.downsampling, 1) if config.model.widths else 1
   if len(shape) != 3 or shape[2] not in CHANNELS:
@@ -176,7 +178,6 @@ def validate(config: AutoencoderConfig) -> None:
     problems.append(f"data.image_shape={shape}: codes are of square images")
   if not config.data.sources:
     problems.append("data.sources=(): name at least one source")
-  if optim.end_lr > optim.peak_lr:
-    problems.append(f"optim.end_lr={optim.end_lr}: above optim.peak_lr={optim.peak_lr}")
+  problems += config_lib.rate_problems(config.optim)
   if problems:
     raise ValueError("\n".join(problems))

@@ -169,6 +169,8 @@ class OptimConfig:
 
   peak_lr: float = 3e-4  # 1/update, after warm-up
   end_lr: float = 1.5e-5  # 1/update, after the last step
+  # From peak_lr to end_lr: a cosine, or exponential: one ratio from update to update.
+  decay: str = "cosine"
   warmup_steps: int = 4000  # updates in which the rate rises from 0
   b1: float = 0.9
   b2: float = 0.95
@@ -279,6 +281,7 @@ CHOICES = {
   "diffusion.schedule": ("cosine", "linear"),
   "diffusion.target": ("eps", "x0", "v"),
   "diffusion.context": ("noised", "both"),
+  "optim.decay": ("cosine", "exponential"),
   "sample.sampler": ("ddpm", "ddim", "euler", "heun", "dpmpp_2m"),
 }
 SAMPLERS = {  # of each diffusion.schedule
@@ -383,15 +386,10 @@ def validate(config: Config) -> None:
     ValueError: names the key, the value and the remedy; all problems in one message.
   """
   flat = flatten(config)
-  problems = [
-    f"{key}={flat[key]!r}: choose one of {choices}"
-    for key, choices in CHOICES.items()
-    if flat[key] not in choices
-  ]
-  problems += range_problems(flat, RANGES)
+  problems = choice_problems(flat, CHOICES) + range_problems(flat, RANGES)
   if problems:  # the checks below divide by these
     raise ValueError("\n".join(problems))
-  m, d, t, o = config.model, config.data, config.train, config.optim
+  m, d, t = config.model, config.data, config.train
 
   def require(good: bool, message: str):
     if not good:
@@ -434,10 +432,7 @@ def validate(config: Config) -> None:
     f" sample.start={config.sample.start:g} of diffusion.timesteps"
     f"={config.diffusion.timesteps} leaves",
   )
-  require(
-    o.end_lr <= o.peak_lr,
-    f"optim.end_lr={o.end_lr}: above optim.peak_lr={o.peak_lr}",
-  )
+  problems += rate_problems(config.optim)
   for key in ("data", "fsdp"):
     size = getattr(config.mesh, key)
     require(
@@ -625,6 +620,15 @@ def mesh_sizes(mesh: MeshConfig, *, devices: int) -> dict[str, int]:
   return {n: max(devices // known, 1) if s == -1 else s for n, s in sizes.items()}
 
 
+def choice_problems(flat: dict[str, Any], choices: dict[str, Any]) -> list[str]:
+  """A message for every value that is not a choice, of a table such as CHOICES."""
+  return [
+    f"{key}={flat[key]!r}: choose one of {known}"
+    for key, known in choices.items()
+    if flat[key] not in known
+  ]
+
+
 def range_problems(flat: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
   """A message for every value outside its range, of a table such as RANGES."""
   return [
@@ -633,6 +637,19 @@ def range_problems(flat: dict[str, Any], ranges: dict[str, Any]) -> list[str]:
     for key in keys.split()
     if not good(flat[key])
   ]
+
+
+def rate_problems(optim: OptimConfig) -> list[str]:
+  """A message for each way in which the ends of the rate do not fit together."""
+  problems = []
+  if optim.end_lr > optim.peak_lr:
+    problems.append(f"optim.end_lr={optim.end_lr}: above optim.peak_lr={optim.peak_lr}")
+  if optim.decay == "exponential" and optim.end_lr == 0:
+    problems.append(
+      "optim.end_lr=0: optim.decay=exponential never reaches 0; give a small rate, such"
+      " as a hundredth of optim.peak_lr"
+    )
+  return problems
 
 
 def flatten(config: Any) -> dict[str, Any]:

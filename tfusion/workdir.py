@@ -96,7 +96,11 @@ ADDED = {
   "sample.start": 1.0,
 }
 # The same, in the configs of all commands.
-ADDED_TO_ALL = {"train.stall_seconds": 0, "train.loggers": ()}
+ADDED_TO_ALL = {
+  "train.stall_seconds": 0,
+  "train.loggers": (),
+  "optim.decay": "cosine",
+}
 
 # Knobs that have another name now: old name -> new name. A run's config.json may have
 # the old ones.

@@ -29,6 +29,22 @@ def test_the_rate_warms_up_in_a_line_and_falls_in_a_cosine_to_the_last_step():
   assert lr(110) == lr(500) == pytest.approx(0.1)
 
 
+def test_an_exponential_falls_by_one_ratio_at_every_update_to_the_last_step():
+  lr = schedule(optim__decay="exponential")
+  assert [lr(i) for i in (0, 1, 5, 10)] == pytest.approx([0, 0.1, 0.5, 1.0])
+  ratios = [lr(i + 1) / lr(i) for i in range(10, 110)]
+  assert ratios == pytest.approx([0.1 ** (1 / 100)] * 100, rel=1e-5)
+  assert lr(110) == lr(500) == pytest.approx(0.1)
+  assert schedule(optim__decay="exponential", optim__warmup_steps=0)(0) == 1.0
+  short = schedule(optim__decay="exponential", optim__warmup_steps=50, train__steps=20)
+  assert [short(i) for i in (0, 10, 19)] == pytest.approx([0, 0.5, 0.95])
+
+
+def test_an_exponential_between_equal_ends_is_constant():
+  lr = schedule(optim__decay="exponential", optim__end_lr=1.0)
+  assert {lr(i) for i in (10, 50, 110, 500)} == {1.0}
+
+
 def test_without_warm_up_the_first_update_is_at_the_peak():
   assert schedule(optim__warmup_steps=0)(0) == 1.0
 
@@ -63,6 +79,18 @@ def test_the_papers_runs_are_the_papers(size):
   assert config.train.steps == 250_000 and config.train.accumulate == 1
   assert (config.train.batch_rows, config.data.row_length) == (512, 4096)
   assert config.model.image_shape == (32, 32, 8) and config.model.patch == 2
+
+
+def test_the_rate_of_chameleon_7b_is_its_own_and_that_of_the_baseline_the_papers():
+  # arXiv 2405.09818, section 2.3, but for where its decay "to 0" ends.
+  own = tiny.experiment("chameleon", "size=7b,recipe=chameleon_7b_original")
+  lr = make_schedule(own)
+  got = [float(lr(i)) for i in (2000, 4000, 127_000, 250_000)]
+  assert got == pytest.approx([5e-5, 1e-4, 1e-5, 1e-6], rel=1e-4)
+  assert own.optim.eps == 1e-5 and own.optim.weight_decay == 0.1
+  # arXiv 2408.11039, section 4.1: only the peak is lower.
+  baseline = tiny.experiment("chameleon", "size=7b").optim
+  assert baseline == OptimConfig(peak_lr=1e-4)
 
 
 def paths_of(mask) -> dict[str, bool]:

@@ -14,9 +14,23 @@ from tfusion.config import Config
 
 
 def make_schedule(config: Config | AutoencoderConfig) -> optax.Schedule:
-  """Linear warm-up, then a cosine to end_lr at the last step (section 4.1)."""
+  """Linear warm-up, then down to end_lr at the last step, and end_lr after it.
+
+  The cosine is that of section 4.1. The exponential multiplies the rate by one number
+  at every update, the one that ends at end_lr. Chameleon's "exponential decay to 0"
+  (arXiv 2405.09818, section 2.3) names no such number, and none reaches 0: ours.
+  """
   o, steps = config.optim, config.train.steps
   warmup = min(o.warmup_steps, steps)
+  if o.decay == "exponential":
+    return optax.warmup_exponential_decay_schedule(
+      init_value=0.0,
+      peak_value=o.peak_lr,
+      warmup_steps=warmup,
+      transition_steps=max(steps - warmup, 1),
+      decay_rate=o.end_lr / o.peak_lr,
+      end_value=o.end_lr,
+    )
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0 if warmup else o.peak_lr,
     peak_value=o.peak_lr,
