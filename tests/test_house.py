@@ -66,8 +66,8 @@ FILES = {
   "training": "clock compiled cross_entropy data_report due events executable feed"
   " flops goodput hold log loggers loop losses lowered machine optim peers profiles"
   " speed spikes step stop validate watch",
-  "prepare/layouts": "bagel conversations energon img2dataset interleaved mds mint mmc4"
-  " shaped",
+  "prepare/layouts": "bagel conversations energon img2dataset interleaved lance_tables"
+  " mds mint mmc4 shaped",
   "report": "comparison curves evaluation facts goodput hosts page plot run samples"
   " spikes summary",
 }
@@ -80,6 +80,7 @@ ONLY = {
   "apache_beam": "prepare",
   "distributed": "prepare",
   "pyarrow": "prepare",
+  "lance": "prepare",
   "tensorflow_datasets": "prepare",
   "yaml": "prepare",
   "array_record": "data",
@@ -105,6 +106,7 @@ REQUIREMENT_OF = {
   "absl": "absl-py",
   "apache_beam": "apache-beam",
   "array_record": "array-record",
+  "lance": "pylance",
   "ml_collections": "ml-collections",
   "ml_dtypes": "ml-dtypes",
   "orbax": "orbax-checkpoint",

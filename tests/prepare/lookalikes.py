@@ -514,6 +514,23 @@ def mds(root: Path, *, compression: str = "", encoding: str = "jpeg") -> Path:
   return root
 
 
+def lance(root: Path) -> Path:
+  """Two splits, a table each, of fragments of two rows and one."""
+  import pyarrow as pa
+  import pytest
+
+  lance = pytest.importorskip("lance")
+  for split in ("train", "val"):
+    rows = [
+      {"caption": f"{split} {i}", "image": image(i), "added": i, "embedding": [0.5, i]}
+      for i in range(3)
+    ]
+    table = pa.Table.from_pylist(rows)
+    table = table.set_column(2, "added", table["added"].cast(pa.timestamp("ns")))
+    lance.write_dataset(table, root / f"{split}.lance", max_rows_per_file=2)
+  return root
+
+
 def pack(data: bytes, compression: str) -> bytes:
   """Compresses a shard as the streaming package does."""
   if compression in ("gz", "bz2"):

@@ -70,6 +70,7 @@ KINDS = [
   ("energon", lookalikes.energon),
   ("energon", lookalikes.bridge),
   ("mds", lookalikes.mds),
+  ("lance", lookalikes.lance),
   ("folder", captioned),
   ("folder", listed),
   ("tar", archive),
@@ -149,16 +150,11 @@ def test_a_folder_that_is_nothing_known_is_refused(tmp_path, make, says):
     readers.resolve(f"auto:{tmp_path}")
 
 
-def test_shards_and_tables_of_lance_are_told_what_to_do(tmp_path):
+def test_shards_are_for_training_and_not_prepared_again(tmp_path):
   (tmp_path / "manifest.json").write_text("{}")
   (tmp_path / "train-000000-of-000001.array_record").write_bytes(b"")
   with pytest.raises(ValueError, match="holds shards already; train on them"):
     readers.resolve(f"auto:{tmp_path}")
-  data = tmp_path / "laion.lance" / "data"
-  data.mkdir(parents=True)
-  (data / "0.lance").write_bytes(b"")
-  with pytest.raises(ValueError, match="a table of Lance.*write it as parquet"):
-    readers.resolve(f"auto:{tmp_path / 'laion.lance'}")
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path):

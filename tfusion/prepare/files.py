@@ -106,13 +106,27 @@ def find(
       f"--source={spec}: {', '.join(gone[:5])}: a link to nothing, or no file; mend it,"
       " or move it away"
     )
+  root = path.absolute()
+  return [file(root, name, apart) for name, apart in split(spec, names).items()]
+
+
+def split(spec: str, names: list[str]) -> dict[str, bool | None]:
+  """Which files are held out by their names, and says what may be a mistake.
+
+  Args:
+    spec: the whole source, for messages.
+    names: of all its files, relative to its folder, posix.
+
+  Returns:
+    name -> whether it is held out; all None: a hash of each document decides.
+  """
   tests = {name for name in names if heldout.is_named(name)}
   if len(tests) == len(names):
     print(f"{spec}: every file's name says held out, so a hash chooses", flush=True)
   if said := heldout.advice(set(names) - tests):
     print(f"{spec}: {said}", flush=True)
-  split, root = 0 < len(tests) < len(names), path.absolute()
-  return [file(root, name, name in tests if split else None) for name in names]
+  named = 0 < len(tests) < len(names)
+  return {name: name in tests if named else None for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ reading a part (the files that the table names).
   digits, pydoc, shapes   the embedded sources
 and data sets as people have them, with their own layouts (layouts/)
   img2dataset:PATH, obelics:PATH, mmc4:PATH, mint:PATH, bagel-t2i:PATH,
-  bagel-edit:PATH, llava:PATH, energon:PATH, mds:PATH
+  bagel-edit:PATH, llava:PATH, energon:PATH, mds:PATH, lance:PATH
   auto:PATH      one of all these, found by looking
 PATH is a file or a folder, looked through for all files of the kind.
 """
@@ -35,6 +35,7 @@ from tfusion.prepare.layouts import (
   energon,
   img2dataset,
   interleaved,
+  lance_tables,
   mds,
   mint,
   mmc4,
@@ -51,8 +52,9 @@ class Layout(NamedTuple):
   plan: Callable[[str, str, int], Sequence[Part]]
   recognise: Callable[[Look], bool]
   known: str  # what is read, for messages; docs/shards.md and docs/data.md have it all
-  needs: tuple[str, ...] = ()  # modules of the extra `prepare`
+  needs: tuple[str, ...] = ()  # modules of `extra`
   answers: bool = False  # it says which spans are answers
+  extra: str = "prepare"  # of tfusion
 
 
 # In the order in which `auto` looks: what has more signs comes first.
@@ -66,6 +68,13 @@ LAYOUTS = {
   ),
   "mds": Layout(
     mds.plan, mds.recognise, f"shards of MosaicML; {rows.KNOWN}", needs=("pyarrow",)
+  ),
+  "lance": Layout(
+    lance_tables.plan,
+    lance_tables.recognise,
+    f"tables of Lance; {rows.KNOWN}",
+    needs=("pyarrow", "lance"),
+    extra="prepare,lance",
   ),
   "tfds": Layout(
     datasets.plan_tfds,
@@ -204,11 +213,6 @@ def _refuse_otherwise(spec: str, one: Look) -> None:
   said = f"--source={spec}: {one.root}"
   if manifest_lib.MANIFEST in one.names and one.first(".array_record"):
     raise ValueError(f"{said}: holds shards already; train on them: data={one.root}")
-  if any(part.suffix == ".lance" for part in (one.root, *one.root.parents)):
-    raise ValueError(
-      f"{said}: is a table of Lance, which is not read; write it as parquet, with"
-      ' pyarrow.parquet.write_table(lance.dataset("DIR.lance").to_table(), FILE)'
-    )
 
 
 def has_answers(spec: str) -> bool:
@@ -217,7 +221,7 @@ def has_answers(spec: str) -> bool:
   return layout is not None and layout.answers
 
 
-def _require(spec: str, modules: Sequence[str]) -> None:
+def _require(spec: str, modules: Sequence[str], extra: str = "prepare") -> None:
   """Refuses a source for which a library is missing.
 
   Raises:
@@ -226,7 +230,7 @@ def _require(spec: str, modules: Sequence[str]) -> None:
   for module in modules:
     if importlib.util.find_spec(module) is None:
       raise ValueError(
-        f"--source={spec}: {module} is missing: pip install 'tfusion[prepare]'"
+        f"--source={spec}: {module} is missing: pip install 'tfusion[{extra}]'"
       )
 
 
@@ -249,7 +253,7 @@ def plan(spec: str, *, documents: int, image_shape: tuple[int, int, int]) -> lis
     raise ValueError(f"--source={spec}: unknown; known: {', '.join(sorted(NAMES))}")
   if not argument:
     raise ValueError(f"--source={spec}: which? As in --source {name}:PATH")
-  _require(spec, LAYOUTS[name].needs)
+  _require(spec, LAYOUTS[name].needs, LAYOUTS[name].extra)
   return [*LAYOUTS[name].plan(spec, argument, documents)]
 
 

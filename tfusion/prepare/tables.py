@@ -22,6 +22,7 @@ from tfusion.prepare import rows as rows_lib
 from tfusion.prepare.raw import Raw, Rejected
 
 SAMPLED_BYTES = 1 << 20  # of a table, to see how long its lines are
+BATCH_ROWS = 64  # of arrow, read at once
 SAMPLED_ROWS = 16  # of a table, to see whether its columns are known
 MAX_CSV_FIELD = 1 << 20
 END = "tfusion: the end of this file"  # a line of our own, behind the last of a .csv
@@ -70,14 +71,15 @@ class Documents:
 
   def finder(self: Any, row: Row) -> Callable[[str], Path]:
     """Finds images relative to the folder of the table."""
+    return functools.partial(image_in, self.file.path.parent)
 
-    def find(name: str) -> Path:
-      path = self.file.path.parent / name
-      if not is_file(path):
-        raise KeyError(name[:100])
-      return path
 
-    return find
+def image_in(folder: Path, name: str) -> Path:
+  """Where the file of an image is that a row names; KeyError where there is none."""
+  path = folder / name
+  if not is_file(path):
+    raise KeyError(name[:100])
+  return path
 
 
 def is_file(path: Path) -> bool:
@@ -179,36 +181,56 @@ class Rows(Documents):
 
   def rows(self) -> Iterator[Row | Rejected]:
     """Yields each row; its id holds its row group and its number in that."""
-    from pyarrow import ArrowException, parquet
-
     self.file.require_unchanged()
     name = raw_lib.printable(self.file.name)
     if self.damage:
       test = self.file.holds_out(name)
       yield Rejected(name, raw_lib.UNREADABLE, self.damage, test=test)
     for group, rows in self.groups:
-      number = 0
-      try:
-        with parquet.ParquetFile(self.file.path) as table:
-          columns = _columns(table.schema_arrow)
-          for batch in table.iter_batches(64, row_groups=[group], columns=columns):
-            for row in _rows_of(batch):
-              id = f"{name}@{group}.{number}"
-              number += 1
-              if isinstance(row, ValueError):
-                test, why = self.file.holds_out(id), str(row)
-                yield Rejected(id, raw_lib.UNREADABLE, why, test=test)
-              else:
-                yield Row(id, row)
-      except (ArrowException, OSError, ValueError) as error:
-        raw_lib.stop_if_of_machine(error)
-        for lost in range(number, rows):
-          id = f"{name}@{group}.{lost}"
-          test = self.file.holds_out(id)
-          yield Rejected(id, raw_lib.UNREADABLE, str(error), test=test)
+      ids = [f"{name}@{group}.{number}" for number in range(rows)]
+      yield from rows_of_batches(self.file, ids, self._batches(group))
+
+  def _batches(self, group: int) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(self.file.path) as table:
+      columns = columns_of(table.schema_arrow)
+      yield from table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
 
 
-def _columns(schema: Any) -> list[str]:
+def rows_of_batches(
+  file: files_lib.File, ids: list[str], batches: Iterator[Any]
+) -> Iterator[Row | Rejected]:
+  """The rows of batches of arrow, in order; what cannot be read is lost.
+
+  Args:
+    file: says what is held out.
+    ids: of all the rows that there should be.
+    batches: reads as it goes. With its first error all rows that it has not given are
+      lost.
+
+  Raises:
+    OSError: the machine cannot read, which says nothing of the rows.
+  """
+  from pyarrow import ArrowException
+
+  left = iter(ids)
+  try:
+    for batch in batches:
+      for row, id in zip(rows_of(batch), left):
+        if isinstance(row, ValueError):
+          test, why = file.holds_out(id), str(row)
+          yield Rejected(id, raw_lib.UNREADABLE, why, test=test)
+        else:
+          yield Row(id, row)
+  except (ArrowException, OSError, ValueError) as error:
+    raw_lib.stop_if_of_machine(error)
+    for id in left:
+      test = file.holds_out(id)
+      yield Rejected(id, raw_lib.UNREADABLE, str(error), test=test)
+
+
+def columns_of(schema: Any) -> list[str]:
   """The columns that may be read: no text and no image is a time, and Python cannot
   hold all that arrow can."""
   from pyarrow import types
@@ -216,7 +238,7 @@ def _columns(schema: Any) -> list[str]:
   return [field.name for field in schema if not types.is_temporal(field.type)]
 
 
-def _rows_of(batch: Any) -> Iterator[dict[str, Any] | ValueError]:
+def rows_of(batch: Any) -> Iterator[dict[str, Any] | ValueError]:
   """The rows of a batch; of one that cannot be made values, why."""
   try:
     yield from batch.to_pylist()
@@ -275,9 +297,9 @@ def first_rows(file: files_lib.File) -> list[dict[str, Any]]:
 
   try:
     with parquet.ParquetFile(file.path) as table:
-      columns = _columns(table.schema_arrow)
+      columns = columns_of(table.schema_arrow)
       batch = next(table.iter_batches(SAMPLED_ROWS, columns=columns), None)
-      rows = list(_rows_of(batch)) if batch else []
+      rows = list(rows_of(batch)) if batch else []
       return [row for row in rows if not isinstance(row, ValueError)]
   except (ArrowException, OSError, ValueError) as error:
     raw_lib.stop_if_of_machine(error)

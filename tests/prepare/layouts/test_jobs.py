@@ -23,6 +23,7 @@ USED = {
   "bagel_vlm": Amount(3, 2, 10),
   "energon": Amount(8, 8, 8),
   "mds": Amount(6, 6, 6),
+  "lance": Amount(6, 6, 6),
 }
 
 

@@ -555,6 +555,119 @@ def test_a_shard_of_mds_of_another_size_than_its_index_says_is_lost(
   assert [reason for reason, _ in lost(read(f"mds:{root}"))] == [raw.UNREADABLE] * 3
 
 
+# Lance.
+
+
+def lance_table(path, rows, **options):
+  lance = pytest.importorskip("lance")
+  import pyarrow
+
+  return lance.write_dataset(pyarrow.Table.from_pylist(rows), path, **options)
+
+
+def test_tables_of_lance_are_read_and_their_names_say_what_is_held_out(tmp_path):
+  found = read(f"lance:{lookalikes.lance(tmp_path)}")
+  assert [(shown(d), d.test) for d in kept(found)] == [
+    ([f"{split} {i}", i], split == "val")
+    for split in ("train", "val")
+    for i in range(3)
+  ]
+  assert list(found)[:4] == [
+    "train.lance@0.0",
+    "train.lance@0.1",
+    "train.lance@1.0",
+  ] + ["val.lance@0.0"]
+
+
+def test_a_table_of_lance_is_itself_a_source_with_the_same_ids(tmp_path):
+  root = lookalikes.lance(tmp_path)
+  alone = read(f"lance:{root / 'train.lance'}")
+  assert list(alone) == [id for id in read(f"lance:{root}") if id.startswith("train")]
+
+
+@pytest.mark.parametrize("documents", [1, 3, 1000])
+def test_a_fragment_of_lance_is_cut_into_parts_of_a_size(tmp_path, documents):
+  rows = [{"text": f"row {i}"} for i in range(10)]
+  lance_table(tmp_path / "a.lance", rows, max_rows_per_file=6)
+  parts = readers.plan(f"lance:{tmp_path}", documents=documents, image_shape=SHAPE)
+  assert len(parts) == {1: 10, 3: 4, 1000: 2}[documents]
+  found = [d for part in parts for d in part.read()]
+  assert [d.spans for d in found] == [(f"row {i}",) for i in range(10)]
+  assert [d.id for d in found][5:7] == ["a.lance@0.5", "a.lance@1.0"]
+
+
+def test_deleted_rows_of_lance_and_old_versions_are_not_read(tmp_path):
+  table = lance_table(tmp_path / "a.lance", [{"text": t} for t in "abc"])
+  table.delete("text = 'b'")
+  found = read(f"lance:{tmp_path}", documents=1)
+  assert [d.spans for d in kept(found)] == [("a",), ("c",)]
+  lance_table(tmp_path / "a.lance", [{"text": "d"}], mode="overwrite")
+  assert [d.spans for d in kept(read(f"lance:{tmp_path}"))] == [("d",)]
+
+
+def test_a_job_reads_a_table_of_lance_as_it_was_when_it_began(tmp_path):
+  table = lance_table(tmp_path / "a.lance", [{"text": t} for t in "abc"])
+  (part,) = readers.plan(f"lance:{tmp_path}", documents=9, image_shape=SHAPE)
+  table.delete("text = 'b'")
+  lance_table(tmp_path / "a.lance", [{"text": "d"}], mode="append")
+  assert [d.spans for d in part.read()] == [("a",), ("b",), ("c",)]
+  (data,) = [tmp_path / file.name for file in part.data]
+  data.unlink()
+  with pytest.raises(OSError, match="is gone or has changed since the job began"):
+    list(part.read())
+  with pytest.raises(ValueError, match="is not there; copy the whole folder"):
+    read(f"lance:{tmp_path}")
+
+
+@pytest.mark.parametrize("storage", ["2.0", "2.2"])
+def test_blobs_of_lance_are_images_too(tmp_path, storage):
+  lance = pytest.importorskip("lance")
+  import pyarrow as pa
+
+  blob = pa.field("image", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
+  schema = pa.schema([blob, pa.field("text", pa.string())])
+  rows = [{"image": lookalikes.image(i), "text": f"shade {i}"} for i in range(3)]
+  table = pa.Table.from_pylist(rows, schema)
+  lance.write_dataset(table, tmp_path / "a.lance", data_storage_version=storage)
+  found = kept(read(f"lance:{tmp_path}"))
+  assert [shown(d) for d in found] == [[f"shade {i}", i] for i in range(3)]
+
+
+def test_an_image_that_a_table_of_lance_names_lies_beside_the_table(tmp_path):
+  (tmp_path / "a.png").write_bytes(lookalikes.image(5))
+  rows = [{"file_name": f"{c}.png", "caption": f"of {c}"} for c in "ab"]
+  lance_table(tmp_path / "a.lance", rows)
+  found = read(f"lance:{tmp_path}")
+  assert [shown(d) for d in kept(found)] == [["of a", 5]]
+  assert [amount for _, amount in lost(found)] == [Amount(1, 1, 1)]
+
+
+def test_a_damaged_fragment_of_lance_is_lost_row_by_row(tmp_path):
+  rows = [{"text": f"row {i} " * 50} for i in range(6)]
+  lance_table(tmp_path / "a.lance", rows, max_rows_per_file=3)
+  (data, *_) = readers.plan(f"lance:{tmp_path}", documents=9, image_shape=SHAPE)[1].data
+  path = tmp_path / data.name
+  path.write_bytes(bytes(path.stat().st_size))
+  found = read(f"lance:{tmp_path}", documents=9)
+  assert len(kept(found)) == 3
+  assert [reason for reason, _ in lost(found)] == [raw.UNREADABLE] * 3
+
+
+def test_a_table_of_lance_that_cannot_serve_is_refused(tmp_path):
+  lance_table(tmp_path / "a.lance", [{"uid": "a"}])
+  with pytest.raises(ValueError, match=r"source=lance.*its columns are \['uid'\]"):
+    read(f"lance:{tmp_path}")
+  (manifest,) = (tmp_path / "a.lance" / "_versions").glob("*.manifest")
+  manifest.write_bytes(b"broken")
+  with pytest.raises(ValueError, match="a.lance: cannot be opened"):
+    read(f"lance:{tmp_path}")
+  lance_table(tmp_path / "b" / "b.lance", [{"text": "b"}]).delete("true")
+  with pytest.raises(ValueError, match="its tables of Lance have no rows"):
+    read(f"lance:{tmp_path / 'b'}")
+  with pytest.raises(ValueError, match="there is no folder"):
+    read(f"lance:{manifest}")
+
+
 # All of them.
 
 ALL = {
@@ -567,6 +680,7 @@ ALL = {
   "llava": lookalikes.llava,
   "energon": lookalikes.energon,
   "mds": lookalikes.mds,
+  "lance": lookalikes.lance,
 }
 
 
@@ -617,6 +731,14 @@ def test_a_library_that_lacks_is_named_with_the_extra(tmp_path, monkeypatch, kin
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"is missing: pip install 'tfusion\[prepare\]'"):
     read(f"{kind}:{tmp_path}")
+
+
+def test_without_the_library_of_lance_its_extra_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    "importlib.util.find_spec", lambda name: None if name == "lance" else 1
+  )
+  with pytest.raises(ValueError, match=r"lance is missing.*tfusion\[prepare,lance\]"):
+    read(f"lance:{tmp_path}")
 
 
 def test_columns_that_a_layout_does_not_have_are_named(tmp_path, capsys):
