@@ -59,7 +59,7 @@ FILES = {
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers",
-  "model": "layers linear patches transformer transfusion unet",
+  "model": "layers linear patches transformer transfusion unet untied",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"
   " readers rows runner tables tar worker",

@@ -60,6 +60,9 @@ class ModelConfig:
   # Chameleon 34B does (the same section): x + norm(attention(x)).
   norms: str = "before"
   attention_bias: bool = False  # of queries, keys and values, as in Qwen2
+  # What patches have of their own beside text: none; mlp, that of every layer; or all,
+  # attention and norms too (Mixture-of-Transformers, arXiv 2411.04996).
+  untied: str = "none"
   # Share of the numbers of attention and MLP that a training step leaves out.
   dropout: float = 0.0
   rope_theta: float = 10_000.0
@@ -202,6 +205,11 @@ class TrainConfig:
   # Weight of log^2 Z at every target, where Z is the sum that its softmax divides by
   # (arXiv 2405.09818, section 2.3, has 1e-5); 0: none.
   z_loss: float = 0.0
+  # What the learning rate is multiplied by, for parameters that text uses and for those
+  # that patches alone have: patch layers, and what model.untied gives them. At 0 they
+  # stay as they are (LMFusion, arXiv 2412.15188).
+  text_lr_factor: float = 1.0
+  image_lr_factor: float = 1.0
   accumulate: int = 1  # parts of a batch whose gradients are summed, to save memory
   log_every_steps: int = 20
   # Where the numbers of a run go too, beside its own files: tensorboard and wandb
@@ -273,6 +281,7 @@ CHOICES = {
   "model.patch_places": ("none", "learned", "sine"),
   "model.qk_norm": ("none", "layer", "rms"),
   "model.norms": ("before", "after"),
+  "model.untied": ("none", "mlp", "all"),
   "model.dtype": ("auto", "float32", "bfloat16"),
   "model.gradient_dtype": ("float32", "bfloat16"),
   "model.remat": ("none", "dots", "full"),
@@ -314,6 +323,7 @@ RANGES = {
     "diffusion.image_weight diffusion.clip diffusion.t_logit_std"
     " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
+    " train.text_lr_factor train.image_lr_factor"
     " train.z_loss train.keep_every_steps train.stall_seconds sample.temperature"
     " sample.code_temperature",
   ),
@@ -424,6 +434,14 @@ def validate(config: Config) -> None:
   if m.patches == "unet":
     problems += _unet_problems(m)
   problems += _place_problems(m)
+  require(
+    t.text_lr_factor > 0 or t.image_lr_factor > 0,
+    "train.text_lr_factor=0.0, train.image_lr_factor=0.0: nothing would learn",
+  )
+  require(
+    m.untied == "none" or m.patches != "none",
+    f"model.untied={m.untied}: is of patches, and model.patches=none has none",
+  )
   problems += _diffusion_problems(config)
   first = round(config.sample.start * config.diffusion.timesteps)
   require(

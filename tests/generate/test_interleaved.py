@@ -260,12 +260,13 @@ CHANGED = dict(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "positions, places", [("axial", "learned"), ("shared", "sine")]
+  "positions, places, untied",
+  [("axial", "learned", "all"), ("shared", "sine", "mlp"), ("sequence", "none", "all")],
 )
-def test_cached_equals_uncached_in_a_model_that_is_changed(positions, places):
+def test_cached_equals_uncached_in_a_model_that_is_changed(positions, places, untied):
   values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
-  where = dict(model__positions=positions, model__patch_places=places)
-  c = tiny.config(**values | CHANGED | where)
+  own = dict(model__positions=positions, model__patch_places=places)
+  c = tiny.config(**values | CHANGED | own | dict(model__untied=untied))
   params = tiny.params(c.model, seed=3)
   rng = np.random.default_rng(0)
   prompts = [

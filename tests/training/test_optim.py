@@ -9,7 +9,13 @@ import pytest
 import tiny
 
 from tfusion.config import OptimConfig
-from tfusion.training.optim import decay_mask, make_optimizer, make_schedule, update_ema
+from tfusion.training.optim import (
+  decay_mask,
+  make_optimizer,
+  make_schedule,
+  tower_of,
+  update_ema,
+)
 
 
 def schedule(**changes):
@@ -167,3 +173,54 @@ def test_the_average_of_equal_weights_is_bit_for_bit_those_weights():
   params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100), jnp.float32)}
   got = update_ema(params, params, decay=0.995, step=jnp.int32(77))
   assert jnp.array_equal(got["w"], params["w"])
+
+
+OF_PATCHES = {
+  "patches": 8,  # weights and biases of linear patches
+  "transformer/blocks/image": 9,
+  "transformer/image_norm": 1,
+}
+
+
+def test_what_patches_alone_have_is_told_from_what_text_uses():
+  params = tiny.params(tiny.config(model__untied="all").model)
+  found = paths_of(jax.tree_util.tree_map_with_path(lambda p, _: tower_of(p), params))
+  of_patches = [path for path, tower in found.items() if tower == "image"]
+  for start, count in OF_PATCHES.items():
+    assert sum(path.startswith(start) for path in of_patches) == count
+  assert len(of_patches) == sum(OF_PATCHES.values())
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_each_tower_has_its_share_of_the_rate_behind_one_clip(clip):
+  plain = tiny.config(optim__clip_norm=clip)
+  config = tiny.config(
+    optim__clip_norm=clip, train__text_lr_factor=0.5, train__image_lr_factor=3.0
+  )
+  rng = np.random.default_rng(0)
+  grads, params = (
+    {
+      "head": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32),
+      "patches": {"w_in": jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)},
+    }
+    for _ in range(2)
+  )
+
+  def updates(config):
+    optimizer = make_optimizer(config)
+    state = optimizer.init(params)
+    for _ in range(2):  # the first has a rate of 0
+      out, state = optimizer.update(grads, state, params)
+    return out
+
+  got, want = updates(config), updates(plain)
+  np.testing.assert_allclose(got["head"], 0.5 * want["head"], rtol=1e-6)
+  want = want["patches"]["w_in"]
+  np.testing.assert_allclose(got["patches"]["w_in"], 3 * want, rtol=1e-6)
+  assert np.abs(want).max() > 0
+
+
+def test_factors_of_one_add_nothing_to_the_optimizer():
+  params = {"w": jnp.zeros(2)}
+  assert len(make_optimizer(tiny.config()).init(params)) == 2
+  assert len(make_optimizer(tiny.config(train__text_lr_factor=2.0)).init(params)) == 3

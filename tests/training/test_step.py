@@ -24,6 +24,7 @@ from tfusion.model.transfusion import bind
 from tfusion.sharding import AXES
 from tfusion.training import step as step_lib
 from tfusion.training.losses import Sum, text_loss
+from tfusion.training.optim import tower_of
 from tfusion.training.step import (
   Losses,
   draw_noise,
@@ -719,6 +720,40 @@ def test_a_step_in_bfloat16_moves_parameters_that_stay_float32(stepper, start):
     assert (x != before[path]).any() or path.startswith("skipped"), path
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["text", "image"])
+def test_a_frozen_tower_stays_to_the_bit_and_is_not_in_the_norm(frozen):
+  c = tiny.config(**{"model__untied": "all", f"train__{frozen}_lr_factor": 0.0})
+  free = tiny.config(model__untied="all")
+  root, batch = jax.random.key(0), tiny.put(tiny.batch(c))
+  before = jax.jit(init_state, static_argnums=0)(c, root)
+  step, state = jax.jit(train_step, static_argnums=0), before
+  for _ in range(3):
+    state, metrics = step(c, state, batch, root)
+
+  def changes(path, a, b):
+    assert (tower_of(path) == frozen) == bool(jnp.all(a == b)), path
+
+  jax.tree_util.tree_map_with_path(changes, before.params, state.params)
+  of = jax.jit(gradients, static_argnums=0)
+  got, want = (of(config, state.params, batch, root)[0] for config in (c, free))
+
+  def held(path, a, b):
+    np.testing.assert_allclose(a, 0 if tower_of(path) == frozen else b, atol=1e-6)
+
+  jax.tree_util.tree_map_with_path(held, got, want)
+  assert float(metrics["grad_norm"]) > 0
+  if frozen == "text":  # what it says of text alone is what it said at the start
+    rng = np.random.default_rng(0)
+    alone = sequence.stack([tiny.pack([(tiny.text(rng, 9),)], c)] * 4)
+    noise, t = jnp.zeros((4, 3, 4, 4, 2)), jnp.zeros((4, 3), jnp.int32)
+    said = [
+      step_lib.predict(c, params, tiny.put(alone), noise, t).x_bld
+      for params in (before.params, state.params)
+    ]
+    np.testing.assert_array_equal(*said)
+
+
 def test_training_on_one_batch_lowers_its_loss(stepper, start):
   batch, state, losses = tiny.batch(CONFIG), start, []
   for _ in range(19):
@@ -801,6 +836,7 @@ MESHES = {
       model__dropout=0.1,
       model__positions="axial",
       model__patch_places="learned",
+      model__untied="all",
       train__z_loss=0.01,
     ),
   ),
@@ -810,6 +846,7 @@ MESHES = {
     dict(
       model__patches="unet",
       model__unet_widths=[8, 16],
+      model__untied="mlp",
       model__positions="shared",
       model__patch_places="sine",
       diffusion__schedule="linear",

@@ -9,6 +9,7 @@ Its rows are text alone, full, one document each, causal. What is gone: image sl
 noise, patch layers, timesteps, the second loss, several documents in a row.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -32,7 +33,8 @@ class Llama(Transfusion):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     v, d = config.vocab_size, config.width
     self.embedding = param(rngs, ("vocab", "embed"), (v, d), std=1.0)
-    self.transformer = Transformer(config, rngs=rngs)
+    tied = dataclasses.replace(config, untied="none")
+    self.transformer = Transformer(tied, rngs=rngs)
     self.head = param(rngs, ("embed", "vocab"), (d, v), std=d**-0.5)
     self.config = config
 

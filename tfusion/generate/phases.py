@@ -434,6 +434,7 @@ def _extend(
     length=cache.length,
     positions_bl=block.positions_bl,
     patch_bl=block.patch_bl,
+    of="both",
   )
   return model.extend(x_bld, view, cache)
 
@@ -446,7 +447,7 @@ def _look(model: Transfusion, stand: tuple[jax.Array, jax.Array], cache: Keys) -
   places_bl = at_b[:, None] + jnp.arange(patches)[None]
   hi_bl = jnp.broadcast_to(at_b[:, None] + (patches - 1), places_bl.shape)
   if config.positions == "sequence":
-    return model.look(places_bl, hi_bl, length=cache.length)
+    return model.look(places_bl, hi_bl, length=cache.length, of="image")
   patch_m = np.arange(patches, dtype=np.int32)
   return model.look(
     places_bl,
@@ -454,6 +455,7 @@ def _look(model: Transfusion, stand: tuple[jax.Array, jax.Array], cache: Keys) -
     length=cache.length,
     positions_bl=next_b[:, None] + _positions(config, patch_m)[None],
     patch_bl=jnp.zeros_like(places_bl) + patch_m[None],
+    of="image",
   )
 
 

@@ -13,7 +13,7 @@ queries and keys and no dropout (arXiv 2408.11039, section 4.1); what Chameleon 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,14 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from tfusion.attention import Work, attend
 from tfusion.config import ModelConfig
-from tfusion.model.linear import Product, linear, multiply, outputs_of, param, zeros
+from tfusion.model import untied
+from tfusion.model.linear import Product, outputs_of, param, zeros
+from tfusion.model.untied import Split, choose, linear, multiply, spread, values
 from tfusion.sharding import spec
+
+# Whose the positions at hand are, for weights that are untied: text's, an image's, or
+# both's and sorted; None: of a model without.
+Of = str | Split | None
 
 
 class Keys(NamedTuple):
@@ -51,6 +57,8 @@ class View(NamedTuple):
   write_at_b: jax.Array | None = None  # i32, cache position of the first query
   work: Work | None = None  # the live tiles that follow from lo and hi
   drop_b: jax.Array | None = None  # keys of the rows' dropout; None: nothing is dropped
+  # Whose weights the queries take. If both's, inputs and outputs of a layer are sorted.
+  of: Of = None
 
 
 def rope_angles(
@@ -87,27 +95,27 @@ def rope(x_blhk: jax.Array, cos_blk: jax.Array, sin_blk: jax.Array) -> jax.Array
 
 # Elementwise work is done again in the backward pass: it is cheaper than the memory.
 @functools.partial(jax.checkpoint, static_argnums=2)
-def _normalise(x_bld, scale_d, eps: float):
+def _normalise(x_bld, scale, eps: float):
   x = x_bld.astype(jnp.float32)
   square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-  return (x * jax.lax.rsqrt(square + eps) * scale_d[None, None]).astype(x_bld.dtype)
+  return (x * jax.lax.rsqrt(square + eps) * spread(scale, 3)).astype(x_bld.dtype)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
-def _normalise_heads(x_blhk, scale_k, bias_k, eps: float):
+def _normalise_heads(x_blhk, scale, bias, eps: float):
   x = x_blhk.astype(jnp.float32)
-  if bias_k is not None:
+  if bias is not None:
     x = x - jnp.mean(x, axis=-1, keepdims=True)
   square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-  x = x * jax.lax.rsqrt(square + eps) * scale_k[None, None, None]
-  if bias_k is not None:
-    x = x + bias_k[None, None, None]
+  x = x * jax.lax.rsqrt(square + eps) * spread(scale, 4)
+  if bias is not None:
+    x = x + spread(bias, 4)
   return x.astype(x_blhk.dtype)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
-def _gated_down(gate_blf, up_blf, w_down_fd, how: Product):
-  return multiply(jax.nn.silu(gate_blf) * up_blf, w_down_fd, how)
+def _gated_down(gate_blf, up_blf, w_down, how: Product):
+  return multiply(jax.nn.silu(gate_blf) * up_blf, w_down, how)
 
 
 class RMSNorm(nnx.Module):
@@ -118,9 +126,9 @@ class RMSNorm(nnx.Module):
     self.scale = param(rngs, names, (*stack, width), std=0.0)
     self.eps = eps
 
-  def __call__(self, x_bld: jax.Array) -> jax.Array:
-    """Keeps the dtype of its input."""
-    return _normalise(x_bld, self.scale[...], self.eps)
+  def __call__(self, x_bld: jax.Array, *, twin: "RMSNorm | None" = None, of: Of = None):
+    """Keeps the dtype of its input; `twin` is the norm of patches, for `View.of`."""
+    return _normalise(x_bld, values(choose("scale", self, twin, of)), self.eps)
 
 
 class HeadNorm(nnx.Module):
@@ -137,10 +145,12 @@ class HeadNorm(nnx.Module):
     self.bias = zeros(("layers", None), shape) if is_layer else None
     self.eps = config.norm_eps
 
-  def __call__(self, x_blhk: jax.Array) -> jax.Array:
-    """Keeps the dtype of its input."""
-    bias_k = None if self.bias is None else self.bias[...]
-    return _normalise_heads(x_blhk, self.scale[...], bias_k, self.eps)
+  def __call__(
+    self, x_blhk: jax.Array, *, twin: "HeadNorm | None" = None, of: Of = None
+  ):
+    """Keeps the dtype of its input; `twin` is the norm of patches, for `View.of`."""
+    scale, bias = (values(choose(n, self, twin, of)) for n in ("scale", "bias"))
+    return _normalise_heads(x_blhk, scale, bias, self.eps)
 
 
 class Attention(nnx.Module):
@@ -163,7 +173,15 @@ class Attention(nnx.Module):
     self.k_norm = HeadNorm(config, rngs=rngs) if normed else None
     self.gradient = config.gradient_dtype
 
-  def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
+  def __call__(
+    self,
+    x_bld,
+    view: View,
+    keys: Keys | None,
+    layer: jax.Array | int,
+    *,
+    twin: "Attention | None" = None,
+  ):
     """Returns the output and, if `keys` were given, these with the new ones in.
 
     Args:
@@ -171,12 +189,17 @@ class Attention(nnx.Module):
       view: where they stand and what they see.
       keys: the cache of all layers.
       layer: i32, the layer of the cache that is this one's.
+      twin: the attention of patches, if they have weights of their own.
     """
-    q = self._project(x_bld, self.wq, self.b_q)
-    k = self._project(x_bld, self.wk, self.b_k)
-    v = self._project(x_bld, self.wv, self.b_v)
+    of = view.of if twin is not None else None
+    q = self._project(x_bld, "q", twin, of)
+    k = self._project(x_bld, "k", twin, of)
+    v = self._project(x_bld, "v", twin, of)
     if self.q_norm is not None and self.k_norm is not None:
-      q, k = self.q_norm(q), self.k_norm(k)
+      of_q, of_k = (None, None) if twin is None else (twin.q_norm, twin.k_norm)
+      q, k = self.q_norm(q, twin=of_q, of=of), self.k_norm(k, twin=of_k, of=of)
+    if isinstance(view.of, Split):
+      q, k, v = (untied.unsort(y, view.of) for y in (q, k, v))
     q = rope(q, view.cos_blk, view.sin_blk)
     k = rope(k, view.cos_blk, view.sin_blk)
     if keys is not None:
@@ -184,15 +207,18 @@ class Attention(nnx.Module):
       keys = Keys(_write(keys.k_nbgsk, k, *at), _write(keys.v_nbgsk, v, *at))
       k, v = (_read(x_nbgsk, layer) for x_nbgsk in keys)
     o_blhk = attend(q, k, v, view.lo_bl, view.hi_bl, work=view.work)
+    if isinstance(view.of, Split):
+      o_blhk = untied.sort(o_blhk, view.of)
     how = dict(inputs=2, out_sharding=outputs_of(x_bld))
-    return linear(o_blhk, self.wo, self.gradient, **how), keys
+    return linear(o_blhk, choose("wo", self, twin, of), self.gradient, **how), keys
 
-  def _project(self, x_bld, weight: nnx.Param, bias: nnx.Param | None) -> jax.Array:
+  def _project(self, x_bld, name: str, twin: "Attention | None", of: Of) -> jax.Array:
     """[b, l, heads, k]; a bias is added in float32, for the sake of its gradient."""
+    weight, bias = (choose(n + name, self, twin, of) for n in ("w", "b_"))
     if bias is None:
       return linear(x_bld, weight, self.gradient)
     wide = linear(x_bld, weight, self.gradient, out_dtype="float32")
-    return (wide + bias[...][None, None]).astype(x_bld.dtype)
+    return (wide + spread(values(bias), 4)).astype(x_bld.dtype)
 
 
 class SwiGLU(nnx.Module):
@@ -206,12 +232,25 @@ class SwiGLU(nnx.Module):
     self.w_down = param(rngs, ("layers", "mlp", "embed"), (n, f, d), std=out_std)
     self.gradient = config.gradient_dtype
 
-  def __call__(self, x_bld: jax.Array) -> jax.Array:
-    """[b, l, d] to [b, l, d]."""
-    gate = linear(x_bld, self.w_gate, self.gradient)
-    up = linear(x_bld, self.w_up, self.gradient)
+  def __call__(self, x_bld: jax.Array, *, twin: "SwiGLU | None" = None, of: Of = None):
+    """[b, l, d] to [b, l, d]; `twin` is the MLP of patches, for `View.of`."""
+    w_gate, w_up, w_down = (
+      choose(name, self, twin, of) for name in ("w_gate", "w_up", "w_down")
+    )
+    gate = linear(x_bld, w_gate, self.gradient)
+    up = linear(x_bld, w_up, self.gradient)
     how = Product(("mlp", "embed"), self.gradient, out_sharding=outputs_of(gate))
-    return _gated_down(gate, up, self.w_down[...], how)
+    return _gated_down(gate, up, values(w_down), how)
+
+
+class Twin(nnx.Module):
+  """What the patches of a block have of their own, made equal to that of text: ours."""
+
+  def __init__(self, block: "Block", *, everything: bool):
+    self.mlp = nnx.clone(block.mlp)
+    self.attention = nnx.clone(block.attention) if everything else None
+    self.mlp_norm = nnx.clone(block.mlp_norm) if everything else None
+    self.attention_norm = nnx.clone(block.attention_norm) if everything else None
 
 
 class Block(nnx.Module):
@@ -226,23 +265,38 @@ class Block(nnx.Module):
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = norm()
     self.mlp = SwiGLU(config, rngs=rngs)
+    everything = config.untied == "all"
+    self.image = None if config.untied == "none" else Twin(self, everything=everything)
     self.norms, self.dropout = config.norms, config.dropout
 
   def __call__(self, x_bld, view: View, keys: Keys | None, layer: jax.Array | int):
     """Returns x and the keys of all layers with the new ones of this layer in."""
+
+    def twin(name: str) -> Any:
+      return None if self.image is None else getattr(self.image, name)
+
+    norm = {
+      name: functools.partial(getattr(self, name), twin=twin(name), of=view.of)
+      for name in ("attention_norm", "mlp_norm")
+    }
     first = self.norms == "before"
-    inputs = self.attention_norm(x_bld) if first else x_bld
-    out, keys = self.attention(inputs, view, keys, layer)
+    inputs = norm["attention_norm"](x_bld) if first else x_bld
+    out, keys = self.attention(inputs, view, keys, layer, twin=twin("attention"))
     out = self._drop(out, view, layer, 0)
-    x_bld = x_bld + (out if first else self.attention_norm(out))
-    out = self.mlp(self.mlp_norm(x_bld) if first else x_bld)
+    x_bld = x_bld + (out if first else norm["attention_norm"](out))
+    inputs = norm["mlp_norm"](x_bld) if first else x_bld
+    out = self.mlp(inputs, twin=twin("mlp"), of=view.of)
     out = self._drop(out, view, layer, 1)
-    return x_bld + (out if first else self.mlp_norm(out)), keys
+    return x_bld + (out if first else norm["mlp_norm"](out)), keys
 
   def _drop(self, x_bld, view: View, layer: jax.Array | int, nth: int) -> jax.Array:
     if view.drop_b is None or self.dropout == 0:
       return x_bld
-    return drop(x_bld, view.drop_b, 2 * layer + nth, rate=self.dropout)
+    sorted_ = view.of if isinstance(view.of, Split) else None
+    if sorted_ is not None:  # what is dropped goes by position
+      x_bld = untied.unsort(x_bld, sorted_)
+    x_bld = drop(x_bld, view.drop_b, 2 * layer + nth, rate=self.dropout)
+    return x_bld if sorted_ is None else untied.sort(x_bld, sorted_)
 
 
 def drop(x_bld, keys_b: jax.Array, place: jax.Array | int, *, rate: float):

@@ -59,10 +59,13 @@ def linear(x: jax.Array, weight: nnx.Param, gradient: str, **how) -> jax.Array:
   Returns:
     [b, l, ...outputs].
   """
-  value = weight[...]
+  return multiply(x, weight[...], Product(names_of(weight), gradient, **how))
+
+
+def names_of(weight: nnx.Param) -> tuple[str | None, ...]:
+  """The names of a parameter's axes, less a leading `layers` that the scan took."""
   names = weight.get_metadata("names")
-  names = tuple(names[len(names) - value.ndim :])
-  return multiply(x, value, Product(names, gradient, **how))
+  return tuple(names[len(names) - weight[...].ndim :])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -79,7 +82,7 @@ def multiply(x: jax.Array, w: jax.Array, how: Product) -> jax.Array:
 
 def _contract(x, w, how: Product):
   last = tuple(range(x.ndim - how.inputs, x.ndim))
-  gathered, inputs, _ = _gathered(w, x.dtype, how)
+  gathered, inputs, _ = gathered_weight(w, x.dtype, how)
   return jax.lax.dot_general(
     x,
     gathered,
@@ -89,7 +92,9 @@ def _contract(x, w, how: Product):
   )
 
 
-def _gathered(w, dtype, how: Product):
+def gathered_weight(
+  w: jax.Array, dtype, how: Product
+) -> tuple[jax.Array, tuple[int, ...], tuple[int, ...]]:
   """The weight, cast and then gathered over fsdp: half the bytes cross devices.
 
   Also returns which of its axes are inputs and which are outputs: the axis that was cut
@@ -117,7 +122,7 @@ def _multiply_forward(x, w, how: Product):
 def _multiply_backward(how: Product, saved, g):
   x, w = saved
   g = g.astype(x.dtype)
-  gathered, _, outputs = _gathered(w, x.dtype, how)
+  gathered, _, outputs = gathered_weight(w, x.dtype, how)
   last = tuple(range(g.ndim - len(outputs), g.ndim))
   dx = jax.lax.dot_general(
     g,

@@ -11,12 +11,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tfusion.config import ModelConfig
+from tfusion.model import untied
 from tfusion.model.layers import Block, Keys, RMSNorm, View
 from tfusion.sharding import spec
 
 REMAT = {
   "none": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(untied.SAVED),
+  ),
   "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -35,6 +39,7 @@ class Transformer(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     self.blocks = Block(config, rngs=rngs)
     self.norm = RMSNorm(config.width, stack=(), eps=config.norm_eps, rngs=rngs)
+    self.image_norm = nnx.clone(self.norm) if config.untied == "all" else None
     self.layers = config.layers
     self.remat, self.unroll = config.remat, config.unroll
 
@@ -51,6 +56,9 @@ class Transformer(nnx.Module):
     Returns:
       The normed output and the cache with the inputs written at `view.write_at_b`.
     """
+    sorted_ = view.of if isinstance(view.of, untied.Split) else None
+    if sorted_ is not None:
+      x_bld = untied.sort(x_bld, sorted_)
     graphdef, params = nnx.split(self.blocks)
 
     def layer(carry, slices):
@@ -67,4 +75,5 @@ class Transformer(nnx.Module):
     # results all of it would be copied.
     slices = (params, jnp.arange(self.layers))
     (x_bld, keys), _ = jax.lax.scan(layer, (x_bld, keys), slices, unroll=self.unroll)
-    return self.norm(x_bld), keys
+    x_bld = self.norm(x_bld, twin=self.image_norm, of=view.of)
+    return x_bld if sorted_ is None else untied.unsort(x_bld, sorted_), keys

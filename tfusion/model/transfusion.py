@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
-from tfusion.model.layers import Keys, View, rope_angles
+from tfusion.model import untied
+from tfusion.model.layers import Keys, Of, View, rope_angles
 from tfusion.model.linear import linear, outputs_of, param, zeros
 from tfusion.model.patches import LinearPatches, waves
 from tfusion.model.transformer import Transformer
@@ -82,7 +83,8 @@ class Transfusion(nnx.Module):
     patch_bl = cut(batch.patch_bl)
     x_bld, skips = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, patch_bl)
     stand = cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl)
-    view = self._view(*stand, patch_bl=patch_bl)._replace(drop_b=drop_b)
+    view = self._view(*stand, patch_bl=patch_bl)
+    view = view._replace(drop_b=drop_b, of=self._of("both", patch_bl))
     x_bld, _ = self.transformer(x_bld, view)
     if self.config.patches == "none":
       return x_bld, None
@@ -132,7 +134,14 @@ class Transfusion(nnx.Module):
     return (x_bnmd.astype(jnp.float32) + places_md[None, None]).astype(dtype), skips
 
   def look(
-    self, places_bl, hi_bl, *, length: int, positions_bl=None, patch_bl=None
+    self,
+    places_bl,
+    hi_bl,
+    *,
+    length: int,
+    positions_bl=None,
+    patch_bl=None,
+    of: str = "text",
   ) -> View:
     """Finds what new inputs see of a cache of one document per row.
 
@@ -142,6 +151,7 @@ class Transfusion(nnx.Module):
       length: places of the cache.
       positions_bl: i32, of RoPE; None: they are the places.
       patch_bl: i32, as in Batch; None: positions of patches are not read.
+      of: what the inputs are: text, an image, or both, as patch_bl says.
     """
     # Not places_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
     write_at_b = jnp.min(places_bl, axis=1)
@@ -150,7 +160,8 @@ class Transfusion(nnx.Module):
     lo_bl = jnp.zeros_like(hi_bl)
     positions_bl = places_bl if positions_bl is None else positions_bl
     into: dict[str, Any] = dict(keys=length, write_at_b=write_at_b)
-    return self._view(positions_bl, lo_bl, hi_bl, patch_bl=patch_bl, **into)
+    view = self._view(positions_bl, lo_bl, hi_bl, patch_bl=patch_bl, **into)
+    return view._replace(of=self._of(of, patch_bl))
 
   def extend(self, x_bld, view: View, cache: Keys) -> tuple[jax.Array, Keys]:
     """Runs embedded inputs on a cache at `view`, from `look`, and adds them to it.
@@ -171,6 +182,15 @@ class Transfusion(nnx.Module):
     """Outputs at the patches to f32[b, n, h, w, c]: the noise of every image, or what
     else `diffusion.target` says."""
     return self.patches.decode(x_bnmd, skips)
+
+  def _of(self, of: str, patch_bl: jax.Array | None) -> Of:
+    """Whose weights inputs take: text, image, or, of both, what patch_bl says."""
+    if self.config.untied == "none":
+      return None
+    if of != "both":
+      return of
+    assert patch_bl is not None, "it says which inputs are patches"
+    return untied.split(patch_bl < 0)
 
   def _view(
     self, positions_bl, lo_bl, hi_bl, *, patch_bl=None, keys=None, write_at_b=None

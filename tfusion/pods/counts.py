@@ -4,6 +4,7 @@ Owns: a row like those of the paper's mix, the counts. Not: what a compiled prog
 (hlo.py), the count of a real batch (training/flops.py), on which this one rests.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,9 @@ def count(config: Config) -> Counts:
   full, masked = live_tiles(lo_l, hi_l)
   pairs = int(np.sum(hi_l - lo_l + 1))
   each = 12.0 * model.layers * model.heads * model.head_dim  # of a pair
-  square = 6.0 * parameter_count(model) * length
+  # Of weights that are untied an element meets one.
+  tied = dataclasses.replace(model, untied="none")
+  square = 6.0 * parameter_count(tied) * length
   square += 12.0 * model.layers * model.width * length**2
   tiles = exact + each * ((full + masked) * min(TILE, length) ** 2 - pairs)
   return Counts(exact * rows, tiles * rows, square * rows, full, masked)

@@ -3,6 +3,8 @@
 Owns: the optax chain. Not: gradients and their reduction (step.py).
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,8 +43,14 @@ def make_schedule(config: Config | AutoencoderConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: Config | AutoencoderConfig) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW (section 4.1); what decays is ours: decay_mask."""
+  """Clip by global norm, then AdamW (section 4.1); what decays is ours: decay_mask.
+
+  Then the factors of `train.` for the parameters of text and for those of patches.
+  """
   o = config.optim
+  towers = []
+  if isinstance(config, Config) and set(_factors(config).values()) != {1.0}:
+    towers = [optax.stateless(functools.partial(_scale_towers, _factors(config)))]
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(
@@ -53,6 +61,42 @@ def make_optimizer(config: Config | AutoencoderConfig) -> optax.GradientTransfor
       weight_decay=o.weight_decay,
       mask=decay_mask,
     ),
+    *towers,
+  )
+
+
+# Keys of the parameters that patches alone have.
+OF_PATCHES = ("patches", "patch_places", "image", "image_norm")
+
+
+def tower_of(path: Sequence[Any]) -> str:
+  """`image` if patches alone use the parameter, `text` if text does, alone or too.
+
+  Args:
+    path: of the parameter, as JAX gives it.
+  """
+  return "image" if any(str(k.key) in OF_PATCHES for k in path) else "text"
+
+
+def hold_frozen(config: Config, params: Any) -> Any:
+  """The same parameters, of which those whose factor is 0 get no gradient: it is
+  neither computed nor part of the norm by which others are clipped."""
+  factors = _factors(config)
+  if min(factors.values()) > 0:
+    return params
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x if factors[tower_of(path)] else jax.lax.stop_gradient(x), params
+  )
+
+
+def _factors(config: Config) -> dict[str, float]:
+  train = config.train
+  return {"text": train.text_lr_factor, "image": train.image_lr_factor}
+
+
+def _scale_towers(factors: dict[str, float], updates: Any, _: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: factors[tower_of(path)] * x, updates
   )
 
 

@@ -23,7 +23,12 @@ from tfusion.sequence import Batch
 from tfusion.sharding import spec, state_shardings
 from tfusion.training.cross_entropy import next_token_loss
 from tfusion.training.losses import Sum, image_loss
-from tfusion.training.optim import make_optimizer, make_schedule, update_ema
+from tfusion.training.optim import (
+  hold_frozen,
+  make_optimizer,
+  make_schedule,
+  update_ema,
+)
 
 INIT, TRAIN = 0, 1  # streams of randomness
 DROP = 2  # a stream of the key of a step; noise and t take 0 and 1, by splitting it
@@ -239,6 +244,7 @@ def gradients(
     if rows_b:
       assert drop_key is not None
       drop_b = jax.vmap(jax.random.fold_in, (None, 0))(drop_key, *rows_b)
+    params = hold_frozen(config, params)
     predicted = predict(config, params, batch, noise_bnhwc, t_bn, drop_b)
     text, image = found = losses(config, params, predicted, batch, noise_bnhwc, t_bn)
     scaled = image.total / image_count * config.diffusion.image_weight
