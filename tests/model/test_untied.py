@@ -52,7 +52,8 @@ def test_each_position_is_multiplied_by_the_weight_of_its_modality(
   )
   text_bl = tiny.put((np.arange(24) < texts).reshape(2, 12))
   out = spec("batch", *[None] * (len(letters.split(">")[1]) - 1))
-  how = Product((*(None,) * (len(w_shape) - 1), "embed"), "float32", inputs, out)
+  names = ("embed", None, None) if inputs == 1 else (None, None, "embed")
+  how = Product(names, "float32", inputs, out)
 
   def ours(x, text, image):
     return untied.multiply(x, untied.Both(text, image, text_bl), how)

@@ -215,14 +215,21 @@ def _weight_gradients(x, g, text_bl, *, how: Product, like):
   dtype = jnp.promote_types(x.dtype, how.gradient)
   rows, cut = _rows(text_bl), jax.typeof(like).sharding.spec
   cuts = tuple(jax.typeof(y).sharding.spec for y in (x, g))
+  last = how.names[-1] == "embed"  # which fsdp cuts: outputs, or inputs
+
+  def scatter(w_kn, shape):
+    # A matrix whose rows are scattered. Of other shapes the compiler sums all of it.
+    w_kn = scatter_here(w_kn, ("embed", None), over=rows)
+    if not last:
+      return w_kn.reshape(-1, *shape[1:])
+    return jnp.moveaxis(w_kn.reshape(-1, *shape[:-1]), 0, -1)
 
   def local(x, g, text_bl):
-    x_tk, g_tn = (y.reshape(text_bl.size, -1) for y in (x, g))
     shape = (*x.shape[2:], *g.shape[2:])
-    both = _gradients(x_tk, g_tn, jnp.sum(text_bl), dtype)
-    return tuple(
-      scatter_here(w.reshape(shape), how.names, over=rows) for w in (both[0], both[1])
-    )
+    x_tk, g_tn = (y.reshape(text_bl.size, -1) for y in (x, g))
+    pair = (g_tn, x_tk) if last else (x_tk, g_tn)
+    both = _gradients(*pair, jnp.sum(text_bl), dtype)
+    return scatter(both[0], shape), scatter(both[1], shape)
 
   return jax.shard_map(
     local, in_specs=(*cuts, rows), out_specs=(cut, cut), check_vma=False

@@ -127,7 +127,23 @@ class Program:
       left, right = (self.operand(computation, operation, n) for n in (0, 1))
       if left is not None and right is not None:
         return _convolution_flops(operation, left.shapes[0], right.shapes[0])
+    if operation.target == "tpu_custom_call":
+      return self._grouped_flops(computation, operation)
     return 0.0
+
+  def _grouped_flops(self, computation: str, operation: Operation) -> float:
+    """Of a matmul in which rows have weights of their own, each its one: XLA's ragged
+    dot, or the kernel that makes its gradients (model/untied.py); of others 0."""
+    name = operation.name.partition(".")[0]
+    if name not in ("ragged-dot-none", "tgmm"):
+      return 0.0
+    inputs = self.operand(computation, operation, len(operation.operands) - 2)
+    if inputs is None:
+      return 0.0
+    rows, over = inputs.shapes[0].dims
+    # Of gradients there are as many as weights, and each is a sum over its own rows.
+    summed = over if name == "ragged-dot-none" else rows / operation.shapes[0].dims[0]
+    return 2.0 * operation.shapes[0].size * summed
 
   def hbm_bytes(self, computation: str, operation: Operation) -> float:
     """Bytes that an operation reads from and writes to HBM, without padding.
