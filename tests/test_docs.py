@@ -232,7 +232,10 @@ def test_a_command_in_a_sentence_exists_with_its_options(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_an_option_in_a_sentence_is_one_of_some_command(name):
   pairs = (("inspect", w) for w in ("run", "shards", "data"))
-  single = ("train", "autoencoder", "compile", "sample", "eval", "prepare")
+  single = (
+    *("train", "autoencoder", "compile", "sample", "eval", "prepare"),
+    "scaling",
+  )
   bench = (("bench", w) for w in ("step", "attention", "data"))
   shown = " ".join(help_of(*w) for w in [*((s,) for s in single), *pairs, *bench])
   shown += " ".join(p.read_text() for p in (ROOT / "tests" / "bench").glob("*.py"))

@@ -5,6 +5,7 @@ Whole runs:
   experiment    reads an experiment file, with knobs changed -> Config
   train         trains it in a workdir                       -> Run
   load          opens a run, finished or still training      -> Run
+  scaling       fits power laws through finished runs        -> Scaling
 
 A loop of one's own:
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
   from tfusion.autoencoder_config import AutoencoderConfig
   from tfusion.config import Config
   from tfusion.config_file import experiment
+  from tfusion.evaluate.families import Scaling, scaling
   from tfusion.generate.samples import Sample, Samples
   from tfusion.own_loop import batches, init_params, init_state, set_mesh, train_step
   from tfusion.run import AutoencoderRun, Run, load, train
@@ -41,6 +43,7 @@ _HOMES = {  # name -> module that it is imported from
   "Run": "run",
   "Sample": "generate.samples",
   "Samples": "generate.samples",
+  "Scaling": "evaluate.families",
   "batches": "own_loop",
   "draw_noise": "training.step",
   "experiment": "config_file",
@@ -50,6 +53,7 @@ _HOMES = {  # name -> module that it is imported from
   "load": "run",
   "losses": "training.step",
   "predict": "training.step",
+  "scaling": "evaluate.families",
   "set_mesh": "own_loop",
   "train": "run",
   "train_step": "own_loop",
@@ -62,6 +66,7 @@ __all__ = [
   "Run",
   "Sample",
   "Samples",
+  "Scaling",
   "__version__",
   "batches",
   "draw_noise",
@@ -72,6 +77,7 @@ __all__ = [
   "load",
   "losses",
   "predict",
+  "scaling",
   "set_mesh",
   "train",
   "train_step",

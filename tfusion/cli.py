@@ -209,6 +209,15 @@ def write_report(args: argparse.Namespace, rest: list[str]) -> None:
   print(report.write_report(args.runs[0], out=args.out))
 
 
+def scaling(args: argparse.Namespace, rest: list[str]) -> None:
+  """Fits how losses of finished runs fall with FLOPs, and which family needs fewer."""
+  from tfusion.evaluate import families
+
+  found = families.scaling(args.runs, metrics=args.metric, flops=args.flops)
+  print(found)
+  print(found.write(args.out))
+
+
 def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
   """Shows what a workdir holds: config, time, checkpoints, the arrays of one."""
   from tfusion.inspect import runs
@@ -363,6 +372,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_compile(add, experiment)
   _add_sample_and_eval(add)
   _add_report(add)
+  _add_scaling(add)
   _add_inspect(commands, add)
   _add_prepare(add)
   _add_bench(commands, add, experiment)
@@ -446,6 +456,38 @@ def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
     metavar="FILE",
     help="the page (default: report.html in the workdir; of several comparison.html,"
     " here)",
+  )
+
+
+def _add_scaling(add: Callable[..., argparse.ArgumentParser]) -> None:
+  c = add("scaling", scaling, more=None)
+  c.add_argument(
+    "runs",
+    nargs="+",
+    metavar="RUN",
+    help="the workdir of a finished run; those that differ in size alone are a family,"
+    " and the first family is compared with each other",
+  )
+  c.add_argument(
+    "--metric",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="of validation.jsonl or eval.json; can be given several times (default: the"
+    " losses, and what is known of texts and images)",
+  )
+  c.add_argument(
+    "--flops",
+    choices=["6nd", "exact"],
+    default="6nd",
+    help="6nd: 6 for each parameter and element, as in the paper; exact: matmuls, and"
+    " attention over the pairs that see each other (default: 6nd)",
+  )
+  c.add_argument(
+    "--out",
+    default="scaling.html",
+    metavar="FILE",
+    help="the page with the plots (default: scaling.html, here)",
   )
 
 

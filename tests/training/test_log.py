@@ -71,6 +71,7 @@ def test_speed_is_that_since_the_last_line_without_what_is_no_training(
     "elements_per_s": 100.0,
     "step_ms": 1000.0,
     "mfu": pytest.approx(0.5),
+    "flops_per_element": 5e6,
     "data_wait_share": 0.05,
     "eta_seconds": 20.0,
   }
@@ -80,6 +81,7 @@ def test_speed_is_that_since_the_last_line_without_what_is_no_training(
     "elements_per_s": 300.0,
     "step_ms": 3000.0,
     "mfu": pytest.approx(0.2),
+    "flops_per_element": pytest.approx(6e8 / 900),
     "data_wait_share": 0.2,
     "eta_seconds": 45.0,
   }

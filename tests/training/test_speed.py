@@ -25,7 +25,11 @@ def test_no_share_of_the_machines_rate_is_above_all_of_it(
     ]
 
   rates = speed.rates(dict(seconds=2.0, elements=100, flops=1e9))
-  assert rates == {"elements_per_s": 50.0, "mfu": 0.5 / devices}
+  assert rates == {
+    "elements_per_s": 50.0,
+    "mfu": 0.5 / devices,
+    "flops_per_element": 1e7,
+  }
   assert mfu(2.0, 1e9) == 0.5 and not capsys.readouterr().out
   # Six times what was measured at the start; then more than can be measured at all.
   assert mfu(1.0, 6e9) == 1.0 and mfu(1.0, 3e9) == 0.5

@@ -43,7 +43,8 @@ class Law(NamedTuple):
     """
     if not self.slope:
       raise ValueError("a metric that does not change with FLOPs: no number gives it")
-    return math.exp((math.log(value) - self.intercept) / self.slope)
+    with np.errstate(over="ignore"):  # of a metric that hardly changes: no end
+      return float(np.exp((math.log(value) - self.intercept) / self.slope))
 
 
 class Interval(NamedTuple):
@@ -143,5 +144,6 @@ def _resample(rng: np.random.Generator, points: Sequence[Point]) -> list[Point]:
 
 
 def _interval(value: float, drawn: Sequence[float]) -> Interval:
-  low, high = np.quantile(drawn, (0.025, 0.975))
+  # Those of samples, so that an infinite one does no harm.
+  low, high = np.quantile(drawn, (0.025, 0.975), method="nearest")
   return Interval(value, float(low), float(high))

@@ -1,4 +1,4 @@
-"""One plot of the page: an SVG whose colours follow the reader's theme.
+"""A plot of a page: an SVG whose colours follow the reader's theme.
 
 Owns: its axes and lines, in matplotlib. Not: what is plotted (curves.py), the colours
 (theme.css).
@@ -22,6 +22,7 @@ STYLES: dict[str, dict[str, Any]] = {
   "known": {"linewidth": 4.5, "solid_capstyle": "round"},
   "faint": {"linewidth": 0.9, "alpha": 0.45},
   "line": {"linewidth": 1.8},
+  "points": {"linestyle": "none", "marker": "o", "markersize": 5},
   "dots": {"linewidth": 1.8, "marker": "o", "markersize": 4},
   "marks": {"linestyle": "none", "marker": "v", "markersize": 6, "clip_on": False},
 }
@@ -50,7 +51,6 @@ def plot(layers: list[Layer], *, x_label: str, x_max: float, from_zero: bool) ->
   Returns:
     The SVG as a data URI.
   """
-  import matplotlib
   from matplotlib.figure import Figure
   from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -69,9 +69,49 @@ def plot(layers: list[Layer], *, x_label: str, x_max: float, from_zero: bool) ->
   for axis, ticks in ((axes.xaxis, 5), (axes.yaxis, 4)):
     axis.set_major_locator(MaxNLocator(ticks))
     axis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+  return _drawn(figure, axes, x_label)
+
+
+def log_plot(layers: list[Layer], *, x_label: str) -> str:
+  """Plots layers over axes that are both logarithmic, the first behind the others.
+
+  Args:
+    layers: one at least, each with a point at least, all above 0.
+    x_label: what x is.
+
+  Returns:
+    The SVG as a data URI.
+  """
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+  figure = Figure(figsize=(320 / 72, 185 / 72))
+  axes = figure.add_axes((0.15, 0.185, 0.785, 0.785))
+  axes.set(xscale="log", yscale="log")
+  for x, y, colour, style in layers:
+    axes.plot(x, y, color=STAND_INS[colour], **STYLES[style])
+  low, high = axes.get_ylim()
+  axes.set_ylim(low / 1.05, high * 1.05)  # a metric may hardly change
+  # Losses seldom fall by a factor of ten, so 1, 2 and 5 have numbers.
+  axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+  if high / low < 2:
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:.3g}"))
+    axes.tick_params(which="minor", axis="y", labelsize=11)
+  else:
+    axes.yaxis.set_minor_formatter(NullFormatter())
+  axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+  axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
+  axes.xaxis.set_minor_formatter(NullFormatter())
+  return _drawn(figure, axes, x_label)
+
+
+def _drawn(figure: Any, axes: Any, x_label: str) -> str:
+  """The SVG of a figure as a data URI, in the style of the page."""
+  import matplotlib
+
   muted = STAND_INS["muted"]
   axes.set_xlabel(x_label, fontsize=11, color=muted, loc="right", labelpad=2)
-  axes.tick_params(length=0, labelsize=11, labelcolor=muted)
+  axes.tick_params(which="both", length=0, labelsize=11, labelcolor=muted)
   axes.grid(axis="y", color=STAND_INS["rule"], linewidth=0.8)
   axes.set_frame_on(False)
   file = io.StringIO()

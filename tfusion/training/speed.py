@@ -48,6 +48,7 @@ class Speed:
     return {
       "elements_per_s": since["elements"] / since["seconds"],
       "mfu": rate / self.peak,
+      "flops_per_element": since["flops"] / since["elements"],
     }
 
   def _raise_peak(self, rate: float) -> None:
