@@ -1,5 +1,10 @@
 """Promises of tfusion/evaluate/scaling.py and of the results that others printed."""
 
+import functools
+import json
+import math
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -106,6 +111,64 @@ def test_points_without_a_line_are_refused(points, says):
     scaling.fit(points)
   with pytest.raises(ValueError, match=says):
     scaling.bootstrap_slope(points, seed=0)
+
+
+def column(source: str, name: str, metric: str) -> list:
+  return [row[metric] for row in published.table(name, source=source)]
+
+
+def test_the_results_of_others_are_those_copied_by_hand():
+  mot = functools.partial(column, "2411.04996", "sizes")
+  assert mot("size") == ["163M", "760M", "1.4B", "7B", "7B", "7B"]
+  assert mot("c4_loss") == [2.665, 2.33, 2.244, None, None, None]
+  assert mot("wiki_loss") == [2.144, 1.78, 1.683, None, None, None]
+  assert mot("fid") == [27.43, 25.58, 19.32, None, 9.22, 8.14]
+  assert mot("cider") == [14.2, 25.1, 28.6, 31.5, None, 40.6]
+  assert mot("clip") == [18.5, 20.2, 20.6, None, None, None]
+  assert mot("guidance") == [1, 1, 1, None, 1.6, 1.6]
+  assert mot("elements") == ["0.524T"] * 4 + ["1T", "0.5T"]
+  lmfusion = functools.partial(column, "2412.15188", "7b")
+  assert lmfusion("model") == ["Transfusion"] * 2 + ["LMFusion"] * 3
+  assert lmfusion("cider") == [32.0, None, 38.3, None, None]
+  assert lmfusion("fid") == [8.7, 14.4, 8.75, 8.61, 13.9]
+  assert lmfusion("hellaswag") == [51.0, None, 60.0, None, None]
+  assert lmfusion("guidance") == [1.55, 1, 1.55, 1.55, 1]
+  assert lmfusion("flops_share") == [1.0, 1.0, 0.5, 1.0, None]
+  assert column("2603.03276", "stack", "ppl") == [15.93, 15.13, 15.06, 12.49, None]
+  assert column("2603.03276", "stack", "dpg") == [0.45, 0.47, 0.57, 0.63, 0.65]
+  bagel = functools.partial(column, "2505.14683", "readme")
+  assert bagel("geneval") == [0.82, 0.88, None]
+  assert bagel("wise") == [0.52, None, 0.7]
+  assert bagel("kris") == [56.21, None, 60.18] and bagel("rise") == [6.1, None, 11.9]
+  one = [bagel(k)[0] for k in ("mmmu", "mmbench", "mm_vet", "mathvista", "gedit_en")]
+  assert one == [55.3, 85.0, 67.2, 73.1, 6.52]
+
+
+def test_the_models_trained_again_have_the_perplexities_of_the_paper():
+  sizes = {"163M": "0.16B", "760M": "0.76B", "1.4B": "1.4B"}
+  printed = {
+    row["size"]: row for row in published.table(7) if row["patches"] == "U-Net"
+  }
+  for row in published.table("sizes", source="2411.04996"):
+    if row["size"] in sizes:
+      beside = printed[sizes[row["size"]]]
+      assert round(math.exp(row["c4_loss"]), 1) == beside["c4_ppl"]
+      assert round(math.exp(row["wiki_loss"]), 1) == beside["wiki_ppl"]
+
+
+def test_every_row_of_others_says_where_it_was_read_and_what_differs():
+  file = pathlib.Path(published.__file__).with_name("published.json")
+  works = json.loads(file.read_text())
+  for source in works.keys() - {published.PAPER}:
+    for name in works[source]["tables"]:
+      rows = published.table(name, source=source)
+      assert len({frozenset(row) for row in rows}) == 1, source
+      for row in rows:
+        assert row["read"] and set(row["from_plot"]) <= row.keys()
+        assert all(row[metric] is not None for metric in row["from_plot"])
+        # FID at other guidance than the paper's is not to be compared with its own.
+        guided = any("FID" in note and "guidance" in note for note in row["notes"])
+        assert guided == (row.get("fid") is not None), row
 
 
 def test_every_table_of_results_is_there_and_its_rows_are_alike():
