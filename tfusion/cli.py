@@ -620,7 +620,7 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     help="auto:PATH, which looks what PATH holds; or by name, folder:PATH, tar:PATH,"
     " jsonl:PATH, parquet:PATH, edits:PATH, text:PATH, img2dataset:PATH, obelics:PATH,"
     " mmc4:PATH, mint:PATH, bagel-t2i:PATH, bagel-edit:PATH, llava:PATH, energon:PATH,"
-    " mds:PATH, tfds:NAME, digits, pydoc or shapes",
+    " mds:PATH, lance:PATH, tfds:NAME, digits, pydoc or shapes",
   )
   c.add_argument("--out", required=True, metavar="DIR", help="folder for the shards")
   c.add_argument(
