@@ -85,7 +85,8 @@ def test_the_papers_filters_leave_out_what_cannot_draw(tmp_path):
   # Two points lie on their line whatever is drawn: no interval.
   assert fit.law and fit.slope is None
   assert [family.name for family in found.families] == ["all runs"]
-  assert "fid" in str(found) and "-0.1 (-0.1 to -0.1)" in str(found)
+  assert str(found).startswith("Over 6 N D.\n\nloss_text") and "fid" in str(found)
+  assert "-0.1 (-0.1 to -0.1)" in str(found)
 
 
 def test_exact_flops_are_those_that_the_run_has_counted(tmp_path):

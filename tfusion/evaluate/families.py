@@ -72,7 +72,7 @@ class Fit(NamedTuple):
   """What one metric of one family does."""
 
   points: list[Point]
-  left_out: int  # by the paper's filters, or without such a number
+  left_out: int  # by the paper's filters, or without such a number above 0
   law: Law | None  # None: fewer than two different FLOPs are left
   slope: Interval | None  # None: fewer than LEAST are
   parity: Interval | float | None  # of the first family to this one
@@ -248,6 +248,8 @@ def _parity(ours: Fit, theirs: Fit) -> Interval | float | None:
 
 
 def _said(found: Scaling) -> str:
+  if len(found.families) == 1:
+    return f"Over {FLOPS[found.flops]}."
   return (
     f"Over {FLOPS[found.flops]}. Parity: the share of a family's most FLOPs with which"
     f" {found.families[0].name} reaches what that family's line has there."
@@ -315,7 +317,7 @@ def _columns(found: Scaling) -> dict[str, Any]:
       ("Parity FLOP ratio", "of the first family", [_ratio(fit) for fit in fits]),
       (
         "Runs",
-        "left out: by the paper's filters, or without it",
+        "left out: by the paper's filters, without it, or 0",
         [(f"{len(fit.points)}", f"{fit.left_out} left out") for fit in fits],
       ),
     ]
