@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -51,6 +52,42 @@ def test_a_first_process_that_does_not_come_is_named(address, monkeypatch):
   monkeypatch.setattr(muster_lib, "SECONDS", 0.5)
   (said,) = come(address, (1, 2))
   assert said.startswith(f"process 0 did not come to {address} within")
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize(
+  "argument, says",
+  [
+    ("--count=none", "argument --count: "),
+    ("--prompt", "argument --prompt: expected one argument"),
+  ],
+)
+def test_wrong_arguments_of_one_process_end_all_with_its_message(
+  address, wrong, argument, says, capsys
+):
+  other = 1 - wrong
+  begin = time.monotonic()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    heard = pool.submit(come, address, (other, 2))
+    place = ["--distributed", f"{address},{wrong},2", "--workdir", "run"]
+    with pytest.raises(SystemExit) as stopped:
+      cli.main(["sample", *place, "--prompt=x", argument])
+    (said,) = heard.result()
+  assert time.monotonic() - begin < 10
+  assert said.startswith(f"process {wrong} was started wrongly: {says}")
+  assert stopped.value.code == 2
+  own = said.partition("wrongly: ")[2]
+  assert capsys.readouterr().err.endswith(f"tfusion sample: error: {own}\n")
+
+
+def test_wrong_arguments_are_kept_from_nobody_where_no_process_can_be_told(
+  monkeypatch, capsys
+):
+  monkeypatch.setattr(muster_lib, "muster", pytest.fail)
+  for how in ([], ["--distributed"], ["--distributed=auto"], ["--distributed=0,1"]):
+    with pytest.raises(SystemExit) as stopped:
+      cli.main(["sample", "--nothing", *how])
+    assert stopped.value.code == 2 and "error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("index, says", [(0, "of 2 processes, 1"), (1, "process 0")])

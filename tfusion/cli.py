@@ -4,14 +4,15 @@ Owns: arguments. Not: work. `--help` answers without importing jax.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from tfusion import autoencoder_config, errors, files, progress, startup
 from tfusion import workdir as workdir_lib
@@ -81,14 +82,18 @@ def _flushed(status: int) -> int:
 
 def _run(argv: list[str] | None) -> int:
   parser = _parser()
-  args, rest = parser.parse_known_args(argv)
+  try:
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_more:
+      parser.error(f"unknown arguments: {' '.join(rest)}")
+  except _Refused as refused:
+    _tell_processes(sys.argv[1:] if argv is None else argv, refused.said)
+    raise
   if argv is None:
     startup.use_huge_pages()
     if isinstance(sys.stdout, io.TextIOWrapper):  # not None: closed before the start
       sys.stdout.reconfigure(errors="replace")  # file names may be any bytes
   _expand_home(args)
-  if rest and not args.takes_more:
-    parser.error(f"unknown arguments: {' '.join(rest)}")
   startup.quiet(verbose=args.verbose)
   if argv is None and (workdir := getattr(args, "workdir", None)):
     startup.keep_programs(workdir)
@@ -109,6 +114,37 @@ def _run(argv: list[str] | None) -> int:
     if not error.args:  # else the run was saved, and has said so
       print(f"tfusion {args.command}: interrupted", file=sys.stderr)
     return 130
+
+
+class _Refused(SystemExit):
+  """The end of a command whose arguments are wrong; `said` says what is."""
+
+  def __init__(self, said: str):
+    super().__init__(2)
+    self.said = said
+
+
+class _Parser(argparse.ArgumentParser):
+  """As its base; an error says what it is to whoever catches it, too."""
+
+  def error(self, message: str) -> NoReturn:
+    self.print_usage(sys.stderr)
+    print(f"{self.prog}: error: {message}", file=sys.stderr, flush=True)
+    raise _Refused(message)
+
+
+def _tell_processes(argv: Sequence[str], said: str) -> None:
+  """Tells the other processes of a run, which wait for this one, that its arguments
+  are wrong; where they find each other by themselves, nobody can."""
+  from tfusion import muster
+
+  options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  options.add_argument("--distributed", nargs="?", default="")
+  with contextlib.suppress(argparse.ArgumentError, SystemExit):
+    how = options.parse_known_args(argv)[0].distributed or ""
+    if found := muster.place(how):
+      with contextlib.suppress(ValueError):  # it is told to this one as well
+        muster.muster(*found, fault=said)
 
 
 def _expand_home(args: argparse.Namespace) -> None:
@@ -323,7 +359,7 @@ def _print(lines: Iterable[object]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog="tfusion",
     description="Train Transfusion models: text and images in one transformer.",
   )

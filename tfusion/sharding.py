@@ -18,7 +18,6 @@ and then along the outer one; what is scattered goes the other way.
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,8 +28,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tfusion import muster as muster_lib
 from tfusion.config import MeshConfig, mesh_sizes
-from tfusion.muster import muster
 
 FSDP = ("fsdp_outer", "fsdp_inner")
 AXES = ("data", *FSDP, "context", "tensor")
@@ -61,21 +60,21 @@ def join_hosts(how: str) -> None:
   if how == "auto":
     _initialize(how)
     return
-  # No more digits than a port or a count of processes has.
-  match = re.fullmatch(r"(.+:\d{1,5}),(\d{1,6}),(\d{1,6})", how)
-  if not match or int(match[2]) >= int(match[3]):
+  found = muster_lib.place(how)
+  if not found:
     raise ValueError(
       f"--distributed={how}: give auto, or HOST:PORT,INDEX,COUNT as in"
       " 10.0.0.1:1234,0,2 with INDEX below COUNT"
     )
-  _initialize(how, match[1], int(match[3]), int(match[2]))
+  address, index, count = found
+  _initialize(how, address, count, index)
 
 
 def _initialize(how: str, *args):
   try:
     if args:
       address, count, index = args
-      muster(address, index, count)
+      muster_lib.muster(address, index, count)
     jax.distributed.initialize(*args)
   except (ValueError, RuntimeError) as error:
     why = str(error).partition("\n")[0]
