@@ -69,11 +69,12 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   matrices = found.parameters - table
   assert moved["reduce-scatter"] == pytest.approx(4 * matrices, rel=0.25)
   assert moved["all-gather"] == pytest.approx(2 * 2 * matrices, rel=0.25)
-  # Seven weights of a layer, forward and backward; what two axes scatter may be joined.
+  # Seven weights of a layer, forward and backward. Scatters of a v5e may be joined.
   layer = found.compiled.layer["count"]
   assert layer["all-gather fsdp_inner"] == layer["all-gather fsdp_outer"] == 14
-  assert layer["reduce-scatter fsdp_outer"] == 7
-  assert layer["reduce-scatter fsdp_inner"] == (4 if name.startswith("v5e") else 7)
+  v5e = name.startswith("v5e")
+  assert layer["reduce-scatter fsdp_outer"] == (5 if v5e else 7)
+  assert layer["reduce-scatter fsdp_inner"] == (1 if v5e else 7)
   assert layer["all-reduce fsdp_outer+fsdp_inner"] == 1  # of the scales of norms
   # A shard of the state and no more.
   sizes, share = found.compiled.arguments, found.parameters / topology.devices
@@ -83,10 +84,10 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   own = found.compiled.cost["flops"] * topology.devices
   assert 0.9 < own / found.counts.exact < 1.4
   # Sparse cores scatter beside the matmuls, of which a v6e has too few here: one row of
-  # 1,024 positions on each chip.
-  if name.startswith("v5p"):
+  # 1,024 positions on each chip. A v5e scatters in steps beside some of them.
+  if share := {"v5p": 0.5, "v5e": 0.8}.get(topology.generation):
     key = "reduce-scatter fsdp_outer"
-    assert found.exposed[key] < 0.5 * found.compiled.cost["busy"][key]
+    assert found.exposed[key] < share * found.compiled.cost["busy"][key]
 
 
 @pytest.mark.long

@@ -22,8 +22,15 @@ _GATHER_BESIDE = {
   "xla_tpu_overlap_compute_collective_tc": "true",
   "xla_enable_async_all_gather": "true",
 }
-# Gradients leave by scatters that the sparse cores run, beside all matmuls; v5e has no
-# such cores, and its scatters run alone.
+# v5e has no sparse cores. There scatters run in steps beside the matmuls as well, where
+# these find room: a fusion of both needs more than the 16 MiB of the 128 on the chip
+# that one may take by default.
+_SCATTER_IN_STEPS = {
+  "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": "true",
+  "xla_enable_async_reduce_scatter_fusion": "true",
+  "xla_tpu_scoped_vmem_limit_kib": "65536",
+}
+# Gradients leave by scatters that the sparse cores run, beside all matmuls.
 _SCATTER_BESIDE = {
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"
 }
@@ -33,7 +40,7 @@ _ALL_BESIDE = _SCATTER_BESIDE | {
 }
 # By the start of device_kind, the longest that fits; docs/pods.md shows what each does.
 OPTIONS = {
-  "TPU v5 lite": _GATHER_BESIDE,
+  "TPU v5 lite": _SCATTER_IN_STEPS | _GATHER_BESIDE,
   "TPU v5": _SCATTER_BESIDE | _GATHER_BESIDE,
   "TPU v6": _ALL_BESIDE,
 }
@@ -56,10 +63,16 @@ def jit_step(step: Callable[..., tuple[Any, Any]], sharding: Any) -> Any:
 
 def compiler_options() -> dict[str, str] | None:
   """What the compiler is asked for on the devices of the mesh in use."""
-  devices = jax.sharding.get_mesh().devices
+  mesh = jax.sharding.get_mesh()
+  devices = mesh.devices
   kind = devices.flat[0].device_kind if devices is not None and devices.size else ""
   fitting = [start for start in OPTIONS if kind.startswith(start)]
-  return dict(OPTIONS[max(fitting, key=len)]) if fitting else None
+  if not fitting:
+    return None
+  options = dict(OPTIONS[max(fitting, key=len)])
+  if mesh.shape.get("context", 1) > 1:  # scatters would displace a ring's exchanges
+    options = {k: x for k, x in options.items() if k not in _SCATTER_IN_STEPS}
+  return options
 
 
 class CompiledStep:
