@@ -30,6 +30,16 @@ def test_it_has_our_parameters_but_those_of_patches(start):
   assert shapes(start.params) == shapes(want) and len(want) == len(ours.params) - 1
 
 
+@pytest.mark.parametrize("untied", ["mlp", "all"])
+def test_of_untied_weights_it_has_those_of_text(untied):
+  own = tiny.config(optim__warmup_steps=0, model__untied=untied)
+  shapes = [
+    jax.eval_shape(functools.partial(llama.init_state, c), jax.random.key(0)).params
+    for c in (own, CONFIG)
+  ]
+  assert shapes[0] == shapes[1]
+
+
 @pytest.mark.slow
 def test_its_loss_is_that_of_our_model_on_causal_text(start):
   rows = llama.make_rows(CONFIG)

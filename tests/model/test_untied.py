@@ -45,7 +45,7 @@ def test_each_position_is_multiplied_by_the_weight_of_its_modality(
   monkeypatch, texts, platform, letters, inputs, x_shape, w_shape
 ):
   monkeypatch.setattr(untied, "TILE", 8)
-  monkeypatch.setattr(untied, "_platform", lambda: platform)
+  monkeypatch.setattr(untied, "platform", lambda: platform)
   rng = np.random.default_rng(0)
   x, text, image = (
     rng.normal(size=s).astype(np.float32) for s in (x_shape, w_shape, w_shape)
@@ -82,6 +82,7 @@ def test_the_kernel_of_a_tpu_gives_the_gradients_of_both_weights(texts):
   sizes = jnp.asarray([texts, 96 - texts], jnp.int32)
   got = untied.gradients_on_tpu(x_tk, g_tn, sizes, jnp.float32, interpret=True)
   for own, part in zip(got, (slice(texts), slice(texts, None)), strict=True):
+    # Up to 96 products of numbers about 1, in another order.
     np.testing.assert_allclose(own, x_tk[part].T @ g_tn[part], atol=1e-4)
 
 
@@ -109,10 +110,11 @@ def test_at_the_start_it_is_the_tied_model_and_shares_out_its_gradient(which, ch
   tied, own = (
     gradients_of(tiny.config(**changes, model__untied=u)) for u in ("none", which)
   )
+  # In float32, summed tile by tile.
   np.testing.assert_allclose(own[1].text.total, tied[1].text.total, rtol=1e-6)
   np.testing.assert_allclose(own[1].image.total, tied[1].image.total, rtol=1e-6)
   found, twins = joined(own[0])
-  assert twins == (1 if which == "mlp" else 4) * 1 + (which == "all")
+  assert twins == {"mlp": 1, "all": 5}[which]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, tied[0])
 
 
@@ -175,6 +177,7 @@ def test_another_row_changes_nothing_in_a_model_that_sorts_all_rows_together():
   )
   a, b = (np.asarray(outputs(tiny.put(x))) for x in (batch, other))
   live = batch.hi_bl[0] >= batch.lo_bl[0]
+  # Its positions lie in other tiles.
   np.testing.assert_allclose(a[0][live], b[0][live], atol=1e-5)
   assert np.abs(a[1:] - b[1:]).max() > 0.1
 

@@ -101,6 +101,30 @@ dim_labels=b0f_0io->b0f
   assert program.flops_of("main", y) == 2 * 7 * 11 * 5 * meetings
 
 
+GROUPED = """HloModule jit_g, is_scheduled=true
+
+ENTRY %main (n: s32[1], x: bf16[96,8], w: bf16[2,8,5], g: bf16[96,5]) -> f32[2,8,5] {
+  %n = s32[1]{0} parameter(0)
+  %x = bf16[96,8]{1,0} parameter(1)
+  %w = bf16[2,8,5]{2,1,0} parameter(2)
+  %g = bf16[96,5]{1,0} parameter(3)
+  %ragged-dot-none.3 = bf16[96,5]{1,0} custom-call(%n, %x, %w), \
+custom_call_target="tpu_custom_call"
+  %attend_forward.1 = bf16[96,5]{1,0} custom-call(%n, %x, %w), \
+custom_call_target="tpu_custom_call"
+  ROOT %tgmm.2 = f32[2,8,5]{2,1,0} custom-call(%n, %x, %g), \
+custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_of_a_grouped_matmul_each_row_meets_one_weight():
+  program = Program(GROUPED)
+  flops = {o.name: program.flops_of("main", o) for o in program.computations["main"]}
+  assert flops["ragged-dot-none.3"] == flops["tgmm.2"] == 2 * 96 * 8 * 5
+  assert flops["attend_forward.1"] == 0  # whose time is known otherwise
+
+
 def test_the_operations_of_a_program_that_runs_here_are_those_of_its_matmuls():
   def layer(x, w):
     return jnp.tanh(x @ w), None

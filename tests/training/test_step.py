@@ -738,7 +738,7 @@ def test_a_frozen_tower_stays_to_the_bit_and_is_not_in_the_norm(frozen):
   of = jax.jit(gradients, static_argnums=0)
   got, want = (of(config, state.params, batch, root)[0] for config in (c, free))
 
-  def held(path, a, b):
+  def held(path, a, b):  # sums in another order: it is another program
     np.testing.assert_allclose(a, 0 if tower_of(path) == frozen else b, atol=1e-6)
 
   jax.tree_util.tree_map_with_path(held, got, want)

@@ -194,9 +194,7 @@ def _choose(implementation: str | None, head_dim: int) -> str:
       f"implementation={implementation!r} is unknown: use one of"
       f" {sorted(IMPLEMENTATIONS)}, or None to let the platform decide"
     )
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  platform = jax.default_backend() if device is None else device.platform
-  name = BY_PLATFORM.get(platform, "chunked")
+  name = BY_PLATFORM.get(platform(), "chunked")
   if head_dim not in HEAD_DIMS.get(name, (head_dim,)):
     name = "chunked"
   logging.log_first_n(
@@ -204,10 +202,16 @@ def _choose(implementation: str | None, head_dim: int) -> str:
     "attention: %r, as the platform is %r and the head dim %d",
     1,
     name,
-    platform,
+    platform(),
     head_dim,
   )
   return name
+
+
+def platform() -> str:
+  """Of the mesh in use, which may be of devices that are not here: cpu, gpu or tpu."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def _module(name: str):

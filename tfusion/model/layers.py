@@ -24,12 +24,8 @@ from tfusion.attention import Work, attend
 from tfusion.config import ModelConfig
 from tfusion.model import untied
 from tfusion.model.linear import Product, outputs_of, param, zeros
-from tfusion.model.untied import Split, choose, linear, multiply, spread, values
+from tfusion.model.untied import Of, Split, choose, linear, multiply, spread, values
 from tfusion.sharding import spec
-
-# Whose the positions at hand are, for weights that are untied: text's, an image's, or
-# both's and sorted; None: of a model without.
-Of = str | Split | None
 
 
 class Keys(NamedTuple):

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
 from tfusion.model import untied
-from tfusion.model.layers import Keys, Of, View, rope_angles
+from tfusion.model.layers import Keys, View, rope_angles
 from tfusion.model.linear import linear, outputs_of, param, zeros
 from tfusion.model.patches import LinearPatches, waves
 from tfusion.model.transformer import Transformer
@@ -183,7 +183,7 @@ class Transfusion(nnx.Module):
     else `diffusion.target` says."""
     return self.patches.decode(x_bnmd, skips)
 
-  def _of(self, of: str, patch_bl: jax.Array | None) -> Of:
+  def _of(self, of: str, patch_bl: jax.Array | None) -> untied.Of:
     """Whose weights inputs take: text, image, or, of both, what patch_bl says."""
     if self.config.untied == "none":
       return None

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from tfusion.attention import platform
 from tfusion.model import linear as tied
 from tfusion.model.linear import Product, gathered_weight
 from tfusion.sharding import axes_of, scatter_here
@@ -39,6 +40,11 @@ class Split(NamedTuple):
   source_bl: jax.Array  # i32, which of the device's positions is sorted to here
   place_bl: jax.Array  # i32, where the device's position here is sorted to
   text_bl: jax.Array  # bool, whether text is sorted to here
+
+
+# Whose the positions at hand are: text's, an image's, or both's and sorted; None: the
+# model has one parameter for both.
+Of = str | Split | None
 
 
 class Both(NamedTuple):
@@ -105,15 +111,14 @@ def _permute_backward(saved, g_bl):
 _permute.defvjp(_permute_forward, _permute_backward)
 
 
-def choose(name: str, own: Any, twin: Any, of: str | Split | None) -> Any:
+def choose(name: str, own: Any, twin: Any, of: Of) -> Any:
   """The parameter of this name that the positions at hand want, or Both.
 
   Args:
     name: of an attribute; it may be None.
     own: the module of text.
     twin: that of patches, like it; None: text's is theirs too.
-    of: text or image, if all positions are; a Split, if they are sorted. None: the
-      model has one module for both.
+    of: whose the positions are.
   """
   text = getattr(own, name)
   if text is None or twin is None or of is None or of == "text":
@@ -246,7 +251,7 @@ def _grouped(x_tk, pair, count, first: bool, dtype) -> jax.Array:
     first: whether what is contracted comes first.
     dtype: of the outputs.
   """
-  if _platform() == "cpu":
+  if platform() == "cpu":
     return _grouped_by_tiles(x_tk, pair, count, first, dtype)
   sizes = jnp.stack([count, x_tk.shape[0] - count]).astype(jnp.int32)
   over = (((1,), (1 if first else 2,)), ((), ()))
@@ -284,10 +289,10 @@ def _grouped_by_tiles(x_tk, pair, count, first: bool, dtype):
 
 def _gradients(x_tk, g_tn, count, dtype) -> jax.Array:
   """x^T g of the first `count` positions and of the others: [2, k, n]."""
-  if _platform() == "cpu":
+  if platform() == "cpu":
     return _gradients_by_tiles(x_tk, g_tn, count, dtype)
   sizes = jnp.stack([count, x_tk.shape[0] - count]).astype(jnp.int32)
-  if _platform() == "tpu":
+  if platform() == "tpu":
     return gradients_on_tpu(x_tk, g_tn, sizes, dtype)
   how = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
   return lax.ragged_dot_general(x_tk, g_tn, sizes, how, preferred_element_type=dtype)
@@ -339,11 +344,6 @@ def _gradients_by_tiles(x_tk, g_tn, count, dtype):
   # The patches of the tile in which text ends; if it ends between two, none.
   start = jnp.minimum(count // side, steps - 1) * side
   return sums_2kn.at[1].add(jnp.where(count > start, part(start, False), 0))
-
-
-def _platform() -> str:
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
 
 
 def _rows(x_bl: jax.Array) -> jax.P:

@@ -79,8 +79,9 @@ def tower_of(path: Sequence[Any]) -> str:
 
 
 def hold_frozen(config: Config, params: Any) -> Any:
-  """The same parameters, of which those whose factor is 0 get no gradient: it is
-  neither computed nor part of the norm by which others are clipped."""
+  """The same parameters, of which those whose factor is 0 get no gradient, so that it
+  is no part of the norm by which others are clipped. Nor is it computed, but where one
+  kernel makes it beside the gradient of a twin that learns (model/untied.py)."""
   factors = _factors(config)
   if min(factors.values()) > 0:
     return params
