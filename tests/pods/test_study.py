@@ -19,9 +19,11 @@ GRADIENTS = (
   0.05  # of the bytes of gradients: norms, biases and metrics are summed whole
 )
 
+WHOLE = 1 << 16  # bytes, at most, of parameters that are not cut
 
-def small(**mesh) -> Config:
-  """Layers as wide as those of a real model, but two of them."""
+
+def small(*, rows: int = 64, **mesh) -> Config:
+  """Layers as wide as those of a real model, but two of them, and rows of a batch."""
   base = Config()
   return dataclasses.replace(
     base,
@@ -38,7 +40,7 @@ def small(**mesh) -> Config:
     ),
     data=dataclasses.replace(base.data, row_length=1024, image_slots=3, lanes=1),
     mesh=MeshConfig(**mesh),
-    train=dataclasses.replace(base.train, batch_rows=64),
+    train=dataclasses.replace(base.train, batch_rows=rows),
   )
 
 
@@ -51,12 +53,19 @@ def no_kernels(monkeypatch):
 @libtpu
 @pytest.mark.libtpu
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:2x2x4", "v5p:4x4x4", "v6e:8x8"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("v5p:2x2x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"),
+    *("v5e:16x16", "v5p:4x8x8", "v6e:16x16"),
+  ],
+)
 def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   name, no_kernels
 ):
   topology = chips.parse(name)
-  found = study.study(small(data=1, fsdp=-1), topology)
+  rows = max(64, topology.devices)
+  found = study.study(small(rows=rows, data=1, fsdp=-1), topology)
   assert found.fits and not found.compiled.error
   moved: dict[str, float] = {}
   for key, size in found.compiled.cost["bytes"].items():
@@ -76,10 +85,11 @@ def test_weights_are_gathered_and_gradients_scattered_and_none_is_summed_whole(
   assert layer["reduce-scatter fsdp_outer"] == (5 if v5e else 7)
   assert layer["reduce-scatter fsdp_inner"] == (1 if v5e else 7)
   assert layer["all-reduce fsdp_outer+fsdp_inner"] == 1  # of the scales of norms
-  # A shard of the state and no more.
+  # A shard of the state and no more, but for the scales of norms and biases, which all
+  # chips have.
   sizes, share = found.compiled.arguments, found.parameters / topology.devices
-  assert sizes["parameters"] == pytest.approx(4 * share, rel=0.01)
-  assert sizes["optimizer"] == pytest.approx(8 * share, rel=0.01)
+  assert 4 * share <= sizes["parameters"] < 4 * share + WHOLE
+  assert 8 * share <= sizes["optimizer"] < 8 * share + 2 * WHOLE
   # The matmuls are the model's: forward, backward, and no more than that again.
   own = found.compiled.cost["flops"] * topology.devices
   assert 0.9 < own / found.counts.exact < 1.4
