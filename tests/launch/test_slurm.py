@@ -149,10 +149,11 @@ def test_a_mistake_and_a_cancelled_job_are_not_put_back(slurm, tmp_path):
   assert "slurm.sbatch: status 2" in job.ends("FAILED")
   # As tfusion does: it is told to stop, saves, and ends with 143. A program that saved
   # for it would be told to stop as well. The first to end takes the other with it, so
-  # each waits until both have saved, as hosts that save together do.
+  # each waits until both have saved, as hosts that save together do. (`sleep` is told
+  # to stop too, perhaps before its shell, and must not end the loop.)
   saved = "until [ -e saved-0 ] && [ -e saved-1 ]; do :; done"
   code = f"trap ': >saved-$SLURM_PROCID; {saved}; exit 143' TERM; echo up"
-  code += "; while sleep 0.1; do :; done"
+  code += "; while :; do sleep 0.1; done"
   job = Job(slurm, tmp_path, "--", "bash", "-c", code)
   job.wait(lambda job: job.said.count("up\n") == 2)
   job.call("scancel")

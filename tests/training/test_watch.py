@@ -214,9 +214,12 @@ def test_a_run_ends_where_what_it_says_last_hangs_too(tmp_path):
 def test_a_run_tells_its_watch_what_is_being_saved(tmp_path, watch, monkeypatch):
   go_on, held, clock = threading.Event(), Hold(None), Clock()
   held.watch, held.clock = watch, clock
-  monkeypatch.setattr(
-    checkpoint.Checkpoints, "_finish", lambda *_: go_on.wait(20) and None
-  )
+
+  def finish(self, written, *_):
+    written.result()  # else orbax writes into what the next save clears
+    go_on.wait(20)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "_finish", finish)
   state = {"a": jax.numpy.zeros(2)}
   with events.open_checkpoints(tiny.config(), tmp_path, held) as checkpoints:
     assert watch.under_way() is None
