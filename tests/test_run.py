@@ -167,6 +167,17 @@ def test_evaluate_returns_what_it_writes(trained):
   assert found["sampler"].startswith("ddim 1 steps")
 
 
+def test_evaluations_by_name_are_kept_beside_those_that_were_there(trained):
+  before = trained.evaluate(steps=1)
+  found = trained.evaluate("loss", steps=1)
+  assert found["loss_grid"] > 0
+  assert found["text_perplexity"] == before["text_perplexity"]
+  again = trained.evaluate("small", steps=1)
+  assert again["finished"] == found["finished"]
+  with pytest.raises(ValueError, match="'los' is unknown"):
+    trained.evaluate("los")
+
+
 def test_samples_of_a_run_are_saved_as_the_command_saves_them(trained, tmp_path):
   paths = trained.sample(PROMPT).save(tmp_path)
   assert [path.name for path in paths][-2:] == ["sample_000.txt", "sample_000.json"]

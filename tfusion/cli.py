@@ -22,7 +22,7 @@ from tfusion.version import __version__
 
 C = TypeVar("C")
 
-OF_ALL = ("count", "prompt", "seed", "step")  # hosts need the same
+OF_ALL = ("count", "prompt", "seed", "step", "suite")  # hosts need the same
 
 READER_GONE = 128 + 13  # what a shell says of a command that SIGPIPE ended
 
@@ -153,6 +153,7 @@ def _expand_home(args: argparse.Namespace) -> None:
   for name in (
     "autoencoder",
     "config",
+    "data",
     "out",
     "path",
     "source",
@@ -226,11 +227,14 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   """Evaluates a model; prints a table, writes eval.json and report.html."""
+
   config = _agreed(args, lambda: read_saved_config(args.workdir, rest))
   from tfusion import run
   from tfusion.evaluate import suite
 
-  results = run.open_run(config, args.workdir, step=args.step).evaluate()
+  suite.parse(args.suite)  # to know before the work
+  opened = run.open_run(config, args.workdir, step=args.step)
+  results = opened.evaluate(args.suite, data=args.data or None)
   suite.show(results, f"{files.to_path(args.workdir) / 'report.html'}")
 
 
@@ -477,6 +481,19 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
   c = add("eval", evaluate, more=SAMPLING, distributed=True)
   c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
   c.add_argument("--step", type=whole(0), help="its checkpoint (default: the newest)")
+  c.add_argument(
+    "--suite",
+    default="",
+    metavar="NAME,...",
+    help="suites and evaluations by name, as in small or loss,ppl:pydoc; what is"
+    " finished is not done again (default: what fits the run's sources, anew)",
+  )
+  c.add_argument(
+    "--data",
+    default="",
+    metavar="DIR",
+    help="folder with the data sets and networks of others that some evaluations need",
+  )
 
 
 def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:

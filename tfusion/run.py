@@ -22,7 +22,7 @@ from tfusion.config import Config
 from tfusion.config_file import full_names, with_knobs
 from tfusion.data.pipeline import open_corpus
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.evaluate import suite
+from tfusion.evaluate import suite as suite_lib
 from tfusion.evaluate.grids import SampleGrids
 from tfusion.evaluate.reconstructions import Reconstructions
 from tfusion.generate import samples
@@ -123,10 +123,15 @@ class Run:
     )
     return made[0] if isinstance(prompts, str) and count is None else made
 
-  def evaluate(self, **knobs: Any) -> dict[str, Any]:
-    """Runs the evaluations that fit the run's sources, as `tfusion eval` does.
+  def evaluate(
+    self, suite: str = "", *, data: str | Path | None = None, **knobs: Any
+  ) -> dict[str, Any]:
+    """Runs evaluations, as `tfusion eval` does.
 
     Args:
+      suite: of suites or evaluations, as in "loss,ppl:pydoc"; those that are finished
+        are not done again. Empty: those that fit the run's sources, anew.
+      data: folder with data sets and networks of others, which some of them need.
       **knobs: of sections `sample` and `eval`, for this call.
 
     Returns:
@@ -134,11 +139,13 @@ class Run:
       workdir's eval/, and report.html is written anew.
 
     Raises:
-      ValueError: the sources are not those of the run, or a knob is unknown.
+      ValueError: the sources are not those of the run, a name or a knob is unknown, or
+        something is missing.
     """
+    names = suite_lib.parse(suite)
     trained = self._trained._replace(config=self._config_with(knobs))
     corpus = open_corpus(trained.config, self.workdir)
-    results = suite.evaluate(trained, corpus, self.workdir)
+    results = suite_lib.evaluate(trained, corpus, self.workdir, names=names, data=data)
     if jax.process_index() == 0:
       report.write_report(self.workdir)
     return results
@@ -267,7 +274,10 @@ def train(
   state = loop.train(
     config,
     workdir,
-    evaluations=[SampleGrids(config, workdir), suite.FinalEvaluation(config, workdir)],
+    evaluations=[
+      SampleGrids(config, workdir),
+      suite_lib.FinalEvaluation(config, workdir),
+    ],
     reference=reference,
     executable=Path(executable) if executable else None,
     stop=stop,

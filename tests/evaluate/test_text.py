@@ -1,9 +1,12 @@
 """Promises of tfusion/evaluate/text.py."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_shards
 
 from tfusion import sequence
 from tfusion.data.digits import Digits
@@ -11,6 +14,7 @@ from tfusion.data.pipeline import Corpus
 from tfusion.data.prose import Prose
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import text as text_lib
+from tfusion.evaluate.evaluation import Asked
 from tfusion.evaluate.text import count_bytes, perplexity
 from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import bind
@@ -142,3 +146,54 @@ def test_without_prose_captions_are_read(trained, tmp_path):
   captions = [trained.tokenizer.encode(text) for text in DIGITS.texts()]
   # Each is followed by BOI and EOS, in whichever order.
   assert found["text_tokens"] == sum(len(ids) + 2 for ids in captions)
+
+
+def asked(trained, argument, workdir, *sources, data=None):
+  corpus = Corpus((), sources, trained.tokenizer)
+  return Asked(trained, corpus, workdir, data, argument)
+
+
+@pytest.mark.slow
+def test_ppl_of_a_source_is_the_perplexity_of_that_one_alone(trained, tmp_path):
+  both = Prose("other", ("one two three",) * 3), PROSE
+  found = text_lib.perplexity_of(asked(trained, "prose", tmp_path, *both))
+  alone = perplexity(trained, Corpus((), (PROSE,), trained.tokenizer), tmp_path)
+  assert found["ppl:prose"] == alone["text_perplexity"]
+  assert found["ppl:prose perplexity_per_byte"] == alone["text_perplexity_per_byte"]
+  assert found["ppl:prose tokens"] == alone["text_tokens"]
+
+
+def test_ppl_takes_a_source_that_the_run_does_not_have(trained, tmp_path):
+  source = text_lib.open_source(asked(trained, "pydoc", tmp_path, PROSE))
+  assert source.name == "pydoc" and len(source) > 10
+  room = trained.config.data.row_length - 1  # BOS
+  lengths = [len(trained.tokenizer.encode(text)) for text in source.documents]
+  assert room / 2 < max(lengths) <= room
+  # As the run's own weights and epochs say nothing of it.
+  config = tiny.build(data__sources=("digits",), data__weights=(1.0,))
+  config = dataclasses.replace(trained.config, data=config.data)
+  own = asked(trained._replace(config=config), "prose", tmp_path, PROSE)
+  assert text_lib.perplexity_of(own)["ppl:prose"] > 1
+
+
+@pytest.mark.parametrize(
+  "argument, says",
+  [
+    ("wikipedia", "ppl:wikipedia: is no source .*, nor a folder of shards in --data"),
+    ("digits", "ppl:digits: has images, and is none of data.sources="),
+    ("shards:/none/such", "/none/such"),
+  ],
+)
+def test_ppl_of_what_is_no_text_is_one_message(trained, tmp_path, argument, says):
+  with pytest.raises(ValueError, match=says):
+    text_lib.open_source(asked(trained, argument, tmp_path, PROSE))
+
+
+def test_ppl_finds_shards_by_their_name_in_the_folder_of_data(trained, tmp_path):
+  folder = tmp_path / "data" / "wikipedia"
+  tiny_shards.make(folder, kind=None, words=trained.tokenizer)
+  own = asked(trained, "wikipedia", tmp_path, PROSE, data=tmp_path / "data")
+  assert len(text_lib.open_source(own)) == 4
+  tiny_shards.make(folder, kind=None)
+  with pytest.raises(ValueError, match="is another tokenizer than .*wikipedia"):
+    text_lib.open_source(own)

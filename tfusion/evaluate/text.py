@@ -3,15 +3,22 @@
 Owns: which rows those are, their bytes. Not: the loss.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from tfusion.data import prepared
 from tfusion.data.pipeline import Corpus, heldout_rows
+from tfusion.data.source import TEST, Source
+from tfusion.data.sources import OPEN, open_sources
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.evaluate.evaluation import Asked
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Batch
 from tfusion.sharding import gather_json, global_batch
@@ -27,26 +34,90 @@ def perplexity(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
   """
   del out
   sources = [s for s in corpus.test if not s.has_images] or corpus.test
+  found = measure(trained, sources, first_code=corpus.first_code)
+  return {f"text_{name}": value for name, value in found.items()}
+
+
+def measure(
+  trained: Trained, sources: Sequence[Source], *, first_code: int | None = None
+) -> dict[str, float]:
+  """Perplexity of the first eval.text_rows held-out rows of sources, as `perplexity`.
+
+  Args:
+    trained: the model, whose mesh is in use.
+    sources: test splits, of the run or of others.
+    first_code: the token id of the first code of images, which are not counted.
+  """
   config = trained.config
   rows = heldout_rows(
     sources,
-    corpus.tokenizer,
+    trained.tokenizer,
     config,
     rows=config.eval.text_rows,
     host=jax.process_index(),
     hosts=jax.process_count(),
   )
   batches = (global_batch(batch, mesh=trained.mesh) for batch in rows)
-  first = corpus.first_code
-  values = validate(config, trained.params, batches, first_code=first)
-  bytes_ = sum(gather_json(count_bytes(rows, corpus.tokenizer)))
+  values = validate(config, trained.params, batches, first_code=first_code)
+  bytes_ = sum(gather_json(count_bytes(rows, trained.tokenizer)))
   nats = values["loss_text"] * values["text_targets"]
   return {
-    "text_perplexity": values["perplexity"],
-    "text_perplexity_per_byte": math.exp(nats / max(bytes_, 1)),
-    "text_tokens": int(values["text_targets"]),
-    "text_bytes": bytes_,
+    "perplexity": values["perplexity"],
+    "perplexity_per_byte": math.exp(nats / max(bytes_, 1)),
+    "tokens": int(values["text_targets"]),
+    "bytes": bytes_,
   }
+
+
+def open_source(asked: Asked) -> Source:
+  """The held-out split of the source behind `ppl:`, cut to the run's rows.
+
+  Raises:
+    ValueError: it is unknown or empty, was prepared with another tokenizer, or has
+      images and is none of the run's.
+  """
+  spec, trained = asked.argument, asked.trained
+  for source in asked.corpus.test:
+    if spec in (source.name, source.spec):
+      return source
+  config, where = trained.config, asked.data and asked.data / spec
+  if where and where.is_dir():
+    spec = f"shards:{where}"
+  elif spec.partition(":")[0] not in OPEN:
+    raise ValueError(
+      f"ppl:{spec}: is no source ({', '.join(sorted(OPEN))}), nor a folder of shards in"
+      f" --data={asked.data or ''}"
+    )
+  (source,) = open_sources(
+    [spec],
+    split=TEST,
+    image_shape=config.model.image_shape,
+    workdir=asked.workdir,
+  )
+  if source.has_images:
+    raise ValueError(
+      f"ppl:{spec}: has images, and is none of data.sources={config.data.sources};"
+      " name one of those, or a source of text alone"
+    )
+  shards = prepared.tokenizer_of([source])
+  prepared.check_tokenizer(trained.tokenizer, "the run's tokenizer", shards, begun=True)
+
+  @functools.cache
+  def count(text: str) -> int:
+    return len(trained.tokenizer.encode(text))
+
+  return source.fit(count, room=config.data.row_length - 1)  # BOS
+
+
+def perplexity_of(asked: Asked) -> dict[str, Any]:
+  """`ppl:SOURCE`: the perplexity of one source, under that name."""
+  config = asked.trained.config
+  # Weights and epochs are those of data.sources, of which this may be none.
+  data = dataclasses.replace(config.data, weights=(), epochs=())
+  trained = asked.trained._replace(config=dataclasses.replace(config, data=data))
+  found = measure(trained, [open_source(asked)], first_code=asked.corpus.first_code)
+  name = f"ppl:{asked.argument}"
+  return {name: found.pop("perplexity")} | {f"{name} {k}": v for k, v in found.items()}
 
 
 def count_bytes(rows: Iterable[Batch[np.ndarray]], tokenizer: Tokenizer) -> int:

@@ -73,7 +73,7 @@ def read_run(workdir: Path) -> Run:
     machine=_values(workdir / "run.json"),
     data=_values(workdir / "data.json"),
     skipped=_values(workdir / "skipped.json"),
-    evaluation=_renamed(_values(workdir / "eval.json")),
+    evaluation=_renamed(_numbers(_values(workdir / "eval.json"))),
     goodput=_values(workdir / "goodput.json"),
     metrics=_lines(workdir / "metrics.jsonl"),
     speed=_lines(workdir / "speed.jsonl"),
@@ -154,6 +154,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
       found.append(json.loads(line))
   found = [x for x in found if isinstance(x, dict)]
   return [_renamed(x) for x in found if isinstance(x.get("step"), int | float)]
+
+
+def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
+  """eval.json without what its numbers depend on."""
+  return {key: value for key, value in evaluation.items() if key != "finished"}
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
