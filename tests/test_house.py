@@ -54,7 +54,7 @@ FILES = {
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
-  "evaluate": "answers digits evaluation families grids loss marks published"
+  "evaluate": "answers digits evaluation families frechet grids loss marks published"
   " reconstructions record scaling scenes shapes suite text trials",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",

@@ -174,11 +174,14 @@ def test_tasks_that_leave_no_room_are_refused_before_training(trained):
 def test_every_kind_and_option_of_shapes_is_evaluated(trained, monkeypatch, tmp_path):
   called = []
 
-  def evaluation(trained, corpus, out):
-    called.append([source.name for source in corpus.test])
+  def evaluation(asked):
+    called.append([source.name for source in asked.corpus.test])
     return {}
 
-  monkeypatch.setattr(suite, "EVALUATIONS", {"shapes": ("shapes", evaluation)})
+  table = suite.EVALUATIONS
+  entry = table["shapes"]._replace(run=evaluation)
+  monkeypatch.setattr(suite, "EVALUATIONS", table | {"shapes": entry})
+  monkeypatch.setattr(suite, "SUITES", {"own": ("digits", "shapes")})
   for spec in ("pairs,things=2", "edits"):
     suite.evaluate(trained, corpus_of(trained, spec), tmp_path)
   assert called == [["shapes:pairs,things=2"], ["shapes:edits"]]
