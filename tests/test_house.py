@@ -56,6 +56,7 @@ FILES = {
   "diffusion": "objective process samplers",
   "evaluate": "answers digits evaluation families frechet grids loss marks published"
   " reconstructions record scaling scenes shapes suite text trials",
+  "evaluate/networks": "inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers",
@@ -84,7 +85,7 @@ ONLY = {
   "tensorflow_datasets": "prepare",
   "yaml": "prepare",
   "array_record": "data",
-  "safetensors": "autoencoder interop",
+  "safetensors": "autoencoder evaluate interop",
   "grain": "data autoencoder",
   "sentencepiece": "data",
   "tokenizers": "data",

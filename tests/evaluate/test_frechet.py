@@ -82,7 +82,7 @@ def test_parts_in_any_order_give_what_all_at_once_do():
   once = frechet.moments_of(whole, network="n")
   for order in (parts, parts[::-1]):
     found = frechet.stream(order, network="n")
-    assert found.count == 90
+    assert found.images == 90
     np.testing.assert_allclose(found.mean_d, once.mean_d, rtol=1e-12)
     np.testing.assert_allclose(found.scatter_dd, once.scatter_dd, rtol=1e-9, atol=1e-9)
   cov = np.cov(whole.T.astype("d"))
@@ -94,7 +94,7 @@ def test_statistics_are_saved_and_read_again(tmp_path):
   path = tmp_path / "made" / "coco.npz"
   frechet.save(made, path)
   read = frechet.load(path)
-  assert (read.network, read.count) == (made.network, 30)
+  assert (read.network, read.images) == (made.network, 30)
   np.testing.assert_array_equal(read.mean_d, made.mean_d)
   np.testing.assert_allclose(read.scatter_dd, made.scatter_dd, rtol=1e-15)
   assert list(path.parent.iterdir()) == [path]

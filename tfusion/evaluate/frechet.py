@@ -23,7 +23,7 @@ class Moments(NamedTuple):
   """Of features: enough for the distance, and to be added to those of other images."""
 
   network: str  # whose features; those of two networks cannot be compared
-  count: int  # images
+  images: int  # how many
   mean_d: np.ndarray  # f64
   scatter_dd: np.ndarray  # f64, the sum of outer products of differences from the mean
 
@@ -34,9 +34,9 @@ class Moments(NamedTuple):
     Raises:
       ValueError: fewer than two images.
     """
-    if self.count < 2:
-      raise ValueError(f"{self.count} images have no covariance; give at least 2")
-    return self.scatter_dd / (self.count - 1)
+    if self.images < 2:
+      raise ValueError(f"{self.images} images have no covariance; give at least 2")
+    return self.scatter_dd / (self.images - 1)
 
 
 def moments_of(features_nd: np.ndarray, *, network: str) -> Moments:
@@ -54,10 +54,10 @@ def merge(one: Moments, other: Moments) -> Moments:
     ValueError: they are of different networks.
   """
   _check_same(one, other)
-  count = one.count + other.count
+  count = one.images + other.images
   apart_d = other.mean_d - one.mean_d
-  mean_d = one.mean_d + apart_d * (other.count / count)
-  between_dd = np.outer(apart_d, apart_d) * (one.count * other.count / count)
+  mean_d = one.mean_d + apart_d * (other.images / count)
+  between_dd = np.outer(apart_d, apart_d) * (one.images * other.images / count)
   return Moments(
     one.network, count, mean_d, one.scatter_dd + other.scatter_dd + between_dd
   )
@@ -110,7 +110,7 @@ def save(moments: Moments, path: Path) -> None:
       file,
       mu=moments.mean_d,
       sigma=moments.covariance_dd,
-      count=np.int64(moments.count),
+      count=np.int64(moments.images),
       network=np.str_(moments.network),
     )
 
