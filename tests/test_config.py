@@ -104,6 +104,16 @@ def test_whole_numbers_and_lists_are_taken_where_they_mean_the_same():
     ({"model__image_shape": (8, 8)}, ["model.image_shape=(8, 8)", "h, w, c"]),
     ({"model__image_shape": (8, 8, 0)}, ["model.image_shape=(8, 8, 0)"]),
     ({"model__heads": 5}, ["model.width=192", "model.heads=5"]),
+    ({"model__head_size": 7}, ["model.head_size=7", "even"]),
+    ({"model__rope_scaling": (8.0,)}, ["model.rope_scaling=(8.0,)", "four numbers"]),
+    (
+      {"model__rope_scaling": (8.0, 4.0, 1.0, 8192.0)},
+      ["model.rope_scaling", "the low one below the high one"],
+    ),
+    (
+      {"model__positions": "axial", "model__head_size": 6},
+      ["model.head_size=6", "multiple of 4"],
+    ),
     ({"model__kv_heads": 3}, ["model.heads=4", "model.kv_heads=3"]),
     ({"data__row_length": 19}, ["data.row_length=19", "one token take 20"]),
     ({"data__sources": ()}, ["data.sources"]),

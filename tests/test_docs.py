@@ -10,6 +10,7 @@ import re
 import shlex
 
 import pytest
+import tiny_weights
 from PIL import Image
 
 from tfusion import autoencoder_config, cli, config_file, workdir
@@ -167,6 +168,8 @@ def desk(tmp_path_factory):
     for name in ("a", "b"):
       Image.new("RGB", (32, 32)).save(desk / folder / f"{name}.png")
       (desk / folder / f"{name}.txt").write_text(f"an image, {name}")
+  for folder in ("llama", "exported"):
+    tiny_weights.with_tokenizer(desk / folder)
   return desk
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+import tiny_weights
 from PIL import Image
 
 from tfusion import autoencoder_config
@@ -29,7 +30,7 @@ FLOORS = (
   "training",
   "autoencoder",
   "generate interop",
-  "prepare inspect sizing",  # none knows another
+  "prepare inspect sizing warmstart",  # none knows another
   "evaluate bench",
   "pods",
   "own_loop run",  # neither knows the other
@@ -41,7 +42,7 @@ FILES = {
   "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors"
   " files lock muster numerals own_loop paper parsing progress run sequence sharding"
   " sizing"
-  " startup templates together version workdir",
+  " startup templates together version warmstart workdir",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
@@ -59,14 +60,14 @@ FILES = {
   "evaluate/networks": "inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
-  "interop": "diffusers",
+  "interop": "diffusers llama tensors weights",
   "model": "layers linear patches transformer transfusion unet untied",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"
   " readers rows runner tables tar worker",
   "training": "clock compiled cross_entropy data_report due events executable feed"
   " flops goodput hold log loggers loop losses lowered machine optim peers profiles"
-  " speed spikes step stop validate watch",
+  " speed spikes start step stop validate watch",
   "prepare/layouts": "bagel conversations energon img2dataset interleaved lance_tables"
   " mds mint mmc4 shaped",
   "report": "comparison curves evaluation facts goodput hosts page plot run samples"
@@ -77,7 +78,7 @@ ONLY = {
   "orbax": "checkpoint",
   "fsspec": "buckets",
   "optax": "training autoencoder",
-  "ml_collections": "autoencoder_config config config_file sizing",
+  "ml_collections": "autoencoder_config config config_file sizing warmstart",
   "apache_beam": "prepare",
   "distributed": "prepare",
   "pyarrow": "prepare",
@@ -378,9 +379,11 @@ def load(path: pathlib.Path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("variant", ["", "smoke"])
-def test_every_experiment_builds_a_valid_config(path, variant, photos):
+def test_every_experiment_builds_a_valid_config(path, variant, photos, tmp_path):
   experiment, module = load(path), kind(path)[0]
   needs = [f"data={photos}"] if path.stem == "folder" else []
+  if path.stem == "warmstart":
+    needs = [f"weights={tiny_weights.with_tokenizer(tmp_path)}"]
   arg = ",".join([*needs, *filter(None, [variant])])
   config = module.from_dict(experiment.get_config(arg))
   if module is config_lib:
@@ -402,6 +405,7 @@ def test_every_experiment_builds_a_valid_config(path, variant, photos):
 MAY_IMPORT = (
   *("math", "ml_collections", "tfusion.autoencoder_config", "tfusion.config"),
   *("tfusion.data.digits.DIGIT_WORDS", "tfusion.paper", "tfusion.sizing"),
+  "tfusion.warmstart",
 )
 MAY_CALL = (
   "dict max min tuple ValueError parse_arg defaults fit Bounds ModelSize".split()

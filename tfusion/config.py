@@ -31,6 +31,7 @@ class ModelConfig:
   layers: int = 4
   width: int = 192  # numbers of a position between layers
   heads: int = 4  # query heads, of width / heads numbers each
+  head_size: int = 0  # numbers of a head, where others, as in some Qwen3; 0: those
   kv_heads: int = 4  # key/value heads; fewer than heads is grouped-query attention
   mlp: int = 512  # hidden width of SwiGLU
   vocab_size: int = 512  # rows of the embedding; a tokenizer may have fewer pieces
@@ -66,6 +67,10 @@ class ModelConfig:
   # Share of the numbers of attention and MLP that a training step leaves out.
   dropout: float = 0.0
   rope_theta: float = 10_000.0
+  # How RoPE's frequencies are stretched, as in Llama 3.1 and its kin: the factor, the
+  # low and the high frequency factor, and the positions it was trained on before;
+  # empty: they are not.
+  rope_scaling: tuple[float, ...] = ()
   norm_eps: float = 1e-5
   # Of matmuls: float32, bfloat16, or auto, which is bfloat16 except on a CPU.
   dtype: str = "auto"
@@ -81,7 +86,7 @@ class ModelConfig:
   @property
   def head_dim(self) -> int:
     """Numbers per head."""
-    return self.width // self.heads
+    return self.head_size or self.width // self.heads
 
   @property
   def unet_levels(self) -> tuple[int, ...]:
@@ -200,6 +205,9 @@ class MeshConfig:
 class TrainConfig:
   """The loop. Steps are updates of the parameters."""
 
+  # A folder of weights that the run begins with, of a Llama or a Qwen; a run that goes
+  # on does not read it. Empty: random numbers.
+  init_from: str = ""
   steps: int = 2000
   batch_rows: int = 16  # rows per update, over all hosts
   # Weight of log^2 Z at every target, where Z is the sum that its softmax divides by
@@ -320,7 +328,7 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "diffusion.image_weight diffusion.clip diffusion.t_logit_std"
+    "model.head_size diffusion.image_weight diffusion.clip diffusion.t_logit_std"
     " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.text_lr_factor train.image_lr_factor"
@@ -412,9 +420,14 @@ def validate(config: Config) -> None:
     f"model.image_shape={m.image_shape}: sides must divide by model.patch={m.patch}",
   )
   require(
-    m.width % (2 * m.heads) == 0,
+    m.head_size > 0 or m.width % (2 * m.heads) == 0,
     f"model.width={m.width}: must be an even multiple of model.heads={m.heads}",
   )
+  require(
+    m.head_size % 2 == 0,
+    f"model.head_size={m.head_size}: must be even: RoPE turns pairs of numbers",
+  )
+  problems += _scaling_problems(m.rope_scaling)
   require(
     m.heads % m.kv_heads == 0,
     f"model.heads={m.heads}: must divide by model.kv_heads={m.kv_heads}",
@@ -494,6 +507,17 @@ def _unet_problems(model: ModelConfig) -> list[str]:
   return problems
 
 
+def _scaling_problems(scaling: tuple[float, ...]) -> list[str]:
+  if not scaling:
+    return []
+  if len(scaling) == 4 and min(scaling) > 0 and scaling[1] < scaling[2]:
+    return []
+  return [
+    f"model.rope_scaling={scaling}: give none, or four numbers above 0: factor, low and"
+    " high frequency factor, the low one below the high one, and the positions before"
+  ]
+
+
 def _place_problems(model: ModelConfig) -> list[str]:
   problems = []
   for key, off in (("positions", "sequence"), ("patch_places", "none")):
@@ -502,10 +526,12 @@ def _place_problems(model: ModelConfig) -> list[str]:
       problems.append(
         f"model.{key}={value!r}: is of patches, but model.patches=none; set {off}"
       )
-  if model.positions == "axial" and model.width % (4 * model.heads):
+  if model.positions == "axial" and model.head_dim % 4:
+    of_width = f"model.width={model.width} must be a multiple of 4 * model.heads"
+    of_size = f"model.head_size={model.head_size} must be a multiple of 4"
     problems.append(
-      f"model.positions='axial': rows and columns take half of a head's pairs each, so"
-      f" model.width={model.width} must be a multiple of 4 * model.heads={model.heads}"
+      "model.positions='axial': rows and columns take half of a head's pairs each, so"
+      f" {of_size if model.head_size else f'{of_width}={model.heads}'}"
     )
   if model.patch_places == "sine" and model.width % 4:
     problems.append(

@@ -21,9 +21,11 @@ from tfusion import files, startup
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus, HostBatches, open_corpus
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.interop.weights import InitFrom
 from tfusion.model.transfusion import Params
 from tfusion.sequence import Batch
 from tfusion.sharding import global_batch, make_mesh
+from tfusion.training import start
 from tfusion.training import step as step_lib
 from tfusion.training.step import TrainState
 
@@ -119,7 +121,8 @@ def batches(config: Config, workdir: str | Path | None = None) -> Batches:
 
 
 def init_params(config: Config, key: jax.Array | None = None) -> Params:
-  """Makes the parameters of an untrained model, float32, shared out over the mesh.
+  """Makes the parameters that training begins with, float32, shared out over the mesh:
+  random numbers, or those of `train.init_from`.
 
   Args:
     config: its `model` and `optim` are read.
@@ -128,6 +131,8 @@ def init_params(config: Config, key: jax.Array | None = None) -> Params:
   Raises:
     ValueError: no mesh is in use.
   """
+  if config.train.init_from:
+    return init_state(config, key).params
   return _init(config, _key(config, key), "params")
 
 
@@ -139,9 +144,13 @@ def init_state(config: Config, key: jax.Array | None = None) -> TrainState:
     key: of the random numbers; None: that of config.seed, as in training.
 
   Raises:
-    ValueError: no mesh is in use.
+    ValueError: no mesh is in use, or the weights are of another model. Whether the
+      tokenizer is theirs is seen in `tfusion train` alone.
   """
-  return _init(config, _key(config, key), None)
+  root = _key(config, key)
+  if weights := InitFrom.of(config):
+    return start.new_state(config, jax.sharding.get_mesh(), root, weights)
+  return _init(config, root, None)
 
 
 def train_step(

@@ -29,6 +29,7 @@ from tfusion.generate import samples
 from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.samples import Sample, Samples
 from tfusion.generate.trained import Trained, of_state, open_trained
+from tfusion.interop.weights import InitFrom
 from tfusion.model.transfusion import Params
 from tfusion.together import check_hosts, together
 from tfusion.training import loop
@@ -264,6 +265,9 @@ def train(
       startup.check_script(config.data.workers)
     workdir = workdir_lib.check_writable(workdir)
     workdir_lib.check_same_run(config, workdir)
+    weights = InitFrom.of(config) if isinstance(config, Config) else None
+    if weights and not workdir_lib.has_checkpoint(workdir):
+      weights.check()
   check_hosts(config)
   stop = StopSignals()
   if isinstance(config, AutoencoderConfig):
@@ -280,6 +284,7 @@ def train(
     ],
     reference=reference,
     executable=Path(executable) if executable else None,
+    weights=weights,
     stop=stop,
   )
   _end_if_stopped(stop)

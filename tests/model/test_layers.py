@@ -70,6 +70,27 @@ def test_scores_after_rope_depend_on_the_distance_alone():
   assert abs(score(7, 3) - score(7, 4)) > 1e-2
 
 
+def test_scaling_of_llama_3_stretches_slow_turns_alone():
+  # Its published numbers (arXiv 2407.21783 has none; transformers calls it llama3).
+  factor, low, high, before = scaling = (8.0, 1.0, 4.0, 8192.0)
+  at = jnp.asarray([[1]])
+  frequency, stretched = (
+    np.arctan2(sin, cos)[0, 0].astype(np.float64)
+    for cos, sin in (
+      rope_angles(at, head_dim=128, theta=500_000.0, scaling=s) for s in ((), scaling)
+    )
+  )
+  wave = 2 * np.pi / frequency
+  is_fast, is_slow = wave < before / high, wave > before / low
+  assert 10 < is_fast.sum() < 50 and 10 < is_slow.sum() < 50
+  np.testing.assert_allclose(stretched[is_fast], frequency[is_fast], rtol=1e-5)
+  np.testing.assert_allclose(stretched[is_slow], frequency[is_slow] / factor, rtol=1e-5)
+  share = ((before / wave - low) / (high - low))[~is_fast & ~is_slow]
+  between = frequency[~is_fast & ~is_slow]
+  want = (1 - share) * between / factor + share * between
+  np.testing.assert_allclose(stretched[~is_fast & ~is_slow], want, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_rope_of_rows_and_columns_depends_on_both_distances_and_on_text_is_as_ever():
   q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 16)).astype(np.float32)

@@ -13,6 +13,7 @@ queries and keys and no dropout (arXiv 2408.11039, section 4.1); what Chameleon 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +64,7 @@ def rope_angles(
   *,
   head_dim: int,
   theta: float,
+  scaling: tuple[float, ...] = (),
 ):
   """Cosines and sines of arXiv 2104.09864, f32[b, l, head_dim / 2].
 
@@ -70,6 +72,8 @@ def rope_angles(
   high frequencies and low ones, as interleaved M-RoPE does (arXiv 2511.21631).
   """
   frequency_k = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  if scaling:
+    frequency_k = _stretched(frequency_k, *scaling)
   # Not an einsum: a TPU would round positions to bfloat16 in it.
   angle_blk = positions_bl.astype(jnp.float32)[..., None] * frequency_k[None, None]
   if columns_bl is not None:
@@ -77,6 +81,17 @@ def rope_angles(
     is_row_k = jnp.arange(head_dim // 2) % 2 == 0
     angle_blk = jnp.where(is_row_k[None, None], angle_blk, by_column_blk)
   return jnp.cos(angle_blk), jnp.sin(angle_blk)
+
+
+def _stretched(
+  frequency_k, factor: float, low: float, high: float, positions: float
+) -> jax.Array:
+  """Frequencies of which those that turn less than `low` times in so many positions
+  are divided by `factor`, those that turn more than `high` times stay, and others lie
+  between (Llama 3.1, as transformers has it by the name of llama3)."""
+  turns_k = frequency_k * positions / (2 * math.pi)
+  kept_k = jnp.clip((turns_k - low) / (high - low), 0, 1)
+  return frequency_k * (kept_k + (1 - kept_k) / factor)
 
 
 def rope(x_blhk: jax.Array, cos_blk: jax.Array, sin_blk: jax.Array) -> jax.Array:

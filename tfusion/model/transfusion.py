@@ -201,7 +201,11 @@ class Transfusion(nnx.Module):
       columns_bl = positions_bl + place_bl % config.grid[1]
       positions_bl = positions_bl + place_bl // config.grid[1]
     cos_blk, sin_blk = rope_angles(
-      positions_bl, columns_bl, head_dim=config.head_dim, theta=config.rope_theta
+      positions_bl,
+      columns_bl,
+      head_dim=config.head_dim,
+      theta=config.rope_theta,
+      scaling=config.rope_scaling,
     )
     work = prepare(
       lo_bl,

@@ -43,10 +43,10 @@ from tfusion.training.hold import Hold, hold_watched
 from tfusion.training.log import Log, Values
 from tfusion.training.lowered import lower_step
 from tfusion.training.speed import Speed
+from tfusion.training.start import FirstWeights, new_state
 from tfusion.training.step import (
   TrainState,
   abstract_state,
-  init_state,
   shardings,
   train_step,
 )
@@ -71,6 +71,7 @@ def train(
   evaluations: Sequence[Evaluation] = (),
   reference: Path | None = None,
   executable: Path | None = None,
+  weights: FirstWeights | None = None,
   stop: StopSignals | None = None,
 ) -> TrainState:
   """Trains to config.train.steps, or until Ctrl-C or SIGTERM, which save and stop.
@@ -78,19 +79,18 @@ def train(
   Args:
     config: checked.
     workdir: gets what docs/resuming.md lists; goes on if it holds a checkpoint.
-    evaluations: checked before training; called after the validation loss, every
-      eval_every_steps and at the end.
+    evaluations: checked before training, called after every validation loss.
     reference: a file of a known-good run, which the report draws behind this one.
     executable: a file with the compiled step.
+    weights: that a run that begins begins with.
     stop: not yet entered; says afterwards whether the run was stopped.
 
   Returns:
     The last state.
 
   Raises:
-    ValueError: the config does not fit the machines, the data or the workdir, the
-      workdir is in use, or the executable is none of this step, of these versions and
-      this machine.
+    ValueError: the config does not fit the machines, the data, the weights or the
+      workdir, which may be in use; or the executable is of another step or machine.
     FloatingPointError: max_skipped_updates non-finite updates in a row.
     OSError: a checkpoint could not be written; earlier ones are whole.
   """
@@ -101,7 +101,7 @@ def train(
     changes = events.check_start(config, workdir)
     checkpoints = stack.enter_context(events.open_checkpoints(config, workdir, held))
     with clock.measure("init"):
-      corpus = _open_corpus(config, workdir, evaluations, reference)
+      corpus = _open_corpus(config, workdir, evaluations, reference, weights)
     mesh = make_mesh(config.mesh)
     stack.enter_context(jax.set_mesh(mesh))
     data = stack.enter_context(contextlib.closing(_batches(config, corpus)))
@@ -112,7 +112,7 @@ def train(
     with clock.measure("init"):
       sharding = shardings(config, mesh)
       restored = checkpoints.restore(abstract_state(config, mesh))
-      step, state = _restored_or_new(config, sharding, root, restored, data)
+      step, state = _restored_or_new(config, mesh, root, restored, data, weights)
       heldout = _heldout_rows(config, corpus)
       speed = Speed(workdir)
       log = Log(config, workdir, step, clock, held, stop, speed.rates, _progress_line)
@@ -183,10 +183,13 @@ def _open_corpus(
   workdir: Path,
   evaluations: Sequence[Evaluation],
   reference: Path | None,
+  weights: FirstWeights | None,
 ) -> Corpus:
   """The data, all of which can be trained on and evaluated; the workdir keeps what they
   are, with the config."""
   corpus = open_corpus(config, workdir)
+  if weights and not workdir_lib.has_checkpoint(workdir):
+    weights.check(corpus)
   for evaluation in evaluations:
     evaluation.check(corpus)
   assert corpus.identity is not None, "open_corpus has just found it"
@@ -208,17 +211,17 @@ def _batches(config: Config, corpus: Corpus) -> HostBatches:
 
 def _restored_or_new(
   config: Config,
-  sharding: TrainState,
+  mesh: jax.sharding.Mesh,
   root: jax.Array,
   restored: Restored | None,
   data: HostBatches,
+  weights: FirstWeights | None,
 ) -> tuple[int, TrainState]:
   """The updates done and the state after them; the data go on from there."""
   if restored:
     data.restore(restored.lanes)
     return restored.step, restored.state
-  init = partial(init_state, config)
-  return 0, jax.jit(init, out_shardings=sharding)(root)
+  return 0, new_state(config, mesh, root, weights)
 
 
 def _heldout_rows(config: Config, corpus: Corpus) -> list[Batch[np.ndarray]]:

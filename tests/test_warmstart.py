@@ -1,0 +1,143 @@
+"""Promises of tfusion/warmstart.py and experiments/warmstart.py, with whole runs."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import tiny_weights
+from safetensors.numpy import load_file
+
+import tfusion
+from tfusion import config as config_lib
+from tfusion import warmstart
+from tfusion.data.tokenizer import Tokenizer
+from tfusion.interop.weights import InitFrom, Weights
+from tfusion.training import loop
+
+
+def fitted(folder, tower="frozen"):
+  c = config_lib.defaults()
+  warmstart.fit(c, str(folder), tower=tower)
+  return c
+
+
+def test_a_folder_decides_the_model_and_the_tokenizer(tmp_path, capsys):
+  folder = tiny_weights.with_tokenizer(tmp_path, "qwen3")
+  c = fitted(folder)
+  assert (c.model.width, c.model.head_size, c.model.qk_norm) == (32, 16, "rms")
+  assert c.data.tokenizer == str(folder / "tokenizer.json")
+  assert c.train.init_from == str(folder)
+  # 257 pieces and PAD, BOS, BOI, EOI: 261, for which there are 260 rows.
+  assert c.model.vocab_size == 320
+  assert "261 pieces with BOI and EOI in 320 rows, of which 60 are new" in (
+    capsys.readouterr().out
+  )
+
+
+def test_rows_that_a_vocabulary_has_to_spare_are_used_first(tmp_path):
+  folder = tiny_weights.with_tokenizer(tmp_path, vocab_size=272)
+  assert fitted(folder).model.vocab_size == 272
+
+
+@pytest.mark.parametrize(
+  "tower, factor, untied",
+  [("frozen", 0.0, "all"), ("low", 0.1, "all"), ("full", 1.0, "none")],
+)
+def test_a_tower_says_what_becomes_of_texts_weights(tower, factor, untied, tmp_path):
+  c = fitted(tiny_weights.with_tokenizer(tmp_path), tower)
+  assert (c.train.text_lr_factor, c.model.untied) == (factor, untied)
+  assert c.train.image_lr_factor == 1.0
+
+
+def test_what_is_missing_or_unknown_is_named(tmp_path):
+  folder = tiny_weights.with_tokenizer(tmp_path)
+  with pytest.raises(ValueError, match="which weights"):
+    fitted("")
+  with pytest.raises(ValueError, match="tower='lora': choose one of"):
+    fitted(folder, "lora")
+  (folder / "tokenizer.json").write_text("{}")
+  with pytest.raises(ValueError, match="tokenizer.json: is no BPE"):
+    fitted(folder)
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(ValueError, match="holds no tokenizer.json or tokenizer.model"):
+    fitted(folder)
+
+
+# Whole runs.
+
+
+@pytest.fixture
+def small(tmp_path):
+  """A run of two updates on the digits, of the experiment's smoke."""
+  folder = tiny_weights.with_tokenizer(tmp_path / "llama")
+  config = tiny.experiment("warmstart", f"weights={folder},smoke")
+  train = dataclasses.replace(
+    config.train, steps=2, save_every_steps=1, eval_every_steps=2, eval_rows=4
+  )
+  data = dataclasses.replace(config.data, sources=("digits",))
+  return dataclasses.replace(config, train=train, data=data)
+
+
+def longer(config, steps: int):
+  train = dataclasses.replace(config.train, steps=steps)
+  return dataclasses.replace(config, train=train)
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_the_weights_and_one_that_goes_on_does_not_read_them(
+  small, tmp_path, monkeypatch, capsys
+):
+  folder, workdir = tmp_path / "llama", tmp_path / "run"
+  numbers = load_file(folder / "model.safetensors")
+  state = loop.train(small, workdir, weights=InitFrom.of(small))
+  out = capsys.readouterr().out
+  assert "LlamaForCausalLM" in out and "the state takes" in out
+  # Frozen: after two updates text's weights are still those of the file.
+  table = np.asarray(state.params["embedding"])
+  np.testing.assert_array_equal(table[:260], numbers["model.embed_tokens.weight"])
+  shutil.rmtree(folder)
+  tiny.assert_same_tree(
+    loop.train(longer(small, 3), workdir, weights=InitFrom.of(small)).params[
+      "transformer"
+    ]["blocks"]["attention"],
+    state.params["transformer"]["blocks"]["attention"],
+  )
+  assert "the state takes" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_python_starts_from_the_weights_too(small, tmp_path):
+  numbers = load_file(tmp_path / "llama" / "model.safetensors")
+  with tfusion.set_mesh(small):
+    state, params = tfusion.init_state(small), tfusion.init_params(small)
+  tiny.assert_same_tree(state.params, params)
+  table = np.asarray(params["embedding"])
+  np.testing.assert_array_equal(table[:260], numbers["model.embed_tokens.weight"])
+
+
+def test_a_folder_that_is_not_there_is_named_before_any_work(small, tmp_path):
+  shutil.rmtree(tmp_path / "llama")
+  with pytest.raises(ValueError, match="train.init_from=.*holds no config.json"):
+    tfusion.train(small, tmp_path / "run")
+  assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_tokenizer_with_more_pieces_than_rows_is_refused(tmp_path):
+  folder = tiny_weights.with_tokenizer(tmp_path, vocab_size=257)
+  weights = Weights(folder)
+  # Special tokens that it lacks are added above the rows, and may be.
+  weights.check_tokenizer(Tokenizer(tiny_weights.tokenizer()))
+  with pytest.raises(ValueError) as error:
+    weights.check_tokenizer(Tokenizer(tiny_weights.tokenizer(pieces=10)))
+  text = str(error.value)
+  assert "has 271 pieces, and the weights have 257 rows" in text
+  assert f"set data.tokenizer={folder / 'tokenizer.json'}" in text
+
+
+def test_a_tokenizer_of_other_words_is_refused(tmp_path):
+  folder = tiny_weights.with_tokenizer(tmp_path)
+  other = Tokenizer(tiny_weights.tokenizer(name="<|end_of_text|>"))
+  with pytest.raises(ValueError, match="not that of the weights"):
+    Weights(folder).check_tokenizer(other)
