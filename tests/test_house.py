@@ -55,9 +55,9 @@ FILES = {
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
-  "evaluate": "answers digits evaluation families frechet grids loss marks published"
-  " reconstructions record scaling scenes shapes suite text trials",
-  "evaluate/networks": "inception network weights",
+  "evaluate": "answers clip_score digits evaluation families frechet grids loss marks"
+  " published reconstructions record scaling scenes shapes suite text trials",
+  "evaluate/networks": "clip inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "diffusers llama tensors weights",
@@ -89,7 +89,7 @@ ONLY = {
   "safetensors": "autoencoder evaluate interop",
   "grain": "data autoencoder",
   "sentencepiece": "data",
-  "tokenizers": "data",
+  "tokenizers": "data evaluate",
   "einops": "model autoencoder",
   "jinja2": "templates",
   "tensorboardX": "training",

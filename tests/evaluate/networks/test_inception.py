@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluate.networks import lookalikes
+import tiny_networks
 from safetensors.numpy import save_file
 
 from tfusion.evaluate.networks import inception, network
@@ -24,7 +24,7 @@ def test_features_depend_on_the_image_alone_and_not_on_its_batch(
 ):
   monkeypatch.setattr(network, "BATCH", 2)
   opened = inception.open_inception(
-    lookalikes.inception_file(tmp_path / "i.safetensors")
+    tiny_networks.inception_file(tmp_path / "i.safetensors")
   )
   found = opened.features(PIXELS)
   assert found.shape == (3, 18) and found.dtype == np.float32
@@ -81,12 +81,12 @@ def test_a_file_that_cannot_serve_is_named_and_so_is_where_to_get_it(tmp_path):
   path = tmp_path / "inception.safetensors"
   with pytest.raises(ValueError, match="no such file; FID needs .*pytorch-fid"):
     inception.open_inception(path)
-  lookalikes.inception_file(path)
+  tiny_networks.inception_file(path)
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
   with pytest.raises(ValueError, match="is no whole .safetensors .*cut off"):
     inception.open_inception(path)
-  found = lookalikes.inception_weights()
+  found = tiny_networks.inception_weights()
   found["logits.weight"] = found.pop("Mixed_7c.branch1x1.bn.bias")
   save_file(found, path)
   with pytest.raises(ValueError) as caught:
@@ -94,7 +94,7 @@ def test_a_file_that_cannot_serve_is_named_and_so_is_where_to_get_it(tmp_path):
   assert "lacks Mixed_7c.branch1x1.bn.bias; does not know logits.weight" in str(
     caught.value
   )
-  found = lookalikes.inception_weights()
+  found = tiny_networks.inception_weights()
   found["Conv2d_1a_3x3.conv.weight"] = found["Conv2d_1a_3x3.conv.weight"][..., :2]
   save_file(found, path)
   with pytest.raises(ValueError, match=r"has shape \(3, 3, 3, 2\), expected"):
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_serve_is_named_and_so_is_where_to_get_it(tmp_path):
 
 def test_npz_is_read_too_and_the_name_says_which_file_it_is(tmp_path):
   one, other = tmp_path / "a.npz", tmp_path / "b.npz"
-  np.savez(one, **lookalikes.inception_weights())
-  np.savez(other, **lookalikes.inception_weights(seed=1))
+  np.savez(one, **tiny_networks.inception_weights())
+  np.savez(other, **tiny_networks.inception_weights(seed=1))
   names = [inception.open_inception(path).name for path in (one, other)]
   assert names[0] != names[1] and all(n.startswith("inception ") for n in names)
