@@ -55,8 +55,9 @@ FILES = {
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
-  "evaluate": "answers clip_score digits evaluation families frechet grids loss marks"
-  " published reconstructions record scaling scenes shapes suite text trials",
+  "evaluate": "answers cider clip_score coco digits evaluation families frechet gallery"
+  " grids loss marks pictured published reconstructions record scaling scenes shapes"
+  " suite text trials",
   "evaluate/networks": "clip inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",

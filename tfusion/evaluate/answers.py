@@ -16,17 +16,25 @@ from tfusion.generate.interleaved import Generated, generate
 from tfusion.generate.prompt import Prompt
 from tfusion.generate.trained import Trained
 from tfusion.progress import Progress
-from tfusion.sequence import Image, Text
+from tfusion.sequence import CodeBook, Codes, Image, Text
 
 
-def answer(trained: Trained, prompts: Sequence[Prompt], what: str) -> list[Generated]:
+def answer(
+  trained: Trained,
+  prompts: Sequence[Prompt],
+  what: str,
+  *,
+  book: CodeBook | None = None,
+) -> list[Generated]:
   """Continues prompts, eval.batch at a time, the last batch filled up to that size.
 
   Args:
     trained: its config.seed is that of the noise.
     prompts: of any number.
     what: is asked for, as the progress line calls it.
+    book: of images as codes; None: images are patches.
   """
+  more = {"book": book} if book else {}
   config, made = trained.config, []
   progress = Progress(what, len(prompts))
   for start in range(0, len(prompts), config.eval.batch):
@@ -34,7 +42,12 @@ def answer(trained: Trained, prompts: Sequence[Prompt], what: str) -> list[Gener
     filled = part + part[:1] * (min(config.eval.batch, len(prompts)) - len(part))
     key = jax.random.fold_in(jax.random.key(config.seed), start)
     made += generate(
-      config, trained.params, filled, special=trained.tokenizer.special, key=key
+      config,
+      trained.params,
+      filled,
+      special=trained.tokenizer.special,
+      key=key,
+      **more,
     )[: len(part)]
     progress.show(len(made))
   new = [image for one in made for image in one.made_images]
@@ -43,12 +56,25 @@ def answer(trained: Trained, prompts: Sequence[Prompt], what: str) -> list[Gener
   return made
 
 
-def caption(trained: Trained, images_nhwc: np.ndarray) -> list[str]:
-  """Greedy captions of real images, given clean, whatever sample.temperature says."""
+def caption(
+  trained: Trained,
+  images: np.ndarray | Sequence[np.ndarray],
+  *,
+  book: CodeBook | None = None,
+) -> list[str]:
+  """Greedy captions of real images, given clean, whatever sample.temperature says.
+
+  Args:
+    trained: the model.
+    images: f32[h, w, c] each, or with a book codes i32[n], counted from 0.
+    book: of images as codes.
+  """
   greedy = dataclasses.replace(trained.config.sample, temperature=0.0)
   config = dataclasses.replace(trained.config, sample=greedy)
-  prompts = [(Image(image),) for image in images_nhwc]
-  made = answer(trained._replace(config=config), prompts, "captions")
+  prompts: list[Prompt] = [
+    (Codes(image + np.int32(book.first)) if book else Image(image),) for image in images
+  ]
+  made = answer(trained._replace(config=config), prompts, "captions", book=book)
   return [
     "".join(trained.tokenizer.decode(s.ids) for s in one.spans if isinstance(s, Text))
     for one in made

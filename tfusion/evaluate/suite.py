@@ -16,7 +16,7 @@ from tfusion import files
 from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
-from tfusion.evaluate import digits, loss, record, shapes, text
+from tfusion.evaluate import digits, loss, pictured, record, shapes, text
 from tfusion.evaluate.digits import check_digits
 from tfusion.evaluate.evaluation import Asked, Evaluation, needs_source
 from tfusion.evaluate.shapes import check_shapes
@@ -62,12 +62,44 @@ EVALUATIONS = {
     check=lambda asked: void(text.open_source(asked)),
     depends=lambda asked: record.documents_of([text.open_source(asked)]),
   ),
+  "fid": Evaluation(
+    run=pictured.evaluate_fid,
+    knobs=SAMPLES,
+    unfit=pictured.unfit,
+    argument="N",
+    check=pictured.check_images,
+    depends=pictured.depends,
+  ),
+  "clip": Evaluation(
+    run=pictured.evaluate_clip,
+    knobs=SAMPLES,
+    unfit=pictured.unfit,
+    argument="N",
+    check=pictured.check_clip,
+    depends=pictured.depends,
+  ),
+  "sweep": Evaluation(
+    run=pictured.evaluate_sweep,
+    knobs=SAMPLES,
+    unfit=pictured.unfit,
+    argument="N",
+    check=pictured.check_images,
+    depends=pictured.depends,
+  ),
+  "cider": Evaluation(
+    run=pictured.evaluate_cider,
+    knobs=SAMPLES,
+    unfit=pictured.unfit,
+    check=pictured.check_cider,
+    depends=pictured.depends_cider,
+  ),
 }
 ALWAYS = "own"  # the suite that training ends with
 # Suite -> names; of those in OF_THE_RUN, what fits the run.
 SUITES: dict[str, tuple[str, ...]] = {
   ALWAYS: ("text", "digits", "shapes"),
   "small": ("text", "loss", "digits", "shapes"),
+  "paper": ("ppl:wikipedia", "ppl:c4", "cider", "fid:30000", "clip:30000"),
 }
 OF_THE_RUN = (ALWAYS, "small")
 
