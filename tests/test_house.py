@@ -56,8 +56,9 @@ FILES = {
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
   "evaluate": "answers cider clip_score coco digits evaluation families frechet gallery"
-  " grids loss marks pictured published reconstructions record scaling scenes shapes"
-  " suite text trials",
+  " grids likelihood loss marks pictured published reconstructions record scaling"
+  " scenes shapes suite tasks text trials",
+  "evaluate/adapters": "generator harness",
   "evaluate/networks": "clip inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
@@ -93,6 +94,7 @@ ONLY = {
   "tokenizers": "data evaluate",
   "einops": "model autoencoder",
   "jinja2": "templates",
+  "lm_eval": "evaluate",
   "tensorboardX": "training",
   "wandb": "training",
 }

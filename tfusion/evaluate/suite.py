@@ -16,7 +16,7 @@ from tfusion import files
 from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
-from tfusion.evaluate import digits, loss, pictured, record, shapes, text
+from tfusion.evaluate import digits, loss, pictured, record, shapes, tasks, text
 from tfusion.evaluate.digits import check_digits
 from tfusion.evaluate.evaluation import Asked, Evaluation, needs_source
 from tfusion.evaluate.shapes import check_shapes
@@ -93,13 +93,29 @@ EVALUATIONS = {
     check=pictured.check_cider,
     depends=pictured.depends_cider,
   ),
+  "lm": Evaluation(
+    run=tasks.evaluate_lm,
+    knobs=("data", "model"),
+    argument="TASK",
+    check=tasks.check_lm,
+    depends=tasks.depends,
+  ),
+  "llama2": Evaluation(
+    run=tasks.evaluate_llama2,
+    knobs=("data", "model"),
+    check=tasks.check_llama2,
+    depends=tasks.depends,
+  ),
 }
 ALWAYS = "own"  # the suite that training ends with
 # Suite -> names; of those in OF_THE_RUN, what fits the run.
 SUITES: dict[str, tuple[str, ...]] = {
   ALWAYS: ("text", "digits", "shapes"),
   "small": ("text", "loss", "digits", "shapes"),
-  "paper": ("ppl:wikipedia", "ppl:c4", "cider", "fid:30000", "clip:30000"),
+  "paper": (
+    *("ppl:wikipedia", "ppl:c4", "llama2"),
+    *("cider", "fid:30000", "clip:30000"),
+  ),
 }
 OF_THE_RUN = (ALWAYS, "small")
 
