@@ -25,7 +25,7 @@ FOLDER = str(ROOT / "experiments" / "folder.py")
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = (
   *("train", "autoencoder", "prepare", "sample", "eval", "report", "inspect", "bench"),
-  *("compile", "scaling"),
+  *("compile", "scaling", "export"),
 )
 # Importing one of these takes from a tenth of a second to seconds.
 HEAVY = (

@@ -1,5 +1,6 @@
 """Promises of tfusion/run.py: runs from Python, whole ones of four updates."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import tiny_experiments
 from tiny import assert_same_tree
 
 import tfusion
-from tfusion import lock
+from tfusion import cli, lock
 from tfusion.data import pipeline
 from tfusion.numerals import SEEDS
 
@@ -65,6 +66,36 @@ def test_the_parameters_are_the_average_that_a_run_samples_with(trained):
   made = trained.sample("an image <image>", seed=0)
   sheet = json.loads((trained.workdir / "samples" / "step_00000004.json").read_text())
   assert sheet["prompts"][0]["text"] == made.text
+
+
+def test_a_run_is_exported_by_python_and_by_the_command_alike(
+  trained, tmp_path, capsys
+):
+  made = trained.export(tmp_path / "a")
+  names = "README.md config.json model.safetensors tfusion.safetensors tokenizer.model"
+  assert [path.name for path in made] == names.split()
+  asked = ["export", "--workdir", str(trained.workdir), "--to", str(tmp_path / "b")]
+  assert cli.main(asked) == 0
+  assert capsys.readouterr().out.split() == [str(tmp_path / "b" / p.name) for p in made]
+  for path in made:
+    assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+  card = (tmp_path / "a" / "README.md").read_text()
+  held_out = json.loads(
+    (trained.workdir / "validation.jsonl").read_text().splitlines()[-1]
+  )
+  assert f"| held out: loss_text | {held_out['loss_text']:.4g} |" in card
+  assert "a moving average" in card and str(trained.workdir) not in card
+  # It begins another run with the weights that this one samples with.
+  again = tfusion.experiment(trained.workdir.parent / "experiment.py")
+  train = dataclasses.replace(again.train, init_from=str(tmp_path / "a"))
+  with tfusion.set_mesh(again):
+    params = tfusion.init_params(dataclasses.replace(again, train=train))
+  assert_same_tree(params, trained.params)
+  # An earlier step has other weights; a folder that is there is left alone.
+  cli.main([*asked[:-1], str(tmp_path / "c"), "--step", "2"])
+  assert (tmp_path / "c" / "model.safetensors").read_bytes() != made[2].read_bytes()
+  assert cli.main(asked) == 2
+  assert "is there already; choose a new folder" in capsys.readouterr().err
 
 
 def test_an_earlier_checkpoint_is_opened_by_its_path_or_its_step(trained):

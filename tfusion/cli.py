@@ -104,7 +104,8 @@ def _run(argv: list[str] | None) -> int:
       join_hosts(args.distributed)
     return args.run(args, rest) or 0
   except Exception as error:
-    place = getattr(args, "out", None) or getattr(args, "workdir", None) or ""
+    places = (getattr(args, name, None) for name in ("out", "to", "workdir"))
+    place = next(filter(None, places), "")
     said = errors.explain(error, place=place)
     if args.verbose or said is None or progress.is_reader_gone(error):
       raise
@@ -157,6 +158,7 @@ def _expand_home(args: argparse.Namespace) -> None:
     "out",
     "path",
     "source",
+    "to",
     "tokenizer",
     "workdir",
   ):
@@ -236,6 +238,18 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
   opened = run.open_run(config, args.workdir, step=args.step)
   results = opened.evaluate(args.suite, data=args.data or None)
   suite.show(results, f"{files.to_path(args.workdir) / 'report.html'}")
+
+
+def export(args: argparse.Namespace, rest: list[str]) -> None:
+  """Writes a model as safetensors for other programs, with a model card."""
+  from tfusion.interop import export as export_lib
+
+  export_lib.check(args.to)  # to know before the work
+  config = read_saved_config(args.workdir, rest)
+  from tfusion import run
+
+  for path in run.open_run(config, args.workdir, step=args.step).export(args.to):
+    print(path)
 
 
 def write_report(args: argparse.Namespace, rest: list[str]) -> None:
@@ -411,6 +425,7 @@ def _parser() -> argparse.ArgumentParser:
       )
   _add_compile(add, experiment)
   _add_sample_and_eval(add)
+  _add_export(add)
   _add_report(add)
   _add_scaling(add)
   _add_inspect(commands, add)
@@ -493,6 +508,20 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
     default="",
     metavar="DIR",
     help="folder with the data sets and networks of others that some evaluations need",
+  )
+
+
+def _add_export(add: Callable[..., argparse.ArgumentParser]) -> None:
+  mesh = "The mesh is the run's; --config.mesh.fsdp=1 --config.mesh.data=1 opens a run"
+  c = add("export", export, more=f"{mesh} of several devices on one.")
+  c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+  c.add_argument("--step", type=whole(0), help="its checkpoint (default: the newest)")
+  c.add_argument(
+    "--to",
+    required=True,
+    metavar="DIR",
+    help="the folder to write, which is not there yet: weights, config.json, the"
+    " tokenizer and README.md; `train.init_from` reads it",
   )
 
 

@@ -205,8 +205,8 @@ class MeshConfig:
 class TrainConfig:
   """The loop. Steps are updates of the parameters."""
 
-  # A folder of weights that the run begins with, of a Llama or a Qwen; a run that goes
-  # on does not read it. Empty: random numbers.
+  # A folder of weights that the run begins with: of a Llama or a Qwen, or what `tfusion
+  # export` wrote; a run that goes on does not read it. Empty: random numbers.
   init_from: str = ""
   steps: int = 2000
   batch_rows: int = 16  # rows per update, over all hosts

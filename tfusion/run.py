@@ -5,6 +5,7 @@ Owns: Run, and which loop and which evaluations a config is trained with. Not: t
 """
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +21,7 @@ from tfusion.autoencoder_config import AutoencoderConfig
 from tfusion.checkpoint import Checkpoints
 from tfusion.config import Config
 from tfusion.config_file import full_names, with_knobs
+from tfusion.data import prepared
 from tfusion.data.pipeline import open_corpus
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import suite as suite_lib
@@ -29,6 +31,7 @@ from tfusion.generate import samples
 from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.samples import Sample, Samples
 from tfusion.generate.trained import Trained, of_state, open_trained
+from tfusion.interop import export as export_lib
 from tfusion.interop.weights import InitFrom
 from tfusion.model.transfusion import Params
 from tfusion.together import check_hosts, together
@@ -150,6 +153,30 @@ class Run:
     if jax.process_index() == 0:
       report.write_report(self.workdir)
     return results
+
+  def export(self, to: str | Path) -> list[Path]:
+    """Writes the model as a folder of safetensors, as `tfusion export` does.
+
+    Its text part is a Llama's or a Qwen's in the form of Hugging Face, where it is one;
+    the image part lies beside it. `train.init_from` reads both, bit for bit.
+
+    Args:
+      to: a folder that is not there, or empty.
+
+    Returns:
+      The files: weights, config.json, the tokenizer and a model card.
+
+    Raises:
+      ValueError: there is something in the folder, or this is one of several hosts.
+    """
+    return export_lib.export(
+      to,
+      self.config,
+      self.params,
+      self.tokenizer,
+      step=self.step,
+      facts=_facts(self.workdir, self.step),
+    )
 
   @functools.cached_property
   def _canvas(self) -> Canvas:
@@ -289,6 +316,25 @@ def train(
   )
   _end_if_stopped(stop)
   return Run(of_state(config, workdir, state), workdir)
+
+
+def _facts(workdir: Path, step: int) -> dict[str, Any]:
+  """What a model card says of a step: held-out losses, whose latents images are."""
+  path = workdir / "validation.jsonl"
+  lines = path.read_text().splitlines() if path.is_file() else []
+  found = [line for line in map(json.loads, lines) if line.get("step") == step]
+  numbers = found[-1] if found else {}
+  facts: dict[str, Any] = {
+    f"held out: {name}": value
+    for name, value in numbers.items()
+    if name in ("loss_text", "perplexity", "loss_codes", "loss_image")
+    if value is not None
+  }
+  if kept := prepared.kept(workdir):
+    images, sha256 = kept
+    whose = f"an autoencoder (SHA-256 {sha256}), which is not here"
+    facts["images are"] = f"{images.kind} of {whose}" if sha256 else images.kind
+  return facts
 
 
 def _end_if_stopped(stop: StopSignals) -> None:

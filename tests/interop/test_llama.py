@@ -110,7 +110,7 @@ OF_KINDS = {
 def test_what_is_written_is_read_with_and_without_our_section(kind, scaling):
   changes = dict(model__untied="mlp", model__rope_scaling=scaling)
   model = tiny.config(**OF_KINDS[kind], **changes).model
-  values = json.loads(json.dumps(llama.write_config(model, SPECIAL)))
+  values = json.loads(json.dumps(llama.write_config(model, SPECIAL, positions=64)))
   assert values["model_type"] == kind
   found = llama.read_config(values)
   assert type(model)(**found) == model
@@ -126,7 +126,7 @@ def test_what_is_written_is_read_with_and_without_our_section(kind, scaling):
 
 
 def test_a_section_of_a_newer_tfusion_is_refused():
-  values = llama.write_config(tiny.config().model, SPECIAL)
+  values = llama.write_config(tiny.config().model, SPECIAL, positions=64)
   values["tfusion"]["model"]["experts"] = 8
   with pytest.raises(ValueError, match="unknown knobs.*experts.*newer tfusion"):
     llama.read_config(values)

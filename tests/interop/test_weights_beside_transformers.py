@@ -1,4 +1,4 @@
-"""A folder that `transformers` writes gives its logits here.
+"""What `transformers` writes gives its logits here, and what we write ours there.
 
 Needs torch and transformers, and is skipped without.
 """
@@ -9,7 +9,10 @@ import jax
 import numpy as np
 import pytest
 import tiny_weights
+from interop import test_export
 from interop import test_weights as own
+
+from tfusion.data.tokenizer import Tokenizer
 
 pytestmark = [
   pytest.mark.usefixtures("mesh"),
@@ -74,3 +77,23 @@ def test_logits_of_a_folder_are_those_of_transformers(name, tmp_path):
   assert np.abs(want).max() > 1
   np.testing.assert_allclose(got, want, atol=1e-4)
   assert jax.tree.leaves(params)[0].dtype == np.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("untied", ["none", "all"])
+def test_logits_of_what_is_exported_are_those_of_transformers(kind, untied, tmp_path):
+  import transformers
+
+  tokenizer = Tokenizer(tiny_weights.tokenizer())
+  changes = test_export.KINDS[kind] | dict(model__untied=untied)
+  config, params = test_export.made(tmp_path / "out", tokenizer, **changes)
+  model, report = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / "out", attn_implementation="eager", output_loading_info=True
+  )
+  assert type(model).__name__ == f"{tiny_weights.CLASSES[kind]}ForCausalLM"
+  assert not any(report[key] for key in ("missing_keys", "unexpected_keys"))
+  want = logits_of(model.eval(), own.IDS)
+  got = own.logits(config, params, own.IDS)
+  assert np.abs(want).max() > 1
+  np.testing.assert_allclose(got, want, atol=1e-4)

@@ -192,10 +192,17 @@ def kind_of(model: ModelConfig) -> str:
   return kinds[0] if kinds and model.norms == "before" else OURS
 
 
-def write_config(model: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
+def write_config(
+  model: ModelConfig, special: SpecialTokens, *, positions: int
+) -> dict[str, Any]:
   """The config.json of a model's text part, with our knobs in a section of their own.
 
   transformers reads it and leaves that section alone.
+
+  Args:
+    model: of the weights.
+    special: ids of the tokenizer.
+    positions: of the rows that it was trained on.
   """
   kind = kind_of(model)
   values = {theirs: getattr(model, ours) for theirs, ours in SIZES.items()}
@@ -208,7 +215,7 @@ def write_config(model: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     "rms_norm_eps": model.norm_eps,
     "rope_theta": model.rope_theta,
     "rope_scaling": None,
-    "max_position_embeddings": 1 << 20,  # ours: nothing in the weights is a bound
+    "max_position_embeddings": positions,
     "attention_dropout": 0.0,
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
@@ -224,5 +231,7 @@ def write_config(model: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     scaling = dict(zip(SCALING, model.rope_scaling, strict=True))
     scaling[SCALING[-1]] = int(scaling[SCALING[-1]])
     values["rope_scaling"] = {"rope_type": "llama3"} | scaling
+    stretched = int(model.rope_scaling[0] * model.rope_scaling[3])
+    values["max_position_embeddings"] = max(positions, stretched)
   knobs = {k: v for k, v in dataclasses.asdict(model).items() if k not in OF_RUNS}
   return values | {OURS: {"model": knobs}}

@@ -1,25 +1,27 @@
 """The tensors of a folder: one safetensors file, or several with an index.
 
 Owns: which file holds which tensor, parts of a tensor, files that are missing or
-damaged. Not: what the tensors are (llama.py).
+damaged, writing such files. Not: what the tensors are (llama.py).
 
 A file is mapped, not read: what is asked for comes from the disk, and nothing else.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  # numpy knows bfloat16 by it
 import numpy as np
 import safetensors
+from safetensors.numpy import save_file
 
 from tfusion import parsing
 
 SUFFIX, INDEX = ".safetensors", ".safetensors.index.json"
 DTYPES = ("F32", "BF16", "F16")  # which are read
 AGAIN = "copy it again"
+FILE_BYTES = 5_000_000_000  # of a file that is written, at most, as transformers has it
 
 
 class Spec(NamedTuple):
@@ -142,14 +144,38 @@ def _listed(folder: Path, stem: str) -> dict[str, str]:
   return dict(listed)
 
 
-def write_index(folder: Path, stem: str, files: dict[str, str], size: int) -> None:
-  """Writes the index of tensors that lie in several files.
+class Planned(NamedTuple):
+  """A tensor that is to be written."""
+
+  name: str
+  bytes: int
+  make: Callable[[], np.ndarray]
+
+
+def write(folder: Path, stem: str, planned: Sequence[Planned]) -> None:
+  """Writes tensors into one file, or into several with an index.
 
   Args:
-    folder: of the files.
-    stem: of their names.
-    files: tensor -> file.
-    size: bytes of all tensors.
+    folder: is there.
+    stem: of the names of the files.
+    planned: in their order; those of one file are in memory together.
+
+  Raises:
+    OSError: the files cannot be written.
   """
-  values = {"metadata": {"total_size": size}, "weight_map": files}
-  (folder / f"{stem}{INDEX}").write_text(json.dumps(values, indent=2) + "\n")
+  files: list[list[Planned]] = [[]]
+  for one in planned:
+    if files[-1] and sum(p.bytes for p in files[-1]) + one.bytes > FILE_BYTES:
+      files.append([])
+    files[-1].append(one)
+  count, places = len(files), dict[str, str]()
+  for number, own in enumerate(files, start=1):
+    part = f"-{number:05}-of-{count:05}" if count > 1 else ""
+    name = f"{stem}{part}{SUFFIX}"
+    # transformers reads no file that does not say so.
+    save_file({p.name: p.make() for p in own}, folder / name, {"format": "pt"})
+    places |= {p.name: name for p in own}
+  if count > 1:
+    size = sum(p.bytes for p in planned)
+    values = {"metadata": {"total_size": size}, "weight_map": places}
+    (folder / f"{stem}{INDEX}").write_text(json.dumps(values, indent=2) + "\n")

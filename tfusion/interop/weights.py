@@ -171,7 +171,7 @@ class Weights:
       ValueError: as `check`.
     """
     self.check(model)
-    leaves = _leaves(wanted)
+    leaves = leaves_of(wanted)
     sources = self._sources({path: leaf.shape for path, (_, leaf) in leaves.items()})
     shown = progress.Progress(f"{self.folder}: parameters read", len(sources))
     loaded: Params = {}
@@ -352,11 +352,11 @@ def _tokenizer(path: Path) -> Tokenizer | None:
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter, by its dotted path."""
   state = nnx.to_pure_dict(nnx.state(build(model), nnx.Param))
-  return {path: tuple(leaf.shape) for path, (_, leaf) in _leaves(state).items()}
+  return {path: tuple(leaf.shape) for path, (_, leaf) in leaves_of(state).items()}
 
 
-def _leaves(tree: Any) -> dict[str, tuple[list[Any], Any]]:
-  """Keys and leaf by dotted path."""
+def leaves_of(tree: Any) -> dict[str, tuple[list[Any], Any]]:
+  """Keys and leaf of a tree of dicts, by dotted path."""
   flat = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {
     jax.tree_util.keystr(path, simple=True, separator="."): ([k.key for k in path], x)
