@@ -19,7 +19,7 @@ PACKAGE, TESTS = ROOT / "tfusion", ROOT / "tests"
 # From the ground up: a file imports only from floors below its own, or from beside it
 # in its own directory.
 FLOORS = (
-  "version buckets paper parsing templates",
+  "version buckets kinds paper parsing templates",
   "files",
   "config errors lock muster numerals startup",
   "autoencoder_config",
@@ -40,9 +40,8 @@ FLOORS = (
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
   "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors"
-  " files lock muster numerals own_loop paper parsing progress run sequence sharding"
-  " sizing"
-  " startup templates together version warmstart workdir",
+  " files kinds lock muster numerals own_loop paper parsing progress run sequence"
+  " sharding sizing startup templates together version warmstart workdir",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
@@ -103,7 +102,7 @@ PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "version autoencoder_config config files lock workdir cli report sequence"
 NUMPY_ONLY += " data buckets errors config_file numerals paper parsing progress sizing"
-NUMPY_ONLY += " startup templates version muster"
+NUMPY_ONLY += " startup templates version muster kinds"
 # What may ask the clock that people and networks set: for dates, not for seconds.
 DATED = ("checkpoint.py", "training/goodput.py")
 MAX_FUNCTION_LINES = 90

@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 
 from tfusion import sequence
-from tfusion.sequence import Codes, Image, SpecialTokens, Text
+from tfusion.sequence import Codes, Image, PositionSteps, SpecialTokens, Text
 
 SPECIAL = SpecialTokens(pad=0, bos=2, eos=3, boi=4, eoi=5)
 PATCHES = 4
@@ -58,17 +59,15 @@ def spelled_out(document) -> list[tuple]:
 
 
 def lay_out(document):
-  return sequence.lay_out(document, special=SPECIAL, patches_per_image=PATCHES)
+  return sequence.lay_out(document, special=SPECIAL, patches_per_image=(PATCHES,))
 
 
-def pack(documents, *, row_length=64, image_slots=9, **how):
+def pack(documents, *, row_length=64, image_slots=9, steps=PositionSteps(), **how):
   return sequence.pack(
     [lay_out(d) for d in documents],
     row_length=row_length,
-    image_slots=image_slots,
-    latent_shape=SHAPE,
+    kinds=(sequence.KindSizes(image_slots, SHAPE, PATCHES, steps),),
     special=SPECIAL,
-    patches_per_image=PATCHES,
     **how,
   )
 
@@ -77,7 +76,7 @@ def packed_documents(rng, *, row_length=64, codes=True):
   documents, left = [], row_length
   while True:
     document = random_document(rng, codes=codes)
-    left -= sequence.element_count(document, patches_per_image=PATCHES)
+    left -= sequence.element_count(document, patches_per_image=(PATCHES,))
     if left < 0:
       return documents
     documents.append(document)
@@ -161,19 +160,19 @@ def test_packing_changes_nothing_inside_a_document(seed):
     # The last input ends its own document and knows nothing of the next.
     assert row.targets_l[own][-1] == SPECIAL.eos
     for span in (s for s in document if isinstance(s, Image)):
-      first = row.image_start_n[slot]
-      np.testing.assert_array_equal(row.latents_nhwc[slot], span.latent)
+      first = row.slots[0].starts[slot]
+      np.testing.assert_array_equal(row.slots[0].latents[slot], span.latent)
       np.testing.assert_array_equal(
         row.patch_l[first : first + PATCHES], slot * PATCHES + np.arange(PATCHES)
       )
       assert row.tokens_l[first - 1] == SPECIAL.boi
       assert row.tokens_l[first + PATCHES] == SPECIAL.eoi
-      assert row.image_weight_n[slot] == span.weight
-      assert row.noise_cap_n[slot] == np.float32(span.noise_cap)
+      assert row.slots[0].weights[slot] == span.weight
+      assert row.slots[0].noise_caps[slot] == np.float32(span.noise_cap)
       slot += 1
     start = own.stop
-  assert not row.image_weight_n[slot:].any()
-  assert not row.latents_nhwc[slot:].any()
+  assert not row.slots[0].weights[slot:].any()
+  assert not row.slots[0].latents[slot:].any()
   assert np.sum(row.patch_l >= 0) == slot * PATCHES
   assert sequence.live_elements(sequence.stack([row])) == start
 
@@ -185,8 +184,8 @@ def test_without_isolation_a_document_also_sees_those_before_it(seed):
   live = alone.hi_l >= alone.lo_l
   assert not together.lo_l[live].any()
   np.testing.assert_array_equal(together.positions_l[live], np.arange(np.sum(live)))
-  for name in set(alone._fields) - {"lo_l", "positions_l"}:
-    np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+  same = together._replace(lo_l=alone.lo_l, positions_l=alone.positions_l)
+  tiny.assert_same_batch(same, alone)
   np.testing.assert_array_equal(together.lo_l[~live], alone.lo_l[~live])
 
 
@@ -216,8 +215,8 @@ def test_positions_count_images_as_the_model_is_told_to(positions, isolate):
     documents = packed_documents(np.random.default_rng(seed))
     row = pack(documents, steps=steps, isolate=isolate)
     usual = pack(documents, isolate=isolate)
-    for a, b in zip(row._replace(positions_l=usual.positions_l), usual, strict=True):
-      np.testing.assert_array_equal(a, b)  # places, and what sees what, stay
+    # Places, and what sees what, stay.
+    tiny.assert_same_batch(row._replace(positions_l=usual.positions_l), usual)
     counted, want, first = counted_slowly(documents, positions, grid), [], 0
     for own in counted:
       want += [first + position for position in own]
@@ -230,7 +229,7 @@ def test_the_table_of_positions_in_the_docs_holds():
   laid = sequence.lay_out(
     (Text(np.array([10, 11])), Image(np.zeros((4, 6, 1))), Text(np.array([12]))),
     special=SPECIAL,
-    patches_per_image=6,
+    patches_per_image=(6,),
   )
   for positions, want in (
     ("sequence", range(12)),
@@ -238,7 +237,8 @@ def test_the_table_of_positions_in_the_docs_holds():
     ("axial", [0, 1, 2, 3, *[4] * 6, 7, 8]),  # of the upper left: the model adds
   ):
     steps = sequence.position_steps(positions, (2, 3))
-    got = sequence.count_positions(laid.patch_l, steps=steps, patches_per_image=6)
+    kinds = [sequence.KindSizes(1, (4, 6, 1), 6, steps)]
+    got = sequence.count_positions(laid.patch_l, kinds)
     np.testing.assert_array_equal(got, want)
 
 
@@ -248,7 +248,8 @@ def test_of_an_image_of_one_patch_all_countings_say_the_same():
   patch_l = np.array([-1, -1, 0, -1, 1, -1])
   for positions in ("sequence", "shared", "axial"):
     steps = sequence.position_steps(positions, (1, 1))
-    counted = sequence.count_positions(patch_l, steps=steps, patches_per_image=1)
+    kinds = [sequence.KindSizes(2, (1, 1, 1), 1, steps)]
+    counted = sequence.count_positions(patch_l, kinds)
     np.testing.assert_array_equal(counted, range(6))
 
 
@@ -295,17 +296,13 @@ def test_rows_packed_together_are_those_packed_one_by_one():
   rows = [[random_document(rng) for _ in range(n)] for n in (2, 0, 1)]
   sizes = dict(
     row_length=64,
-    image_slots=9,
-    latent_shape=SHAPE,
+    kinds=(sequence.KindSizes(9, SHAPE, PATCHES),),
     special=SPECIAL,
-    patches_per_image=PATCHES,
   )
   together = sequence.pack_rows([[lay_out(d) for d in row] for row in rows], **sizes)
   alone = sequence.stack([pack(row) for row in rows])
-  for a, b in zip(together, alone, strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, b)
-  assert not together.latents_bnhwc[1].any()
+  tiny.assert_same_batch(together, alone)
+  assert not together.slots[0].latents[1].any()
 
 
 def test_causal_patches_see_what_stands_before_them_and_nothing_else_changes():
@@ -316,14 +313,13 @@ def test_causal_patches_see_what_stands_before_them_and_nothing_else_changes():
   np.testing.assert_array_equal(
     causal.hi_l, np.where(patches, np.arange(64), usual.hi_l)
   )
-  for a, b in zip(causal._replace(hi_l=usual.hi_l), usual, strict=True):
-    np.testing.assert_array_equal(a, b)
+  tiny.assert_same_batch(causal._replace(hi_l=usual.hi_l), usual)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_element_count_is_the_length_that_lay_out_gives(seed):
   document = random_document(np.random.default_rng(seed), breaks=True)
-  count = sequence.element_count(document, patches_per_image=PATCHES)
+  count = sequence.element_count(document, patches_per_image=(PATCHES,))
   assert count == len(lay_out(document).tokens_l)
 
 
@@ -383,7 +379,7 @@ def test_a_clean_image_has_no_image_loss_but_its_boi_is_learned():
   clean = Image(np.ones(SHAPE, np.float32), noise_cap=0.0)
   document = clean, Text(np.array([10]))
   row = pack([document])
-  assert row.image_weight_n[0] == row.noise_cap_n[0] == 0
+  assert row.slots[0].weights[0] == row.slots[0].noise_caps[0] == 0
   assert (row.targets_l[0], row.weights_l[0]) == (SPECIAL.boi, 1)
   shown = dataclasses.replace(clean, weight=0.0), Text(np.array([10]))
   assert pack([shown]).weights_l[0] == 0  # given in a prompt: read, not learned

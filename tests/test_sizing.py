@@ -57,7 +57,7 @@ def test_a_folder_of_images_gives_a_valid_config_that_holds_every_caption(
   corpus = pipeline.open_corpus(config, tmp_path)
   assert sum(map(len, corpus.train + corpus.test)) == 3
   batches = pipeline.HostBatches(corpus, config, host=0, hosts=1)
-  assert next(batches).latents_bnhwc.shape[2:] == (image, image, 3)
+  assert next(batches).slots[0].latents.shape[2:] == (image, image, 3)
   batches.close()
 
 

@@ -18,6 +18,7 @@ from flax import nnx
 from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.config import Config, MeshConfig, ModelConfig
+from tfusion.data.lanes import kind_sizes
 from tfusion.model.transfusion import Params, Transfusion
 from tfusion.sequence import Document, SpecialTokens
 from tfusion.sharding import global_batch, make_mesh
@@ -138,20 +139,30 @@ def image(rng: np.random.Generator, *, weight: float = 1.0, noise_cap: float = 1
 
 def pack(documents: list[Document], c: Config) -> sequence.Row:
   """One row that holds these documents."""
-  patches = c.model.patches_per_image
+  special = special_of(c)
+  patches = c.model.patches_by_kind
   elements = [
-    sequence.lay_out(d, special=SPECIAL, patches_per_image=patches) for d in documents
+    sequence.lay_out(d, special=special, patches_per_image=patches) for d in documents
   ]
   return sequence.pack(
     elements,
     row_length=c.data.row_length,
-    image_slots=c.data.image_slots,
-    latent_shape=c.model.image_shape,
-    special=SPECIAL,
-    patches_per_image=patches,
+    kinds=kind_sizes(c),
+    special=special,
     causal=c.model.image_attention == "causal",
-    steps=sequence.position_steps(c.model.positions, c.model.grid),
   )
+
+
+def special_of(c: Config) -> SpecialTokens:
+  """The special tokens of a run of several kinds; their marks are the last ids."""
+  last = c.model.vocab_size
+  return SPECIAL._replace(other_bois=tuple(range(last - len(c.model.kinds), last)))
+
+
+def with_slots(batch: sequence.Batch, **changes) -> sequence.Batch:
+  """A batch with other fields in the slots of its first kind."""
+  first, *others = batch.slots
+  return batch._replace(slots=(first._replace(**changes), *others))
 
 
 def batch(c: Config, *, seed: int = 0, rows: int | None = None) -> sequence.Batch:
@@ -172,7 +183,10 @@ def assert_same_batch(
   got: sequence.Batch | sequence.Row, want: sequence.Batch | sequence.Row
 ):
   """Both are numpy arrays of the same dtypes and numbers."""
-  for name, x, y in zip(want._fields, got, want, strict=True):
+  names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(want)]
+  for name, x, y in zip(
+    names, jax.tree.leaves(got), jax.tree.leaves(want), strict=True
+  ):
     assert type(x) is np.ndarray and x.dtype == y.dtype, name
     np.testing.assert_array_equal(x, y, err_msg=name)
 

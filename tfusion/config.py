@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import ml_collections
 
+from tfusion import kinds as kinds_lib
 from tfusion import parsing
+from tfusion.kinds import Kind
 
 D = TypeVar("D")  # a dataclass of sections
 
@@ -41,6 +43,9 @@ class ModelConfig:
   # U-Net (section 3), for patches of 2 and more; none: there are no patches, but text,
   # and images as codes in the vocabulary.
   patches: str = "linear"
+  # What rows may hold beside text and images of this shape: images of other sizes,
+  # waveforms, videos (docs/family.md); each as NAME:SHAPE,OPTION=VALUE,...
+  kinds: tuple[str, ...] = ()
   # Channels of a U-Net at every size of the image from the whole down to the patches,
   # each half as large as the one before; empty: 0.27B parameters, ours.
   unet_widths: tuple[int, ...] = ()
@@ -91,7 +96,24 @@ class ModelConfig:
   @property
   def unet_levels(self) -> tuple[int, ...]:
     """Channels of a U-Net at every size of the image, from the whole to the patches."""
-    return self.unet_widths or UNET_WIDTHS[self.patch]
+    return self.levels_of(self.patch)
+
+  def levels_of(self, patch: int) -> tuple[int, ...]:
+    """The same for patches of another side."""
+    return self.unet_widths or UNET_WIDTHS[patch]
+
+  @property
+  def every_kind(self) -> tuple[Kind, ...]:
+    """`image`, then those of `kinds`. Raises ValueError for one that cannot be."""
+    patch, shape = self.patch, tuple(self.image_shape)
+    return kinds_lib.parse(
+      tuple(self.kinds), Kind(kinds_lib.FIRST, shape, (patch, patch), self.patches)
+    )
+
+  @property
+  def patches_by_kind(self) -> tuple[int, ...]:
+    """Patches of one image of every kind."""
+    return tuple(kind.patches for kind in self.every_kind)
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -353,6 +375,30 @@ RANGES = {
 }
 
 
+def slots_of(config: Config) -> tuple[int, ...]:
+  """The images that a row can hold, of every kind."""
+  first, *others = config.model.every_kind
+  slots, length = config.data.image_slots, config.data.row_length
+  # BOS stands before them, BOI and EOI around each.
+  fit = (max((length - 1) // (kind.patches + 2), 1) for kind in others)
+  return slots, *(
+    kind.slots or min(slots, most) for kind, most in zip(others, fit, strict=True)
+  )
+
+
+def diffusion_of(config: Config, kind: Kind) -> DiffusionConfig:
+  """The noise process of a kind, and the weight of its loss."""
+  noise = config.diffusion
+  given = {
+    "image_weight": kind.weight,
+    "schedule": kind.schedule,
+    "target": kind.target,
+    "t_shift": kind.shift,
+  }
+  known: Any = {key: value for key, value in given.items() if value is not None}
+  return dataclasses.replace(noise, **known)
+
+
 def defaults() -> ml_collections.ConfigDict:
   """Returns the default Config as a ConfigDict for an experiment file to change."""
   return ml_collections.ConfigDict(dataclasses.asdict(Config()))
@@ -432,12 +478,16 @@ def validate(config: Config) -> None:
     m.heads % m.kv_heads == 0,
     f"model.heads={m.heads}: must divide by model.kv_heads={m.kv_heads}",
   )
+  if not problems:
+    problems += _kind_problems(config)
   if not problems and m.patches != "none":
-    require(
-      d.row_length >= m.patches_per_image + 4,
-      f"data.row_length={d.row_length}: an image and one token take"
-      f" {m.patches_per_image + 4} elements; make rows longer or model.patch larger",
-    )
+    for kind in m.every_kind:
+      one = "an image" if kind.name == kinds_lib.FIRST else f"one {kind.name}"
+      require(
+        d.row_length >= kind.patches + 4,
+        f"data.row_length={d.row_length}: {one} and one token take"
+        f" {kind.patches + 4} elements; make rows longer or model.patch larger",
+      )
   for key, value in (("data.lanes", d.lanes), ("train.accumulate", t.accumulate)):
     require(
       t.batch_rows % value == 0,
@@ -504,6 +554,43 @@ def _unet_problems(model: ModelConfig) -> list[str]:
     )
   if min(model.unet_levels) < 1:
     problems.append(f"model.unet_widths={model.unet_widths}: must be above 0")
+  return problems
+
+
+def _kind_problems(config: Config) -> list[str]:
+  model = config.model
+  if not model.kinds:
+    return []
+  if model.patches == "none":
+    return [
+      f"model.kinds={model.kinds}: are of patches, and model.patches=none has none"
+    ]
+  try:
+    kinds = model.every_kind
+  except ValueError as error:
+    return [str(error)]
+  problems, sampler = [], config.sample.sampler
+  for kind in kinds[1:]:
+    if kind.layers == "unet" and not kind.like:
+      count = kind.patch[0].bit_length()
+      if len(model.levels_of(kind.patch[0])) != count:
+        problems.append(
+          f"model.unet_widths={model.unet_widths}: patches of {kind.patch[0]}, as"
+          f" {kind.name} of model.kinds has, take {count} widths"
+        )
+    schedule = diffusion_of(config, kind).schedule
+    if sampler not in SAMPLERS[schedule]:
+      problems.append(
+        f"sample.sampler={sampler!r}: {kind.name} of model.kinds has the schedule"
+        f" {schedule}; one of {SAMPLERS[schedule]} serves it, and dpmpp_2m all"
+      )
+    in_rows = model.positions == "axial" or model.patch_places == "sine"
+    if in_rows and len(kind.grid) > 2:
+      problems.append(
+        f"model.kinds: {kind.name} has {len(kind.grid)} dimensions, but"
+        f" model.positions={model.positions}, model.patch_places="
+        f"{model.patch_places} are of rows and columns; with others all kinds can be"
+      )
   return problems
 
 

@@ -4,7 +4,7 @@ Owns: the order of elements, spans, positions, intervals lo/hi, loss weights, im
 slots. Not: where documents come from (data/), noise (diffusion/), the mask itself
 (attention/). numpy only.
 
-b batch  l sequence  n image slots  h w c latent height, width, channels
+b batch  l sequence  n image slots of a kind  h w c latent height, width, channels
 
 A document of text "a b" and one image of four patches x, as inputs and targets:
 
@@ -41,13 +41,29 @@ FRAMES, FRAME_LENGTH = 512, 1024
 
 
 class SpecialTokens(NamedTuple):
-  """Token ids that are not text. `boi`/`eoi` enclose the patches of an image."""
+  """Token ids that are not text. `boi`/`eoi` enclose the patches of an image.
+
+  What begins an image says of which kind it is: `boi` of the first, and `other_bois` of
+  the others in their order (ours: the paper has one kind). They end alike.
+  """
 
   pad: int
   bos: int
   eos: int
   boi: int
   eoi: int
+  other_bois: tuple[int, ...] = ()
+
+  @property
+  def bois(self) -> tuple[int, ...]:
+    """BOI of every kind."""
+    return (self.boi, *self.other_bois)
+
+  @property
+  def ids(self) -> np.ndarray:
+    """All of them, i32."""
+    own = (self.pad, self.bos, self.eos, self.eoi, *self.bois)
+    return np.asarray(own, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """A clean image or latent, f32[h, w, c].
+  """A clean image or latent, f32[h, w, c], or whatever else the shape of its kind is.
 
   `weight` 0 marks an image that is read, not learned, nor that one comes (BOI).
   `noise_cap` in [0, 1] is the share of the noise schedule from which t is drawn (arXiv
@@ -73,6 +89,7 @@ class Image:
   weight: float = 1.0
   noise_cap: float = 1.0
   std: np.ndarray | None = None
+  kind: int = 0  # its place among those of the run (kinds.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +136,16 @@ class PositionSteps(NamedTuple):
   image: int = 1  # from the last patch to what stands behind: EOI
 
 
-def position_steps(positions: str, grid: tuple[int, int]) -> PositionSteps:
+class KindSizes(NamedTuple):
+  """What a row must know of the images of one kind."""
+
+  slots: int  # images that a row can hold
+  shape: tuple[int, ...]  # h, w, c
+  patches: int  # of one image
+  steps: PositionSteps = PositionSteps()
+
+
+def position_steps(positions: str, grid: tuple[int, ...]) -> PositionSteps:
   """What `model.positions` says of images of `grid` rows and columns of patches.
 
   With shared and axial all patches of an image have the position of the first, the one
@@ -131,32 +157,53 @@ def position_steps(positions: str, grid: tuple[int, int]) -> PositionSteps:
   known = {
     "sequence": PositionSteps(),
     "shared": PositionSteps(patch=0, image=1),
-    "axial": PositionSteps(patch=0, image=max(grid)),
+    "axial": PositionSteps(patch=0, image=max(grid, default=1)),
   }
   return known[positions]
 
 
-def count_positions(
-  patch_l: np.ndarray, *, steps: PositionSteps, patches_per_image: int
-) -> np.ndarray:
+def locate(
+  patch_l: np.ndarray, kinds: Sequence[KindSizes]
+) -> tuple[np.ndarray, np.ndarray]:
+  """The kind of every element and its place in its image, i32[l] each; -1 for text.
+
+  Args:
+    patch_l: i32, as in Row.
+    kinds: of the run, with as many slots as the row has.
+  """
+  kind_l, place_l = np.full_like(patch_l, -1), np.full_like(patch_l, -1)
+  first = 0
+  for number, kind in enumerate(kinds):
+    own_l = (patch_l >= first) & (patch_l < first + kind.slots * kind.patches)
+    kind_l = np.where(own_l, number, kind_l)
+    place_l = np.where(own_l, (patch_l - first) % kind.patches, place_l)
+    first += kind.slots * kind.patches
+  return kind_l, place_l
+
+
+def count_positions(patch_l: np.ndarray, kinds: Sequence[KindSizes]) -> np.ndarray:
   """Positions i32[l] of elements that follow each other, the first being 0.
 
   Args:
-    patch_l: i32, as in Elements or Row.
-    steps: inside of images.
-    patches_per_image: patches of every image.
+    patch_l: i32, as in Row.
+    kinds: of the run, with as many slots as the row has.
   """
-  is_patch_l = patch_l >= 0
-  follows_l = is_patch_l & (patch_l % patches_per_image > 0)
-  behind_l = ~is_patch_l & np.append(False, is_patch_l[:-1])
-  step_l = np.where(follows_l, steps.patch, np.where(behind_l, steps.image, 1))
+  kind_l, place_l = locate(patch_l, kinds)
+  inside, behind = (
+    np.asarray([kind.steps[n] for kind in kinds], np.int32) for n in (0, 1)
+  )
+  before_l = np.append(-1, kind_l[:-1])
+  behind_l = (kind_l < 0) & (before_l >= 0)
+  step_l = np.where(
+    place_l > 0, inside[kind_l], np.where(behind_l, behind[before_l], 1)
+  )
   return (np.cumsum(step_l) - step_l[:1]).astype(np.int32)
 
 
 class Elements(NamedTuple):
   """One document laid out as inputs and targets; l is its own length.
 
-  `patch_l` counts the patches of the document from 0 and is -1 at text;
+  `patch_l` counts the patches of all images from 0 and is -1 at text;
   `lo_l`/`hi_l` count from the document's own first element.
   """
 
@@ -168,11 +215,20 @@ class Elements(NamedTuple):
   images: tuple[Image, ...]
 
 
+class Slots(NamedTuple, Generic[A]):
+  """A row's places for images of one kind; of a batch, with b in front."""
+
+  latents: A  # f32[n, h, w, c], clean; zeros in an empty slot
+  starts: A  # i32[n], the position of the first patch; 0 for an empty slot
+  weights: A  # f32[n], of the image loss; 0 if clean or an empty slot
+  noise_caps: A  # f32[n] in [0, 1]
+
+
 class Row(NamedTuple):
   """Documents packed into one row. Padding sees nothing: lo = l, hi = l - 1.
 
-  `patch_l` is slot * patches_per_image + patch, -1 where the input is not a patch;
-  `image_start_n` is the position of the first patch of a slot, 0 for an empty slot.
+  `patch_l` counts the patches of all slots of the first kind, filled or not, then those
+  of the next: slot * patches of an image + patch; it is -1 where the input is no patch.
   """
 
   tokens_l: np.ndarray  # i32
@@ -182,10 +238,7 @@ class Row(NamedTuple):
   lo_l: np.ndarray  # i32, first key in the row that this input sees
   hi_l: np.ndarray  # i32, last key
   patch_l: np.ndarray  # i32
-  latents_nhwc: np.ndarray  # f32, clean; zeros in an empty slot
-  image_start_n: np.ndarray  # i32
-  image_weight_n: np.ndarray  # f32, of the image loss; 0 if clean or an empty slot
-  noise_cap_n: np.ndarray  # f32 in [0, 1]
+  slots: tuple[Slots[np.ndarray], ...]  # of every kind
 
 
 class Batch(NamedTuple, Generic[A]):
@@ -201,10 +254,7 @@ class Batch(NamedTuple, Generic[A]):
   lo_bl: A
   hi_bl: A
   patch_bl: A
-  latents_bnhwc: A
-  image_start_bn: A
-  image_weight_bn: A
-  noise_cap_bn: A
+  slots: tuple[Slots[A], ...]
 
 
 def unconditional() -> Document:
@@ -250,41 +300,46 @@ def images_to_read(document: Document) -> list[int]:
   ]
 
 
-def span_length(span: Span, *, patches_per_image: int) -> int:
+def span_length(span: Span, *, patches_per_image: Sequence[int]) -> int:
   """Row positions of a span; those of an image count its BOI and EOI."""
   if isinstance(span, Break):
     return 0
   if isinstance(span, Text):
     return len(span.ids)
-  inner = patches_per_image if isinstance(span, Image) else len(span.ids)
+  inner = patches_per_image[span.kind] if isinstance(span, Image) else len(span.ids)
   return inner + 2  # BOI, EOI
 
 
-def element_count(document: Document, *, patches_per_image: int) -> int:
+def element_count(document: Document, *, patches_per_image: Sequence[int]) -> int:
   """Row positions that `lay_out` gives this document (its EOS takes none)."""
   return 1 + sum(span_length(s, patches_per_image=patches_per_image) for s in document)
 
 
 def lay_out(
-  document: Document, *, special: SpecialTokens, patches_per_image: int
+  document: Document, *, special: SpecialTokens, patches_per_image: tuple[int, ...]
 ) -> Elements:
   """Lays a whole document out as inputs and shifted targets, from BOS to EOS.
 
   Args:
     document: spans in order.
     special: ids of the special tokens.
-    patches_per_image: patches between BOI and EOI, >= 1.
+    patches_per_image: of every kind, patches between BOI and EOI, >= 1.
   """
-  kinds = tuple(
-    (type(s), span_length(s, patches_per_image=patches_per_image), s.weight)
+  forms = tuple(
+    (
+      type(s),
+      span_length(s, patches_per_image=patches_per_image),
+      s.weight,
+      s.kind if isinstance(s, Image) else 0,
+    )
     for s in document
   )
-  known = sum(length for _, length, _ in kinds) <= FRAME_LENGTH
-  frame = (_frame if known else _frame.__wrapped__)(kinds, special, patches_per_image)
+  known = sum(length for _, length, *_ in forms) <= FRAME_LENGTH
+  frame = (_frame if known else _frame.__wrapped__)(forms, special, patches_per_image)
   tokens_l, targets_l = frame.tokens_l.copy(), frame.targets_l.copy()
   images: list[Image] = []
   stop = 1  # BOS
-  for span, (_, length, weight) in zip(document, kinds):
+  for span, (_, length, weight, _) in zip(document, forms):
     start, stop = stop, stop + length
     if isinstance(span, Image):
       images.append(span)
@@ -301,22 +356,23 @@ def lay_out(
 
 @functools.lru_cache(FRAMES)
 def _frame(
-  kinds: tuple[tuple[type, int, float], ...],
+  forms: tuple[tuple[type, int, float, int], ...],
   special: SpecialTokens,
-  patches_per_image: int,
+  patches_per_image: tuple[int, ...],
 ) -> Elements:
-  """A document of spans of these kinds, lengths and weights, its token ids all pad.
+  """A document of spans of these types, lengths, weights and kinds, its token ids all
+  pad.
 
   Captioned images have few lengths, which come again and again; so the arrays are
   shared, and not to be written to.
   """
-  blank: dict[type, Callable[[int, float], Span]] = {
-    Text: lambda length, weight: Text(np.full(length, special.pad), weight),
-    Codes: lambda length, weight: Codes(np.full(length - 2, special.pad), weight),
-    Image: lambda length, weight: Image(np.zeros(0), weight),
-    Break: lambda length, weight: BREAK,
+  blank: dict[type, Callable[[int, float, int], Span]] = {
+    Text: lambda length, weight, _: Text(np.full(length, special.pad), weight),
+    Codes: lambda length, weight, _: Codes(np.full(length - 2, special.pad), weight),
+    Image: lambda length, weight, kind: Image(np.zeros(0), weight, kind=kind),
+    Break: lambda length, weight, _: BREAK,
   }
-  document = [blank[kind](length, weight) for kind, length, weight in kinds]
+  document = [blank[of](length, weight, kind) for of, length, weight, kind in forms]
   # EOS is a target only, so it takes no place among the inputs.
   last_weight = document[-1].weight if document else 1.0
   ends = (
@@ -342,7 +398,7 @@ def _frame(
 
 
 def lay_out_part(
-  spans: Document, *, special: SpecialTokens, patches_per_image: int
+  spans: Document, *, special: SpecialTokens, patches_per_image: Sequence[int]
 ) -> Elements:
   """Lays spans out as elements alone: no BOS, no EOS, no targets (all pad).
 
@@ -357,7 +413,7 @@ def lay_out_part(
   patch_l = np.full(length, -1, np.int32)
   images: list[Image] = []
   breaks: list[int] = []
-  stop = 0
+  stop = patches = 0
   for span, own_length in zip(spans, lengths, strict=True):
     start, stop = stop, stop + own_length
     if isinstance(span, Break):
@@ -371,9 +427,11 @@ def lay_out_part(
     if isinstance(span, Codes):
       tokens_l[inner], weights_l[start:stop] = span.ids, span.weight
       continue
+    tokens_l[start] = special.bois[span.kind]
     weights_l[start] = span.weight
     hi_l[inner] = stop - 2
-    patch_l[inner] = np.arange(patches_per_image) + len(images) * patches_per_image
+    patch_l[inner] = np.arange(patches, patches + own_length - 2)
+    patches += own_length - 2
     images.append(span)
   weights_l[[at for at in breaks if at < length]] = 0
   return Elements(
@@ -388,9 +446,16 @@ def lay_out_part(
 
 def in_image(elements: Elements, *, special: SpecialTokens) -> np.ndarray:
   """Returns bool[l]: True between BOI and EOI, at patches and codes."""
-  begins = elements.tokens_l == special.boi
+  begins = np.isin(elements.tokens_l, special.bois)
   ends = elements.tokens_l == special.eoi
   return np.cumsum(begins) - begins > np.cumsum(ends)
+
+
+def first_patches(elements: Elements, patches_per_image: Sequence[int]) -> np.ndarray:
+  """The patch, as `patch_l` counts them, with which each image begins; then, how many
+  there are in all."""
+  own = [patches_per_image[image.kind] for image in elements.images]
+  return np.cumsum([0, *own])
 
 
 def pack(documents: Sequence[Elements], **sizes) -> Row:
@@ -400,44 +465,45 @@ def pack(documents: Sequence[Elements], **sizes) -> Row:
     documents: laid-out documents, in order.
     sizes: as for `pack_rows`.
   """
-  return Row(*(field[0] for field in pack_rows([documents], **sizes)))
+  return row_of(pack_rows([documents], **sizes), 0)
+
+
+def row_of(batch: Batch[np.ndarray], number: int) -> Row:
+  """A row of a batch, whose arrays it shares."""
+  *fields, slots = batch
+  own = tuple(Slots(*(x[number] for x in kind)) for kind in slots)
+  return Row._make([*(x[number] for x in fields), own])
 
 
 def pack_rows(
   rows: Sequence[Sequence[Elements]],
   *,
   row_length: int,
-  image_slots: int,
-  latent_shape: tuple[int, int, int],
+  kinds: Sequence[KindSizes],
   special: SpecialTokens,
-  patches_per_image: int,
   isolate: bool = True,
   causal: bool = False,
-  steps: PositionSteps = PositionSteps(),
 ) -> Batch[np.ndarray]:
   """Places laid-out documents one after the other in rows of fixed length.
 
   Args:
     rows: the laid-out documents of each, in order.
     row_length: positions in a row.
-    image_slots: images a row can hold.
-    latent_shape: h, w, c of every image.
+    kinds: of the images.
     special: ids of the special tokens.
-    patches_per_image: patches of every image.
     isolate: a document sees itself alone, and its positions count from 0. False lets it
       see those before it in its row, and positions count over the whole row.
     causal: patches see what stands before them and themselves, as text does.
-    steps: of positions inside of images.
 
   Raises:
     ValueError: documents have more elements or images than their row holds, or an
-      image has another shape.
+      image has another shape than its kind.
   """
-  batch = _empty_rows(len(rows), row_length, image_slots, tuple(latent_shape), special)
+  batch = _empty_rows(len(rows), row_length, kinds, special)
   for number, documents in enumerate(rows):
     # Latents are the most of a row by far: they are copied here, and nowhere again.
-    row = Row(*(f[number] for f in batch))
-    _fill(row, documents, patches_per_image, isolate, steps)
+    row = row_of(batch, number)
+    _fill(row, documents, kinds, isolate)
     if causal:
       patches = np.flatnonzero(row.patch_l >= 0)
       row.hi_l[patches] = patches
@@ -447,21 +513,22 @@ def pack_rows(
 def _fill(
   row: Row,
   documents: Sequence[Elements],
-  patches_per_image: int,
+  kinds: Sequence[KindSizes],
   isolate: bool,
-  steps: PositionSteps,
 ) -> None:
   """Places documents in an empty row."""
   lengths = [len(d.tokens_l) for d in documents]
   images = [image for d in documents for image in d.images]
   length, row_length = sum(lengths), len(row.tokens_l)
-  image_slots, *latent_shape = row.latents_nhwc.shape
-  if length > row_length or len(images) > image_slots:
+  counts = np.bincount([image.kind for image in images], minlength=len(kinds))
+  if length > row_length or any(counts > [kind.slots for kind in kinds]):
     raise ValueError(
-      f"documents of {length} elements and {len(images)} images do not fit a row of"
-      f" data.row_length={row_length} and {image_slots} image slots"
+      f"documents of {length} elements and {_listed(counts)} images do not fit a row"
+      f" of data.row_length={row_length} and {_listed(k.slots for k in kinds)} image"
+      " slots"
     )
-  row.latents_nhwc[len(images) :] = 0
+  for slots, count in zip(row.slots, counts, strict=True):
+    slots.latents[count:] = 0
   if not documents:
     return
   # For all documents at once: for each alone, every line costs nearly as much.
@@ -469,37 +536,102 @@ def _fill(
     np.concatenate(fields) for fields in list(zip(*documents, strict=True))[:-1]
   )
   start_l = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
-  patches = [len(d.images) * patches_per_image for d in documents]
-  before_l = np.repeat(np.cumsum([0, *patches[:-1]]), lengths)
-  is_patch_l = patch_l >= 0
   row.tokens_l[:length] = tokens_l
   row.targets_l[:length] = targets_l
   row.weights_l[:length] = weights_l
   lo_l = start_l if isolate else np.zeros_like(start_l)
-  positions_l = np.arange(length)
-  if steps != PositionSteps():
-    positions_l = count_positions(
-      patch_l, steps=steps, patches_per_image=patches_per_image
-    )
-  row.positions_l[:length] = positions_l - positions_l[lo_l]
   row.lo_l[:length] = lo_l
   row.hi_l[:length] = start_l + hi_l
-  row.patch_l[:length] = np.where(is_patch_l, patch_l + before_l, patch_l)
-  firsts = np.flatnonzero(is_patch_l & (patch_l % patches_per_image == 0))
-  for slot, (first, image) in enumerate(zip(firsts, images, strict=True)):
-    if image.latent.shape != tuple(latent_shape):
+  row.patch_l[:length] = patch_l
+  starts = number_patches(row.patch_l, images, kinds)
+  positions_l = np.arange(length)
+  if any(kind.steps != PositionSteps() for kind in kinds):
+    positions_l = count_positions(row.patch_l[:length], kinds)
+  row.positions_l[:length] = positions_l - positions_l[lo_l]
+  used = [0] * len(kinds)
+  for start, image in zip(starts, images, strict=True):
+    slot, slots, shape = (
+      used[image.kind],
+      row.slots[image.kind],
+      kinds[image.kind].shape,
+    )
+    used[image.kind] += 1
+    if image.latent.shape != tuple(shape):
       raise ValueError(
-        f"image of shape {image.latent.shape} in a run of {tuple(latent_shape)}"
+        f"image of shape {image.latent.shape} in a run of {tuple(shape)}"
       )
-    row.latents_nhwc[slot] = image.latent
-    row.image_start_n[slot] = first
-    row.image_weight_n[slot] = image.weight if image.noise_cap > 0 else 0
-    row.noise_cap_n[slot] = image.noise_cap
+    slots.latents[slot] = image.latent
+    slots.starts[slot] = start
+    slots.weights[slot] = image.weight if image.noise_cap > 0 else 0
+    slots.noise_caps[slot] = image.noise_cap
+
+
+def number_patches(
+  patch_l: np.ndarray, images: Sequence[Image], kinds: Sequence[KindSizes]
+) -> list[int]:
+  """Numbers the patches of images by their slots, as Row has them.
+
+  Args:
+    patch_l: i32[l], -1 where no patch stands; it is written.
+    images: to which the patches belong, in order.
+    kinds: of the run.
+
+  Returns:
+    The positions of the first patches, in the order of the images.
+  """
+  at = np.flatnonzero(patch_l >= 0)
+  if len(kinds) == 1:
+    patch_l[at] = np.arange(len(at))
+    return at[:: kinds[0].patches].tolist()
+  firsts = np.cumsum([0, *(kind.slots * kind.patches for kind in kinds)])
+  starts, done, used = [], 0, [0] * len(kinds)
+  for image in images:
+    patches = kinds[image.kind].patches
+    own = at[done : done + patches]
+    first = firsts[image.kind] + used[image.kind] * patches
+    patch_l[own] = first + np.arange(patches)
+    starts.append(int(own[0]))
+    done, used[image.kind] = done + patches, used[image.kind] + 1
+  return starts
+
+
+def _listed(counts) -> str:
+  return " + ".join(str(count) for count in counts)
 
 
 def stack(rows: Sequence[Row]) -> Batch[np.ndarray]:
   """Stacks rows into a batch."""
-  return Batch(*(np.stack(fields) for fields in zip(*rows, strict=True)))
+  return _join(np.stack, rows)
+
+
+def concatenate(batches: Sequence[Batch[np.ndarray]]) -> Batch[np.ndarray]:
+  """The rows of several batches, one behind the other."""
+  return _join(np.concatenate, batches)
+
+
+def flatten(batch: Batch[np.ndarray]) -> tuple[np.ndarray, ...]:
+  """All arrays of a batch in a row, for what takes no trees."""
+  *fields, slots = batch
+  return (*fields, *(x for kind in slots for x in kind))
+
+
+def unflatten(arrays: Sequence[np.ndarray]) -> Batch[np.ndarray]:
+  """The inverse of `flatten`."""
+  own, each = len(Batch._fields) - 1, len(Slots._fields)
+  rest = arrays[own:]
+  slots = (Slots(*rest[n : n + each]) for n in range(0, len(rest), each))
+  return Batch._make([*arrays[:own], tuple(slots)])
+
+
+def _join(
+  join: Callable, parts: Sequence[Row | Batch[np.ndarray]]
+) -> Batch[np.ndarray]:
+  *fields, slots = zip(*parts, strict=True)
+  kinds = (
+    Slots(*(join(x) for x in zip(*kind, strict=True)))
+    for kind in zip(*slots, strict=True)
+  )
+  return Batch._make([*(join(field) for field in fields), tuple(kinds)])
 
 
 def live_elements(batch: Batch[A]) -> int:
@@ -508,14 +640,10 @@ def live_elements(batch: Batch[A]) -> int:
 
 
 def _empty_rows(
-  rows: int,
-  row_length: int,
-  image_slots: int,
-  latent_shape: tuple[int, ...],
-  special: SpecialTokens,
+  rows: int, row_length: int, kinds: Sequence[KindSizes], special: SpecialTokens
 ) -> Batch[np.ndarray]:
-  """Rows of padding; what the slots hold is to be written."""
-  places, slots = (rows, row_length), (rows, image_slots)
+  """Rows of padding; the latents are to be written."""
+  places = (rows, row_length)
   return Batch(
     tokens_bl=np.full(places, special.pad, np.int32),
     targets_bl=np.full(places, special.pad, np.int32),
@@ -524,8 +652,13 @@ def _empty_rows(
     lo_bl=np.full(places, row_length, np.int32),
     hi_bl=np.full(places, row_length - 1, np.int32),
     patch_bl=np.full(places, -1, np.int32),
-    latents_bnhwc=np.empty((*slots, *latent_shape), np.float32),
-    image_start_bn=np.zeros(slots, np.int32),
-    image_weight_bn=np.zeros(slots, np.float32),
-    noise_cap_bn=np.ones(slots, np.float32),
+    slots=tuple(
+      Slots(
+        latents=np.empty((rows, kind.slots, *kind.shape), np.float32),
+        starts=np.zeros((rows, kind.slots), np.int32),
+        weights=np.zeros((rows, kind.slots), np.float32),
+        noise_caps=np.ones((rows, kind.slots), np.float32),
+      )
+      for kind in kinds
+    ),
   )

@@ -73,6 +73,7 @@ KINDS = {
 ADDED = {
   "model.gradient_dtype": "bfloat16",
   "model.patches": "linear",
+  "model.kinds": (),
   "model.unet_widths": (),
   "model.image_attention": "bidirectional",
   "model.positions": "sequence",

@@ -101,14 +101,12 @@ def make_row(config: config_lib.Config, rng: np.random.Generator) -> sequence.Ro
   image = rng.standard_normal(IMAGE_SHAPE).astype(np.float32)
   document = (sequence.Text(words[0]), sequence.Image(image), sequence.Text(words[1]))
   patches = config.model.patches_per_image
-  laid = sequence.lay_out(document, special=SPECIAL, patches_per_image=patches)
+  laid = sequence.lay_out(document, special=SPECIAL, patches_per_image=(patches,))
   return sequence.pack(
     [laid],
     row_length=ROW_LENGTH,
-    image_slots=1,
-    latent_shape=IMAGE_SHAPE,
+    kinds=(sequence.KindSizes(1, IMAGE_SHAPE, patches),),
     special=SPECIAL,
-    patches_per_image=patches,
   )
 
 

@@ -57,7 +57,7 @@ def test_its_loss_is_that_of_our_model_on_causal_text(start):
     patch_bl=np.full_like(index, -1),
   )
   params = start.params | {"patches": tiny.params(CONFIG.model)["patches"]}
-  given = tiny.put((batch, batch.latents_bnhwc, np.zeros((4, 3), np.int32)))
+  given = tiny.put((batch, (batch.slots[0].latents,), (np.zeros((4, 3), np.int32),)))
   logits, _ = jax.jit(lambda *x: bind(CONFIG.model, params)(*x))(*given)
   nats = -jax.nn.log_softmax(logits)
   want = np.mean(np.take_along_axis(np.asarray(nats), rows[:, 1:, None], -1))

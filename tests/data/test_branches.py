@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from tiny_sources import ALL, Given, changed, latent, stories, tokenizer
 
 from tfusion import sequence
@@ -38,7 +39,7 @@ DOCUMENTS = {
 
 
 def lay_out(*spans) -> sequence.Elements:
-  return sequence.lay_out(spans, special=SPECIAL, patches_per_image=PATCHES)
+  return sequence.lay_out(spans, special=SPECIAL, patches_per_image=(PATCHES,))
 
 
 def only_read(span):
@@ -64,7 +65,7 @@ def test_an_image_that_something_follows_stands_clean_there_and_noised_in_a_bran
 ):
   spans, twice = DOCUMENTS[kind]
   whole = lay_out(*spans)
-  document, *others = branch(whole, special=SPECIAL, patches_per_image=PATCHES)
+  document, *others = branch(whole, special=SPECIAL, patches_per_image=(PATCHES,))
   learned = lambda n, s: s.noise_cap > 0 and s.weight > 0 and n not in twice  # noqa: E731
   pictures = [
     (s.latent, learned(n, s)) for n, s in enumerate(spans) if type(s) is Image
@@ -85,17 +86,18 @@ def test_an_image_that_something_follows_stands_clean_there_and_noised_in_a_bran
 def test_the_positions_of_both_copies_are_the_same():
   spans, twice = DOCUMENTS["page"]
   document, *others = branch(
-    lay_out(*spans), special=SPECIAL, patches_per_image=PATCHES
+    lay_out(*spans), special=SPECIAL, patches_per_image=(PATCHES,)
   )
   for positions in ("sequence", "shared", "axial"):
     row = sequence.pack(
       [document, *others],
       row_length=512,
-      image_slots=12,
-      latent_shape=(8, 8, 1),
+      kinds=(
+        sequence.KindSizes(
+          12, (8, 8, 1), PATCHES, sequence.position_steps(positions, (4, 4))
+        ),
+      ),
       special=SPECIAL,
-      patches_per_image=PATCHES,
-      steps=sequence.position_steps(positions, (4, 4)),
     )
     starts = np.flatnonzero((row.positions_l == 0) & (row.hi_l >= row.lo_l))
     for start, other in zip(starts[1:], others, strict=True):
@@ -110,12 +112,12 @@ def test_a_branch_costs_what_the_docs_say():
   s, m = 3, PATCHES
   for k in range(1, 5):
     spans = [f() for f in (lambda: TEXT, lambda: image(1)) * k]
-    parts = branch(lay_out(*spans, TEXT), special=SPECIAL, patches_per_image=PATCHES)
+    parts = branch(lay_out(*spans, TEXT), special=SPECIAL, patches_per_image=(PATCHES,))
     n, *more = (len(part.tokens_l) for part in parts)
     assert n == 1 + k * (s + m + 2) + s
     assert sum(more) == k * m + k * (1 + s + 1) + (k - 1) * k // 2 * (m + s + 2)
   for spans in ((image(1), TEXT), (image(1), READ, image(2))):
-    _, more = branch(lay_out(*spans), special=SPECIAL, patches_per_image=PATCHES)
+    _, more = branch(lay_out(*spans), special=SPECIAL, patches_per_image=(PATCHES,))
     assert len(more.tokens_l) == m + 2
 
 
@@ -133,11 +135,11 @@ def test_a_lane_learns_with_branches_what_it_learns_without_and_each_image_once(
     source = Given("stories", 60, stories)
     lane = Lane([source], tokenizer(), config, lane=0, repeat=False)
     rows = list(lane)
-    image_weight = [row.latents_nhwc[row.image_weight_n > 0] for row in rows]
+    image_weight = [row.slots[0].latents[row.slots[0].weights > 0] for row in rows]
     texts = sorted(itertools.chain(*map(learned, rows)))
     images = sorted(np.concatenate(image_weight)[:, 0, 0, 0])
     found[context] = texts, images, lane.state()
-    clean = sum(int(np.sum(row.noise_cap_n == 0)) for row in rows)
+    clean = sum(int(np.sum(row.slots[0].noise_caps == 0)) for row in rows)
     assert (clean > 50) == (context == "both")
     state = lane.state()
     assert state.elements["stories"] == state.row_elements
@@ -160,5 +162,4 @@ def test_a_lane_of_branches_goes_on_from_any_row_as_if_it_had_not_stopped(rows):
   for _ in range(6):
     got, want = next(again), next(lane)
     assert again.last_keys == lane.last_keys
-    for a, b in zip(got, want, strict=True):
-      np.testing.assert_array_equal(a, b)
+    tiny.assert_same_batch(got, want)

@@ -10,6 +10,7 @@ import pytest
 
 from tfusion.data import bytepairs
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.sequence import SpecialTokens
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -64,7 +65,7 @@ def test_any_characters_come_back_as_they_were():
 def test_special_tokens_are_known_by_name_and_those_that_lack_lie_above():
   gpt, llama = Tokenizer(GPT), Tokenizer(LLAMA)
   size = len(json.loads(GPT)["model"]["vocab"])
-  assert gpt.special._asdict() == dict(
+  assert gpt.special == SpecialTokens(
     pad=size, bos=size + 1, eos=0, boi=size + 2, eoi=size + 3
   )
   assert gpt.vocab_size == size + 4
@@ -91,7 +92,7 @@ def test_a_model_that_has_all_keeps_its_bytes():
   whole = made("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>")
   tokenizer = Tokenizer(whole)
   assert tokenizer.sha256 == hashlib.sha256(whole).hexdigest()
-  assert tokenizer.special == (0, 1, 2, 3, 4)
+  assert tokenizer.special == SpecialTokens(0, 1, 2, 3, 4)
 
 
 def test_a_file_that_cuts_or_fills_texts_does_neither_here():

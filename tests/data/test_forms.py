@@ -68,16 +68,16 @@ def test_a_clean_share_of_one_shows_every_image_that_text_follows_clean(kind):
         assert (span.noise_cap == 0) == (place in to_read)
     images = [s for s in document if isinstance(s, sequence.Image)]
     row = sequence.pack(
-      [sequence.lay_out(document, special=tokenizer().special, patches_per_image=16)],
+      [
+        sequence.lay_out(document, special=tokenizer().special, patches_per_image=(16,))
+      ],
       row_length=128,
-      image_slots=4,
-      latent_shape=(8, 8, 1),
+      kinds=(sequence.KindSizes(4, (8, 8, 1), 16),),
       special=tokenizer().special,
-      patches_per_image=16,
     )
     want = [float(s.noise_cap > 0) for s in images]
     assert (
-      row.image_weight_n[: len(images)].tolist() == want
+      row.slots[0].weights[: len(images)].tolist() == want
     )  # clean: no noise to learn
 
 
@@ -88,7 +88,7 @@ def test_what_becomes_of_a_pair_is_learned_as_it_was():
     config = changed(data=dict(caption_first=0.5, caption_dropout=0.5))
     how = dict(name="pairs", showing=showing)
     document = forms.form(("1", latent(1)), tokenizer().encode, config, **how)
-    laid = sequence.lay_out(document, special=special, patches_per_image=16)
+    laid = sequence.lay_out(document, special=special, patches_per_image=(16,))
     learned = list(laid.targets_l[laid.weights_l > 0])
     first, dropped = sequence.is_image(document[0]), document[0] == sequence.BREAK
     kinds["dropped" if dropped else "image first" if first else "caption first"] += 1

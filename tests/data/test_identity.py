@@ -235,8 +235,7 @@ def batches(corpus, config, n=6) -> tuple[list, dict]:
 
 def assert_same_run(got, want):
   for a, b in zip(got[0], want[0], strict=True):
-    for x, y in zip(a, b, strict=True):
-      np.testing.assert_array_equal(x, y)
+    tiny.assert_same_batch(a, b)
   assert got[1] == want[1]
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiny_sources
 from tiny_sources import Given, changed
 
+from tfusion import sequence
 from tfusion.data.lane_state import Damage, Key, LaneState
 from tfusion.data.lanes import Lane
 
@@ -54,7 +55,7 @@ def test_what_an_earlier_version_saved_goes_on_bit_by_bit():
   lane = Lane(SOURCES, tiny_sources.tokenizer(), CONFIG, lane=0, state=state)
   rows = hashlib.sha256()
   for row in itertools.islice(lane, 20):
-    for field in row:
+    for field in sequence.flatten(row):
       rows.update(np.ascontiguousarray(field).tobytes())
   assert rows.hexdigest() == NEXT_SHA256
 

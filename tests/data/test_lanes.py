@@ -65,7 +65,7 @@ def read(row: sequence.Row, tokenizer: Tokenizer):
     own = row.lo_l == lo
     text = tokenizer.decode(row.tokens_l[own])
     slots = np.unique(row.patch_l[own & (row.patch_l >= 0)] // 16)
-    image = row.latents_nhwc[slots[0], 0, 0, 0] if len(slots) else None
+    image = row.slots[0].latents[slots[0], 0, 0, 0] if len(slots) else None
     assert len(slots) <= 1
     assert np.sum(own & (row.patch_l >= 0)) == 16 * len(slots)  # whole
     assert row.tokens_l[own][0] == tokenizer.special.bos
@@ -160,9 +160,9 @@ def test_captions_come_first_and_are_dropped_as_often_as_asked(tokenizer):
   seen = collections.Counter()
   for row in itertools.islice(lane, 600):
     slots = sum(x is not None for _, x, _ in read(row, tokenizer))
-    caps = list(row.noise_cap_n[:slots])
+    caps = list(row.slots[0].noise_caps[:slots])
     np.testing.assert_array_equal(
-      row.image_weight_n[:slots], row.noise_cap_n[:slots] > 0
+      row.slots[0].weights[:slots], row.slots[0].noise_caps[:slots] > 0
     )
     for text, image, image_first in read(row, tokenizer):
       if image is None:
@@ -325,7 +325,7 @@ def test_a_row_holds_no_more_images_than_slots(tokenizer):
   config = changed(data=dict(image_slots=2, row_length=256))
   lane = Lane([PAIRS, PROSE], tokenizer, config, lane=0)
   for row in itertools.islice(lane, 50):
-    assert row.latents_nhwc.shape == (2, 8, 8, 1)
+    assert row.slots[0].latents.shape == (2, 8, 8, 1)
     assert sum(image is not None for _, image, _ in read(row, tokenizer)) <= 2
 
 
@@ -354,7 +354,7 @@ def drawn(tokenizer, config=ONE_STREAM, *, name="posteriors", rows=400):
   """The normals that were added to the mean, per image shown."""
   source = Given(name, ((POSTERIOR, sequence.Text(tokenizer.encode("7")), POSTERIOR),))
   lane = Lane([source], tokenizer, config, lane=0)
-  shown = [row.latents_nhwc for row in itertools.islice(lane, rows)]
+  shown = [row.slots[0].latents for row in itertools.islice(lane, rows)]
   return (np.concatenate(shown) - MEAN) / 0.5
 
 
@@ -376,9 +376,9 @@ def test_a_sample_depends_on_seed_source_document_and_span_alone(tokenizer):
   source = Given("posteriors", ((POSTERIOR, POSTERIOR),))
   two = changed(ONE_STREAM, data=dict(lanes=2))
   lanes = [Lane([source], tokenizer, two, lane=k) for k in range(2)]
-  dealt = np.concatenate([next(lanes[n % 2]).latents_nhwc for n in range(6)])
+  dealt = np.concatenate([next(lanes[n % 2]).slots[0].latents for n in range(6)])
   one = Lane([source], tokenizer, ONE_STREAM, lane=0)
-  whole = np.concatenate([next(one).latents_nhwc for _ in range(6)])
+  whole = np.concatenate([next(one).slots[0].latents for _ in range(6)])
   np.testing.assert_array_equal(dealt, whole)
 
 
@@ -403,4 +403,4 @@ def test_a_pair_of_which_one_is_only_read_keeps_its_order(tokenizer):
   lane = Lane([source], tokenizer, ONE_STREAM, lane=0)
   for row in itertools.islice(lane, 50):
     assert row.tokens_l[1] == tokenizer.special.boi
-    assert not row.image_weight_n.any() and "7" in tokenizer.decode(row.tokens_l)
+    assert not row.slots[0].weights.any() and "7" in tokenizer.decode(row.tokens_l)

@@ -8,8 +8,10 @@ import zlib
 import grain
 import numpy as np
 import pytest
+import tiny
 from tiny_sources import ALL, CONFIG, Given, changed, codes, latent, tokenizer
 
+from tfusion import sequence
 from tfusion.data import forms
 from tfusion.data.lane_state import LaneState
 from tfusion.data.lanes import Lane
@@ -47,7 +49,9 @@ def test_without_weights_the_rows_are_those_of_before():
   lane = Lane([pairs, prose], tokenizer(), CONFIG, lane=1)
   checked = weights = 0
   for row in itertools.islice(lane, 50):
-    for name, field in zip(row._fields[2:], row[2:]):  # ids are the tokenizer's
+    names = [*row._fields[:-1], *row.slots[0]._fields]
+    # Ids are the tokenizer's.
+    for name, field in [*zip(names, sequence.flatten(row), strict=True)][2:]:
       data = np.ascontiguousarray(field).tobytes()
       if name == "weights_l":
         weights = zlib.crc32(data, weights)
@@ -181,8 +185,7 @@ def test_a_state_of_before_or_after_a_drop_goes_on_bit_by_bit(stop):
   state = LaneState.from_json(json.loads(json.dumps(lane.state().to_json())))
   again = Lane(sources, tokenizer(), config, lane=2, state=state)
   for _ in range(40):
-    for x, y in zip(next(lane), next(again), strict=True):
-      np.testing.assert_array_equal(x, y)
+    tiny.assert_same_batch(next(lane), next(again))
   assert lane.state() == again.state()
 
 
@@ -206,8 +209,8 @@ def test_what_is_only_read_is_shown_clean():
   shown = Given("edits", 20, edit)
   config = changed(ALL, data=dict(sources=("edits",), weights=(), epochs=()))
   row = next(Lane([shown], tokenizer(), config, lane=0))
-  np.testing.assert_array_equal(row.image_weight_n[:2], [0, 1])
-  np.testing.assert_array_equal(row.noise_cap_n[:2], [0, 1])
+  np.testing.assert_array_equal(row.slots[0].weights[:2], [0, 1])
+  np.testing.assert_array_equal(row.slots[0].noise_caps[:2], [0, 1])
 
 
 def edit(number):

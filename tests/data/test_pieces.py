@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from tiny_sources import (
   ALL,
   FIRST_CODE,
@@ -26,7 +27,7 @@ SPECIAL = tokenizer().special
 
 
 def lay_out(document):
-  return sequence.lay_out(document, special=SPECIAL, patches_per_image=PATCHES)
+  return sequence.lay_out(document, special=SPECIAL, patches_per_image=(PATCHES,))
 
 
 def cut(whole, *, row_length=24, image_slots=2, overlap=0, endings=None):
@@ -35,8 +36,8 @@ def cut(whole, *, row_length=24, image_slots=2, overlap=0, endings=None):
     endings=np.zeros(300, np.uint8) if endings is None else endings,
     special=SPECIAL,
     row_length=row_length,
-    image_slots=image_slots,
-    patches_per_image=PATCHES,
+    image_slots=(image_slots,),
+    patches_per_image=(PATCHES,),
     overlap=overlap,
   )
 
@@ -83,7 +84,9 @@ def test_with_overlap_all_is_learned_once_and_the_context_is_only_read(seed, ove
   # Another token everywhere, so that each element says which it is.
   numbered = whole._replace(
     tokens_l=np.where(
-      np.isin(whole.tokens_l, SPECIAL), whole.tokens_l, 1000 + np.arange(len(whole[0]))
+      np.isin(whole.tokens_l, SPECIAL.ids),
+      whole.tokens_l,
+      1000 + np.arange(len(whole[0])),
     ).astype(np.int32)
   )
   made = cut(numbered, overlap=overlap)
@@ -146,18 +149,18 @@ def test_the_example_of_the_module_docstring_holds():
   b = Text(np.array([10, 11, 12]))
   image = Image(latent(1, (2, 4, 1)))
   whole = sequence.lay_out(
-    (b, image, Text(np.array([13]))), special=SPECIAL, patches_per_image=2
+    (b, image, Text(np.array([13]))), special=SPECIAL, patches_per_image=(2,)
   )
   made = pieces.cut(
     whole,
     endings=np.zeros(20, np.uint8),
     special=SPECIAL,
     row_length=6,
-    image_slots=1,
-    patches_per_image=2,
+    image_slots=(1,),
+    patches_per_image=(2,),
     overlap=2,
   )
-  pad, bos, eos, boi, eoi = SPECIAL
+  pad, bos, eos, boi, eoi, _ = SPECIAL
   assert [list(m.tokens_l) for m in made] == [
     [bos, 10, 11, 12],
     [11, 12, boi, pad, pad, eoi],
@@ -232,12 +235,12 @@ def test_a_lane_that_splits_learns_exactly_what_the_whole_documents_hold(overlap
     )
     if len(document) == 2 and sum(isinstance(s, Image) for s in document) == 1:
       document = tuple(sorted(document, key=sequence.is_image))
-    whole = sequence.lay_out(document, special=SPECIAL, patches_per_image=patches)
+    whole = sequence.lay_out(document, special=SPECIAL, patches_per_image=(patches,))
     own = whole.weights_l > 0
     expected += zip(whole.tokens_l[own], whole.targets_l[own], strict=True)
     images += [image.latent[0, 0, 0] for image in whole.images]
   assert sorted(itertools.chain(*map(learned, rows))) == sorted(expected)
-  shown = [row.latents_nhwc[row.image_weight_n > 0, 0, 0, 0] for row in rows]
+  shown = [row.slots[0].latents[row.slots[0].weights > 0, 0, 0, 0] for row in rows]
   assert sorted(np.concatenate(shown)) == sorted(images)
   state = lane.state()
   assert state.split["stories"] > 10 and state.rejected["stories"] == 0
@@ -263,10 +266,10 @@ def test_several_images_and_texts_keep_their_order():
             order.append(span[0, 0, 0])
         own = row.lo_l == start
         assert tokenizer().decode(row.tokens_l[own]) == text
-        found = row.latents_nhwc[slot : slot + len(order), 0, 0, 0]
+        found = row.slots[0].latents[slot : slot + len(order), 0, 0, 0]
         np.testing.assert_array_equal(found, order)
-        assert np.all(row.noise_cap_n[slot : slot + len(order)] == 1.0)
-        assert np.all(row.image_weight_n[slot : slot + len(order)] == 1.0)
+        assert np.all(row.slots[0].noise_caps[slot : slot + len(order)] == 1.0)
+        assert np.all(row.slots[0].weights[slot : slot + len(order)] == 1.0)
         kinds = "".join("t" if isinstance(s, str) else "i" for s in spans)
         orders.add(kinds)
       own = np.flatnonzero(row.lo_l == start)
@@ -295,8 +298,7 @@ def test_a_lane_goes_on_in_the_middle_of_a_document(stop):
   assert stop < 3 or state.next_piece  # of some 30 pieces
   again = Lane([source], tokenizer(), config, lane=0, state=state)
   for _ in range(40):
-    for x, y in zip(next(lane), next(again), strict=True):
-      np.testing.assert_array_equal(x, y)
+    tiny.assert_same_batch(next(lane), next(again))
     assert lane.last_keys == again.last_keys
   assert lane.state() == again.state()
 

@@ -47,7 +47,7 @@ def expected(corpus):
 
 def joined(batches):
   """Host batches in order of the hosts as the global batch."""
-  return sequence.Batch(*(np.concatenate(f) for f in zip(*batches, strict=True)))
+  return sequence.concatenate(batches)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -61,7 +61,7 @@ def test_rows_of_a_lane_lie_together(corpus, expected):
   lane = pipeline.lanes.Lane(corpus.train, corpus.tokenizer, CONFIG, lane=1)
   batch = expected[0][0]
   for n in range(4, 8):
-    assert_same_batch(next(lane), sequence.Row(*(field[n] for field in batch)))
+    assert_same_batch(next(lane), sequence.row_of(batch, n))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5])
@@ -186,8 +186,8 @@ def test_held_out_rows_are_the_same_for_every_host_count_and_seed(corpus, hosts)
 def test_held_out_rows_beyond_the_asked_ones_are_empty(corpus):
   last = heldout_rows(corpus.test, corpus.tokenizer, CONFIG, rows=40)[-1]
   assert last.weights_bl[:8].any(axis=1).all()
-  assert not last.weights_bl[8:].any() and not last.image_weight_bn[8:].any()
-  assert sequence.live_elements(sequence.Batch(*(f[8:] for f in last))) == 0
+  assert not last.weights_bl[8:].any() and not last.slots[0].weights[8:].any()
+  assert not (last.hi_bl >= last.lo_bl)[8:].any()
 
 
 def test_held_out_rows_give_each_test_document_once_with_its_caption(corpus):
@@ -265,7 +265,7 @@ def test_pixels_are_refused_where_there_are_no_patches_and_codes_are_not(tmp_pat
   assert corpus.first_code == corpus.tokenizer.vocab_size
   codes = batch.tokens_bl >= corpus.first_code
   # Codes are targets like text is, of the same weight.
-  assert codes[:, 1:].any() and not batch.image_weight_bn.any()
+  assert codes[:, 1:].any() and not batch.slots[0].weights.any()
   following = np.where(codes[:, 1:], batch.targets_bl[:, :-1], batch.tokens_bl[:, 1:])
   np.testing.assert_array_equal(following, batch.tokens_bl[:, 1:])
   assert (batch.weights_bl[:, :-1][codes[:, 1:]] == 1).all()

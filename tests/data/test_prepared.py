@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import tiny_shards
 
 from tfusion import config as config_lib
@@ -216,8 +217,7 @@ def test_a_worker_process_reads_the_same_rows_from_shards(tmp_path):
     batches.append([next(rows) for _ in range(2)])
     rows.close()
   for alone, together in zip(*batches, strict=True):
-    for a, b in zip(alone, together, strict=True):
-      np.testing.assert_array_equal(a, b)
+    tiny.assert_same_batch(alone, together)
   assert (batches[0][1].patch_bl >= 0).any()
 
 

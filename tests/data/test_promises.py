@@ -25,7 +25,7 @@ def host_batches(config=ALL, *, hosts=1):
 def next_global(data) -> sequence.Batch:
   """The next host batches in order of the hosts: the global batch."""
   parts = [next(d) for d in data]
-  return sequence.Batch(*(np.concatenate(f) for f in zip(*parts, strict=True)))
+  return sequence.concatenate(parts)
 
 
 def all_states(data) -> dict:
@@ -60,7 +60,7 @@ def test_the_rows_below_hold_all_that_is_promised(expected):
   middle = states[STEPS // 2].values()
   assert any(s["cut"] for s in middle)  # a document is only partly placed
   assert all(s["drawn"]["edits"] < 16 for s in middle)  # not dropped yet
-  read = [b.image_weight_bn[(b.noise_cap_bn == 0)] for b in batches]
+  read = [b.slots[0].weights[(b.slots[0].noise_caps == 0)] for b in batches]
   assert np.concatenate(read).size and not np.any(np.concatenate(read))
 
 
@@ -125,11 +125,11 @@ def test_counts_and_the_summary_tell_epochs_shares_and_losses(expected):
 
 def test_a_posterior_is_another_sample_in_the_next_epoch_on_any_host(expected):
   drawn = [
-    batch.latents_bnhwc[n, slot]
+    batch.slots[0].latents[n, slot]
     for batch in expected[0]
     for n, slot in itertools.product(range(16), range(3))
-    if batch.image_weight_bn[n, slot]
-    and not float(batch.latents_bnhwc[n, slot, 0, 0, 0]).is_integer()
+    if batch.slots[0].weights[n, slot]
+    and not float(batch.slots[0].latents[n, slot, 0, 0, 0]).is_integer()
   ]
   assert len(drawn) > 50
   assert len({d.tobytes() for d in drawn}) == len(drawn)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tiny
 from tiny_sources import ALL, FIRST_CODE, Given, changed, latent, tokenizer
 
 from tfusion import sequence
@@ -88,12 +89,15 @@ def expected_row(documents, config) -> sequence.Row:
   for name, value in padding.items():
     row[name] += [value] * (length - len(row[name]))
   empty = slots - len(images)
-  row["latents_nhwc"] = [i.latent for i, _ in images] + [np.zeros(SHAPE)] * empty
-  row["image_start_n"] = [start for _, start in images] + [0] * empty
-  row["image_weight_n"] = [i.weight for i, _ in images] + [0] * empty
-  # What is only read is shown clean.
-  row["noise_cap_n"] = [0.75 if i.weight else 0.0 for i, _ in images] + [1.0] * empty
-  return sequence.Row(*(np.asarray(row[name]) for name in sequence.Row._fields))
+  held = sequence.Slots(
+    [i.latent for i, _ in images] + [np.zeros(SHAPE)] * empty,
+    [start for _, start in images] + [0] * empty,
+    [i.weight for i, _ in images] + [0] * empty,
+    # What is only read is shown clean.
+    [0.75 if i.weight else 0.0 for i, _ in images] + [1.0] * empty,
+  )
+  fields = (np.asarray(row[name]) for name in sequence.Row._fields[:-1])
+  return sequence.Row(*fields, (sequence.Slots(*map(np.asarray, held)),))
 
 
 @pytest.mark.parametrize("positions", ["shared", "axial"])
@@ -103,17 +107,14 @@ def test_rows_count_positions_as_the_model_is_told_to(positions):
     model=dict(image_shape=SHAPE, patch=4, positions=positions),
     data=dict(sources=("album",), weights=(), epochs=(), row_length=96, image_slots=6),
   )
-  patches = config.model.patches_per_image
   lane = Lane([Given("album", 200, album)], tokenizer(), config, lane=1)
   for row in itertools.islice(lane, 5):
     stop = 0
     for length in lane.last_lengths:
       start, stop = stop, stop + length
-      want = sequence.count_positions(
-        row.patch_l[start:stop],
-        steps=sequence.position_steps(positions, (4, 2)),  # rows, columns
-        patches_per_image=patches,
-      )
+      steps = sequence.position_steps(positions, (4, 2))  # rows, columns
+      kinds = [sequence.KindSizes(6, SHAPE, 8, steps)]
+      want = sequence.count_positions(row.patch_l[start:stop], kinds)
       np.testing.assert_array_equal(row.positions_l[start:stop], want)
       assert want[-1] < length - 1
 
@@ -142,9 +143,6 @@ def test_rows_are_those_of_the_rules_at_every_patch_size(patch):
   for row in itertools.islice(lane, 25):
     documents = [make(lane.document_index(key)) for key in lane.last_keys]
     several += len(documents) > 1
-    for name, got, want in zip(
-      row._fields, row, expected_row(documents, config), strict=True
-    ):
-      np.testing.assert_array_equal(got, want, err_msg=name)
+    tiny.assert_same_tree(row, expected_row(documents, config))
   assert several > 20
   assert lane.state().rejected["album"] == lane.state().split["album"] == 0

@@ -12,6 +12,7 @@ import sentencepiece
 
 from tfusion.data import tokenizer as tokenizer_lib
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.sequence import SpecialTokens
 
 CORPUS = [
   "a handwritten seven",
@@ -60,7 +61,7 @@ def test_no_text_spells_a_special_token(tokenizer, text):
 
 
 def test_special_tokens_have_the_first_ids(tokenizer):
-  assert tokenizer.special._asdict() == dict(pad=0, bos=2, eos=3, boi=4, eoi=5)
+  assert tokenizer.special == SpecialTokens(pad=0, bos=2, eos=3, boi=4, eoi=5)
 
 
 def test_decoding_skips_special_tokens_and_ids_without_a_piece(tokenizer):
@@ -170,7 +171,7 @@ def test_boi_eoi_and_pad_are_added_above_a_llamas_vocabulary(llama):
   plain = sentencepiece.SentencePieceProcessor(model_file=str(llama))
   n = plain.piece_size()
   made = Tokenizer.load(llama)
-  assert made.special._asdict() == dict(pad=n + 2, bos=1, eos=2, boi=n, eoi=n + 1)
+  assert made.special == SpecialTokens(pad=n + 2, bos=1, eos=2, boi=n, eoi=n + 1)
   assert made.vocab_size == n + 3
   for text in PLAIN:
     if "\u2581" not in text:
@@ -195,7 +196,7 @@ def test_a_llama_with_a_pad_of_its_own_keeps_it(tmp_path):
   )
   made = Tokenizer.load(tmp_path / "own.model")
   n = made.vocab_size
-  assert made.special._asdict() == dict(pad=3, bos=1, eos=2, boi=n - 2, eoi=n - 1)
+  assert made.special == SpecialTokens(pad=3, bos=1, eos=2, boi=n - 2, eoi=n - 1)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, "\u2581", "\u2581a", "a\u2581", " \u2581 "])

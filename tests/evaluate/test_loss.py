@@ -24,8 +24,8 @@ def params(mesh):
 
 def split(batch: sequence.Batch, rows: int) -> list[sequence.Batch]:
   """The same rows, so many in each batch."""
-  starts = range(0, len(batch.tokens_bl), rows)
-  return [sequence.Batch(*(x[i : i + rows] for x in batch)) for i in starts]
+  each = [sequence.row_of(batch, n) for n in range(len(batch.tokens_bl))]
+  return [sequence.stack(each[n : n + rows]) for n in range(0, len(each), rows)]
 
 
 @pytest.mark.slow
@@ -35,13 +35,13 @@ def test_a_number_of_the_grid_is_the_error_at_that_time_with_that_noise(mesh, pa
   number, shape = 6, CONFIG.model.image_shape
   noise = loss.draw_noise(0, number, rows=4, slots=CONFIG.data.image_slots, shape=shape)
   batch = tiny.put(rows)
-  live_bn = rows.image_weight_bn > 0
-  t_bn = np.where(live_bn, np.where(rows.noise_cap_bn == 1, 650, 500), 0)
+  caps_bn, live_bn = rows.slots[0].noise_caps, rows.slots[0].weights > 0
+  t_bn = np.where(live_bn, np.where(caps_bn == 1, 650, 500), 0)
   t_bn = tiny.put(t_bn.astype(np.int32))
-  noisy = process.add_noise(batch.latents_bnhwc, noise, t_bn, timesteps=1000)
-  predicted = bind(CONFIG.model, params)(batch, noisy, t_bn)[1]
+  noisy = process.add_noise(batch.slots[0].latents, noise, t_bn, timesteps=1000)
+  (predicted,) = bind(CONFIG.model, params)(batch, (noisy,), (t_bn,))[1]
   want_bn = np.mean(np.square(np.asarray(predicted - noise)), axis=(2, 3, 4))
-  whole = (rows.noise_cap_bn == 1)[live_bn]
+  whole = (caps_bn == 1)[live_bn]
   got = found.errors[whole, number]
   np.testing.assert_allclose(got, want_bn[live_bn][whole], rtol=1e-5)
 
@@ -76,7 +76,7 @@ def test_noise_follows_from_row_slot_and_tenth_alone():
 def test_an_image_is_measured_where_its_noise_cap_lets_it_be(mesh, params):
   rows = tiny.batch(CONFIG)
   found = loss.measure_rows(CONFIG, params, [rows], mesh=mesh)
-  caps = rows.noise_cap_bn[rows.image_weight_bn > 0]
+  caps = rows.slots[0].noise_caps[rows.slots[0].weights > 0]
   assert set(caps) == {0.5, 1.0}
   np.testing.assert_array_equal(np.sum(~np.isnan(found.errors), 1), 10 * caps)
 

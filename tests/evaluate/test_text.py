@@ -44,12 +44,16 @@ def test_perplexity_is_that_of_the_held_out_prose_read_one_by_one(trained, tmp_p
   texts = [trained.tokenizer.encode(text) for text in HELD_OUT]
   rows = [
     sequence.pack(
-      [sequence.lay_out((sequence.Text(ids),), special=special, patches_per_image=16)],
+      [
+        sequence.lay_out(
+          (sequence.Text(ids),), special=special, patches_per_image=(16,)
+        )
+      ],
       row_length=config.data.row_length,
-      image_slots=config.data.image_slots,
-      latent_shape=config.model.image_shape,
+      kinds=(
+        sequence.KindSizes(config.data.image_slots, config.model.image_shape, 16),
+      ),
       special=special,
-      patches_per_image=16,
     )
     for ids in texts
   ]
@@ -57,8 +61,8 @@ def test_perplexity_is_that_of_the_held_out_prose_read_one_by_one(trained, tmp_p
 
   @jax.jit
   def forward(params, batch):
-    t_bn = batch.image_start_bn
-    return bind(config.model, params)(batch, batch.latents_bnhwc, t_bn)[0]
+    t_bn = batch.slots[0].starts
+    return bind(config.model, params)(batch, batch.slots[0].latents, t_bn)[0]
 
   nats = []
   for ids, logits in zip(texts, np.asarray(forward(trained.params, batch), float)):
@@ -87,9 +91,12 @@ def test_bytes_are_those_of_the_text_that_is_learned_in_whatever_language(traine
     (sequence.Text(read, weight=0.0), codes, sequence.Text(two)),
     (sequence.BREAK, sequence.Text(x)),
   ]
-  sizes = dict(special=tokenizer.special, patches_per_image=16)
-  laid = [sequence.lay_out(document, **sizes) for document in documents]
-  sizes |= dict(row_length=192, image_slots=1, latent_shape=(8, 8, 1))
+  sizes = dict(special=tokenizer.special)
+  laid = [
+    sequence.lay_out(document, **sizes, patches_per_image=(16,))
+    for document in documents
+  ]
+  sizes |= dict(row_length=192, kinds=(sequence.KindSizes(1, (8, 8, 1), 16),))
   batch = sequence.stack([sequence.pack(laid, **sizes)])
   learned = [texts[i].encode() for i in (0, 1, 2)]
   # The one token of the last is behind a Break, but the space before it may be another.
@@ -118,9 +125,12 @@ def test_each_learned_text_is_decoded_by_itself_and_nothing_else_is():
       sequence.Text(ids[:2]),
     ),
   ]
-  sizes = dict(special=Llama.special, patches_per_image=16)
-  laid = [sequence.lay_out(document, **sizes) for document in documents]
-  sizes |= dict(row_length=96, image_slots=1, latent_shape=(8, 8, 1))
+  sizes = dict(special=Llama.special)
+  laid = [
+    sequence.lay_out(document, **sizes, patches_per_image=(16,))
+    for document in documents
+  ]
+  sizes |= dict(row_length=96, kinds=(sequence.KindSizes(1, (8, 8, 1), 16),))
   batch = sequence.stack([sequence.pack(laid, **sizes)])
   want = sum(len(Llama().decode(range(n))) for n in (3, 5, 1, 2, 2))
   assert count_bytes([batch], Llama()) == want

@@ -98,18 +98,16 @@ def make_forward(config, params):
     row = sequence.pack(
       [elements],
       row_length=CONFIG.data.row_length,
-      image_slots=CONFIG.data.image_slots,
-      latent_shape=CONFIG.model.image_shape,
+      kinds=tiny.kind_sizes(dataclasses.replace(CONFIG, model=config.model)),
       special=SPECIAL,
-      patches_per_image=PATCHES,
       causal=config.model.image_attention == "causal",
-      steps=sequence.position_steps(config.model.positions, config.model.grid),
     )
     batch = sequence.stack([row])
     t_bn = np.zeros((1, CONFIG.data.image_slots), dtype)
     last = len(elements.images) - 1
     t_bn[0, max(last, 0)] = t
-    logits_blv, noise_bnhwc = compiled(*tiny.put((batch, batch.latents_bnhwc, t_bn)))
+    given = tiny.put((batch, (batch.slots[0].latents,), (t_bn,)))
+    logits_blv, (noise_bnhwc,) = compiled(*given)
     length = len(elements.tokens_l)
     return np.asarray(logits_blv)[0, length - 1], np.asarray(noise_bnhwc)[0, last]
 
@@ -117,7 +115,7 @@ def make_forward(config, params):
 
 
 def lay_out(*spans):
-  return sequence.lay_out_part(spans, special=SPECIAL, patches_per_image=PATCHES)
+  return sequence.lay_out_part(spans, special=SPECIAL, patches_per_image=(PATCHES,))
 
 
 def fold(key, *data):
@@ -139,7 +137,7 @@ def draw_slowly(forward, c, spans, key):
     if c.sample.guidance != 1.0:
       # A captioned image that has lost its caption, as training lays it out.
       dropped = sequence.drop_text((Text(np.asarray([9])), noisy))
-      laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=PATCHES)
+      laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=(PATCHES,))
       _, null = forward(laid, t)
       noise = null + c.sample.guidance * (noise - null)
     clean = (x - np.sqrt(1 - abar[t]) * noise) / np.sqrt(abar[t])
@@ -223,7 +221,7 @@ def run(c, params, prompts, key=KEY):
 
 
 def size(spans):
-  return sequence.element_count(tuple(spans), patches_per_image=PATCHES)
+  return sequence.element_count(tuple(spans), patches_per_image=(PATCHES,))
 
 
 @pytest.mark.slow
@@ -334,10 +332,8 @@ def make_reader(config, params):
     row = sequence.pack(
       [elements],
       row_length=config.data.row_length,
-      image_slots=1,
-      latent_shape=config.model.image_shape,
+      kinds=(sequence.KindSizes(1, config.model.image_shape, PATCHES),),
       special=SPECIAL,
-      patches_per_image=PATCHES,
     )
     logits_blv = compiled(tiny.put(sequence.stack([row])))
     return np.asarray(logits_blv)[0, len(elements.tokens_l) - 1]
@@ -468,7 +464,7 @@ def test_images_of_other_objectives_are_drawn_as_the_whole_document_would(how):
     noisy = Image(x.astype(np.float32))
     _, out = forward(lay_out(BOS, text, noisy), s.t)
     dropped = sequence.drop_text((text, noisy))
-    laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=PATCHES)
+    laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=(PATCHES,))
     _, null = forward(laid, s.t)
     out = null + 2.0 * (out - null)
     clean = out if c.diffusion.target == "x0" else x - s.spread * out
@@ -489,7 +485,7 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
   sampled_boi = 0
 
   def check():
-    boi = [(BOI,) if row.at_image else () for row in walk.rows]
+    boi = [() if row.at_kind is None else (BOI,) for row in walk.rows]
     laid = [lay_out(BOS, *r.spans, *end) for r, end in zip(walk.rows, boi, strict=True)]
     block = phases.make_block(c.model, laid, at=[0] * len(laid), length=64)
     cache = phases.empty_cache(c.model, batch=len(laid), length=64)
@@ -511,11 +507,11 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
         assert row.at == len(laid[number].tokens_l)
         logits_v, _ = forward(laid[number])
         np.testing.assert_allclose(walk.logits_bv[number], logits_v, atol=1e-4)
-    before = [row.at_image for row in walk.rows]
+    before = sum(row.at_kind is not None for row in walk.rows)
     walk.sample_text()
-    sampled_boi += sum(row.at_image for row in walk.rows) - sum(before)
+    sampled_boi += sum(row.at_kind is not None for row in walk.rows) - before
     check()
-    walk.sample_image()
+    walk.sample_images()
     check()
   assert sampled_boi > 0
 
@@ -536,9 +532,9 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
     return extend(self, x_bld, *args)
 
   monkeypatch.setattr(Transfusion, "extend", counted)
-  walk.sample_image()
+  walk.sample_images()
   jax.effects_barrier()
-  unconditional = walk.unconditional.tokens_bl.shape[1]
+  unconditional = walk._unconditional(0).tokens_bl.shape[1]
   assert unconditional > PATCHES
   # Five steps and the clean image; with guidance its prefix, once.
   want = [PATCHES] * 6 + [unconditional] * (guidance != 1.0)
@@ -559,7 +555,7 @@ def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
     return prepare(*args, **options)
 
   monkeypatch.setattr(transfusion, "prepare", counted)
-  walk.sample_image()
+  walk.sample_images()
   jax.effects_barrier()
   assert len(found) == 2  # for the loop, and for the clean image
 
@@ -589,6 +585,7 @@ def test_decoding_works_where_the_cache_lies(unroll):
   draw = phases.sample_image.lower(
     model,
     params,
+    kind=model.every_kind[0],
     diffusion=c.diffusion,
     sample=c.sample,
     length=2048,
@@ -678,7 +675,7 @@ def test_special_tokens_that_cannot_follow_are_never_sampled(params):
   c = sampling(sampler="ddim", guidance=1.0)
   made = run(c, params | {"head": jnp.asarray(head)}, [()] * 8)
   ids = np.concatenate([s.ids for g in made for s in g.spans if isinstance(s, Text)])
-  assert not np.isin(ids, SPECIAL).any()
+  assert not np.isin(ids, SPECIAL.ids).any()
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ blank = lambda images: np.zeros((len(images), 4, 4, 3), np.uint8)  # noqa: E731
 
 def packed(*documents, config=ALL):
   made = [
-    sequence.lay_out(d, special=tokenizer().special, patches_per_image=PATCHES)
+    sequence.lay_out(d, special=tokenizer().special, patches_per_image=(PATCHES,))
     for d in documents
   ]
   return lanes.pack(made, config, tokenizer())
@@ -29,9 +29,7 @@ def page_of(row, names, show):
   ends = np.flatnonzero(row.tokens_l == tokenizer().special.bos)[1:]
   ends = [0, *ends, np.sum(row.hi_l >= row.lo_l)]
   taken = TakenRow(row, 5, names, tuple(np.diff(ends)))
-  return row_page.page(
-    taken, tokenizer(), title="Step 3", show=show, patches_per_image=PATCHES
-  )
+  return row_page.page(taken, tokenizer(), title="Step 3", show=show)
 
 
 def images_of(page):

@@ -13,7 +13,7 @@ import tiny_codec
 import tiny_shards
 from PIL import Image
 
-from tfusion import cli
+from tfusion import cli, sequence
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.data import pipeline
@@ -55,8 +55,7 @@ def taken(monkeypatch):
 def assert_shown(found, batch):
   assert len(found) == len(batch.tokens_bl)
   for n, row in enumerate(found):
-    for x, y in zip(row.row, batch, strict=True):
-      np.testing.assert_array_equal(x, y[n])
+    tiny.assert_same_batch(row.row, sequence.row_of(batch, n))
 
 
 @pytest.mark.parametrize("step, begins", [(5, 2), (2, 0)])
@@ -132,7 +131,7 @@ def test_latents_and_codes_are_shown_as_well_as_can_be(
   assert shown
   if latents:
     (row,) = taken
-    made = row.row.latents_nhwc[: len(shown)]
+    made = row.row.slots[0].latents[: len(shown)]
     scaled = made * np.float32(images.scale) + np.float32(images.shift)
     expected = [codec.decode(x[None])[0] for x in scaled]
     if not has_autoencoder:

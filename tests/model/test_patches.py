@@ -1,5 +1,7 @@
 """Promises of tfusion/model/patches.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("mesh")
 
 def make(**changes) -> LinearPatches:
   model = tiny.config(**changes).model
-  return tiny.fill(lambda rngs: LinearPatches(model, rngs=rngs))
+  return tiny.fill(lambda rngs: LinearPatches(model, model.every_kind[0], rngs=rngs))
 
 
 def normal(*shape: int) -> jax.Array:
@@ -31,7 +33,7 @@ def test_patches_follow_each_other_left_to_right_then_top_to_bottom():
   h, w, c = 4, 6, 2
   y, x, channel = np.meshgrid(range(h), range(w), range(c), indexing="ij")
   numbered = (100 * y + 10 * x + channel).astype(np.float32)
-  patches = np.asarray(patchify(tiny.put(numbered[None, None]), patch=2))[0, 0]
+  patches = np.asarray(patchify(tiny.put(numbered[None, None]), patch=(2, 2)))[0, 0]
   assert patches.shape == (2 * 3, 2 * 2 * 2)
   assert patches[0].tolist() == [0, 1, 10, 11, 100, 101, 110, 111]
   assert patches[1].tolist() == [20, 21, 30, 31, 120, 121, 130, 131]
@@ -43,12 +45,13 @@ def test_patches_follow_each_other_left_to_right_then_top_to_bottom():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 16, 3)])
 def test_unpatchify_undoes_patchify_exactly(patch, shape):
   x = np.arange(6 * np.prod(shape), dtype=np.float32).reshape(2, 3, *shape)
-  patches = patchify(tiny.put(x), patch=patch)
+  patches = patchify(tiny.put(x), patch=(patch, patch))
   assert patches.shape == (
     *(2, 3, shape[0] // patch * (shape[1] // patch)),
     patch**2 * shape[2],
   )
-  back = unpatchify(patches, patch=patch, shape=shape)
+  grid = shape[0] // patch, shape[1] // patch
+  back = unpatchify(patches, patch=(patch, patch), grid=grid)
   np.testing.assert_array_equal(np.asarray(back), x)
 
 
@@ -88,7 +91,7 @@ def test_the_encoder_adds_one_time_vector_to_every_projected_patch_of_an_image()
   p = {k: np.asarray(v) for k, v in nnx.to_pure_dict(nnx.state(patches)).items()}
   hidden = silu(np.asarray(sinusoids(t)) @ p["w_time1"] + p["b_time1"])
   time = hidden @ p["w_time2"] + p["b_time2"]
-  vectors = np.asarray(patchify(x, patch=2)) @ p["w_in"] + p["b_in"]
+  vectors = np.asarray(patchify(x, patch=(2, 2))) @ p["w_in"] + p["b_in"]
   # float32 sums of 256 terms.
   np.testing.assert_allclose(got, vectors + time[:, :, None], atol=2e-5)
   assert not np.allclose(time[0, 0], time[0, 1], atol=1e-3)  # t = 0 is not t = 1
@@ -99,7 +102,7 @@ def test_the_decoder_draws_every_patch_from_its_own_output_alone():
   x = np.asarray(normal(1, 1, 4, 32))  # 4 patches of width 32
   other = x.copy()
   other[0, 0, 1] += 1
-  decode = jax.jit(patches.decode)
+  decode = jax.jit(functools.partial(patches.decode, grid=(2, 2)))
   before, after = (np.asarray(decode(tiny.put(x))) for x in (x, other))
   moved = (before != after)[0, 0].all(-1)
   assert before.shape == (1, 1, 4, 4, 2)
@@ -113,4 +116,7 @@ def test_the_decoder_answers_in_float32_whatever_the_matmuls_are():
     lambda x, t: patches.encode(x, t, dtype=jnp.bfloat16)[0], x, t
   )
   assert encoded.dtype == jnp.bfloat16 and encoded.shape == (1, 1, 4, 32)
-  assert jax.eval_shape(patches.decode, encoded).dtype == jnp.float32
+  assert (
+    jax.eval_shape(functools.partial(patches.decode, grid=(2, 2)), encoded).dtype
+    == jnp.float32
+  )

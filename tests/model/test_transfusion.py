@@ -47,10 +47,11 @@ def forward(params):
   compiled = jax.jit(lambda *args: bind(CONFIG.model, params)(*args))
 
   def run(batch, noisy=None, t=None):
-    b, n = batch.image_start_bn.shape
-    noisy = batch.latents_bnhwc if noisy is None else noisy
+    b, n = batch.slots[0].starts.shape
+    noisy = batch.slots[0].latents if noisy is None else noisy
     t = np.full((b, n), 500, np.int32) if t is None else t
-    return jax.tree.map(np.asarray, compiled(*tiny.put((batch, noisy, t))))
+    logits, (images,) = compiled(*tiny.put((batch, (noisy,), (t,))))
+    return np.asarray(logits), np.asarray(images)
 
   return run
 
@@ -114,8 +115,8 @@ def test_every_parameter_is_float32_and_names_each_of_its_axes():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_model_answers_in_float32_with_tokens_and_noise(params, dtype):
   model, batch = dataclasses.replace(CONFIG.model, dtype=dtype), tiny.batch(CONFIG)
-  inputs = tiny.put((batch, batch.latents_bnhwc, np.zeros((4, 3), np.int32)))
-  logits, noise = jax.eval_shape(lambda *args: bind(model, params)(*args), *inputs)
+  inputs = tiny.put((batch, (batch.slots[0].latents,), (np.zeros((4, 3), np.int32),)))
+  logits, (noise,) = jax.eval_shape(lambda *args: bind(model, params)(*args), *inputs)
   assert (logits.shape, logits.dtype) == ((4, 24, 32), jnp.float32)
   assert (noise.shape, noise.dtype) == ((4, 3, 4, 4, 2), jnp.float32)
 
@@ -124,9 +125,9 @@ def test_the_model_answers_in_float32_with_tokens_and_noise(params, dtype):
 def test_bfloat16_answers_nearly_what_float32_does(params, forward):
   model, batch = dataclasses.replace(CONFIG.model, dtype="bfloat16"), tiny.batch(CONFIG)
   t = np.full((4, 3), 500, np.int32)
-  inputs = tiny.put((batch, batch.latents_bnhwc, t))
-  low = jax.jit(lambda *args: bind(model, params)(*args))(*inputs)
-  for got, want in zip(low, forward(batch, t=t), strict=True):
+  inputs = tiny.put((batch, (batch.slots[0].latents,), (t,)))
+  logits, (images,) = jax.jit(lambda *args: bind(model, params)(*args))(*inputs)
+  for got, want in zip((logits, images), forward(batch, t=t), strict=True):
     # 8 bits of mantissa, so no less than 1e-3 either, through two layers.
     assert 1e-3 < np.linalg.norm(got - want) / np.linalg.norm(want) < 5e-2
 
@@ -147,7 +148,7 @@ def test_a_patch_enters_where_the_batch_says_and_leaves_from_there(forward):
   first, second = (tiny.text(rng, 2), tiny.image(rng)), (tiny.image(rng),)
   for documents, reaches in (([first, second], False), ([first + second], True)):
     batch = sequence.stack([tiny.pack(documents, CONFIG)])
-    noisy = batch.latents_bnhwc.copy()
+    noisy = batch.slots[0].latents.copy()
     before = forward(batch)[1]
     noisy[0, 0, 0, 0, 0] += 1.0  # upper left number of the first image
     after = forward(batch, noisy)[1]
@@ -165,7 +166,7 @@ def test_tokens_under_patches_and_padding_are_never_read(forward):
   # Padding's own logits follow its token, as it attends to nothing.
   live = batch.hi_bl >= batch.lo_bl
   np.testing.assert_array_equal(logits[live], logits2[live])
-  used = batch.image_weight_bn > 0
+  used = batch.slots[0].weights > 0
   np.testing.assert_array_equal(noise[used], noise2[used])
 
 
@@ -176,7 +177,7 @@ def test_nothing_behind_an_image_reaches_its_noise(forward):
     sequence.stack([tiny.pack([(image, text)], CONFIG)])
     for text in (tiny.text(rng, 3), tiny.text(rng, 6))
   ]
-  rows[1].tokens_bl[0, rows[1].image_start_bn[0, 0] + 4] = 9  # in place of EOI
+  rows[1].tokens_bl[0, rows[1].slots[0].starts[0, 0] + 4] = 9  # in place of EOI
   before, after = (forward(row)[1][0, 0] for row in rows)
   np.testing.assert_array_equal(before, after)
 
@@ -196,15 +197,16 @@ def run_changed(documents, params=None, order=None, **changes):
   config = tiny.config(**changes)
   params = tiny.params(config.model) if params is None else params
   batch = sequence.stack([tiny.pack(list(documents), config)])
-  b, n = batch.image_start_bn.shape
+  b, n = batch.slots[0].starts.shape
   t = np.full((b, n), 500, np.int32)
   run = jax.jit(lambda *args: bind(config.model, params)(*args))
-  noisy = batch.latents_bnhwc
+  noisy = batch.slots[0].latents
   if order is not None:
     noisy = in_order(noisy, order)
-  logits, images = jax.tree.map(np.asarray, run(*tiny.put((batch, noisy, t))))
+  ran = run(*tiny.put((batch, (noisy,), (t,))))
+  logits, (images,) = jax.tree.map(np.asarray, ran)
   text = (batch.hi_bl[0] >= batch.lo_bl[0]) & (batch.patch_bl[0] < 0)
-  return logits[0, text], images[0, batch.image_weight_bn[0] > 0]
+  return logits[0, text], images[0, batch.slots[0].weights[0] > 0]
 
 
 def in_order(images, order):
@@ -310,7 +312,7 @@ def test_a_learned_table_begins_as_none_and_is_learned():
 
   def total(table):
     model = bind(config.model, params | {"patch_places": table})
-    return jnp.sum(model.embed_images(*inputs)[0])
+    return jnp.sum(model.embed_images(*inputs, config.model.every_kind[0])[0])
 
   gradient = jax.grad(total)(params["patch_places"])
   np.testing.assert_array_equal(gradient, np.full(shape, 2.0))  # of two images
@@ -342,7 +344,7 @@ def equations(jaxpr, inside=()):
 def test_work_lists_are_made_once_for_all_layers():
   config = tiny.config(model__width=128, model__heads=2, model__attention="tpu")
   batch = tiny.batch(config)
-  inputs = tiny.put((batch, batch.latents_bnhwc, np.zeros((4, 3), np.int32)))
+  inputs = tiny.put((batch, (batch.slots[0].latents,), (np.zeros((4, 3), np.int32),)))
   params = tiny.params(config.model)
   traced = jax.jit(lambda *args: bind(config.model, params)(*args)).trace(*inputs)
   found = list(equations(traced.jaxpr.jaxpr))

@@ -19,7 +19,7 @@ SMALL = dict(model__patches="unet", model__unet_widths=(8, 16))
 
 def make(**changes) -> UNetPatches:
   model = tiny.config(**(SMALL | changes)).model
-  return tiny.fill(lambda rngs: UNetPatches(model, rngs=rngs))
+  return tiny.fill(lambda rngs: UNetPatches(model, model.every_kind[0], rngs=rngs))
 
 
 def normal(*shape: int, seed: int = 0) -> jax.Array:
@@ -34,7 +34,7 @@ def encode(patches, x, t, *, dtype=jnp.float32):
 
 @jax.jit
 def decode(patches, middle, skips):
-  return patches.decode(middle, skips)
+  return patches.decode(middle, skips, grid=skips[-1].shape[2:4])
 
 
 def there_and_back(patches, x, t):
@@ -53,7 +53,9 @@ def times(*values: int) -> jax.Array:
 def test_at_full_width_it_has_0_26_to_0_28_billion_parameters(size, patch):
   model = tiny.paper(f"size={size},patch={patch}").model
   model = dataclasses.replace(model, patches="unet")
-  shapes = nnx.eval_shape(lambda: UNetPatches(model, rngs=nnx.Rngs(params=0)))
+  shapes = nnx.eval_shape(
+    lambda: UNetPatches(model, model.every_kind[0], rngs=nnx.Rngs(params=0))
+  )
   count = sum(x.size for x in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
   assert 0.259e9 < count < 0.28e9
 
@@ -147,7 +149,9 @@ def test_an_image_does_not_see_the_others():
 @pytest.mark.slow
 def test_untrained_it_predicts_nothing_and_every_parameter_can_learn():
   model = tiny.config(**SMALL).model
-  fresh = UNetPatches(model, rngs=nnx.Rngs(params=jax.random.key(0)))
+  fresh = UNetPatches(
+    model, model.every_kind[0], rngs=nnx.Rngs(params=jax.random.key(0))
+  )
   x = normal(1, 2, 4, 4, 2)
   assert not np.any(there_and_back(fresh, x, times(5, 9))[1])
   graphdef, state = nnx.split(make())

@@ -112,7 +112,7 @@ def test_at_the_start_it_is_the_tied_model_and_shares_out_its_gradient(which, ch
   )
   # In float32, summed tile by tile.
   np.testing.assert_allclose(own[1].text.total, tied[1].text.total, rtol=1e-6)
-  np.testing.assert_allclose(own[1].image.total, tied[1].image.total, rtol=1e-6)
+  np.testing.assert_allclose(own[1].images[0].total, tied[1].images[0].total, rtol=1e-6)
   found, twins = joined(own[0])
   assert twins == {"mlp": 1, "all": 5}[which]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, tied[0])
@@ -156,8 +156,8 @@ def test_a_modality_gives_the_weights_of_the_other_no_gradient_where_they_do_not
   # Behind the last attention a position is its own: text's MLP there does not move what
   # is predicted of images.
   batch = tiny.batch(c)
-  shown = lambda b: (b.image_weight_bn > 0)[:, :, None, None, None]  # noqa: E731
-  blocks = gradient(lambda p, f, b: jnp.sum(jnp.where(shown(b), f.images_bnhwc, 0)))
+  shown = lambda b: (b.slots[0].weights > 0)[:, :, None, None, None]  # noqa: E731
+  blocks = gradient(lambda p, f, b: jnp.sum(jnp.where(shown(b), f.images[0], 0)))
   assert not np.any(blocks["mlp"]["w_up"][-1]) and np.any(blocks["mlp"]["w_up"][0])
   assert np.any(blocks["image"]["mlp"]["w_up"][-1])
 
@@ -169,7 +169,7 @@ def test_another_row_changes_nothing_in_a_model_that_sorts_all_rows_together():
   @jax.jit
   def outputs(batch):
     noise, t = jnp.zeros((4, 3, 4, 4, 2)), jnp.zeros((4, 3), jnp.int32)
-    return step_lib.predict(c, params, batch, noise, t).x_bld
+    return step_lib.predict(c, params, batch, (noise,), (t,)).x_bld
 
   other = batch._replace(
     tokens_bl=np.where(np.arange(4)[:, None] == 0, batch.tokens_bl, 7),

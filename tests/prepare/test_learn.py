@@ -128,6 +128,6 @@ def test_what_a_rule_leaves_to_be_read_has_no_target(edits, tmp_path):
   special = sequence.SpecialTokens(0, 1, 2, 3, 4)
   (one, text, two) = opened[0]
   assert (one.weight, text.weight, two.weight) == (0, 0, 1)
-  laid = sequence.lay_out((one, text, two), special=special, patches_per_image=4)
+  laid = sequence.lay_out((one, text, two), special=special, patches_per_image=(4,))
   targets = laid.targets_l[laid.weights_l > 0]
   assert targets.tolist() == [special.boi, special.eos]  # of the last image

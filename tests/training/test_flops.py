@@ -59,14 +59,15 @@ def test_operations_of_a_unet_are_those_of_its_compiled_program(mesh, patch, wid
   how = dict(model__patches="unet", model__patch=patch, model__unet_widths=widths)
   how |= dict(model__image_shape=(8, 8, 2), data__row_length=64)
   model = tiny.config(**how).model
-  patches = tiny.fill(lambda rngs: UNetPatches(model, rngs=rngs))
+  (kind,) = model.every_kind
+  patches = tiny.fill(lambda rngs: UNetPatches(model, kind, rngs=rngs))
 
   def there_and_back(x, t):
-    return patches.decode(*patches.encode(x, t, dtype=jnp.float32))
+    return patches.decode(*patches.encode(x, t, dtype=jnp.float32), grid=kind.grid)
 
   x, t = np.zeros((1, 1, 8, 8, 2), np.float32), np.ones((1, 1), np.int32)
   program = jax.make_jaxpr(there_and_back)(*tiny.put((x, t)))
-  assert multiplications(program) == unet_multiplications(model)
+  assert multiplications(program) == unet_multiplications(model, kind)
 
 
 # Each switch alone: none of them has matrices of its own, but for the patch layers.

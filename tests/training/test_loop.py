@@ -655,8 +655,8 @@ def test_updates_that_are_not_finite_stop_the_run_naming_the_step(
   def broken_from_the_fifth(self):
     batch = give(self)
     given.append(batch)
-    bad = np.full_like(batch.latents_bnhwc, np.nan)
-    return batch._replace(latents_bnhwc=bad) if len(given) >= 5 else batch
+    bad = np.full_like(batch.slots[0].latents, np.nan)
+    return tiny.with_slots(batch, latents=bad) if len(given) >= 5 else batch
 
   monkeypatch.setattr(loop.HostBatches, "__next__", broken_from_the_fifth)
   with pytest.raises(FloatingPointError, match=r"step 7: .* in 3 updates in a row"):

@@ -93,7 +93,7 @@ def test_an_image_counts_alike_in_any_number_of_slots_and_patches():
   assert float(image(*padded).count) == float(before.count)
   # The mean over patches of the mean over each patch, whatever their size.
   for patch in (1, 2, 4):
-    p, n = (patchify(tiny.put(x), patch=patch) for x in (predicted, noise))
+    p, n = (patchify(tiny.put(x), patch=(patch, patch)) for x in (predicted, noise))
     by_patch = np.mean((np.asarray(p) - np.asarray(n)) ** 2, -1).mean(-1)
     assert (by_patch * weights).sum() == pytest.approx(float(before.total), rel=1e-5)
 

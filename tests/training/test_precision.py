@@ -38,16 +38,14 @@ def many_patches() -> sequence.Batch:
     ids = rng.integers(tiny.FIRST_TEXT, 32, rng.integers(5, 15)).astype(np.int32)
     image = sequence.Image(rng.normal(size=SHAPE).astype(np.float32))
     return sequence.lay_out(
-      (sequence.Text(ids), image), special=tiny.SPECIAL, patches_per_image=PATCHES
+      (sequence.Text(ids), image), special=tiny.SPECIAL, patches_per_image=(PATCHES,)
     )
 
   return sequence.pack_rows(
     [[document() for _ in range(IMAGES)] for _ in range(ROWS)],
     row_length=256,
-    image_slots=IMAGES,
-    latent_shape=SHAPE,
+    kinds=(sequence.KindSizes(IMAGES, SHAPE, PATCHES),),
     special=tiny.SPECIAL,
-    patches_per_image=PATCHES,
   )
 
 

@@ -53,7 +53,8 @@ def forward(params):
   compiled = jax.jit(lambda *args: bind(CONFIG.model, params)(*args))
 
   def run(batch, noisy, t):
-    return jax.tree.map(np.asarray, compiled(*tiny.put((batch, noisy, t))))
+    logits, (images,) = compiled(*tiny.put((batch, (noisy,), (t,))))
+    return np.asarray(logits), np.asarray(images)
 
   return run
 
@@ -90,8 +91,8 @@ def test_documents_packed_in_a_row_give_what_they_give_alone(forward):
   assert len(spans(packed, 0)) == 3
   t = np.asarray([[100, 900, 1]] + [[1, 1, 1]] * 3, np.int32)
   t_alone = np.asarray([[100, 1, 1], [900, 1, 1], [1, 1, 1], [1, 1, 1]], np.int32)
-  logits, noise = forward(packed, packed.latents_bnhwc, t)
-  logits_alone, noise_alone = forward(alone, alone.latents_bnhwc, t_alone)
+  logits, noise = forward(packed, packed.slots[0].latents, t)
+  logits_alone, noise_alone = forward(alone, alone.slots[0].latents, t_alone)
   for i, own in enumerate(spans(packed, 0)):
     # The softmax sums over other zeros in another order.
     np.testing.assert_allclose(
@@ -104,8 +105,9 @@ def test_documents_packed_in_a_row_give_what_they_give_alone(forward):
 def noise_of_the_image_itself(config, key, batch):
   """In place of draw_noise: the same for an image wherever it stands."""
   del config, key
-  t_bn = 1 + jnp.floor(jnp.abs(batch.latents_bnhwc[..., 0, 0, 0]) * 300).astype(int)
-  return jnp.roll(batch.latents_bnhwc, 1, axis=-2), t_bn
+  latents = batch.slots[0].latents
+  t_bn = 1 + jnp.floor(jnp.abs(latents[..., 0, 0, 0]) * 300).astype(int)
+  return (jnp.roll(latents, 1, axis=-2),), (t_bn,)
 
 
 @pytest.mark.slow
@@ -137,8 +139,8 @@ def test_another_document_in_the_row_changes_no_bit(forward, changed):
   t_two = t.copy()
   t_two[0, changed] = 3
   (logits, noise), (logits2, noise2) = (
-    forward(one, one.latents_bnhwc, t),
-    forward(two, two.latents_bnhwc, t_two),
+    forward(one, one.slots[0].latents, t),
+    forward(two, two.slots[0].latents, t_two),
   )
   same, moved = spans(one, 0)[1 - changed], spans(one, 0)[changed]
   np.testing.assert_array_equal(logits[0, same], logits2[0, same])
@@ -156,11 +158,11 @@ def test_an_input_reaches_exactly_the_outputs_that_intervals_let_it_reach(forwar
   index = np.arange(length)
   sees = (batch.lo_bl[0][:, None] <= index) & (index <= batch.hi_bl[0][:, None])
   reach = np.linalg.matrix_power(sees.astype(int), CONFIG.model.layers) > 0
-  before = forward(batch, batch.latents_bnhwc, t)[0][0]
+  before = forward(batch, batch.slots[0].latents, t)[0][0]
   live = np.flatnonzero(batch.hi_bl[0] >= batch.lo_bl[0])
   assert len(live) == 12 + 5
   for j in live:
-    tokens, noisy = batch.tokens_bl.copy(), batch.latents_bnhwc.copy()
+    tokens, noisy = batch.tokens_bl.copy(), batch.slots[0].latents.copy()
     if batch.patch_bl[0, j] >= 0:
       r, s = divmod(int(batch.patch_bl[0, j]), 2)
       noisy[0, 0, 2 * r, 2 * s, 0] += 1.0
@@ -180,13 +182,13 @@ def test_the_gradient_of_earlier_text_by_later_patches_is_exactly_zero(params):
   rng = np.random.default_rng(0)
   batch = rows(((tiny.text(rng, 4), tiny.image(rng), tiny.text(rng, 3)),))
   t = np.full((4, 3), 500, np.int32)
-  first = int(batch.image_start_bn[0, 0])
-  batch, noisy, t = tiny.put((batch, batch.latents_bnhwc, t))
+  first = int(batch.slots[0].starts[0, 0])
+  batch, noisy, t = tiny.put((batch, batch.slots[0].latents, t))
 
   @jax.jit
   def gradient(noisy, weights_bl):
     def loss(noisy):
-      logits, _ = bind(CONFIG.model, params)(batch, noisy, t)
+      logits, _ = bind(CONFIG.model, params)(batch, (noisy,), (t,))
       return text_loss(logits, batch.targets_bl, weights_bl=weights_bl).total
 
     return jax.grad(loss)(noisy)
@@ -232,9 +234,9 @@ def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   seen = {}
 
   def fake_bind(model, params):
-    def run(batch, noisy_bnhwc, t_bn):
-      seen.update(noisy=noisy_bnhwc, t=t_bn)
-      return jnp.zeros((*batch.tokens_bl.shape, model.width)), noisy_bnhwc
+    def run(batch, noisy, t):
+      seen.update(noisy=noisy[0], t=t[0])
+      return jnp.zeros((*batch.tokens_bl.shape, model.width)), noisy
 
     return types.SimpleNamespace(outputs=run)
 
@@ -242,9 +244,10 @@ def test_noise_comes_before_patches_with_one_t_for_an_image(monkeypatch):
   batch = tiny.batch(CONFIG)
   noise, t = draw_noise(CONFIG, jax.random.key(1), tiny.put(batch))
   step_lib.predict(CONFIG, {}, tiny.put(batch), noise, t)
+  (noise,), (t,) = noise, t
   abar = cosine_abar(1000)[np.asarray(t)][..., None, None, None]
-  want = np.sqrt(abar) * batch.latents_bnhwc + np.sqrt(1 - abar) * np.asarray(noise)
-  assert t.shape == (4, 3) and noise.shape == batch.latents_bnhwc.shape
+  want = np.sqrt(abar) * batch.slots[0].latents + np.sqrt(1 - abar) * np.asarray(noise)
+  assert t.shape == (4, 3) and noise.shape == batch.slots[0].latents.shape
   np.testing.assert_allclose(seen["noisy"], want, atol=1e-6)
   np.testing.assert_array_equal(seen["t"], t)
 
@@ -259,24 +262,24 @@ def test_the_image_loss_is_the_error_of_the_target_times_the_weight_of_t(
   how |= dict(sample__sampler="dpmpp_2m", diffusion__min_snr_gamma=2.0)
   config, batch = tiny.config(**how), tiny.batch(CONFIG)
   noise, t = draw_noise(config, jax.random.key(1), tiny.put(batch))
-  guess = np.full_like(batch.latents_bnhwc, 0.25)
+  guess = np.full_like(batch.slots[0].latents, 0.25)
   predicted = step_lib.Prediction(
-    jnp.zeros((*batch.tokens_bl.shape, config.model.width)), tiny.put(guess)
+    jnp.zeros((*batch.tokens_bl.shape, config.model.width)), (tiny.put(guess),)
   )
   head = {"head": jnp.zeros((config.model.width, config.model.vocab_size))}
-  got = step_lib.losses(config, head, predicted, tiny.put(batch), noise, t).image
-  t, noise = np.asarray(t, np.float64), np.asarray(noise, np.float64)
+  got = step_lib.losses(config, head, predicted, tiny.put(batch), noise, t).images[0]
+  t, noise = np.asarray(t[0], np.float64), np.asarray(noise[0], np.float64)
   if schedule == "linear":
     signal, spread = 1 - t / 1000, t / 1000
   else:
     abar = cosine_abar(1000)[t.astype(int)]
     signal, spread = np.sqrt(abar), np.sqrt(1 - abar)
   a, s = (x[..., None, None, None] for x in (signal, spread))
-  clean = batch.latents_bnhwc
+  clean = batch.slots[0].latents
   v = noise - clean if schedule == "linear" else a * noise - s * clean
   want = {"eps": noise, "x0": clean, "v": v}[target]
   error = np.mean((guess - want) ** 2, axis=(2, 3, 4))
-  used = batch.image_weight_bn > 0
+  used = batch.slots[0].weights > 0
   snr = np.square(signal[used] / spread[used])
   clean_error = {"eps": 1 / snr, "x0": 1.0, "v": spread[used] ** 2}[target]
   weight = np.minimum(snr, 2.0) * clean_error
@@ -289,16 +292,15 @@ def test_noise_does_not_depend_on_the_size_of_patches():
   one, four = (
     draw_noise(tiny.config(model__patch=p), jax.random.key(1), batch) for p in (1, 4)
   )
-  for a, b in zip(one, four):
-    np.testing.assert_array_equal(a, b)
+  tiny.assert_same_tree(one, four)
 
 
 @pytest.mark.slow
 def test_timesteps_stay_under_the_cap_of_their_image():
   batch = tiny.batch(CONFIG, rows=4)
-  batch = sequence.Batch(*(np.concatenate([x] * 64) for x in batch))
-  noise, t = draw_noise(CONFIG, jax.random.key(1), tiny.put(batch))
-  t, capped = np.asarray(t), batch.noise_cap_bn == 0.5
+  batch = sequence.concatenate([batch] * 64)
+  (noise,), (t,) = draw_noise(CONFIG, jax.random.key(1), tiny.put(batch))
+  t, capped = np.asarray(t), batch.slots[0].noise_caps == 0.5
   assert 1 <= t.min() and t[capped].max() <= 500 < t[~capped].max() <= 1000
   # Uniform: the mean of hundreds of draws is within a few percent of the middle.
   assert abs(t[~capped].mean() - 500.5) < 50 and abs(t[capped].mean() - 250.5) < 30
@@ -310,8 +312,8 @@ def test_timesteps_stay_under_the_cap_of_their_image():
 def test_every_image_of_a_document_has_a_timestep_of_its_own():
   rng = np.random.default_rng(0)
   one = sequence.stack([tiny.pack([tuple(tiny.image(rng) for _ in range(3))], CONFIG)])
-  batch = sequence.Batch(*(np.concatenate([x] * 2000) for x in one))
-  _, t = draw_noise(CONFIG, jax.random.key(2), tiny.put(batch))
+  batch = sequence.concatenate([one] * 2000)
+  _, (t,) = draw_noise(CONFIG, jax.random.key(2), tiny.put(batch))
   apart = np.corrcoef(np.asarray(t).T)[~np.eye(3, dtype=bool)]
   assert np.abs(apart).max() < 0.1  # four standard deviations
 
@@ -324,7 +326,7 @@ def pictures(c):
   rng = np.random.default_rng(5)
   spans = [f(rng) for f in (lambda r: tiny.text(r, 2), tiny.image) * 3]
   return sequence.lay_out(
-    tuple(spans), special=SPECIAL, patches_per_image=c.model.patches_per_image
+    tuple(spans), special=SPECIAL, patches_per_image=(c.model.patches_per_image,)
   )
 
 
@@ -332,12 +334,9 @@ def pack_laid(laid, c):
   return sequence.pack_rows(
     [laid],
     row_length=c.data.row_length,
-    image_slots=c.data.image_slots,
-    latent_shape=c.model.image_shape,
+    kinds=tiny.kind_sizes(c),
     special=SPECIAL,
-    patches_per_image=PATCHES,
     causal=c.model.image_attention == "causal",
-    steps=sequence.position_steps(c.model.positions, c.model.grid),
   )
 
 
@@ -349,7 +348,7 @@ def as_bagel_lays_it(laid, c):
   """
   usual = pack_laid([laid], c)
   order, copies, image = [], [], []  # elements of `laid`; whether noised; which image
-  starts = [int(s) for s in usual.image_start_bn[0, : len(laid.images)]]
+  starts = [int(s) for s in usual.slots[0].starts[0, : len(laid.images)]]
   for i in range(len(laid.tokens_l)):
     of = int(laid.patch_l[i]) // PATCHES if laid.patch_l[i] >= 0 else -1
     if i in starts and starts.index(i) < len(starts) - 1:
@@ -382,7 +381,7 @@ def as_bagel_lays_it(laid, c):
       patch[0, q] = slots.index(key) * PATCHES + laid.patch_l[order[q]] % PATCHES
   weight = np.zeros((1, c.data.image_slots), np.float32)
   weight[0, : len(slots)] = [noised for _, noised in slots]
-  latents = np.zeros_like(usual.latents_bnhwc)
+  latents = np.zeros_like(usual.slots[0].latents)
   first = np.zeros((1, c.data.image_slots), np.int32)
   for slot, (of, _) in enumerate(slots):
     latents[0, slot] = laid.images[of].latent
@@ -393,10 +392,7 @@ def as_bagel_lays_it(laid, c):
     lo_bl=np.where(here < n, 0, length).astype(np.int32),
     hi_bl=np.where(here < n, here, length - 1).astype(np.int32),
     patch_bl=patch,
-    latents_bnhwc=latents,
-    image_start_bn=first,
-    image_weight_bn=weight,
-    noise_cap_bn=weight,
+    slots=(sequence.Slots(latents, first, weight, weight),),
   )
   return batch, sees
 
@@ -417,8 +413,8 @@ def attend_by(sees):
 
 def noise_of_copies(config, key, batch):
   """In place of draw_noise: a followed image has the same in both layouts."""
-  noise_bnhwc, t_bn = noise_of_the_image_itself(config, key, batch)
-  return noise_bnhwc, jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
+  noise, (t_bn,) = noise_of_the_image_itself(config, key, batch)
+  return noise, (jnp.where(batch.slots[0].noise_caps > 0, t_bn, 0),)
 
 
 TWICE = {
@@ -443,7 +439,7 @@ def test_branches_give_the_losses_and_gradients_of_one_mask_with_holes(
   )
   monkeypatch.setattr(step_lib, "draw_noise", noise_of_copies)
   params, laid = tiny.params(c.model), pictures(c)
-  parts = branch(laid, special=SPECIAL, patches_per_image=PATCHES)
+  parts = branch(laid, special=SPECIAL, patches_per_image=(PATCHES,))
   assert len(parts) == 3
   got = jax.jit(lambda *args: gradients(c, *args))(
     params, tiny.put(pack_laid(parts, c)), jax.random.key(0)
@@ -454,7 +450,7 @@ def test_branches_give_the_losses_and_gradients_of_one_mask_with_holes(
     params, tiny.put(batch), jax.random.key(0)
   )
   assert_close(got, want)
-  assert float(got[1].image.count) == 3 and float(got[1].text.count) > 8
+  assert float(got[1].images[0].count) == 3 and float(got[1].text.count) > 8
 
 
 @pytest.mark.slow
@@ -464,25 +460,25 @@ def test_what_follows_an_image_has_no_gradient_through_its_noised_copy(attention
     data__row_length=64, data__image_slots=6, model__image_attention=attention
   )
   params = tiny.params(c.model)
-  parts = branch(pictures(c), special=SPECIAL, patches_per_image=PATCHES)
+  parts = branch(pictures(c), special=SPECIAL, patches_per_image=(PATCHES,))
   batch = pack_laid(parts, c)
   # Slots: three of the document, the last noised; of the first branch one, of the
   # second two. What is learned of each reaches these, and by no bit another.
   document, branches = [0, 1, 2], {3: [3], 5: [4, 5]}
-  assert batch.image_weight_bn[0].tolist() == [0, 0, 1, 1, 0, 1]
-  noise = np.random.default_rng(0).normal(size=batch.latents_bnhwc.shape)
-  t = np.where(batch.noise_cap_bn > 0, 400, 0).astype(np.int32)
-  batch, noise, t = tiny.put((batch, noise.astype(np.float32), t))
+  assert batch.slots[0].weights[0].tolist() == [0, 0, 1, 1, 0, 1]
+  noise = np.random.default_rng(0).normal(size=batch.slots[0].latents.shape)
+  t = np.where(batch.slots[0].noise_caps > 0, 400, 0).astype(np.int32)
+  batch, noise, t = tiny.put((batch, (noise.astype(np.float32),), (t,)))
 
   @jax.jit
   def by_slot(weights_n, text):
     def total(latents):
-      own = batch._replace(latents_bnhwc=latents)
+      own = tiny.with_slots(batch, latents=latents)
       predicted = step_lib.predict(c, params, own, noise, t)
-      drawn = jnp.square(predicted.images_bnhwc).mean((2, 3, 4)) * weights_n[None]
+      drawn = jnp.square(predicted.images[0]).mean((2, 3, 4)) * weights_n[None]
       return drawn.sum() + text * step_lib.text_loss(c, params, predicted, own).total
 
-    gradient = jax.grad(total)(batch.latents_bnhwc)
+    gradient = jax.grad(total)(batch.slots[0].latents)
     return jnp.abs(gradient).max((0, 2, 3, 4))
 
   def reached(*slots, text=0.0):
@@ -594,7 +590,7 @@ def test_metrics_count_what_was_in_the_batch(stepper, start):
   _, metrics = stepper(start, batch)
   metrics = {k: float(v) for k, v in metrics.items()}
   assert metrics["elements"] == sequence.live_elements(batch)
-  assert metrics["images"] == batch.image_weight_bn.sum() > 0
+  assert metrics["images"] == batch.slots[0].weights.sum() > 0
   assert metrics["loss"] == pytest.approx(
     metrics["loss_text"] + 5 * metrics["loss_image"], rel=1e-6
   )
@@ -617,9 +613,9 @@ def test_a_batch_without_images_or_without_text_has_finite_losses(stepper, start
 def test_an_update_that_is_not_finite_is_skipped_and_counted(stepper, start, bad):
   good = tiny.batch(CONFIG)
   state, _ = stepper(start, good)
-  latents = good.latents_bnhwc.copy()
+  latents = good.slots[0].latents.copy()
   latents[0, 0, 0, 0, 0] = bad
-  broken = good._replace(latents_bnhwc=latents)
+  broken = tiny.with_slots(good, latents=latents)
   skipped = state
   for count in (1, 2):
     skipped, metrics = stepper(skipped, broken)
@@ -644,7 +640,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too(start, monkeyp
   one = Sum(jnp.float32(1), jnp.float32(1))
   grads = jax.tree.map(jnp.zeros_like, start.params)
   grads["head"] = grads["head"].at[3, 4].set(jnp.inf)
-  monkeypatch.setattr(step_lib, "gradients", lambda *_: (grads, Losses(one, one)))
+  monkeypatch.setattr(step_lib, "gradients", lambda *_: (grads, Losses(one, (one,))))
   state, metrics = jax.jit(functools.partial(train_step, CONFIG))(
     start, tiny.put(tiny.batch(CONFIG)), jax.random.key(0)
   )
@@ -654,7 +650,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too(start, monkeyp
 
 def test_the_text_loss_that_is_logged_is_without_z_loss(start, monkeypatch):
   one = Sum(jnp.float32(1), jnp.float32(1))
-  found = Losses(Sum(jnp.float32(6), jnp.float32(2), jnp.float32(2)), one)
+  found = Losses(Sum(jnp.float32(6), jnp.float32(2), jnp.float32(2)), (one,))
   grads = jax.tree.map(jnp.zeros_like, start.params)
   monkeypatch.setattr(step_lib, "gradients", lambda *_: (grads, found))
   _, metrics = jax.jit(functools.partial(train_step, CONFIG))(
@@ -692,11 +688,11 @@ def test_dropout_is_drawn_in_training_alone(params, parts):
 
 def test_bad_numbers_in_an_empty_slot_or_under_padding_change_no_bit(stepper, start):
   batch = tiny.batch(CONFIG)
-  assert (batch.image_weight_bn == 0).any()
-  latents = batch.latents_bnhwc.copy()
-  latents[batch.image_weight_bn == 0] = 7.0
+  assert (batch.slots[0].weights == 0).any()
+  latents = batch.slots[0].latents.copy()
+  latents[batch.slots[0].weights == 0] = 7.0
   want, _ = stepper(start, batch)
-  got, _ = stepper(start, batch._replace(latents_bnhwc=latents))
+  got, _ = stepper(start, tiny.with_slots(batch, latents=latents))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -746,7 +742,7 @@ def test_a_frozen_tower_stays_to_the_bit_and_is_not_in_the_norm(frozen):
   if frozen == "text":  # what it says of text alone is what it said at the start
     rng = np.random.default_rng(0)
     alone = sequence.stack([tiny.pack([(tiny.text(rng, 9),)], c)] * 4)
-    noise, t = jnp.zeros((4, 3, 4, 4, 2)), jnp.zeros((4, 3), jnp.int32)
+    noise, t = (jnp.zeros((4, 3, 4, 4, 2)),), (jnp.zeros((4, 3), jnp.int32),)
     said = [
       step_lib.predict(c, params, tiny.put(alone), noise, t).x_bld
       for params in (before.params, state.params)
@@ -766,7 +762,7 @@ def test_training_on_one_batch_lowers_its_loss(stepper, start):
 def test_accumulating_over_parts_changes_no_gradient(params):
   batch = tiny.put(tiny.batch(CONFIG))
   # Parts hold different counts of tokens and images: a mean of means would differ.
-  assert len({tuple(row) for row in np.asarray(batch.image_weight_bn)}) > 1
+  assert len({tuple(row) for row in np.asarray(batch.slots[0].weights)}) > 1
   results = []
   for parts in (1, 2):
     config = tiny.config(train__accumulate=parts)

@@ -32,7 +32,7 @@ def batches(*, seeds=(0, 1)) -> list[sequence.Batch]:
 def test_the_noise_is_the_same_whenever_it_is_measured(params):
   once = validate(CONFIG, params, batches())
   assert validate(CONFIG, params, batches()) == once
-  assert once["images"] == sum(b.image_weight_bn.sum() for b in batches()) > 8
+  assert once["images"] == sum(b.slots[0].weights.sum() for b in batches()) > 8
   assert once["text_targets"] == sum(b.weights_bl.sum() for b in batches())
   assert once["perplexity"] == pytest.approx(np.exp(once["loss_text"]))
 
@@ -41,18 +41,19 @@ def test_the_noise_is_the_same_whenever_it_is_measured(params):
 def test_losses_are_those_of_images_noised_at_the_middle_of_their_bins(params):
   @jax.jit
   def forward(params, batch, noisy_bnhwc, t_bn):
-    return bind(CONFIG.model, params)(batch, noisy_bnhwc, t_bn)
+    logits, (images,) = bind(CONFIG.model, params)(batch, (noisy_bnhwc,), (t_bn,))
+    return logits, images
 
   nats, targets, errors = 0.0, 0.0, [[] for _ in range(BINS)]
   for number in range(2):
     batch, key = tiny.batch(CONFIG, seed=number), jax.random.key(0)
-    noise = draw_noise(CONFIG, jax.random.fold_in(key, number), tiny.put(batch))[0]
+    (noise,), _ = draw_noise(CONFIG, jax.random.fold_in(key, number), tiny.put(batch))
     noise = np.asarray(noise)
     rows, slots = noise.shape[:2]
     turn = 3 * (number * rows + np.arange(rows)[:, None]) + np.arange(slots)
-    bins = turn % np.where(batch.noise_cap_bn < 1, 5, 10)  # caps are 0.5 and 1
+    bins = turn % np.where(batch.slots[0].noise_caps < 1, 5, 10)  # caps are 0.5 and 1
     abar = cosine_abar(1000)[100 * bins + 50][..., None, None, None]
-    noisy = np.sqrt(abar) * batch.latents_bnhwc + np.sqrt(1 - abar) * noise
+    noisy = np.sqrt(abar) * batch.slots[0].latents + np.sqrt(1 - abar) * noise
     given = tiny.put((batch, noisy.astype(np.float32), np.int32(100 * bins + 50)))
     logits, predicted = (np.asarray(x) for x in forward(params, *given))
     log_z = np.log(np.sum(np.exp(logits.astype(np.float64)), axis=-1))
@@ -60,7 +61,7 @@ def test_losses_are_those_of_images_noised_at_the_middle_of_their_bins(params):
       hit = batch.targets_bl[row, place]
       nats += log_z[row, place] - logits[row, place, hit]
       targets += 1
-    for row, slot in np.argwhere(batch.image_weight_bn):
+    for row, slot in np.argwhere(batch.slots[0].weights):
       error = np.mean((predicted[row, slot] - noise[row, slot]) ** 2)
       errors[bins[row, slot]].append(error)
   line = validate(CONFIG, params, batches())
@@ -105,9 +106,11 @@ def test_the_image_loss_is_the_mean_of_the_parts_of_the_schedule_that_were_seen(
 @pytest.mark.slow
 def test_an_image_that_is_trained_clean_is_judged_clean():
   batch = tiny.batch(CONFIG)
-  capped = batch.noise_cap_bn < 1
-  clean = batch._replace(noise_cap_bn=np.where(capped, 0, 1).astype(np.float32))
-  (_, before), (_, after) = (grid(CONFIG, tiny.put(b), 0) for b in (batch, clean))
+  capped = batch.slots[0].noise_caps < 1
+  clean = tiny.with_slots(batch, noise_caps=np.where(capped, 0, 1).astype(np.float32))
+  (_, before), (_, after) = (
+    grid(CONFIG.diffusion, tiny.put(b.slots[0]), 0) for b in (batch, clean)
+  )
   assert capped.any() and np.asarray(before).all()
   np.testing.assert_array_equal(after, np.where(capped, 0, before))
 
@@ -115,10 +118,9 @@ def test_an_image_that_is_trained_clean_is_judged_clean():
 def test_no_image_is_judged_with_more_noise_than_it_is_trained_with():
   batch = tiny.batch(CONFIG)
   for cap, bins in ((1.0, 10), (0.5, 5), (0.26, 3), (0.25, 3), (0.24, 2), (0.01, 1)):
-    caps = np.full_like(batch.noise_cap_bn, cap)
-    found = [
-      grid(CONFIG, tiny.put(batch._replace(noise_cap_bn=caps)), i) for i in (0, 1)
-    ]
+    caps = np.full_like(batch.slots[0].noise_caps, cap)
+    slots = tiny.put(batch.slots[0]._replace(noise_caps=caps))
+    found = [grid(CONFIG.diffusion, slots, i) for i in (0, 1)]
     bin_bn, t_bn = (np.concatenate(x) for x in zip(*found))
     assert set(bin_bn.ravel()) == set(range(bins))
     assert 1 <= t_bn.min() and t_bn.max() <= round(cap * CONFIG.diffusion.timesteps)
@@ -137,13 +139,10 @@ def test_rows_of_padding_weigh_nothing(params):
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3, 10])
 def test_every_part_of_the_schedule_is_met_however_few_slots_are_filled(slots):
-  config = tiny.config(data__image_slots=slots)
-  rows = tiny.put(np.zeros((4, slots), np.int32))
-  caps = tiny.put(np.ones((4, slots), np.float32))
-  batch = tiny.put(tiny.batch(CONFIG))
-  batch = batch._replace(image_start_bn=rows, noise_cap_bn=caps)
-  compute = jax.jit(functools.partial(grid, config))
-  bins, t = (np.concatenate(x) for x in zip(*(compute(batch, i) for i in range(3))))
+  starts, caps = np.zeros((4, slots), np.int32), np.ones((4, slots), np.float32)
+  given = tiny.put(tiny.batch(CONFIG).slots[0]._replace(starts=starts, noise_caps=caps))
+  compute = jax.jit(functools.partial(grid, CONFIG.diffusion))
+  bins, t = (np.concatenate(x) for x in zip(*(compute(given, i) for i in range(3))))
   assert set(bins[:, 0].tolist()) == set(range(BINS))  # by the first slot alone
   assert (np.diff(bins, axis=1) % BINS == 1).all()
   np.testing.assert_array_equal(t, 50 + 100 * bins)  # the middle of 0 .. 100, ...

@@ -20,14 +20,15 @@ exact, and dearer by the elements before each image.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from tfusion.sequence import Elements, SpecialTokens
+from tfusion.sequence import Elements, SpecialTokens, first_patches
 
 
 def branch(
-  whole: Elements, *, special: SpecialTokens, patches_per_image: int
+  whole: Elements, *, special: SpecialTokens, patches_per_image: Sequence[int]
 ) -> list[Elements]:
   """Gives every image that something follows a branch of its own.
 
@@ -37,15 +38,15 @@ def branch(
   Args:
     whole: a document or a piece of one.
     special: ids of the special tokens.
-    patches_per_image: patches of every image.
+    patches_per_image: patches of an image of every kind.
 
   Returns:
     The document, in which these images are clean, then their branches, in order; the
     document as it was if there are none.
   """
-  starts = np.flatnonzero(
-    (whole.patch_l >= 0) & (whole.patch_l % patches_per_image == 0)
-  )
+  firsts = first_patches(whole, patches_per_image)
+  places = np.flatnonzero(whole.patch_l >= 0)
+  starts = places[firsts[:-1]]
   learned = (whole.weights_l > 0) & (whole.targets_l != special.eos)
   last = int(np.max(np.flatnonzero(learned), initial=-1))
   twice = [
@@ -61,7 +62,7 @@ def branch(
   return [
     document,
     *(
-      _ending_with(document, whole, n, int(starts[n]) + patches_per_image, special)
+      _ending_with(document, whole, n, int(places[firsts[n + 1] - 1]) + 1, special)
       for n in twice
     ),
   ]

@@ -78,7 +78,8 @@ class BytePairs:
     opened.encode_special_tokens = True  # text that spells one is text
     self._opened = opened
     self.data = bytes(model)
-    self.special = sequence.SpecialTokens(**ids)
+    pad, bos, eos, boi, eoi = (ids[name] for name in NAMES)
+    self.special = sequence.SpecialTokens(pad, bos, eos, boi, eoi)
     self.vocab_size = max(known.values()) + 1
     special = {token["id"] for token in values["added_tokens"] if token["special"]}
     pieces = {id: piece for piece, id in known.items()}

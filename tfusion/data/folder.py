@@ -33,6 +33,7 @@ from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
 from tfusion.data.pairs import Pair, find_pairs
 from tfusion.data.source import Source
 from tfusion.files import cache_of
+from tfusion.kinds import Kind
 
 TOO_LONG = "caption too long"
 SURVEYED = 2000  # images whose headers a survey reads, at most
@@ -148,7 +149,12 @@ class Survey:
 
 
 def open_folder(
-  path: str, *, test: bool, image_shape: tuple[int, int, int], workdir: str | Path
+  path: str,
+  *,
+  test: bool,
+  image_shape: tuple[int, int, int],
+  workdir: str | Path,
+  others: Sequence[Kind] = (),
 ) -> Folder:
   """Finds, decodes and caches the images of a folder.
 

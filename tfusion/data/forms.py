@@ -37,7 +37,7 @@ def form(
     showing: the document's number in the order of that source.
   """
   document = _arrange(
-    tuple(_as_span(span, encode) for span in spans), config, name, showing
+    tuple(_as_span(span, encode, config) for span in spans), config, name, showing
   )
   document = _limit_noise(document, config, name, showing)
   return tuple(
@@ -54,17 +54,27 @@ def uniform(seed: int, stream: str, index: int) -> float:
   return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest()) / 2**48
 
 
+def image_of(span: np.ndarray | sequence.Image, config: Config) -> sequence.Image:
+  """An image that knows its kind: where the source has not said, the first one of its
+  shape."""
+  image = sequence.Image(span) if isinstance(span, np.ndarray) else span
+  kinds = config.model.every_kind
+  if image.kind or len(kinds) == 1:
+    return image
+  fitting = (n for n, kind in enumerate(kinds) if kind.shape == image.latent.shape)
+  return dataclasses.replace(image, kind=next(fitting, 0))
+
+
 def _as_span(
-  span: Span, encode: Callable[[str], np.ndarray]
+  span: Span, encode: Callable[[str], np.ndarray], config: Config
 ) -> sequence.Text | sequence.Image | sequence.Codes | sequence.Break:
   if isinstance(span, str):
     return sequence.Text(encode(span))
-  if isinstance(span, np.ndarray):
-    return sequence.Image(span)
-  if isinstance(span, sequence.Image) and not span.weight:
-    # What is only read is shown as in a prompt: without noise.
-    return dataclasses.replace(span, noise_cap=0.0)
-  return span
+  if not isinstance(span, np.ndarray | sequence.Image):
+    return span
+  image = image_of(span, config)
+  # What is only read is shown as in a prompt: without noise.
+  return image if image.weight else dataclasses.replace(image, noise_cap=0.0)
 
 
 def _arrange(

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from tfusion import sequence
-from tfusion.config import Config
+from tfusion.config import Config, slots_of
 from tfusion.data import branches, forms, packing, pieces
 from tfusion.data.lane_state import Damage, Key, LaneState
 from tfusion.data.mixture import Mixture
@@ -125,9 +125,9 @@ class Lane(Iterator[sequence.Row]):
       raise StopIteration
     chosen = packing.choose(
       lengths,
-      [len(elements.images) for _, elements in self._waiting],
+      [self._images(elements) for _, elements in self._waiting],
       row_length=data.row_length,
-      image_slots=data.image_slots,
+      image_slots=slots_of(self._config),
     )
     row = [self._waiting[i] for i in chosen]
     for i in reversed(chosen):
@@ -210,7 +210,7 @@ class Lane(Iterator[sequence.Row]):
     return branches.branch(
       piece,
       special=self._tokenizer.special,
-      patches_per_image=self._config.model.patches_per_image,
+      patches_per_image=self._config.model.patches_by_kind,
     )
 
   def _pieces(
@@ -234,7 +234,7 @@ class Lane(Iterator[sequence.Row]):
       name=name,
       showing=self._mixture.showing(position),
     )
-    patches = config.model.patches_per_image
+    patches = config.model.patches_by_kind
     whole = sequence.lay_out(document, special=special, patches_per_image=patches)
     if self._fits(whole):
       return [whole]
@@ -245,25 +245,29 @@ class Lane(Iterator[sequence.Row]):
       endings=self._tokenizer.endings,
       special=special,
       row_length=config.data.row_length,
-      image_slots=config.data.image_slots,
+      image_slots=slots_of(config),
       patches_per_image=patches,
       overlap=config.data.overlap,
     )
     return made or TooLong(len(whole.tokens_l))
 
   def _fits(self, elements: sequence.Elements) -> bool:
-    data = self._config.data
-    return (
-      len(elements.tokens_l) <= data.row_length
-      and len(elements.images) <= data.image_slots
-    )
+    slots = slots_of(self._config)
+    few = all(n <= most for n, most in zip(self._images(elements), slots, strict=True))
+    return few and len(elements.tokens_l) <= self._config.data.row_length
+
+  def _images(self, elements: sequence.Elements) -> tuple[int, ...]:
+    """Images of every kind."""
+    kinds = [image.kind for image in elements.images]
+    return tuple(kinds.count(n) for n in range(len(self._config.model.every_kind)))
 
   def _count(self, name: str, pieces: int) -> None:
     """Counts what was just taken, in so many pieces; branches are elements too."""
     state, special = self._state, self._tokenizer.special
     for _, piece in self._cut:
-      patches = len(piece.images) * self._config.model.patches_per_image
-      if np.count_nonzero(piece.tokens_l == special.boi) > len(piece.images):  # codes
+      by_kind = self._config.model.patches_by_kind
+      patches = sum(by_kind[image.kind] for image in piece.images)
+      if np.isin(piece.tokens_l, special.bois).sum() > len(piece.images):  # codes
         patches = int(np.sum(sequence.in_image(piece, special=special)))
       state.elements[name] += len(piece.tokens_l)
       state.patches += patches
@@ -354,11 +358,22 @@ def pack_rows(
 def _sizes(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   return dict(
     row_length=config.data.row_length,
-    image_slots=config.data.image_slots,
-    latent_shape=config.model.image_shape,
+    kinds=kind_sizes(config),
     special=tokenizer.special,
-    patches_per_image=config.model.patches_per_image,
     isolate=config.data.isolate_documents,
     causal=config.model.image_attention == "causal",
-    steps=sequence.position_steps(config.model.positions, config.model.grid),
+  )
+
+
+@functools.cache
+def kind_sizes(config: Config) -> tuple[sequence.KindSizes, ...]:
+  """What a row must know of the images of every kind."""
+  return tuple(
+    sequence.KindSizes(
+      slots,
+      kind.shape,
+      kind.patches,
+      sequence.position_steps(config.model.positions, kind.grid),
+    )
+    for kind, slots in zip(config.model.every_kind, slots_of(config), strict=True)
   )

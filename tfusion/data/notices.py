@@ -152,7 +152,9 @@ def _report_unreachable(sources: Sources, encode: Encode, config: Config) -> Non
         elif isinstance(span, sequence.Codes):
           text, patches = text + 2, patches + len(span.ids)  # BOI and EOI
         elif not isinstance(span, sequence.Break):
-          text, patches = text + 2, patches + config.model.patches_per_image
+          image = forms.image_of(span, config)
+          text += 2
+          patches += config.model.patches_by_kind[image.kind]
       text += 1
   if patches and text >= config.data.text_per_patch * patches:
     logging.warning(

@@ -10,7 +10,11 @@ SUMS_BITS = 1 << 30  # of all subset sums, at most: 128 MiB, and tenths of a sec
 
 
 def choose(
-  elements: Sequence[int], images: Sequence[int], *, row_length: int, image_slots: int
+  elements: Sequence[int],
+  images: Sequence[Sequence[int]],
+  *,
+  row_length: int,
+  image_slots: Sequence[int],
 ) -> list[int]:
   """Chooses documents that together fill a row as far as any choice can.
 
@@ -20,13 +24,14 @@ def choose(
   First-fit would leave half a document free in every row: 5 % where a row holds 14
   captioned images. Among three rows' worth of documents there are nearly always some
   that fill a row to the last element. First-fit is used only where images fill their
-  slots before the row is full, in rows of tens of thousands of elements.
+  slots before the row is full: in rows of tens of thousands of elements, or of several
+  kinds of images.
 
   Args:
     elements: of each document, in the order in which they came; none above row_length.
-    images: of each document; none above image_slots.
+    images: of each document, by kind; none above image_slots.
     row_length: elements in the row.
-    image_slots: images that it can hold.
+    image_slots: images of every kind that it can hold.
 
   Returns:
     Indices in ascending order, 0 among them.
@@ -34,19 +39,21 @@ def choose(
   bits = len(elements) * 2 * (row_length + 1)
   if bits <= SUMS_BITS:
     chosen = _fill(elements, [0] * len(elements), row_length, 0)
-    if sum(images[i] for i in chosen) <= image_slots:
+    held = map(sum, zip(*(images[i] for i in chosen)))
+    if all(n <= slots for n, slots in zip(held, image_slots, strict=True)):
       return chosen
-  if bits * (image_slots + 1) > SUMS_BITS:
+  if len(image_slots) > 1 or bits * (image_slots[0] + 1) > SUMS_BITS:
     return _first_fit(elements, images, row_length, image_slots)
-  return _fill(elements, images, row_length, image_slots)
+  return _fill(elements, [own for (own,) in images], row_length, image_slots[0])
 
 
-def _first_fit(elements, images, row_length: int, image_slots: int) -> list[int]:
+def _first_fit(elements, images, row_length: int, image_slots) -> list[int]:
   chosen = []
   for index, (size, own) in enumerate(zip(elements, images, strict=True)):
-    if size <= row_length and own <= image_slots:
+    left = [slots - n for slots, n in zip(image_slots, own, strict=True)]
+    if size <= row_length and min(left) >= 0:
       chosen.append(index)
-      row_length, image_slots = row_length - size, image_slots - own
+      row_length, image_slots = row_length - size, left
   return chosen
 
 

@@ -18,6 +18,7 @@ Everything is learned once, from the same targets as in the whole document.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,8 +32,8 @@ def cut(
   endings: np.ndarray,
   special: SpecialTokens,
   row_length: int,
-  image_slots: int,
-  patches_per_image: int,
+  image_slots: Sequence[int],
+  patches_per_image: Sequence[int],
   overlap: int,
 ) -> list[Elements]:
   """Cuts a laid-out document into pieces that fit a row.
@@ -45,8 +46,8 @@ def cut(
     endings: u8[vocabulary], Tokenizer.endings.
     special: ids of the special tokens.
     row_length: elements of a piece, at most.
-    image_slots: images of a piece, at most.
-    patches_per_image: patches of every image.
+    image_slots: images of a piece, at most, of every kind.
+    patches_per_image: patches of an image of every kind.
     overlap: elements of the piece before that a piece repeats, not learned and without
       noise; fewer where that would cut an image or leave no room for the next one.
 
@@ -57,20 +58,21 @@ def cut(
   # Cut c lies before element c.
   inside = sequence.in_image(whole, special=special)
   cuts = np.flatnonzero(~np.append(inside | (whole.tokens_l == special.eoi), False))
-  first = (whole.patch_l >= 0) & (whole.patch_l % patches_per_image == 0)
-  images = np.append(0, np.cumsum(first))  # before each cut
+  firsts = sequence.first_patches(whole, patches_per_image)
+  # Of every kind, before each cut.
+  images = _images_before(whole, firsts, kinds=len(image_slots))
   nice = _niceness(whole.tokens_l, endings, special)
 
   def fits(start, stop):
-    few = images[stop] - images[start] <= image_slots
-    return (stop - start <= row_length) & few
+    few = images[:, stop] - images[:, start, None] <= np.reshape(image_slots, (-1, 1))
+    return (stop - start <= row_length) & np.all(few, axis=0)
 
   pieces, start = [], 0
   while start < length:
     after = int(np.searchsorted(cuts, start, side="right"))
     # BOS begins a document, so it is not repeated; the first piece repeats nothing.
     before = np.searchsorted(cuts, min(max(start - overlap, 1), start))
-    contexts = [c for c in cuts[before:after] if fits(c, cuts[after])]
+    contexts = [c for c in cuts[before:after] if fits(c, cuts[after : after + 1])[0]]
     if not contexts:
       return []
     reachable = cuts[after : np.searchsorted(cuts, contexts[0] + row_length, "right")]
@@ -79,9 +81,7 @@ def cut(
     if last < length:
       good = reachable[reachable > (start + last) // 2][::-1]
       stop = int(good[np.argmax(nice[good])])
-    pieces.append(
-      _piece(whole, int(contexts[0]), start, stop, special, patches_per_image)
-    )
+    pieces.append(_piece(whole, int(contexts[0]), start, stop, special, firsts))
     start = stop
   return pieces
 
@@ -96,16 +96,29 @@ def _niceness(tokens_l, endings, special) -> np.ndarray:
   return own_l
 
 
+def _images_before(whole: Elements, firsts: np.ndarray, *, kinds: int) -> np.ndarray:
+  """The images of each kind that begin before each cut, i32[kinds, cuts]."""
+  starts = np.flatnonzero(whole.patch_l >= 0)[firsts[:-1]]
+  begins = np.zeros((kinds, len(whole.tokens_l) + 1), np.int32)
+  for start, image in zip(starts, whole.images, strict=True):
+    begins[image.kind, start + 1] += 1
+  return np.cumsum(begins, axis=1)
+
+
 def _piece(
-  whole: Elements, context: int, start: int, stop: int, special, patches_per_image: int
+  whole: Elements, context: int, start: int, stop: int, special, firsts: np.ndarray
 ) -> Elements:
   """Elements start..stop of a document, behind context..start, which is not learned."""
   own = slice(context, stop)
   repeated_l = np.arange(context, stop) < start
   patch_l = whole.patch_l[own]
-  used = np.unique(patch_l[patch_l >= 0] // patches_per_image)
-  read = set(np.unique(patch_l[repeated_l & (patch_l >= 0)] // patches_per_image))
-  before = used[0] * patches_per_image if len(used) else 0
+
+  def images_of(patches):
+    return np.unique(np.searchsorted(firsts, patches, side="right") - 1)
+
+  used = images_of(patch_l[patch_l >= 0])
+  read = set(images_of(patch_l[repeated_l & (patch_l >= 0)]))
+  before = firsts[used[0]] if len(used) else 0
   return Elements(
     tokens_l=whole.tokens_l[own],
     targets_l=np.where(repeated_l, special.pad, whole.targets_l[own]).astype(np.int32),

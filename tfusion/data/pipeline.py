@@ -76,6 +76,7 @@ def open_corpus(config: Config, workdir: str | Path) -> Corpus:
       config.data.sources,
       split=split,
       image_shape=config.model.image_shape,
+      others=config.model.every_kind[1:],
       workdir=workdir,
     )
     for split in (TRAIN, TEST)
@@ -158,8 +159,7 @@ class HostBatches(Iterator[sequence.Batch]):
       for lane, state in states.items():
         self._states[int(lane)] = LaneState.from_json(state)
     # Copies: what grain returns lives in shared memory and would go with it.
-    fields = zip(*(part["rows"] for part in parts), strict=True)
-    return sequence.Batch(*(np.concatenate(f) for f in fields))
+    return sequence.concatenate([sequence.unflatten(part["rows"]) for part in parts])
 
   def lane_states(self) -> dict[int, dict[str, Any]]:
     """Lane -> its state after the last returned batch, as checkpoints keep it."""
@@ -295,7 +295,7 @@ class _LaneRowsIterator(grain.DatasetIterator):
     rows = [lane.take() for lane in self._lanes.values() for _ in range(self._rows)]
     states = {k: lane.state().to_json() for k, lane in self._lanes.items()}
     encoded = np.frombuffer(json.dumps(states).encode(), np.uint8)
-    return {"rows": tuple(self._pack(rows)), "states": encoded}
+    return {"rows": sequence.flatten(self._pack(rows)), "states": encoded}
 
   def get_state(self) -> dict[str, Any]:
     return {}  # the states travel with the rows
@@ -350,14 +350,15 @@ def _open_tokenizer(
   else:
     texts = (text for source in sources for text in source.texts())
     tokenizer = Tokenizer.train(texts, vocab_size=config.model.vocab_size, path=path)
-  codes = prepared.codebook(sources)
-  if tokenizer.vocab_size + codes > config.model.vocab_size:
+  codes, marks = prepared.codebook(sources), len(config.model.kinds)
+  if tokenizer.vocab_size + codes + marks > config.model.vocab_size:
     above = f" and {codes} codes of images above them" if codes else ""
+    above += f" and model.kinds adds {marks} marks" if marks else ""
     raise ValueError(
       f"model.vocab_size={config.model.vocab_size}: the tokenizer has"
       f" {tokenizer.vocab_size} pieces{above}; the model needs at least as many"
     )
-  return tokenizer
+  return tokenizer.for_kinds(len(config.model.every_kind))
 
 
 def _refuse_pixels(sources: Sequence[Source]) -> None:
@@ -384,6 +385,6 @@ def _refuse_another(other: Tokenizer, given: str, own: Tokenizer, path: Path) ->
 def _fit(source: Source, count, config: Config) -> Source:
   if source.has_images and config.data.too_long == "split":
     return source  # lanes cut what no row holds
-  image = config.model.patches_per_image + 2  # BOI, EOI
+  image = max(config.model.patches_by_kind) + 2  # BOI, EOI
   room = config.data.row_length - 1 - (image if source.has_images else 0)  # BOS
   return source.fit(count, room=room)

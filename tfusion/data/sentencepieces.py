@@ -56,7 +56,8 @@ class SentencePieces:
         f" and eos and no pieces called {BOI}, {EOI} and {PAD}; {remedy}"
       )
     self.data = bytes(model)
-    self.special = sequence.SpecialTokens(**ids)
+    pad, bos, eos, boi, eoi = ids.values()
+    self.special = sequence.SpecialTokens(pad, bos, eos, boi, eoi)
     self.vocab_size = processor.piece_size()
     self.spoken = [
       not (processor.is_control(i) or processor.is_unknown(i))

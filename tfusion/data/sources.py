@@ -21,6 +21,7 @@ from tfusion.data.prose import open_pydoc
 from tfusion.data.scenes.source import open_shapes
 from tfusion.data.shards.source import open_shards
 from tfusion.data.source import TEST, Source
+from tfusion.kinds import Kind
 
 
 def open_sources(
@@ -29,6 +30,7 @@ def open_sources(
   split: str,
   image_shape: tuple[int, ...],
   workdir: str | Path,
+  others: Sequence[Kind] = (),
 ) -> tuple[Source, ...]:
   """Opens sources by name.
 
@@ -37,6 +39,7 @@ def open_sources(
     split: "train" or "test".
     image_shape: h, w, c of every image.
     workdir: where a source may cache what it has read.
+    others: what else it may give, as model.kinds says.
 
   Raises:
     ValueError: an unknown or repeated name, or a source that cannot serve.
@@ -51,33 +54,43 @@ def open_sources(
     if colon and not argument:
       raise ValueError(f"data.sources={spec!r}: nothing stands behind the colon")
     opened.append(
-      OPEN[name](argument, split=split, image_shape=image_shape, workdir=workdir)
+      OPEN[name](
+        argument,
+        split=split,
+        image_shape=image_shape,
+        workdir=workdir,
+        others=others,
+      )
     )
     assert opened[-1].name == spec  # data.weights and data.epochs go by it
   return tuple(opened)
 
 
-def _digits(argument: str, *, split, image_shape, workdir) -> Source:
+def _digits(argument: str, *, split, image_shape, workdir, others) -> Source:
   _refuse_argument("digits", argument)
   return open_digits(split=split, image_shape=image_shape)
 
 
-def _pydoc(argument: str, *, split, image_shape, workdir) -> Source:
+def _pydoc(argument: str, *, split, image_shape, workdir, others) -> Source:
   _refuse_argument("pydoc", argument)
   return open_pydoc(split=split)
 
 
-def _folder(argument: str, *, split, image_shape, workdir) -> Source:
+def _folder(argument: str, *, split, image_shape, workdir, others) -> Source:
   return open_folder(
-    argument, test=split == TEST, image_shape=image_shape, workdir=workdir
+    argument,
+    test=split == TEST,
+    image_shape=image_shape,
+    workdir=workdir,
+    others=others,
   )
 
 
-def _shards(argument: str, *, split, image_shape, workdir) -> Source:
-  return open_shards(argument, split=split, image_shape=image_shape)
+def _shards(argument: str, *, split, image_shape, workdir, others) -> Source:
+  return open_shards(argument, split=split, image_shape=image_shape, others=others)
 
 
-def _shapes(argument: str, *, split, image_shape, workdir) -> Source:
+def _shapes(argument: str, *, split, image_shape, workdir, others) -> Source:
   return open_shapes(argument, split=split, image_shape=image_shape)
 
 

@@ -84,8 +84,20 @@ class Tokenizer:
     self.endings = self._model.endings
     self.sha256 = hashlib.sha256(self._model.data).hexdigest()
 
+    self._kinds = 1
+
   def __reduce__(self):
-    return Tokenizer, (self._model.data,)
+    return _reopen, (self._model.data, self._kinds)
+
+  def for_kinds(self, kinds: int) -> "Tokenizer":
+    """The same tokenizer for a run of so many kinds of images: what begins those behind
+    the first has ids above all pieces."""
+    other = Tokenizer.__new__(Tokenizer)  # not copied: copy reads the model again
+    vars(other).update(vars(self))
+    above = range(self.vocab_size, self.vocab_size + kinds - 1)
+    other.special = self.special._replace(other_bois=tuple(above))
+    other._kinds = kinds
+    return other
 
   @classmethod
   def train(
@@ -199,6 +211,10 @@ class Tokenizer:
     return self._model.decode(
       [int(i) for i in ids if 0 <= i < self.vocab_size and spoken[i]]
     )
+
+
+def _reopen(model: bytes, kinds: int) -> Tokenizer:
+  return Tokenizer(model).for_kinds(kinds)
 
 
 def _sample(texts: Iterable[str], limit: int) -> list[str]:

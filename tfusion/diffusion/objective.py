@@ -55,7 +55,9 @@ def clean_of(
   return scales.signal * x - scales.spread * out
 
 
-def min_snr_weight(scales: Scales, *, target: str, gamma: float) -> jax.Array:
+def min_snr_weight(
+  scales: Scales, *, target: str, gamma: float, axes: int = 3
+) -> jax.Array:
   """Weight of an image's squared error: min(SNR, gamma) of the clean image's.
 
   arXiv 2303.09556, section 3.4: min(SNR, gamma) / SNR for eps, itself for x0,
@@ -65,7 +67,7 @@ def min_snr_weight(scales: Scales, *, target: str, gamma: float) -> jax.Array:
   Returns:
     f32[...], finite at every t above 0.
   """
-  signal, spread = (jnp.squeeze(x, (-3, -2, -1)) for x in scales)
+  signal, spread = (jnp.squeeze(x, tuple(range(-axes, 0))) for x in scales)
   square_signal, square_spread = jnp.square(signal), jnp.square(spread)
   # Multiplied out, so that neither t = 0 nor t = T divides by 0.
   capped = jnp.minimum(square_signal, gamma * square_spread)  # min(SNR, gamma) spread^2

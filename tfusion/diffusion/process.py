@@ -23,7 +23,7 @@ COSINE, LINEAR = "cosine", "linear"
 
 
 class Scales(NamedTuple):
-  """Of an image and of noise in x_t, f32[..., 1, 1, 1]."""
+  """Of an image and of noise in x_t: f32[..., 1, 1, 1], or as many as images have."""
 
   signal: jax.Array
   spread: jax.Array
@@ -47,7 +47,9 @@ def cosine_abar(timesteps: int) -> np.ndarray:
   return np.concatenate([[1.0], np.cumprod(1 - np.asarray(betas))])
 
 
-def scales(t: jax.Array, *, timesteps: int, schedule: str = COSINE) -> Scales:
+def scales(
+  t: jax.Array, *, timesteps: int, schedule: str = COSINE, axes: int = 3
+) -> Scales:
   """What of an image and what of noise is in x_t.
 
   Args:
@@ -55,15 +57,17 @@ def scales(t: jax.Array, *, timesteps: int, schedule: str = COSINE) -> Scales:
     timesteps: T.
     schedule: cosine, where both are roots of abar and 1 - abar, or linear, where they
       are 1 - t / T and t / T.
+    axes: of an image: h, w, c.
   """
+  over = (..., *[None] * axes)
   if schedule == LINEAR:
-    share = t.astype(jnp.float32)[..., None, None, None] / timesteps
+    share = t.astype(jnp.float32)[over] / timesteps
     return Scales(1.0 - share, share)
   abar = cosine_abar(timesteps)
 
   def at_t(table):
     scale = jnp.asarray(table, jnp.float32).at[t]
-    return scale.get(out_sharding=jax.typeof(t).sharding)[..., None, None, None]
+    return scale.get(out_sharding=jax.typeof(t).sharding)[over]
 
   # Roots in float64: 1 - abar loses three digits of float32 at t = 1.
   return Scales(at_t(np.sqrt(abar)), at_t(np.sqrt(1 - abar)))
@@ -86,7 +90,9 @@ def add_noise(
     timesteps: T.
     schedule: cosine or linear.
   """
-  signal, spread = scales(t, timesteps=timesteps, schedule=schedule)
+  signal, spread = scales(
+    t, timesteps=timesteps, schedule=schedule, axes=clean.ndim - t.ndim
+  )
   return signal * clean + spread * noise
 
 

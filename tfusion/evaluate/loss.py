@@ -27,10 +27,10 @@ from tfusion.diffusion import process
 from tfusion.evaluate import record
 from tfusion.evaluate.evaluation import Asked
 from tfusion.generate.trained import Trained
-from tfusion.model.transfusion import Params
+from tfusion.model.transfusion import Images, Params
 from tfusion.sequence import Batch
 from tfusion.sharding import by_row, fetch_rows, global_batch, spec
-from tfusion.training.step import image_target, predict
+from tfusion.training.step import diffusions, image_target, predict
 
 BINS = 10  # equal parts of the noise schedule, as while training
 NOISE_SEED = 1  # the same for every run, and another than of training/validate.py
@@ -111,25 +111,34 @@ def measure_rows(
   first = 0  # row of the batch, over all
   for host_batch in rows:
     batch = global_batch(host_batch, mesh=mesh)
-    weight_bn = fetch_rows(batch.image_weight_bn).astype(np.float64)
-    cap_bn = fetch_rows(batch.noise_cap_bn)
-    of_bins = []
-    for number in range(BINS):
-      step = error_step(config, params, batch, np.int32(first), np.int32(number))
-      error_bn = fetch_rows(step).astype(np.float64)
-      of_bins.append(np.where(_inside(cap_bn, number), error_bn, np.nan))
-    live_bn = weight_bn > 0
-    errors.append(np.stack(of_bins, axis=-1)[live_bn])
-    weights.append(weight_bn[live_bn])
-    first += len(weight_bn)
+    of_kinds = [
+      tuple(
+        fetch_rows(error_bn).astype(np.float64)
+        for error_bn in error_step(
+          config, params, batch, np.int32(first), np.int32(number)
+        )
+      )
+      for number in range(BINS)
+    ]
+    for slots, of_bins in zip(batch.slots, zip(*of_kinds), strict=True):
+      weight_bn = fetch_rows(slots.weights).astype(np.float64)
+      cap_bn = fetch_rows(slots.noise_caps)
+      kept = [
+        np.where(_inside(cap_bn, number), error_bn, np.nan)
+        for number, error_bn in enumerate(of_bins)
+      ]
+      live_bn = weight_bn > 0
+      errors.append(np.stack(kept, axis=-1)[live_bn])
+      weights.append(weight_bn[live_bn])
+    first += len(batch.tokens_bl)
   return Errors(np.concatenate(errors), np.concatenate(weights))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def error_step(
   config: Config, params: Params, batch: Batch[jax.Array], first_row, number
-) -> jax.Array:
-  """The mean squared error of every image slot at one tenth, f32[b, n].
+) -> Images:
+  """The mean squared error of every image slot at one tenth, of every kind f32[b, n].
 
   Args:
     config: static.
@@ -138,19 +147,23 @@ def error_step(
     first_row: i32[], number of the batch's first row among all.
     number: i32[], of the tenth, from 0 on.
   """
-  b, n = batch.image_start_bn.shape
-  noise_bnhwc = draw_noise(
-    first_row, number, rows=b, slots=n, shape=config.model.image_shape
-  )
-  middle = (number + 0.5) / BINS
-  t_bn = jnp.minimum(middle, batch.noise_cap_bn) * config.diffusion.timesteps
-  if config.diffusion.schedule == process.COSINE:
-    t_bn = jnp.maximum(jnp.round(t_bn).astype(jnp.int32), 1)
-  t_bn = jnp.where(batch.noise_cap_bn > 0, t_bn, 0)
-  predicted = predict(config, params, batch, noise_bnhwc, t_bn).images_bnhwc
-  assert predicted is not None, "unfit refuses models without patches"
-  target_bnhwc = image_target(config, batch, noise_bnhwc, t_bn)
-  return jnp.mean(jnp.square(predicted - target_bnhwc), axis=(2, 3, 4))
+  noise, t, errors = [], [], []
+  for diffusion, slots in zip(diffusions(config), batch.slots, strict=True):
+    b, n, *shape = slots.latents.shape
+    noise.append(draw_noise(first_row, number, rows=b, slots=n, shape=tuple(shape)))
+    middle = (number + 0.5) / BINS
+    t_bn = jnp.minimum(middle, slots.noise_caps) * diffusion.timesteps
+    if diffusion.schedule == process.COSINE:
+      t_bn = jnp.maximum(jnp.round(t_bn).astype(jnp.int32), 1)
+    t.append(jnp.where(slots.noise_caps > 0, t_bn, 0))
+  predicted = predict(config, params, batch, tuple(noise), tuple(t)).images
+  assert predicted, "unfit refuses models without patches"
+  kinds = zip(diffusions(config), batch.slots, predicted, noise, t, strict=True)
+  for diffusion, slots, image, own, t_bn in kinds:
+    target = image_target(diffusion, slots.latents, own, t_bn)
+    of_image = tuple(range(2, target.ndim))
+    errors.append(jnp.mean(jnp.square(image - target), axis=of_image))
+  return tuple(errors)
 
 
 def draw_noise(

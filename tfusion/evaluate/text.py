@@ -122,7 +122,7 @@ def perplexity_of(asked: Asked) -> dict[str, Any]:
 
 def count_bytes(rows: Iterable[Batch[np.ndarray]], tokenizer: Tokenizer) -> int:
   """Bytes of the text that rows have as targets; special tokens have none."""
-  special = np.asarray(tokenizer.special)
+  special = tokenizer.special.ids
   total = 0
   for batch in rows:
     text_bl = (batch.weights_bl > 0) & ~np.isin(batch.targets_bl, special)

@@ -5,18 +5,19 @@ where codes that are sampled may stand in for denoising (arXiv 2405.09818, secti
 Not: what a phase computes (phases.py), what can be asked (prompt.py), files (cli.py).
 
 All rows walk in step: `feed` puts what is given into the cache, `sample_text` writes
-until every row stands behind BOI or at its end, `sample_image` makes one image in every
-row that stands behind BOI; its EOI and what the prompt gives next are then fed.
+until every row stands behind BOI or at its end, `sample_images` makes one image in
+every row that stands behind BOI; its EOI and what the prompt gives next are then fed.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from tfusion import sequence
-from tfusion.config import Config
+from tfusion.config import Config, diffusion_of
 from tfusion.generate import phases
 from tfusion.generate.prompt import Blank, Given, Prompt, split_at_blanks
 from tfusion.model.transfusion import Params
@@ -70,7 +71,7 @@ def generate(
   while not all(row.done for row in walk.rows):
     walk.feed()
     walk.sample_text()
-    walk.sample_image()
+    walk.sample_images()
   return [
     Generated(tuple(row.spans), tuple(row.made), row.finished)
     for row in walk.rows[: len(prompts)]
@@ -93,28 +94,29 @@ def check_prompts(
 def _check(
   config: Config, prompt: Prompt, book: CodeBook | None, *, number: int
 ) -> None:
-  shape, limit = config.model.image_shape, config.sample.max_elements
+  kinds, limit = config.model.every_kind, config.sample.max_elements
   for span in prompt:
-    if isinstance(span, Image) and span.latent.shape != shape:
+    if isinstance(span, Image) and span.latent.shape != kinds[span.kind].shape:
+      what = "model.image_shape" if not span.kind else kinds[span.kind].name
       raise ValueError(
         f"prompt {number}: an image of shape {span.latent.shape}, but the model takes"
-        f" model.image_shape={shape}"
+        f" {what}={kinds[span.kind].shape}"
       )
-  blank: Image | Codes = Image(np.empty(shape))
-  patches = config.model.patches_per_image
+  by_kind: tuple[int, ...] = config.model.patches_by_kind
   if book is not None:
-    patches = book.per_image
-    blank = Codes(np.empty(patches, np.int32))
+    by_kind = (book.per_image,)
   elif config.model.patches == "none" and not all(isinstance(s, Text) for s in prompt):
     raise ValueError(
       f"prompt {number}: has an image, but model.patches=none: this model has none"
     )
-  whole = tuple(blank if isinstance(s, Blank) else s for s in prompt)
-  count = sequence.element_count(whole, patches_per_image=patches)
+  whole = tuple(
+    Image(np.empty(0), kind=s.kind) if isinstance(s, Blank) else s for s in prompt
+  )
+  count = sequence.element_count(whole, patches_per_image=by_kind)
   if count > limit:
     raise ValueError(
-      f"prompt {number}: {count} elements with images of {patches}"
-      f" {'codes' if book else 'patches'} each, but"
+      f"prompt {number}: {count} elements with images of"
+      f" {' or '.join(map(str, by_kind))} {'codes' if book else 'patches'} each, but"
       f" sample.max_elements={limit}; shorten it or raise sample.max_elements"
     )
 
@@ -125,29 +127,38 @@ class _Row:
   def __init__(self, prompt: Prompt, *, special: SpecialTokens):
     self.special = special
     self.parts = split_at_blanks(prompt)
+    self.blanks = [span.kind for span in prompt if isinstance(span, Blank)]
     self.pending: list[Given] = [_token(special.bos)]  # not in the cache yet
     self.at = 0  # elements in the cache
     self.next = 0  # position, of RoPE, of the element behind them
     self.images = 0  # that the model made
-    self.at_image = False  # BOI is the last element, in the cache or pending
+    # Of which kind BOI is the last element, in the cache or pending; None: it is not.
+    self.at_kind: int | None = None
     self.done = self.finished = False
     self.spans: list[Given] = []
     self.made: list[bool] = []
     self._take_part()
 
-  def take_text(self, ids: np.ndarray, *, image_fits: bool):
-    """Takes sampled ids; the last ended the text: BOI, EOS or one too many."""
-    text, end = ids[:-1], ids[-1]
+  def take_text(self, ids: np.ndarray, *, room: int, patches: Sequence[int]):
+    """Takes sampled ids; the last ended the text: BOI, EOS or one too many.
+
+    Args:
+      ids: i32[l].
+      room: elements that fit behind them.
+      patches: elements between BOI and EOI, of every kind.
+    """
+    text, end = ids[:-1], int(ids[-1])
     if len(text):
       self._add(Text(text))
     self.at += len(text)
     self.next += len(text)
-    if end == self.special.boi and image_fits:
+    bois = self.special.bois
+    if end in bois and patches[bois.index(end)] + 1 <= room:
       self.at += 1  # `sample_text` has put it into the cache
       self.next += 1
-      self.at_image = True
+      self.at_kind = bois.index(end)
     else:
-      self.done, self.finished = True, bool(end == self.special.eos)
+      self.done, self.finished = True, end == self.special.eos
 
   def take_image(self, image: Image | Codes, *, patches: int, positions: int):
     """Takes the finished image, puts EOI behind it and goes on with the prompt.
@@ -161,7 +172,7 @@ class _Row:
     self.at += patches
     self.next += positions
     self.images += 1
-    self.at_image = False
+    self.at_kind = None
     self.pending.append(_token(self.special.eoi))
     if self.parts:
       self._take_part()
@@ -173,8 +184,8 @@ class _Row:
     self.spans += part
     self.made += [False] * len(part)
     if self.parts:
-      self.pending.append(_token(self.special.boi))
-      self.at_image = True
+      self.at_kind = self.blanks.pop(0)
+      self.pending.append(_token(self.special.bois[self.at_kind]))
 
   def _add(self, span: Given):
     self.spans.append(span)
@@ -189,7 +200,8 @@ class _Walk:
   ):
     self.config, self.params, self.special = config, params, special
     self.book: CodeBook | None = book
-    self.patches = book.per_image if book else config.model.patches_per_image
+    self.kinds = config.model.every_kind
+    self.patches = (book.per_image,) if book else config.model.patches_by_kind
     self.limit = config.sample.max_elements
     self.rows = [_Row(prompt, special=special) for prompt in prompts]
     # Rows are padded to what the batch axes of the mesh divide.
@@ -202,11 +214,11 @@ class _Walk:
     # Room for a row at the limit that is padded to another's EOI, next part and BOI.
     parts = [part for row in self.rows for part in row.parts]
     longest = max((len(self._lay_out(part).tokens_l) for part in parts), default=0)
+    if len(self.kinds) > 1:  # a row at a short image stands by where long ones are made
+      longest = max(longest, *self.patches)
     self.cache = phases.empty_cache(
       config.model, batch=b, length=self.limit + _round_up(longest + 2)
     )
-    null = (_token(special.bos), *sequence.unconditional(), _token(special.boi))
-    self.unconditional = self._block([null] * b, at=[0] * b)
 
   def feed(self):
     """Puts what is pending into the cache."""
@@ -225,7 +237,7 @@ class _Walk:
 
   def sample_text(self):
     """Samples text in the rows that are neither at an image nor done."""
-    writing_b = np.asarray([not (row.done or row.at_image) for row in self.rows])
+    writing_b = np.asarray([not row.done and row.at_kind is None for row in self.rows])
     if not writing_b.any():
       return
     self.cache, ids_bl, count_b = phases.sample_text(
@@ -244,26 +256,28 @@ class _Walk:
     )
     for row, ids_l, count in zip(self.rows, fetch_rows(ids_bl), fetch_rows(count_b)):
       if count:
-        with_image = row.at + int(count) + self.patches + 1
-        row.take_text(ids_l[:count], image_fits=with_image <= self.limit)
+        room = self.limit - row.at - int(count)
+        row.take_text(ids_l[:count], room=room, patches=self.patches)
 
-  def sample_image(self):
-    """Samples one image in every row that stands behind BOI."""
-    if not any(row.at_image for row in self.rows):
-      return
-    at_b = self._at()
-    common = dict(
+  def sample_images(self):
+    """Samples one image in every row that stands behind BOI, kind by kind."""
+    for number in sorted({r.at_kind for r in self.rows if r.at_kind is not None}):
+      self._sample_image(number, [row for row in self.rows if row.at_kind == number])
+
+  def _sample_image(self, number: int, rows: Sequence[_Row]):
+    """Samples an image of a kind in those rows that wait for one."""
+    at_b, patches = self._at(), self.patches[number]
+    common: dict[str, Any] = dict(
       sample=self.config.sample,
-      length=_round_up(int(at_b.max()) + self.patches),
+      length=_round_up(int(at_b.max()) + patches),
       cache=self.cache,
-      unconditional=put_rows(self.unconditional),
+      unconditional=put_rows(self._unconditional(number)),
       at_b=put_rows(at_b),
       image_b=put_rows(np.asarray([row.images for row in self.rows], np.int32)),
       keys_b=self.keys_b,
     )
-    made: Callable[[np.ndarray], Image | Codes] = Image
+    made: Callable[[np.ndarray], Image | Codes] = Codes
     if self.book:
-      made = Codes
       self.cache, images = phases.sample_codes(
         self.config.model,
         self.params,
@@ -276,22 +290,33 @@ class _Walk:
       self.cache, images = phases.sample_image(
         self.config.model,
         self.params,
-        diffusion=self.config.diffusion,
+        kind=self.kinds[number],
+        diffusion=diffusion_of(self.config, self.kinds[number]),
         next_b=put_rows(self._next()),
         **common,
       )
-    steps = sequence.position_steps(self.config.model.positions, self.config.model.grid)
-    positions = (self.patches - 1) * steps.patch + steps.image
+      made = functools.partial(Image, kind=number)
+    steps = sequence.position_steps(
+      self.config.model.positions, self.kinds[number].grid
+    )
+    positions = (patches - 1) * steps.patch + steps.image
     for row, image in zip(self.rows, fetch_rows(images)):
-      if row.at_image:
-        row.take_image(made(image), patches=self.patches, positions=positions)
+      if row in rows:
+        row.take_image(made(image), patches=patches, positions=positions)
+
+  def _unconditional(self, number: int) -> phases.Block[np.ndarray]:
+    """The prefix of the branch of guidance that is not told what to make."""
+    special, b = self.special, len(self.rows)
+    bos, boi = _token(special.bos), _token(special.bois[number])
+    null = (bos, *sequence.unconditional(), boi)
+    return self._block([null] * b, at=[0] * b)
 
   def _images(self) -> phases.Block[np.ndarray]:
     """What stands in every row up to its BOI, without text: the second branch of
     guidance. In a row that is not at an image, or has none, it is the third."""
     bos, boi = _token(self.special.bos), _token(self.special.boi)
     own = [
-      [span for span in row.spans if row.at_image and isinstance(span, Codes)]
+      [span for span in row.spans if row.at_kind == 0 and isinstance(span, Codes)]
       for row in self.rows
     ]
     return self._block([[bos, *codes, boi] for codes in own], at=[0] * len(own))

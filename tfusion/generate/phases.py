@@ -27,6 +27,7 @@ import numpy as np
 
 from tfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from tfusion.diffusion.samplers import denoise, guide, make_steps
+from tfusion.kinds import Kind
 from tfusion.model.layers import Keys, View
 from tfusion.model.transformer import empty_keys
 from tfusion.model.transfusion import Params, Transfusion, bind, dtype_of
@@ -34,8 +35,10 @@ from tfusion.sequence import (
   A,
   CodeBook,
   Elements,
+  KindSizes,
   SpecialTokens,
   count_positions,
+  number_patches,
   position_steps,
 )
 from tfusion.sharding import by_row, join_rows, spec, split_rows
@@ -49,7 +52,7 @@ class Block(NamedTuple, Generic[A]):
   tokens_bl: A  # i32
   patch_bl: A  # i32, as in sequence.Batch
   hi_bl: A  # i32, the last cache position seen
-  latents_bnhwc: A  # f32, clean
+  latents: tuple[A, ...]  # of every kind f32[b, n, h, w, c], clean
   at_b: A  # i32, cache position of the first element
   count_b: A  # i32, elements of the row
   positions_bl: A | None = None  # i32, of RoPE; None: those of the cache
@@ -67,13 +70,17 @@ def make_block(
 
   `first` are the positions, of RoPE, of their first elements; None: `at`.
   """
-  n = max(1, *(len(e.images) for e in laid))
-  b = len(laid)
+  b, kinds = len(laid), config.every_kind
+  counts = [[image.kind for image in e.images] for e in laid]
+  slots = tuple(max(1, *(own.count(k) for own in counts)) for k in range(len(kinds)))
   block: Block[np.ndarray] = Block(
     tokens_bl=np.zeros((b, length), np.int32),
     patch_bl=np.full((b, length), -1, np.int32),
     hi_bl=np.asarray(at, np.int32)[:, None] + np.arange(length, dtype=np.int32),
-    latents_bnhwc=np.zeros((b, n, *config.image_shape), np.float32),
+    latents=tuple(
+      np.zeros((b, n, *kind.shape), np.float32)
+      for kind, n in zip(kinds, slots, strict=True)
+    ),
     at_b=np.asarray(at, np.int32),
     count_b=np.asarray([len(e.tokens_l) for e in laid], np.int32),
   )
@@ -82,22 +89,25 @@ def make_block(
     block.tokens_bl[row, :own] = e.tokens_l
     block.patch_bl[row, :own] = e.patch_l
     block.hi_bl[row, :own] = at[row] + e.hi_l
-    for slot, image in enumerate(e.images):
-      block.latents_bnhwc[row, slot] = image.latent
+    number_patches(block.patch_bl[row], e.images, _sizes(config, slots))
+    used = [0] * len(kinds)
+    for image in e.images:
+      block.latents[image.kind][row, used[image.kind]] = image.latent
+      used[image.kind] += 1
   if config.positions == "sequence":
     return block
   first_b = np.asarray(at if first is None else first, np.int32)
-  counted_bl = np.stack([_positions(config, patch_l) for patch_l in block.patch_bl])
+  sizes = _sizes(config, slots)
+  counted_bl = np.stack([count_positions(own_l, sizes) for own_l in block.patch_bl])
   return block._replace(positions_bl=first_b[:, None] + counted_bl)
 
 
-def _positions(config: ModelConfig, patch_l: np.ndarray) -> np.ndarray:
-  """Positions, of RoPE, of elements that follow each other, from 0."""
-  return count_positions(
-    patch_l,
-    steps=position_steps(config.positions, config.grid),
-    patches_per_image=config.patches_per_image,
-  )
+def _sizes(config: ModelConfig, slots: Sequence[int]) -> list[KindSizes]:
+  """Of every kind, in rows of so many slots."""
+  return [
+    KindSizes(n, kind.shape, kind.patches, position_steps(config.positions, kind.grid))
+    for kind, n in zip(config.every_kind, slots, strict=True)
+  ]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch", "length"))
@@ -191,6 +201,8 @@ def sample_text(
     x_bld, cache = model.extend(x_bld, view, cache)
     count_b = count_b + writing_b
     stops_b = (token_b == special.boi) | (token_b == special.eos)
+    for other in special.other_bois:
+      stops_b = stops_b | (token_b == other)
     writing_b = writing_b & ~stops_b & (at_b + count_b <= limit)
     return cache, _logits(model, x_bld), writing_b, ids_bl, count_b
 
@@ -205,13 +217,14 @@ def sample_text(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("config", "diffusion", "sample", "length"),
+  static_argnames=("config", "kind", "diffusion", "sample", "length"),
   donate_argnames="cache",
 )
 def sample_image(
   config: ModelConfig,
   params: Params,
   *,
+  kind: Kind,
   diffusion: DiffusionConfig,
   sample: SampleConfig,
   length: int,
@@ -232,7 +245,8 @@ def sample_image(
   Args:
     config: of the model.
     params: of the model.
-    diffusion: the noise process.
+    kind: of the image.
+    diffusion: the noise process of that kind.
     sample: sampler, steps and guidance; a guidance of 1 is none and costs half.
     length: cache positions to attend over: those of all rows up to their image's end.
     cache: of every row's elements so far, the last being BOI.
@@ -249,14 +263,14 @@ def sample_image(
   # The loop works in this copy, over whose noisy patches every step writes its own.
   prefix = jax.tree.map(lambda x: x[:, :, :, :length], cache)
   null = None if sample.guidance == 1.0 else unconditional
-  stand = (at_b, at_b if next_b is None else next_b)
+  stand = _Stand(kind, at_b, at_b if next_b is None else next_b)
   predict, prefix = _predictor(model, prefix, stand, null, scale=sample.guidance)
 
   def draw_noise(number):
     def one(key, image, number):
       for data in (IMAGE, image, number):
         key = jax.random.fold_in(key, data)
-      return jax.random.normal(key, config.image_shape)
+      return jax.random.normal(key, kind.shape)
 
     return by_row(one)(keys_b, image_b, jnp.zeros_like(image_b) + number)
 
@@ -278,7 +292,7 @@ def sample_image(
     schedule=diffusion.schedule,
   )
   view = _look(model, stand, cache)
-  _, cache = _denoised(model, clean_bhwc, 0, view, cache)
+  _, cache = _denoised(model, kind, clean_bhwc, 0, view, cache)
   return cache, _replicate(clean_bhwc)
 
 
@@ -391,28 +405,39 @@ def _draw_code(logits_v, key, image, number, *, sample: SampleConfig) -> jax.Arr
   return jax.random.categorical(key, logits_v).astype(jnp.int32)
 
 
+class _Stand(NamedTuple):
+  """Where one image in every row goes."""
+
+  kind: Kind
+  at_b: jax.Array  # i32, place in the cache of the first patch
+  next_b: jax.Array  # i32, its position, of RoPE
+
+
 def _predictor(
   model: Transfusion,
   prefix: Keys,
-  stand: tuple[jax.Array, jax.Array],
+  stand: _Stand,
   unconditional: Block[jax.Array] | None,
   *,
   scale: float,
 ):
   """Returns the noise predictor, guided if there is an unconditional prefix, and the
-  cache of prefixes that it works in. `stand` is as in `_look`."""
+  cache of prefixes that it works in."""
+  kind = stand.kind
   if unconditional is None:
     view = _look(model, stand, prefix)
-    return lambda x_bhwc, t, cache: _denoised(model, x_bhwc, t, view, cache), prefix
+    return functools.partial(_denoised_at, model, kind, view), prefix
   null = jax.tree.map(jnp.zeros_like, prefix)
   _, null = _extend(model, unconditional, null)
   both = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
   # No image stands in that prefix, so its positions are its places.
-  at_b, next_b = (join_rows(own_b, unconditional.count_b) for own_b in stand)
-  view = _look(model, (at_b, next_b), both)
+  at_b, next_b = (
+    join_rows(own_b, unconditional.count_b) for own_b in (stand.at_b, stand.next_b)
+  )
+  view = _look(model, _Stand(kind, at_b, next_b), both)
 
   def predict(x_bhwc, t, cache):
-    noise, cache = _denoised(model, join_rows(x_bhwc, x_bhwc), t, view, cache)
+    noise, cache = _denoised(model, kind, join_rows(x_bhwc, x_bhwc), t, view, cache)
     conditional, unconditional = split_rows(noise)
     return guide(conditional, unconditional, scale=scale), cache
 
@@ -422,11 +447,11 @@ def _predictor(
 def _extend(
   model: Transfusion, block: Block[jax.Array], cache: Keys
 ) -> tuple[jax.Array, Keys]:
-  slots = block.latents_bnhwc.shape[:2]
-  clean_t_bn = jnp.zeros(slots, jnp.int32, out_sharding=spec("batch", None))
-  x_bld, _ = model.embed(
-    block.tokens_bl, block.latents_bnhwc, clean_t_bn, block.patch_bl
+  clean_t = tuple(
+    jnp.zeros(own.shape[:2], jnp.int32, out_sharding=spec("batch", None))
+    for own in block.latents
   )
+  x_bld, _ = model.embed(block.tokens_bl, block.latents, clean_t, block.patch_bl)
   places_bl = block.at_b[:, None] + jnp.arange(x_bld.shape[1])[None]
   view = model.look(
     places_bl,
@@ -434,38 +459,46 @@ def _extend(
     length=cache.length,
     positions_bl=block.positions_bl,
     patch_bl=block.patch_bl,
+    slots=tuple(own.shape[1] for own in block.latents),
     of="both",
   )
   return model.extend(x_bld, view, cache)
 
 
-def _look(model: Transfusion, stand: tuple[jax.Array, jax.Array], cache: Keys) -> View:
-  """What the patches of one image in every row see, and where they go: `stand` has the
-  place in the cache, i32[b], and the position, of RoPE, of the first."""
-  config, (at_b, next_b) = model.config, stand
-  patches = config.patches_per_image
+def _look(model: Transfusion, stand: _Stand, cache: Keys) -> View:
+  """What the patches of one image in every row see, and where they go."""
+  config, (kind, at_b, next_b) = model.config, stand
+  patches = kind.patches
   places_bl = at_b[:, None] + jnp.arange(patches)[None]
   hi_bl = jnp.broadcast_to(at_b[:, None] + (patches - 1), places_bl.shape)
   if config.positions == "sequence":
     return model.look(places_bl, hi_bl, length=cache.length, of="image")
-  patch_m = np.arange(patches, dtype=np.int32)
+  slots = tuple(1 for _ in config.every_kind)
+  before = config.patches_by_kind[: config.every_kind.index(kind)]
+  patch_m = np.arange(patches, dtype=np.int32) + sum(before)
+  positions_m = count_positions(patch_m, _sizes(config, slots))
   return model.look(
     places_bl,
     hi_bl,
     length=cache.length,
-    positions_bl=next_b[:, None] + _positions(config, patch_m)[None],
+    positions_bl=next_b[:, None] + positions_m[None],
     patch_bl=jnp.zeros_like(places_bl) + patch_m[None],
+    slots=slots,
     of="image",
   )
 
 
-def _denoised(model: Transfusion, x_bhwc, t, view: View, cache: Keys):
+def _denoised_at(model: Transfusion, kind: Kind, view: View, x_bhwc, t, cache: Keys):
+  return _denoised(model, kind, x_bhwc, t, view, cache)
+
+
+def _denoised(model: Transfusion, kind: Kind, x_bhwc, t, view: View, cache: Keys):
   """What is predicted of one image at t in every row; also returns the cache."""
   assert view.write_at_b is not None, "`look` says where its inputs are written"
   t_bn = jnp.zeros_like(view.write_at_b)[:, None] + t
-  x_bnmd, skips = model.embed_images(x_bhwc[:, None], t_bn)
+  x_bnmd, skips = model.embed_images(x_bhwc[:, None], t_bn, kind)
   x_bmd, cache = model.extend(x_bnmd[:, 0], view, cache)
-  return model.predict_images(x_bmd[:, None], skips)[:, 0], cache
+  return model.predict_images(x_bmd[:, None], skips, kind)[:, 0], cache
 
 
 def _logits(model: Transfusion, x_b1d: jax.Array) -> jax.Array:

@@ -54,6 +54,8 @@ LITERAL_OPEN = re.compile("\ud800[^<>]*>")  # its > is text as well
 class Blank(NamedTuple):
   """A place in a prompt that the model fills with an image."""
 
+  kind: int = 0  # its place among those of the run
+
 
 Given = Text | Image | Codes
 Prompt = tuple[Given | Blank, ...]

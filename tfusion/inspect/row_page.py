@@ -16,6 +16,7 @@ from tfusion import sequence, templates
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate import png
 from tfusion.inspect.replay import TakenRow
+from tfusion.kinds import FIRST
 
 BAND_PX = 768  # side of the plot of the intervals, at most twice
 IMAGE_PX = 96  # side of an image on the page
@@ -38,7 +39,7 @@ def page(
   *,
   title: str,
   show: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]],
-  patches_per_image: int,
+  kinds: Sequence[str] = (FIRST,),
 ) -> str:
   """Makes the page of a row.
 
@@ -48,20 +49,21 @@ def page(
     title: heading of the page.
     show: turns latents f32[h, w, c], or codes i32[codes] from 0 on, into
       u8[px, px, 1 or 3] each.
-    patches_per_image: positions of an image in patches.
+    kinds: names of the kinds of images of the run.
 
   Returns:
     One page that needs no other file.
   """
   row = taken.row
   live = row.hi_l >= row.lo_l
-  used = len(np.unique(row.patch_l[row.patch_l >= 0] // patches_per_image))
-  images = show(list(row.latents_nhwc[:used])) if used else ()
+  images = dict(_images(row, kinds))
+  pixels = show([image.latent for image in images.values()]) if images else ()
+  shown = dict(zip(images, pixels, strict=True))
   documents, stop = [], 0
   for name, length in zip(taken.documents, taken.lengths, strict=True):
     start, stop = stop, stop + length
     own = np.arange(start, stop)
-    spans = list(_spans(row, own, tokenizer, images, show))
+    spans = list(_spans(row, own, tokenizer, images, shown, show))
     documents.append({"name": name, "first": start, "last": stop - 1, "spans": spans})
   page = templates.environment(FOLDER).get_template("row_page.html.j2")
   return page.render(
@@ -70,8 +72,8 @@ def page(
     lane=taken.lane,
     filled=np.sum(live),
     positions=len(live),
-    used=used,
-    slots=len(row.image_start_n),
+    used=len(images),
+    slots=sum(len(kind.starts) for kind in row.slots),
     documents=documents,
     band=png.data_url(band(row)),
     image_px=IMAGE_PX,
@@ -94,12 +96,33 @@ def band(row: sequence.Row) -> np.ndarray:
   return plot.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
+class _Shown(NamedTuple):
+  """An image in patches and how it is trained on."""
+
+  latent: np.ndarray
+  weight: float
+  noise_cap: float
+  kind: str
+
+
+def _images(row: sequence.Row, kinds: Sequence[str]) -> Iterator[tuple[int, _Shown]]:
+  """The images of a row by the position of their first patch, kind by kind."""
+  for name, slots in zip(kinds, row.slots, strict=True):
+    for latent, start, weight, noise_cap in zip(*slots, strict=True):
+      if row.patch_l[start] >= 0:  # an empty slot starts at 0, where BOS stands
+        yield int(start), _Shown(latent, weight, noise_cap, name)
+
+
 def _spans(
-  row: sequence.Row, own: np.ndarray, tokenizer: Tokenizer, images, show
+  row: sequence.Row, own: np.ndarray, tokenizer: Tokenizer, images, pixels, show
 ) -> Iterator[Span]:
   """The document at positions `own`, span by span."""
-  special = {i: n.upper() for n, i in tokenizer.special._asdict().items() if n != "pad"}
-  starts = {int(s): n for n, s in enumerate(row.image_start_n[: len(images)])}
+  special = {
+    i: n.upper()
+    for n, i in tokenizer.special._asdict().items()
+    if n not in ("pad", "other_bois")
+  }
+  special |= dict.fromkeys(tokenizer.special.other_bois, "BOI")
   # Position i is learned as the target of the position before it.
   learned = np.append(False, row.weights_l[own[:-1]] > 0)
   kinds = [_kind(row, i, special, tokenizer.vocab_size) for i in own]
@@ -114,9 +137,10 @@ def _spans(
       end += 1
     ids = row.tokens_l[own[begin:end]]
     if kinds[begin] == "patch":
-      slot = starts[int(own[begin])]
-      text = f"{end - begin} patches, {_noise(row, slot)}"
-      yield Span(text, image=png.data_url(images[slot]))
+      image = images[int(own[begin])]
+      of = "" if image.kind == FIRST else f" of {image.kind}"
+      text = f"{end - begin} patches{of}, {_noise(image)}"
+      yield Span(text, image=png.data_url(pixels[int(own[begin])]))
     elif kinds[begin] == "code":
       shown = show([ids - tokenizer.vocab_size])[0]
       yield Span(f"{end - begin} codes", image=png.data_url(shown))
@@ -131,9 +155,9 @@ def _spans(
     yield Span("(what follows is not learned)", learned=False)
 
 
-def _noise(row: sequence.Row, slot: int) -> str:
-  """What the image of a slot is trained on."""
-  weight, cap = row.image_weight_n[slot], row.noise_cap_n[slot]
+def _noise(image: _Shown) -> str:
+  """What an image is trained on."""
+  weight, cap = image.weight, image.noise_cap
   if cap == 0:
     return "clean: to be read, no noise to learn"
   bound = f"t up to {cap:g} T: to be read" if cap < 1 else "t up to T"
@@ -143,6 +167,6 @@ def _noise(row: sequence.Row, slot: int) -> str:
 def _kind(row: sequence.Row, i: int, special: dict, vocab_size: int) -> str:
   if row.patch_l[i] >= 0:
     return "patch"
-  if row.tokens_l[i] >= vocab_size:
-    return "code"
-  return "special" if int(row.tokens_l[i]) in special else "text"
+  if int(row.tokens_l[i]) in special:
+    return "special"
+  return "code" if row.tokens_l[i] >= vocab_size else "text"

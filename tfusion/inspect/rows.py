@@ -51,7 +51,7 @@ def write_pages(
       corpus.tokenizer,
       title=f"Step {step}, row {n}",
       show=canvas.show,
-      patches_per_image=config.model.patches_per_image,
+      kinds=[kind.name for kind in config.model.every_kind],
     )
     paths.append(out / f"step-{step}-row-{n:0{len(str(len(rows)))}d}.html")
     paths[-1].write_text(text)

@@ -14,25 +14,39 @@ from einops import rearrange
 from flax import nnx
 
 from tfusion.config import ModelConfig
+from tfusion.kinds import Kind
 from tfusion.model.linear import linear, param
 from tfusion.sharding import by_row
 
 SINUSOIDS = 256  # as in DiT; with biases it gives the added share of Table 7
 
 
-def patchify(x_bnhwc: jax.Array, *, patch: int) -> jax.Array:
-  """Cuts latents into patch vectors in raster order: [b, n, m, p]."""
-  cut = by_row(
-    lambda x: rearrange(x, "n (r i) (s j) c -> n (r s) (i j c)", i=patch, j=patch)
-  )
-  return cut(x_bnhwc)
+# Of a kind's dimensions: the grid of patches, and the cells of a patch.
+_GRID, _CELLS = "rst", "ijk"
 
 
-def unpatchify(x_bnmp: jax.Array, *, patch: int, shape: tuple[int, ...]) -> jax.Array:
-  """Inverse of patchify; `shape` is h, w, c."""
-  sides = dict(r=shape[0] // patch, i=patch, j=patch)
-  join = by_row(lambda x: rearrange(x, "n (r s) (i j c) -> n (r i) (s j) c", **sides))
-  return join(x_bnmp)
+def _patterns(dimensions: int) -> tuple[str, str]:
+  """Whole and patches as einops names them: n (r i) (s j) c and n (r s) (i j c)."""
+  grid, cells = _GRID[:dimensions], _CELLS[:dimensions]
+  sides = " ".join(f"({g} {c})" for g, c in zip(grid, cells))
+  return f"n {sides} c", f"n ({' '.join(grid)}) ({' '.join(cells)} c)"
+
+
+def patchify(x_bnhwc: jax.Array, *, patch: tuple[int, ...]) -> jax.Array:
+  """Cuts latents, of as many dimensions as `patch`, into patch vectors in raster order:
+  [b, n, m, p]."""
+  whole, patches = _patterns(len(patch))
+  cells = dict(zip(_CELLS, patch))
+  return by_row(lambda x: rearrange(x, f"{whole} -> {patches}", **cells))(x_bnhwc)
+
+
+def unpatchify(
+  x_bnmp: jax.Array, *, patch: tuple[int, ...], grid: tuple[int, ...]
+) -> jax.Array:
+  """Inverse of patchify; `grid` has the patches along every dimension."""
+  whole, patches = _patterns(len(patch))
+  sides = dict(zip(_GRID, grid)) | dict(zip(_CELLS, patch))
+  return by_row(lambda x: rearrange(x, f"{patches} -> {whole}", **sides))(x_bnmp)
 
 
 def sinusoids(t_bn: jax.Array) -> jax.Array:
@@ -71,9 +85,8 @@ class LinearPatches(nnx.Module):
   Table 7 prints, so that is what we do.
   """
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    d = config.width
-    p = config.patch**2 * config.image_shape[2]
+  def __init__(self, config: ModelConfig, kind: Kind, *, rngs: nnx.Rngs):
+    d, p = config.width, kind.patch_numbers
     self.w_in = param(rngs, (None, "embed"), (p, d), std=p**-0.5)
     self.b_in = _zeros(d)
     self.w_time1 = param(rngs, (None, "embed"), (SINUSOIDS, d), std=SINUSOIDS**-0.5)
@@ -82,7 +95,7 @@ class LinearPatches(nnx.Module):
     self.b_time2 = _zeros(d)
     self.w_out = param(rngs, ("embed", None), (d, p), std=d**-0.5)
     self.b_out = _zeros(p)
-    self.patch, self.shape = config.patch, config.image_shape
+    self.patch = kind.patch
     self.gradient = config.gradient_dtype
 
   def encode(
@@ -102,11 +115,18 @@ class LinearPatches(nnx.Module):
     x = linear(x_bnmp, self.w_in, self.gradient, **wide) + _bias(self.b_in, 4)
     return (x + time[:, :, None]).astype(dtype), ()
 
-  def decode(self, x_bnmd: jax.Array, skips: tuple[jax.Array, ...] = ()) -> jax.Array:
-    """Transformer outputs at the patches to the prediction, f32[b, n, h, w, c]."""
+  def decode(
+    self,
+    x_bnmd: jax.Array,
+    skips: tuple[jax.Array, ...] = (),
+    *,
+    grid: tuple[int, ...],
+  ) -> jax.Array:
+    """Transformer outputs at the patches of a grid to the prediction, f32[b, n, h, w,
+    c]."""
     x = linear(x_bnmd, self.w_out, self.gradient, out_dtype="float32")
     x = x + _bias(self.b_out, 4)
-    return unpatchify(x, patch=self.patch, shape=self.shape)
+    return unpatchify(x, patch=self.patch, grid=grid)
 
 
 def _bias(bias: nnx.Param, ndim: int) -> jax.Array:

@@ -3,20 +3,23 @@
 Owns: embeddings, how patches enter and leave the row, the two heads. Not: noise,
 losses, sampling.
 
-b batch  l sequence  n image slots  m patches of an image  d width  v vocab
-h w c latent height, width, channels
+b batch  l sequence  n image slots of a kind  m patches of an image  d width  v vocab
+h w c latent height, width, channels; other kinds have other dimensions (kinds.py)
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tfusion.attention import prepare
 from tfusion.config import ModelConfig
+from tfusion.kinds import FIRST, Kind
 from tfusion.model import untied
 from tfusion.model.layers import Keys, View, rope_angles
 from tfusion.model.linear import linear, outputs_of, param, zeros
@@ -27,6 +30,7 @@ from tfusion.sequence import Batch
 from tfusion.sharding import FSDP, by_row, fsdp_shards, spec
 
 Params = dict[str, Any]  # nested, float32 leaves
+Images = tuple[jax.Array, ...]  # of every kind of the run
 
 
 class Transfusion(nnx.Module):
@@ -38,40 +42,49 @@ class Transfusion(nnx.Module):
     # matrices 1 / sqrt(inputs), so that numbers of about 1 go in and come out.
     self.embedding = param(rngs, ("vocab", "embed"), (v, d), std=1.0)
     if config.patches != "none":
-      kind = UNetPatches if config.patches == "unet" else LinearPatches
-      self.patches = kind(config, rngs=rngs)
+      self._own_layers(config.every_kind[0], config, rngs)
     self.transformer = Transformer(config, rngs=rngs)
     self.head = param(rngs, ("embed", "vocab"), (d, v), std=d**-0.5)
+    for kind in config.every_kind[1:]:
+      if not kind.like:
+        self._own_layers(kind, config, rngs)
     if config.patch_places == "learned":
-      # From zeros, ours: a new model begins as one without.
-      self.patch_places = zeros((None, "embed"), (config.patches_per_image, d))
+      for kind in config.every_kind:
+        # From zeros, ours: a new model begins as one without.
+        table = zeros((None, "embed"), (kind.patches, d))
+        setattr(self, _name("patch_places", kind.name), table)
     self.config = config
 
+  def _own_layers(self, kind: Kind, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    """Gives a kind patch layers of its own."""
+    layers = UNetPatches if kind.layers == "unet" else LinearPatches
+    setattr(self, _name("patches", kind.name), layers(config, kind, rngs=rngs))
+
+  def layers_of(self, kind: Kind) -> LinearPatches | UNetPatches:
+    """The patch layers that a kind uses."""
+    return getattr(self, _name("patches", kind.owner))
+
   def __call__(
-    self, batch: Batch, noisy_bnhwc: jax.Array, t_bn: jax.Array
-  ) -> tuple[jax.Array, jax.Array | None]:
+    self, batch: Batch, noisy: Images, t: Images
+  ) -> tuple[jax.Array, Images]:
     """Predicts the next token everywhere and the noise of every image, or what else
     `diffusion.target` says.
 
     Args:
       batch: packed rows.
-      noisy_bnhwc: f32, the noised latents of the batch.
-      t_bn: i32, their timesteps; 0 is clean.
+      noisy: of every kind f32[b, n, h, w, c], the noised latents of the batch.
+      t: of every kind i32[b, n], their timesteps; 0 is clean.
 
     Returns:
-      logits f32[b, l, v] (sharded over the vocabulary) and images f32[b, n, h, w, c];
-      None with `model.patches=none`.
+      logits f32[b, l, v] (sharded over the vocabulary) and images like `noisy`; none
+      with `model.patches=none`.
     """
-    x_bld, images_bnhwc = self.outputs(batch, noisy_bnhwc, t_bn)
-    return self.logits(x_bld), images_bnhwc
+    x_bld, images = self.outputs(batch, noisy, t)
+    return self.logits(x_bld), images
 
   def outputs(
-    self,
-    batch: Batch,
-    noisy_bnhwc: jax.Array,
-    t_bn: jax.Array,
-    drop_b: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array | None]:
+    self, batch: Batch, noisy: Images, t: Images, drop_b: jax.Array | None = None
+  ) -> tuple[jax.Array, Images]:
     """What calling the model gives, with x [b, l, d] in place of the logits that
     `logits` would make of it: of a large vocabulary they are the largest array of all.
 
@@ -81,24 +94,33 @@ class Transfusion(nnx.Module):
       jax.sharding.reshard, out_shardings=spec("batch", "sequence")
     )
     patch_bl = cut(batch.patch_bl)
-    x_bld, skips = self.embed(cut(batch.tokens_bl), noisy_bnhwc, t_bn, patch_bl)
+    x_bld, skips = self.embed(cut(batch.tokens_bl), noisy, t, patch_bl)
     stand = cut(batch.positions_bl), cut(batch.lo_bl), cut(batch.hi_bl)
-    view = self._view(*stand, patch_bl=patch_bl)
+    slots = tuple(kind.starts.shape[1] for kind in batch.slots)
+    view = self._view(*stand, patch_bl=patch_bl, slots=slots)
     view = view._replace(drop_b=drop_b, of=self._of("both", patch_bl))
     x_bld, _ = self.transformer(x_bld, view)
     if self.config.patches == "none":
-      return x_bld, None
-    patches = self.config.patches_per_image
-    x_bnmd = _take(x_bld, batch.image_start_bn, patches)
-    return x_bld, self.predict_images(x_bnmd, skips)
+      return x_bld, ()
+    kinds = zip(self.config.every_kind, batch.slots, skips, strict=True)
+    return x_bld, tuple(
+      self.predict_images(_take(x_bld, slots.starts, kind.patches), kept, kind)
+      for kind, slots, kept in kinds
+    )
 
-  def embed(self, tokens_bl, noisy_bnhwc, t_bn, patch_bl) -> tuple[jax.Array, Skips]:
+  def embed(
+    self, tokens_bl, noisy: Images, t: Images, patch_bl
+  ) -> tuple[jax.Array, tuple[Skips, ...]]:
     """Token ids and noisy latents in the places that patch_bl names: [b, l, d]; and
-    what the patch layers keep for `predict_images`. Without patch layers, the ids."""
+    what the patch layers of every kind keep for `predict_images`. Without patch layers,
+    the ids."""
     if self.config.patches == "none":
       return self.embed_text(tokens_bl), ()
-    x_bnmd, skips = self.embed_images(noisy_bnhwc, t_bn)
-    return _place(self.embed_text(tokens_bl), x_bnmd, patch_bl), skips
+    kinds = zip(noisy, t, self.config.every_kind, strict=True)
+    embedded = [self.embed_images(own, t_bn, kind) for own, t_bn, kind in kinds]
+    patches = [x_bnmd for x_bnmd, _ in embedded]
+    x_bld = _place(self.embed_text(tokens_bl), patches, patch_bl)
+    return x_bld, tuple(kept for _, kept in embedded)
 
   def embed_text(self, tokens_bl: jax.Array) -> jax.Array:
     """Token ids to [b, l, d]."""
@@ -117,19 +139,19 @@ class Transfusion(nnx.Module):
     return jax.sharding.reshard(x_bld.astype(dtype_of(self.config)), where)
 
   def embed_images(
-    self, noisy_bnhwc: jax.Array, t_bn: jax.Array
+    self, noisy_bnhwc: jax.Array, t_bn: jax.Array, kind: Kind
   ) -> tuple[jax.Array, Skips]:
-    """Noisy latents at t (0 clean .. timesteps noise) to [b, n, m, d], with
+    """Noisy latents of a kind at t (0 clean .. timesteps noise) to [b, n, m, d], with
     `model.patch_places` added; and what the patch layers keep for `predict_images`."""
     dtype = dtype_of(self.config)
-    x_bnmd, skips = self.patches.encode(noisy_bnhwc, t_bn, dtype=dtype)
+    x_bnmd, skips = self.layers_of(kind).encode(noisy_bnhwc, t_bn, dtype=dtype)
     if self.config.patch_places == "none":
       return x_bnmd, skips
     if self.config.patch_places == "learned":
-      table = self.patch_places[...]
+      table = getattr(self, _name("patch_places", kind.name))[...]
       places_md = jax.sharding.reshard(table, spec(None, None))
     else:
-      places_md = jnp.asarray(waves(self.config.grid, self.config.width))
+      places_md = jnp.asarray(waves(kind.sides, self.config.width))
     # In float32, as biases are: the gradient is a sum over all images.
     return (x_bnmd.astype(jnp.float32) + places_md[None, None]).astype(dtype), skips
 
@@ -141,6 +163,7 @@ class Transfusion(nnx.Module):
     length: int,
     positions_bl=None,
     patch_bl=None,
+    slots: tuple[int, ...] = (1,),
     of: str = "text",
   ) -> View:
     """Finds what new inputs see of a cache of one document per row.
@@ -151,6 +174,7 @@ class Transfusion(nnx.Module):
       length: places of the cache.
       positions_bl: i32, of RoPE; None: they are the places.
       patch_bl: i32, as in Batch; None: positions of patches are not read.
+      slots: that patch_bl counts, of every kind.
       of: what the inputs are: text, an image, or both, as patch_bl says.
     """
     # Not places_bl[:, 0]: jax 0.11 drops the sharding of a batch of one there.
@@ -160,7 +184,9 @@ class Transfusion(nnx.Module):
     lo_bl = jnp.zeros_like(hi_bl)
     positions_bl = places_bl if positions_bl is None else positions_bl
     into: dict[str, Any] = dict(keys=length, write_at_b=write_at_b)
-    view = self._view(positions_bl, lo_bl, hi_bl, patch_bl=patch_bl, **into)
+    view = self._view(
+      positions_bl, lo_bl, hi_bl, patch_bl=patch_bl, slots=slots, **into
+    )
     return view._replace(of=self._of(of, patch_bl))
 
   def extend(self, x_bld, view: View, cache: Keys) -> tuple[jax.Array, Keys]:
@@ -178,10 +204,10 @@ class Transfusion(nnx.Module):
     gradient = self.config.gradient_dtype
     return linear(x_bld, self.head, gradient, out_dtype="float32")
 
-  def predict_images(self, x_bnmd: jax.Array, skips: Skips) -> jax.Array:
-    """Outputs at the patches to f32[b, n, h, w, c]: the noise of every image, or what
-    else `diffusion.target` says."""
-    return self.patches.decode(x_bnmd, skips)
+  def predict_images(self, x_bnmd: jax.Array, skips: Skips, kind: Kind) -> jax.Array:
+    """Outputs at the patches of a kind to f32[b, n, h, w, c]: the noise of every image,
+    or what else `diffusion.target` says."""
+    return self.layers_of(kind).decode(x_bnmd, skips, grid=kind.grid)
 
   def _of(self, of: str, patch_bl: jax.Array | None) -> untied.Of:
     """Whose weights inputs take: text, image, or, of both, what patch_bl says."""
@@ -193,13 +219,21 @@ class Transfusion(nnx.Module):
     return untied.split(patch_bl < 0)
 
   def _view(
-    self, positions_bl, lo_bl, hi_bl, *, patch_bl=None, keys=None, write_at_b=None
+    self,
+    positions_bl,
+    lo_bl,
+    hi_bl,
+    *,
+    patch_bl=None,
+    slots=(),
+    keys=None,
+    write_at_b=None,
   ) -> View:
     config, columns_bl = self.config, None
     if config.positions == "axial" and patch_bl is not None:
-      place_bl = jnp.maximum(patch_bl, 0) % config.patches_per_image  # of text: 0
-      columns_bl = positions_bl + place_bl % config.grid[1]
-      positions_bl = positions_bl + place_bl // config.grid[1]
+      row_bl, column_bl = _rows_and_columns(patch_bl, config.every_kind, slots)
+      columns_bl = positions_bl + column_bl
+      positions_bl = positions_bl + row_bl
     cos_blk, sin_blk = rope_angles(
       positions_bl,
       columns_bl,
@@ -262,18 +296,44 @@ def parameter_count(config: ModelConfig) -> int:
   return sum(x.size for x in jax.tree.leaves(nnx.filter_state(state, nnx.Param)))
 
 
-def _place(x_bld, x_bnmd, patch_bl):
-  """Puts patches at the positions that the batch gives them."""
+def _name(what: str, kind: str) -> str:
+  """Of an attribute, and so of parameters: `patches`, or `patches_audio`."""
+  return what if kind == FIRST else f"{what}_{kind}"
 
-  def place(x_ld, x_nmd, patch_l):
-    patches_qd = x_nmd.reshape(-1, x_nmd.shape[-1])
+
+def _rows_and_columns(patch_bl, kinds: Sequence[Kind], slots: Sequence[int]):
+  """Where in its image a patch lies, i32[b, l] each; 0 for text."""
+  if len(kinds) == 1:
+    columns = kinds[0].sides[1]
+    place_bl = jnp.maximum(patch_bl, 0) % kinds[0].patches
+    return place_bl // columns, place_bl % columns
+  # Of every patch of every slot, behind a place for text.
+  tables = [
+    np.tile(np.indices(kind.sides).reshape(2, -1), own)
+    for kind, own in zip(kinds, slots, strict=True)
+  ]
+  table = np.concatenate([np.zeros((2, 1), np.int32), *tables], axis=1, dtype=np.int32)
+  where = jax.typeof(patch_bl).sharding
+  row_bl, column_bl = (
+    jnp.asarray(own).at[patch_bl + 1].get(out_sharding=where) for own in table
+  )
+  return row_bl, column_bl
+
+
+def _place(x_bld, patches, patch_bl):
+  """Puts the patches of every kind, [b, n, m, d] each, at the positions that the batch
+  gives them."""
+
+  def place(x_ld, patches, patch_l):
+    flat = [x_nmd.reshape(-1, x_nmd.shape[-1]) for x_nmd in patches]
+    patches_qd = flat[0] if len(flat) == 1 else jnp.concatenate(flat)
     placed_ld = patches_qd[jnp.maximum(patch_l, 0)]
     return jnp.where((patch_l >= 0)[:, None], placed_ld, x_ld)
 
   cut = jax.typeof(x_bld).sharding.spec
   specs = (cut, spec("batch"), jax.P(*cut[:2]))
   return jax.shard_map(jax.vmap(place), in_specs=specs, out_specs=cut)(
-    x_bld, x_bnmd, patch_bl
+    x_bld, patches, patch_bl
   )
 
 

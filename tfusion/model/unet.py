@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tfusion.config import ModelConfig
+from tfusion.kinds import Kind
 from tfusion.model.linear import linear, param
 from tfusion.model.patches import SINUSOIDS, sinusoids
 from tfusion.sharding import by_row
@@ -158,8 +159,8 @@ def _attend(heads: int, qkv_nhwc):
 class UNetPatches(nnx.Module):
   """The way down from noisy latents to patches, and the way up to the prediction."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    widths, channels = config.unet_levels, config.image_shape[2]
+  def __init__(self, config: ModelConfig, kind: Kind, *, rngs: nnx.Rngs):
+    widths, channels = config.levels_of(kind.patch[0]), kind.shape[-1]
     time = 4 * widths[-1]
     how: dict[str, Any] = dict(rngs=rngs, how=config.gradient_dtype)
     residual: Any = functools.partial(Residual, time=time, **how)
@@ -211,10 +212,12 @@ class UNetPatches(nnx.Module):
     flat = by_row(lambda x_nhwd: x_nhwd.reshape(x_nhwd.shape[0], -1, x_nhwd.shape[3]))
     return flat(x), (time_bne, *skips)
 
-  def decode(self, x_bnmd: jax.Array, skips: Skips) -> jax.Array:
+  def decode(
+    self, x_bnmd: jax.Array, skips: Skips, *, grid: tuple[int, ...]
+  ) -> jax.Array:
     """Outputs at the patches and the way down to the prediction, f32[b, n, h, w, c]."""
     time_bne, *skips_left = skips
-    h, w = skips_left[-1].shape[2:4]
+    h, w = grid
     square = by_row(lambda x_nmd: x_nmd.reshape(x_nmd.shape[0], h, w, x_nmd.shape[2]))
     x = self.middle2(self.from_patches(square(x_bnmd)), time_bne)
     for level in reversed(range(self.levels)):

@@ -5,13 +5,13 @@ Owns: a row like those of the paper's mix, the counts. Not: what a compiled prog
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfusion.config import Config
 from tfusion.model.transfusion import parameter_count
-from tfusion.sequence import Batch
+from tfusion.sequence import Batch, Slots
 from tfusion.training.flops import batch_flops
 
 CAPTION = 32  # elements of a caption, with BOS and EOS
@@ -38,7 +38,13 @@ def count(config: Config) -> Counts:
   """
   rows, length, model = config.train.batch_rows, config.data.row_length, config.model
   lo_l, hi_l, patch_l = typical_row(config)
-  row: Batch = Batch(*(None,) * 4, lo_l[None], hi_l[None], patch_l[None], *(None,) * 4)
+  starts = np.zeros((1, config.data.image_slots), np.int32)
+  others = [np.zeros((1, 0), np.int32) for _ in model.kinds]  # the row has none
+  none: Any = None  # what is not counted
+  slots = tuple(Slots(none, own, none, none) for own in (starts, *others))
+  row: Batch = Batch(
+    none, none, none, none, lo_l[None], hi_l[None], patch_l[None], slots
+  )
   exact = batch_flops(model, row)
   full, masked = live_tiles(lo_l, hi_l)
   pairs = int(np.sum(hi_l - lo_l + 1))

@@ -8,6 +8,7 @@ Runs in a process that PJRT's plugin for TPUs, or many devices of a CPU, were se
 worker.py.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -66,7 +67,9 @@ def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered
     tokens_bl=array(jnp.int32, 2),
     patch_bl=array(jnp.int32, 2),
     hi_bl=array(jnp.int32, 2),
-    latents_bnhwc=array(jnp.float32, slots, *config.model.image_shape),
+    latents=tuple(
+      array(jnp.float32, slots, *kind.shape) for kind in config.model.every_kind
+    ),
     at_b=array(jnp.int32),
     count_b=array(jnp.int32),
   )
@@ -75,6 +78,7 @@ def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered
   return phases.sample_image.lower(
     config.model,
     abstract_state(config, mesh).sampling_params,
+    kind=config.model.every_kind[0],
     diffusion=config.diffusion,
     sample=config.sample,
     length=length,
@@ -127,8 +131,8 @@ def residual_bytes(config: Config, mesh: jax.sharding.Mesh) -> int:
 
     def objective(params):
       predicted = predict(config, params, batch, noise, t)
-      text, image = losses(config, params, predicted, batch, noise, t)
-      return text.total + image.total
+      text, images = losses(config, params, predicted, batch, noise, t)
+      return functools.reduce(jnp.add, [image.total for image in images], text.total)
 
     return jax.vjp(objective, params)[1]
 

@@ -6,6 +6,7 @@ Owns: their count for a batch. Not: how many a machine can do (machine.py).
 import numpy as np
 
 from tfusion.config import ModelConfig
+from tfusion.kinds import Kind
 from tfusion.sequence import Batch
 
 
@@ -19,24 +20,36 @@ def batch_flops(config: ModelConfig, batch: Batch[np.ndarray]) -> float:
   attention = d * k * (2 * config.heads + 2 * config.kv_heads)
   block = attention + 3 * d * config.mlp
   live_bl = batch.hi_bl >= batch.lo_bl
-  patches = int(np.sum(batch.patch_bl >= 0))
+  by_kind = _patches_by_kind(config, batch)
+  patches = sum(by_kind)
   text = int(np.sum(live_bl)) - patches
   pairs = int(np.sum(np.where(live_bl, batch.hi_bl - batch.lo_bl + 1, 0)))
   matmul = (text + patches) * config.layers * block
   heads = text * d * config.vocab_size
-  if config.patches == "unet":
-    heads += patches // config.patches_per_image * unet_multiplications(config)
-  else:
-    heads += patches * 2 * d * config.patch**2 * config.image_shape[2]
+  for kind, own in zip(config.every_kind, by_kind, strict=True):
+    if kind.layers == "unet":
+      heads += own // kind.patches * unet_multiplications(config, kind)
+    else:
+      heads += own * 2 * d * kind.patch_numbers
   return 6.0 * (matmul + heads) + 12.0 * config.layers * config.heads * k * pairs
 
 
-def unet_multiplications(config: ModelConfig) -> int:
+def _patches_by_kind(config: ModelConfig, batch: Batch[np.ndarray]) -> list[int]:
+  """Patches of every kind in a batch."""
+  slots = [kind.starts.shape[1] for kind in batch.slots]
+  of_slots = [
+    n * kind.patches for n, kind in zip(slots, config.every_kind, strict=True)
+  ]
+  firsts = [0, *np.cumsum(of_slots)[:-1], np.inf]
+  return np.histogram(batch.patch_bl, bins=firsts)[0].tolist()
+
+
+def unet_multiplications(config: ModelConfig, kind: Kind) -> int:
   """Multiplications of both halves of the U-Net for one image, forward.
 
   Convolutions count as if the border were image; the time vector counts too.
   """
-  widths, (h, w, channels) = config.unet_levels, config.image_shape
+  widths, (h, w, channels) = config.levels_of(kind.patch[0]), kind.shape
   time = 4 * widths[-1]
   total = 256 * time + time * time
 

@@ -66,12 +66,13 @@ def image_loss(
   So the loss does not depend on the latent width, the patch size or the slots.
 
   Args:
-    predicted_bnhwc: f32.
+    predicted_bnhwc: f32, or of as many dimensions as its kind has.
     target_bnhwc: f32, what was to be predicted: the noise in the paper.
     weights_bn: f32, of each image; they are counted.
     scale_bn: f32, multiplies errors and is not counted; None: 1.
   """
-  error_bn = jnp.mean(jnp.square(predicted_bnhwc - target_bnhwc), axis=(2, 3, 4))
+  of_image = tuple(range(2, predicted_bnhwc.ndim))
+  error_bn = jnp.mean(jnp.square(predicted_bnhwc - target_bnhwc), axis=of_image)
   if scale_bn is not None:
     error_bn = error_bn * scale_bn
   live_bn = weights_bn > 0

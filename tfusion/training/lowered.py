@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tfusion.config import Config
-from tfusion.sequence import Batch
+from tfusion.config import Config, slots_of
+from tfusion.sequence import Batch, Slots
 from tfusion.sharding import spec
 from tfusion.training.compiled import jit_step
 from tfusion.training.step import abstract_state, shardings, train_step
@@ -22,14 +22,12 @@ from tfusion.training.step import abstract_state, shardings, train_step
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch[Any]:
   """A batch of `train.batch_rows` without numbers."""
   rows, length = config.train.batch_rows, config.data.row_length
-  slots = config.data.image_slots
   sharding = NamedSharding(mesh, spec("batch"))
 
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
   by_position = array(jnp.int32, length)
-  by_slot = array(jnp.float32, slots)
   return Batch(
     tokens_bl=by_position,
     targets_bl=by_position,
@@ -38,10 +36,15 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch[Any]:
     lo_bl=by_position,
     hi_bl=by_position,
     patch_bl=by_position,
-    latents_bnhwc=array(jnp.float32, slots, *config.model.image_shape),
-    image_start_bn=array(jnp.int32, slots),
-    image_weight_bn=by_slot,
-    noise_cap_bn=by_slot,
+    slots=tuple(
+      Slots(
+        latents=array(jnp.float32, slots, *kind.shape),
+        starts=array(jnp.int32, slots),
+        weights=array(jnp.float32, slots),
+        noise_caps=array(jnp.float32, slots),
+      )
+      for kind, slots in zip(config.model.every_kind, slots_of(config), strict=True)
+    ),
   )
 
 

@@ -75,7 +75,9 @@ def tower_of(path: Sequence[Any]) -> str:
   Args:
     path: of the parameter, as JAX gives it.
   """
-  return "image" if any(str(k.key) in OF_PATCHES for k in path) else "text"
+  names = [str(k.key) for k in path]
+  of_kinds = names[0].startswith(("patches_", "patch_places_"))
+  return "image" if of_kinds or set(names) & set(OF_PATCHES) else "text"
 
 
 def hold_frozen(config: Config, params: Any) -> Any:

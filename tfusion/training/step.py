@@ -7,7 +7,7 @@ Randomness: key = fold_in(fold_in(root, step), stream); nothing random is saved.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +16,10 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from tfusion.config import Config
+from tfusion.config import Config, DiffusionConfig, diffusion_of
 from tfusion.diffusion import objective, process
-from tfusion.model.transfusion import Params, Transfusion, axis_names, bind
-from tfusion.sequence import Batch
+from tfusion.model.transfusion import Images, Params, Transfusion, axis_names, bind
+from tfusion.sequence import Batch, Slots
 from tfusion.sharding import spec, state_shardings
 from tfusion.training.cross_entropy import next_token_loss
 from tfusion.training.losses import Sum, image_loss
@@ -32,6 +32,7 @@ from tfusion.training.optim import (
 
 INIT, TRAIN = 0, 1  # streams of randomness
 DROP = 2  # a stream of the key of a step; noise and t take 0 and 1, by splitting it
+OTHER_KINDS = 16  # with the number of a kind behind the first, its stream
 
 
 class TrainState(NamedTuple):
@@ -54,15 +55,16 @@ class Prediction(NamedTuple):
   """What the model says of a noised batch."""
 
   x_bld: jax.Array  # from which the head makes logits
-  # f32, noise or another diffusion.target; None with model.patches=none
-  images_bnhwc: jax.Array | None
+  # Of every kind f32[b, n, h, w, c], noise or another diffusion.target; none with
+  # model.patches=none
+  images: Images
 
 
 class Losses(NamedTuple):
   """Undivided losses of one batch."""
 
   text: Sum
-  image: Sum
+  images: tuple[Sum, ...]  # of every kind
 
 
 def init_state(config: Config, root: jax.Array) -> TrainState:
@@ -107,8 +109,8 @@ def predict(
   config: Config,
   params: Params,
   batch: Batch[jax.Array],
-  noise_bnhwc: jax.Array,
-  t_bn: jax.Array,
+  noise: Images,
+  t: Images,
   drop_b: jax.Array | None = None,
 ) -> Prediction:
   """Noises the images of a batch and runs the model on it.
@@ -117,20 +119,23 @@ def predict(
     config: static.
     params: of the model.
     batch: rows of documents.
-    noise_bnhwc: f32, standard normal, for every image slot.
-    t_bn: the timestep of every image slot, 0 (clean) to diffusion.timesteps; i32, or
-      f32 with diffusion.schedule=linear.
+    noise: of every kind f32[b, n, h, w, c], standard normal, for every image slot.
+    t: of every kind [b, n], the timestep of every image slot, 0 (clean) to
+      diffusion.timesteps; i32, or f32 with diffusion.schedule=linear.
     drop_b: keys of the rows, for `model.dropout` in training; None: nothing is dropped.
   """
-  noisy_bnhwc = noise_bnhwc
+  noisy = noise
   if config.model.patches != "none":
-    noisy_bnhwc = process.add_noise(
-      batch.latents_bnhwc, noise_bnhwc, t_bn, **_schedule(config)
+    noisy = tuple(
+      process.add_noise(slots.latents, own, t_bn, **_schedule(kind))
+      for kind, slots, own, t_bn in zip(
+        diffusions(config), batch.slots, noise, t, strict=True
+      )
     )
   model = bind(config.model, params)
   if drop_b is None:
-    return Prediction(*model.outputs(batch, noisy_bnhwc, t_bn))
-  return Prediction(*model.outputs(batch, noisy_bnhwc, t_bn, drop_b))
+    return Prediction(*model.outputs(batch, noisy, t))
+  return Prediction(*model.outputs(batch, noisy, t, drop_b))
 
 
 def text_loss(
@@ -152,16 +157,18 @@ def text_loss(
   )
 
 
+def diffusions(config: Config) -> tuple[DiffusionConfig, ...]:
+  """The noise process of every kind."""
+  return tuple(diffusion_of(config, kind) for kind in config.model.every_kind)
+
+
 def image_target(
-  config: Config, batch: Batch[jax.Array], noise_bnhwc: jax.Array, t_bn: jax.Array
+  diffusion: DiffusionConfig, latents: jax.Array, noise: jax.Array, t_bn: jax.Array
 ) -> jax.Array:
-  """What is to be predicted of the images of a batch: `diffusion.target`."""
+  """What is to be predicted of images of a kind, [b, n, h, w, c]: its target."""
+  scales = process.scales(t_bn, axes=latents.ndim - 2, **_schedule(diffusion))
   return objective.target_of(
-    batch.latents_bnhwc,
-    noise_bnhwc,
-    process.scales(t_bn, **_schedule(config)),
-    target=config.diffusion.target,
-    schedule=config.diffusion.schedule,
+    latents, noise, scales, target=diffusion.target, schedule=diffusion.schedule
   )
 
 
@@ -170,8 +177,8 @@ def losses(
   params: Params,
   predicted: Prediction,
   batch: Batch[jax.Array],
-  noise_bnhwc: jax.Array,
-  t_bn: jax.Array,
+  noise: Images,
+  t: Images,
 ) -> Losses:
   """Both losses of a batch: next token and predicted noise (section 3, equation 4).
 
@@ -179,79 +186,135 @@ def losses(
   is added to the text's.
   """
   text_of = functools.partial(text_loss, z_loss=config.train.z_loss)
-  if predicted.images_bnhwc is None:
+  if not predicted.images:
     none = Sum(jnp.float32(0), jnp.float32(0))
-    return Losses(text_of(config, params, predicted, batch), none)
-  scale_bn, gamma = None, config.diffusion.min_snr_gamma
-  if gamma:
-    scale_bn = objective.min_snr_weight(
-      process.scales(t_bn, **_schedule(config)),
-      target=config.diffusion.target,
-      gamma=gamma,
-    )
+    return Losses(text_of(config, params, predicted, batch), (none,))
+  kinds = zip(diffusions(config), predicted.images, batch.slots, noise, t, strict=True)
   return Losses(
     text=text_of(config, params, predicted, batch),
-    image=image_loss(
-      predicted.images_bnhwc,
-      image_target(config, batch, noise_bnhwc, t_bn),
-      weights_bn=batch.image_weight_bn,
-      scale_bn=scale_bn,
-    ),
+    images=tuple(_image_loss(*kind) for kind in kinds),
   )
 
 
-def _schedule(config: Config) -> dict[str, Any]:
-  return dict(timesteps=config.diffusion.timesteps, schedule=config.diffusion.schedule)
+def _image_loss(
+  diffusion: DiffusionConfig,
+  predicted: jax.Array,
+  slots: Slots[jax.Array],
+  noise: jax.Array,
+  t_bn: jax.Array,
+) -> Sum:
+  """The loss of the images of one kind."""
+  scale_bn, gamma, axes = None, diffusion.min_snr_gamma, predicted.ndim - 2
+  if gamma:
+    scale_bn = objective.min_snr_weight(
+      process.scales(t_bn, axes=axes, **_schedule(diffusion)),
+      target=diffusion.target,
+      gamma=gamma,
+      axes=axes,
+    )
+  return image_loss(
+    predicted,
+    image_target(diffusion, slots.latents, noise, t_bn),
+    weights_bn=slots.weights,
+    scale_bn=scale_bn,
+  )
+
+
+def _schedule(diffusion: DiffusionConfig) -> dict[str, Any]:
+  return dict(timesteps=diffusion.timesteps, schedule=diffusion.schedule)
 
 
 def draw_noise(
   config: Config, key: jax.Array, batch: Batch[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-  """Noise and timestep of every image slot, one t per image (section 2.2)."""
-  noise_key, t_key = jax.random.split(key)
-  b, n = batch.noise_cap_bn.shape
-  noise_bnhwc = jax.random.normal(
-    noise_key,
-    (b, n, *config.model.image_shape),
-    out_sharding=spec("batch", None, None, None, None),
-  )
-  d = config.diffusion
-  t_bn = process.draw_t(
-    t_key,
-    batch.noise_cap_bn,
-    logit_normal=(d.t_logit_mean, d.t_logit_std) if d.t_logit_std else None,
-    shift=d.t_shift,
-    **_schedule(config),
-  )
-  return noise_bnhwc, t_bn
+) -> tuple[Images, Images]:
+  """Noise and timestep of every image slot of every kind, one t per image (section
+  2.2)."""
+  noise, t = [], []
+  for number, (d, slots) in enumerate(
+    zip(diffusions(config), batch.slots, strict=True)
+  ):
+    own_key = jax.random.fold_in(key, OTHER_KINDS + number) if number else key
+    noise_key, t_key = jax.random.split(own_key)
+    noise.append(
+      jax.random.normal(
+        noise_key,
+        slots.latents.shape,
+        out_sharding=spec("batch", *[None] * (slots.latents.ndim - 1)),
+      )
+    )
+    t_bn = process.draw_t(
+      t_key,
+      slots.noise_caps,
+      logit_normal=(d.t_logit_mean, d.t_logit_std) if d.t_logit_std else None,
+      shift=d.t_shift,
+      **_schedule(d),
+    )
+    t.append(t_bn)
+  return tuple(noise), tuple(t)
+
+
+def _counts(config: Config, own: Sequence[jax.Array]) -> list[jax.Array]:
+  """What the losses of every kind are divided by, given the weights of its images.
+
+  Kinds that share their layers are averaged together, so that each image counts alike.
+  """
+  owners = [kind.owner for kind in config.model.every_kind]
+  return [
+    _add(n for n, other in zip(own, owners, strict=True) if other == owner)
+    for owner in owners
+  ]
+
+
+def _weighed(
+  config: Config, images: Sequence[Sum], means: Sequence[jax.Array]
+) -> jax.Array:
+  """What the images add to the loss, given the mean loss of every kind."""
+  kinds, terms = config.model.every_kind, []
+  counts = _counts(config, [image.count for image in images])
+  owners = [kind.owner for kind in kinds]
+  for kind, image, mean, count in zip(kinds, images, means, counts, strict=True):
+    term = diffusion_of(config, kind).image_weight * mean
+    if owners.count(kind.owner) > 1:
+      term = term * image.count / jnp.maximum(count, 1e-9)
+    terms.append(term)
+  return _add(terms)
+
+
+def _add(terms: Iterable[jax.Array]) -> jax.Array:
+  return functools.reduce(jnp.add, terms)
 
 
 def gradients(
   config: Config, params: Params, batch: Batch[jax.Array], key: jax.Array
 ) -> tuple[Params, Losses]:
-  """Gradient of mean text loss + lambda * mean image loss over the whole batch.
+  """Gradient of mean text loss + lambda * mean image loss over the whole batch; of
+  several kinds each has its lambda.
 
   Microbatches add undivided gradients; both counts are those of the whole batch, so
   accumulation changes nothing but memory.
   """
   drop_key = jax.random.fold_in(key, DROP) if config.model.dropout else None
-  noise_bnhwc, t_bn = draw_noise(config, key, batch)
+  noise, t = draw_noise(config, key, batch)
   text_count = jnp.maximum(jnp.sum(batch.weights_bl), 1e-9)
-  image_count = jnp.maximum(jnp.sum(batch.image_weight_bn), 1e-9)
+  own = [jnp.sum(slots.weights) for slots in batch.slots]
+  image_counts = [jnp.maximum(count, 1e-9) for count in _counts(config, own)]
 
-  def objective(params, batch, noise_bnhwc, t_bn, *rows_b):
+  def objective(params, batch, noise, t, *rows_b):
     drop_b = None
     if rows_b:
       assert drop_key is not None
       drop_b = jax.vmap(jax.random.fold_in, (None, 0))(drop_key, *rows_b)
     params = hold_frozen(config, params)
-    predicted = predict(config, params, batch, noise_bnhwc, t_bn, drop_b)
-    text, image = found = losses(config, params, predicted, batch, noise_bnhwc, t_bn)
-    scaled = image.total / image_count * config.diffusion.image_weight
+    predicted = predict(config, params, batch, noise, t, drop_b)
+    text, images = found = losses(config, params, predicted, batch, noise, t)
+    kinds = zip(diffusions(config), images, image_counts, strict=True)
+    scaled = _add(
+      image.total / count * diffusion.image_weight for diffusion, image, count in kinds
+    )
     return text.total / text_count + scaled, found
 
   gradient = jax.grad(objective, has_aux=True)
-  of_rows: tuple[Any, ...] = (batch, noise_bnhwc, t_bn)
+  of_rows: tuple[Any, ...] = (batch, noise, t)
   if config.model.dropout:
     rows = jnp.arange(len(batch.tokens_bl))
     of_rows += (jax.sharding.reshard(rows, spec("batch")),)
@@ -297,20 +360,23 @@ def train_step(
     parameters, moments and average as they were and is counted in `skipped`.
   """
   key = jax.random.fold_in(jax.random.fold_in(root, state.step), TRAIN)
-  grads, (text, image) = gradients(config, state.params, batch, key)
-  loss_text, loss_image = text.mean(), image.mean()
-  loss = loss_text + config.diffusion.image_weight * loss_image
+  grads, (text, images) = gradients(config, state.params, batch, key)
+  loss_text, loss_by_kind = text.mean(), [image.mean() for image in images]
+  loss = loss_text + _weighed(config, images, loss_by_kind)
   new, grad_norm = update(config, state, grads, loss)
   if text.z is not None:  # what compares with other runs is without it
     loss_text = loss_text - text.z / jnp.maximum(text.count, 1e-9)
   metrics = {
     "loss": loss,
     "loss_text": loss_text,
-    "loss_image": loss_image,
+    **{
+      f"loss_{kind.name}": mean
+      for kind, mean in zip(config.model.every_kind, loss_by_kind, strict=True)
+    },
     "grad_norm": grad_norm,
     "lr": make_schedule(config)(state.step - state.skipped_total),
     "elements": jnp.sum(batch.hi_bl >= batch.lo_bl),
-    "images": image.count,
+    "images": _add(image.count for image in images),
     "skipped": new.skipped,
     "skipped_total": new.skipped_total,
   }

@@ -251,7 +251,7 @@ def test_a_lane_packs_any_of_two_thousand_million_documents(tmp_path):
   tokenizer = Tokenizer.train(texts, vocab_size=400, path=path)
   lane = Lane(opened, tokenizer, config, lane=0)
   rows = [next(lane) for _ in range(6)]
-  weights = np.concatenate([r.image_weight_n[r.image_start_n > 0] for r in rows])
+  weights = np.concatenate([r.slots[0].weights[r.slots[0].starts > 0] for r in rows])
   assert 0.0 in weights and 1.0 in weights  # edits read one image, learn the other
   drawn = lane.state().taken
   assert set(drawn) == set(specs) and min(drawn.values()) > 0

@@ -30,6 +30,7 @@ from tfusion.data.shards.manifest import Manifest, Shard
 from tfusion.data.shards.records import Damaged, Record
 from tfusion.data.source import Prepared, Source, Span
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
+from tfusion.kinds import Kind
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
 # latents (0.774 of their bytes, at every level) and 18 us more to read one of 17 kB, of
@@ -316,7 +317,13 @@ class Shards(Source):
     return sequence.Image(latent, weight, std=std)
 
 
-def open_shards(path: str, *, split: str, image_shape: tuple[int, int, int]) -> Shards:
+def open_shards(
+  path: str,
+  *,
+  split: str,
+  image_shape: tuple[int, int, int],
+  others: Sequence[Kind] = (),
+) -> Shards:
   """Opens a split of a folder of shards, and checks that all of it is there.
 
   Args:
