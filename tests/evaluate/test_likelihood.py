@@ -29,21 +29,22 @@ def by_hand(trained, ids):
   laid = sequence.lay_out(
     (sequence.Text(np.asarray(ids, np.int32)),),
     special=trained.tokenizer.special,
-    patches_per_image=config.model.patches_per_image,
+    patches_per_image=config.model.patches_by_kind,
   )
   row = sequence.pack(
     [laid],
     row_length=32,
-    image_slots=1,
-    latent_shape=config.model.image_shape,
+    kinds=tiny.kind_sizes(config),
     special=trained.tokenizer.special,
-    patches_per_image=config.model.patches_per_image,
   )
   batch = tiny.put(sequence.stack([row]))
   model = bind(config.model, trained.params)
-  forward = jax.jit(
-    lambda batch: model(batch, batch.latents_bnhwc, batch.image_start_bn)
-  )
+
+  @jax.jit
+  def forward(batch):
+    (slots,) = batch.slots
+    return model(batch, (slots.latents,), (slots.starts,))
+
   return np.asarray(jax.nn.log_softmax(forward(batch)[0][0]))
 
 

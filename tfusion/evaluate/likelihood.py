@@ -24,6 +24,7 @@ from tfusion.model.transfusion import Params, bind
 from tfusion.progress import Progress
 from tfusion.sequence import Batch, Text
 from tfusion.sharding import fetch_rows, put_rows
+from tfusion.training.step import diffusions
 
 SHORTEST = 64  # elements; rows are this long, or twice, four times ... as long
 
@@ -104,10 +105,14 @@ def score_step(
 ) -> tuple[jax.Array, jax.Array]:
   """Of the learned tokens of every row but EOS: the sum of the logs of their
   probabilities, f32[b], and whether each is the likeliest, bool[b]."""
-  t_bn = jnp.zeros_like(batch.image_start_bn)
-  if config.diffusion.schedule == process.LINEAR:
-    t_bn = t_bn.astype(jnp.float32)
-  logits = bind(config.model, params)(batch, batch.latents_bnhwc, t_bn)[0]
+  clean = tuple(slots.latents for slots in batch.slots)
+  zero = tuple(
+    jnp.zeros_like(
+      slots.starts, jnp.float32 if own.schedule == process.LINEAR else jnp.int32
+    )
+    for slots, own in zip(batch.slots, diffusions(config), strict=True)
+  )
+  logits = bind(config.model, params)(batch, clean, zero)[0]
   vocab_v = jnp.arange(logits.shape[-1], dtype=jnp.int32)
   hit_blv = batch.targets_bl[:, :, None] == vocab_v[None, None, :]
   target_bl = jnp.sum(jnp.where(hit_blv, logits, 0.0), axis=-1)
@@ -136,7 +141,7 @@ def _batch(
     laid = sequence.lay_out(
       document,
       special=trained.tokenizer.special,
-      patches_per_image=config.model.patches_per_image,
+      patches_per_image=config.model.patches_by_kind,
     )
     documents.append([laid])
   documents += [[]] * (rows - len(documents))

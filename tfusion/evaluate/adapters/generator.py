@@ -87,7 +87,7 @@ class Generator:
 
   def elements(self, prompt: Prompt) -> int:
     """How many elements of a sequence a prompt takes."""
-    patches = self.trained.config.model.patches_per_image
+    patches = self.trained.config.model.patches_by_kind
     given = tuple(span for span in prompt if not isinstance(span, Blank))
     return sequence.element_count(given, patches_per_image=patches)
 
