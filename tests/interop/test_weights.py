@@ -58,9 +58,9 @@ def logits(config, params, ids) -> np.ndarray:
   batch = tiny.put(sequence.stack([row]))
   none = np.zeros((1, config.data.image_slots, *config.model.image_shape), np.float32)
   t = np.zeros((1, config.data.image_slots), np.int32)
-  made = jax.jit(lambda p, *x: bind(config.model, p)(*x)[0])(
-    params, batch, tiny.put(none), tiny.put(t)
-  )
+  has_images = config.model.patches != "none"
+  images = tiny.put((none,)) if has_images else (), tiny.put((t,)) if has_images else ()
+  made = jax.jit(lambda p, *x: bind(config.model, p)(*x)[0])(params, batch, *images)
   return np.asarray(made[0, : len(ids)])
 
 

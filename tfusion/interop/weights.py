@@ -134,7 +134,8 @@ class Weights:
       ValueError: it has pieces, other than special tokens that were added, beyond the
         rows; or the folder has another.
     """
-    beyond = set(range(self.rows, tokenizer.vocab_size)) - {*tokenizer.special}
+    above = range(self.rows, tokenizer.vocab_size)
+    beyond = set(above) - set(tokenizer.special.ids.tolist())
     if beyond:
       raise ValueError(
         f"{self.folder}: the tokenizer has {tokenizer.vocab_size} pieces, and the"
