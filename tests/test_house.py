@@ -57,7 +57,7 @@ FILES = {
   "evaluate": "answers cider clip_score coco digits evaluation families frechet gallery"
   " grids likelihood loss marks pictured published reconstructions record scaling"
   " scenes shapes suite tasks text trials",
-  "evaluate/adapters": "generator harness",
+  "evaluate/adapters": "generator harness multimodal vlmeval",
   "evaluate/networks": "clip inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
@@ -94,6 +94,7 @@ ONLY = {
   "einops": "model autoencoder",
   "jinja2": "templates",
   "lm_eval": "evaluate",
+  "lmms_eval": "evaluate",
   "tensorboardX": "training",
   "wandb": "training",
 }
