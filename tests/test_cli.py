@@ -40,6 +40,7 @@ LIGHT = (
   "tfusion.config",
   "tfusion.buckets",
   "tfusion.errors",
+  "tfusion.kinds",
   "tfusion.files",
   "tfusion.parsing",
   "tfusion.config_file",

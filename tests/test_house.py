@@ -58,6 +58,7 @@ FILES = {
   " grids likelihood loss marks pictured published reconstructions record scaling"
   " scenes shapes suite tasks text trials",
   "evaluate/adapters": "generator harness multimodal vlmeval",
+  "evaluate/benchmarks": "benchmark dpg edits geneval wise",
   "evaluate/networks": "clip inception network weights",
   "generate": "canvas interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",

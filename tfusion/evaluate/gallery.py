@@ -65,6 +65,8 @@ def make(
   folder: Path,
   *,
   what: str,
+  beside: Sequence[str] = (),
+  manifest: Path | None = None,
 ) -> None:
   """Makes the images that are not there; all hosts must call it, on the mesh in use.
 
@@ -74,13 +76,16 @@ def make(
     wanted: all images of the folder, in order.
     folder: where; images of before that depend on something else are made anew.
     what: is made, as the progress line calls it.
+    beside: names of PNG files in the folder that are not made here.
+    manifest: the folder of the manifest; None: that of the images.
 
   Raises:
     ValueError: the folder holds images that nobody asked for, or, at the end, lacks
       some that were.
   """
   of = depends_on(trained, wanted)
-  done = set(gather_json(_open(folder, of, wanted))[0])
+  place = (manifest or folder) / MANIFEST
+  done = set(gather_json(_open(place, folder, of, wanted))[0])
   size, progress = trained.config.eval.batch, Progress(what, len(wanted))
   for start in range(0, len(wanted), size):
     part = wanted[start : start + size]
@@ -90,10 +95,10 @@ def make(
           _write(pixels, folder / one.name)
       done |= {one.name for one in part}
       if jax.process_index() == 0:
-        _save(folder, of, done)
+        _save(place, of, done)
     progress.show(min(start + size, len(wanted)))
   gather_json(None)  # all files are written
-  count(folder, [one.name for one in wanted])
+  count(folder, [*(one.name for one in wanted), *beside])
 
 
 def count(folder: Path, names: Sequence[str]) -> None:
@@ -148,11 +153,13 @@ def _shape(config: Config, canvas: Canvas) -> tuple[int, ...]:
   return config.model.image_shape if book is None else (book.per_image,)
 
 
-def _open(folder: Path, of: dict[str, Any], wanted: Sequence[Wanted]) -> list[str]:
+def _open(
+  path: Path, folder: Path, of: dict[str, Any], wanted: Sequence[Wanted]
+) -> list[str]:
   """The names that are done, of these prompts and this model."""
   if jax.process_index() != 0:
     return []
-  path, names = folder / MANIFEST, {one.name for one in wanted}
+  names = {one.name for one in wanted}
   try:
     known = json.loads(path.read_text()) if path.is_file() else {}
   except ValueError:  # written whole, so altered by someone: made anew
@@ -165,9 +172,9 @@ def _open(folder: Path, of: dict[str, Any], wanted: Sequence[Wanted]) -> list[st
   return []
 
 
-def _save(folder: Path, of: dict[str, Any], done: set[str]) -> None:
+def _save(path: Path, of: dict[str, Any], done: set[str]) -> None:
   values = {"of": of, "done": sorted(done)}
-  files.write_whole(folder / MANIFEST, json.dumps(values, indent=1) + "\n")
+  files.write_whole(path, json.dumps(values, indent=1) + "\n")
 
 
 def _sample(

@@ -17,6 +17,11 @@ from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
 from tfusion.evaluate import digits, loss, pictured, record, shapes, tasks, text
+from tfusion.evaluate.benchmarks import benchmark
+from tfusion.evaluate.benchmarks.dpg import DPG
+from tfusion.evaluate.benchmarks.edits import GEdit, ImgEdit
+from tfusion.evaluate.benchmarks.geneval import GenEval
+from tfusion.evaluate.benchmarks.wise import Wise
 from tfusion.evaluate.digits import check_digits
 from tfusion.evaluate.evaluation import Asked, Evaluation, needs_source
 from tfusion.evaluate.shapes import check_shapes
@@ -107,6 +112,10 @@ EVALUATIONS = {
     depends=tasks.depends,
   ),
 }
+EVALUATIONS |= {
+  one.name: benchmark.evaluation(one)
+  for one in (GenEval(), DPG(), Wise(), GEdit(), ImgEdit())
+}
 ALWAYS = "own"  # the suite that training ends with
 # Suite -> names; of those in OF_THE_RUN, what fits the run.
 SUITES: dict[str, tuple[str, ...]] = {
@@ -114,7 +123,7 @@ SUITES: dict[str, tuple[str, ...]] = {
   "small": ("text", "loss", "digits", "shapes"),
   "paper": (
     *("ppl:wikipedia", "ppl:c4", "llama2"),
-    *("cider", "fid:30000", "clip:30000"),
+    *("cider", "fid:30000", "clip:30000", "geneval"),
   ),
 }
 OF_THE_RUN = (ALWAYS, "small")
