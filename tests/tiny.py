@@ -137,6 +137,12 @@ def image(rng: np.random.Generator, *, weight: float = 1.0, noise_cap: float = 1
   return sequence.Image(latent, weight, noise_cap)
 
 
+def image_of(rng: np.random.Generator, c: Config, kind: int, **how) -> sequence.Image:
+  """A random image of a kind of a run."""
+  latent = rng.normal(size=c.model.every_kind[kind].shape).astype(np.float32)
+  return sequence.Image(latent, kind=kind, **how)
+
+
 def pack(documents: list[Document], c: Config) -> sequence.Row:
   """One row that holds these documents."""
   special = special_of(c)
@@ -175,7 +181,9 @@ def batch(c: Config, *, seed: int = 0, rows: int | None = None) -> sequence.Batc
       (image(rng, noise_cap=0.5), text(rng, 3)),  # 10
     ]
     # Rows differ in images, text and padding.
-    packed.append(pack(documents[: 1 + row % 4] if row % 4 < 2 else documents, c))
+    chosen = documents[: 1 + row % 4] if row % 4 < 2 else documents
+    others = range(1, len(c.model.every_kind))
+    packed.append(pack([*chosen, *((image_of(rng, c, k),) for k in others)], c))
   return sequence.stack(packed)
 
 

@@ -836,6 +836,16 @@ MESHES = {
       train__z_loss=0.01,
     ),
   ),
+  "data fsdp context, several kinds": (
+    dict(data=2, fsdp=2, context=2),
+    2,
+    dict(
+      model__kinds=["wide:2x8x2,like=image", "clip:2x2x2x3,patch=2x1x1", "pose:5"],
+      model__positions="shared",
+      model__patch_places="learned",
+      data__row_length=48,
+    ),
+  ),
   "data fsdp tensor, another objective through a U-Net": (
     dict(data=2, fsdp=2, tensor=2),
     1,
@@ -931,6 +941,7 @@ SOON = (
   "data fsdp tensor, in two parts",
   "fsdp context tensor, in two parts",
   "data fsdp, outer and inner",
+  "data fsdp context, several kinds",
 )
 LATER = tuple(name for name in MESHES if name not in SOON)
 
