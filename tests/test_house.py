@@ -48,8 +48,8 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "balance branches bytepairs census contents digits folder forms heldout"
-  " identity images lane_state lanes mixture notices numbers packing pairs pieces"
+  "data": "aspects balance branches bytepairs census contents digits folder forms"
+  " gallery heldout identity images lane_state lanes mixture notices numbers packing pairs pieces"
   " pipeline prepared prose sentencepieces source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",

@@ -30,8 +30,9 @@ from tfusion.data.balance import (
   settle,
 )
 from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
+from tfusion.data.gallery import Gallery, open_gallery
 from tfusion.data.pairs import Pair, find_pairs
-from tfusion.data.source import Source
+from tfusion.data.source import Source, Span
 from tfusion.files import cache_of
 from tfusion.kinds import Kind
 
@@ -47,22 +48,18 @@ class Folder(Source):
   leaves_out = True
 
   pairs: tuple[Pair, ...]  # of both splits
-  row_of: dict[str, int]  # file -> row of the cache
-  cache: Path  # .npy, u8[images, h, w, c]
+  gallery: Gallery
   test: bool
   rejected: tuple[Rejected, ...]  # of both splits
   named: bool  # names say which are held out, else a hash does
   stated: Mapping[str, bool] = dataclasses.field(default_factory=dict)  # by lines
   _own: tuple[Pair, ...] = dataclasses.field(init=False, repr=False, compare=False)
-  _images: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
     super().__post_init__()
     held_out = self._held_out()
     own = tuple(p for p in self.pairs if (p.file in held_out) == self.test)
     object.__setattr__(self, "_own", own)
-    # Mapped, not read: worker processes share the pages.
-    object.__setattr__(self, "_images", np.load(self.cache, mmap_mode="r"))
 
   def __reduce__(self):
     given = [field.name for field in dataclasses.fields(self) if field.init]
@@ -71,10 +68,9 @@ class Folder(Source):
   def __len__(self) -> int:
     return len(self._own)
 
-  def __getitem__(self, index: int) -> tuple[str | np.ndarray, ...]:
+  def __getitem__(self, index: int) -> tuple[Span, ...]:
     pair = self._own[index]
-    image = self._images[self.row_of[pair.file]]
-    return pair.caption, image.astype(np.float32) / 127.5 - 1
+    return pair.caption, self.gallery[pair.file]
 
   @property
   def skipped(self) -> dict[str, str]:
@@ -97,14 +93,13 @@ class Folder(Source):
 
   def contents(self) -> Contents:
     """Hashes of captions and of decoded pixels; ids are the images' names."""
-    pixels = images_lib.hashes(self.cache.parent)
     seen: collections.Counter[str] = collections.Counter()
     hashed = []
     for pair in self._own:
       seen[pair.file] += 1
       more = f" {seen[pair.file]}" if seen[pair.file] > 1 else ""
       text = hash_of([pair.caption])
-      image = pixels[self.row_of[pair.file]]
+      image = self.gallery.hash_of(pair.file)
       hashed.append(Hashed(pair.file + more, text, image))
     return of_documents(hashed, made_with=f"Pillow {PIL.__version__}")
 
@@ -164,6 +159,7 @@ def open_folder(
     image_shape: h, w, c; c is 1 (gray) or 3 (RGB). Images are cropped about their
       centre to this shape and resized.
     workdir: gets the decoded images, under cache/, once per state of the folder.
+    others: kinds of images beside the first (gallery.py).
 
   Raises:
     ValueError: no folder, no images, no captions, fewer than two usable images.
@@ -174,10 +170,10 @@ def open_folder(
       f"model.image_shape={tuple(image_shape)}: a folder of images gives 1 channel"
       " (gray) or 3 (RGB)"
     )
-  found = find_pairs(path)
+  found = find_pairs(path, arrays=bool(others))
   files = sorted({p.file for p in found.pairs})
-  cache, bad = images_lib.decode_all(
-    Path(path), files, image_shape=image_shape, cache=cache_of(workdir)
+  gallery, bad = open_gallery(
+    Path(path), files, image_shape=image_shape, others=others, cache=cache_of(workdir)
   )
   rejected, ids = list(found.rejected), {one.id for one in found.rejected}
   held_out = choose_held_out(set(files), found.stated, named=found.named)
@@ -188,12 +184,10 @@ def open_folder(
     rejected.append(Rejected(free_id(file, ids), reason, detail, amount, apart))
   usable = tuple(p for p in found.pairs if p.file not in bad)
   _require_both(usable, name, rejected, found.stated, named=found.named)
-  rows = {file: row for row, file in enumerate(files)}
   return Folder(
     name,
     usable,
-    rows,
-    cache / "images.npy",
+    gallery,
     test,
     tuple(rejected),
     found.named,

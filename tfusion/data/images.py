@@ -31,12 +31,13 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tfusion.progress import Progress
 
 DECODE_THREADS = 2 * (os.cpu_count() or 1)
 CHUNK = 256  # images decoded between two writes to the cache
+LYING = (5, 6, 7, 8)  # orientations of Exif that turn by a quarter
 READ_BYTES = 1 << 22  # of the cache at once, to check it
 
 
@@ -92,6 +93,17 @@ def header(path: Path) -> tuple[int, bool] | None:
   try:
     with Image.open(path) as image:
       return min(image.size), image.mode[0] in "1LIF" and image.mode != "LAB"
+  except Exception:  # as in decode_all, which names the reason
+    return None
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+  """Width and height in pixels of an image that is held upright; None for a broken
+  file."""
+  try:
+    with Image.open(path) as image:
+      lies = image.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+      return (image.height, image.width) if lies else image.size
   except Exception:  # as in decode_all, which names the reason
     return None
 

@@ -58,6 +58,7 @@ KINDS = {
   "dict": "an object",
 }
 
+ARRAY = ".npy"  # the end of names of numpy's files
 NO_CAPTION = "no caption"
 EMPTY_CAPTION = "empty caption"
 BAD_CAPTION = "caption cannot be read"
@@ -138,8 +139,12 @@ def walk(root: Path) -> Iterator[str]:
         yield (Path(directory) / file).relative_to(root).as_posix()
 
 
-def find_pairs(path: str) -> Found:
+def find_pairs(path: str, *, arrays: bool = False) -> Found:
   """Matches images with captions; lists everything that is in no pair.
+
+  Args:
+    path: the folder.
+    arrays: files of numpy, .npy, count as images too.
 
   Raises:
     ValueError: no folder, no images in it, or no caption for any of them.
@@ -147,7 +152,7 @@ def find_pairs(path: str) -> Found:
   root = Path(path)
   if not root.is_dir():
     raise ValueError(f"folder:{path}: no such folder; name one with images in it")
-  found = _Finding(root)
+  found = _Finding(root, arrays=arrays)
   if not found.images:
     others = collections.Counter(map(_suffix, found.names))
     raise ValueError(
@@ -188,10 +193,10 @@ def find_pairs(path: str) -> Found:
 class _Finding:
   """What was found so far; each file is used or listed in the end."""
 
-  def __init__(self, root: Path):
+  def __init__(self, root: Path, *, arrays: bool = False):
     self.root = root
     self.names = sorted(walk(root))
-    opened = openable()
+    opened = openable() | {ARRAY} if arrays else openable()
     self.images = [n for n in self.names if _suffix(n) in opened]
     # Foreign images count where there are others; a folder of them alone is refused.
     foreign = [n for n in self.names if _suffix(n) in FOREIGN - opened]
