@@ -50,8 +50,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   shards that `tfusion prepare` made, of images, latents, codes or text.
     tfusion train --config experiments/folder.py:data=photos --workdir runs/photos
   Sizes are a start, not a limit: --config.model.width=512 changes one.
+  aspects=3 lets images keep up to three aspects, chosen from those of the folder,
+  where all are cropped to squares otherwise.
   """
-  arg = config_lib.parse_arg(arg, data="", smoke=False)
+  arg = config_lib.parse_arg(arg, data="", aspects=1, smoke=False)
   if not arg.data:
     raise ValueError(
       "experiments/folder.py: which folder? --config experiments/folder.py:data=PATH"
@@ -62,7 +64,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.optim.end_lr = 1e-5
   c.optim.warmup_steps = 100
   c.optim.ema_decay = 0.995
-  sizing.fit(c, arg.data, BOUNDS, instead=SMOKE if arg.smoke else {})
+  instead = SMOKE if arg.smoke else {}
+  sizing.fit(c, arg.data, BOUNDS, aspects=arg.aspects, instead=instead)
   if arg.smoke:
     c.eval.prompts = c.eval.prompts[:2]
   return c

@@ -48,9 +48,10 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "aspects balance branches bytepairs census contents digits folder forms"
-  " gallery heldout identity images lane_state lanes mixture notices numbers packing pairs pieces"
-  " pipeline prepared prose sentencepieces source sources tally text tokenizer",
+  "data": "aspects balance branches bytepairs census collection contents digits"
+  " folder forms heldout identity images lane_state lanes mixture notices numbers"
+  " packing pairs pieces pipeline prepared prose sentencepieces source sources tally"
+  " text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
@@ -60,7 +61,7 @@ FILES = {
   "evaluate/adapters": "generator harness multimodal vlmeval",
   "evaluate/benchmarks": "benchmark dpg edits geneval wise",
   "evaluate/networks": "clip inception network weights",
-  "generate": "canvas interleaved phases png prompt samples trained",
+  "generate": "canvas figures interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "card diffusers export llama tensors weights",
   "model": "layers linear patches transformer transfusion unet untied",
@@ -203,8 +204,8 @@ def test_rows_and_pages_are_made_without_a_model_even_by_a_detour(start):
 
 
 # What the program does as a whole, over many rooms.
-END_TO_END = "bucket_runs damaged_files docs hosts house init python_page".split()
-END_TO_END += ["readme", "resuming", "walk"]
+END_TO_END = "bucket_runs damaged_files docs hosts house init kind_runs".split()
+END_TO_END += ["python_page", "readme", "resuming", "walk"]
 
 # Top-level folders without Python that have tests.
 BESIDE = ("launch",)

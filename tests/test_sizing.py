@@ -11,7 +11,7 @@ from PIL import Image
 from tfusion import config as config_lib
 from tfusion import sizing
 from tfusion.data import pipeline
-from tfusion.generate.prompt import split
+from tfusion.generate.prompt import Mark, split
 from tfusion.sizing import ModelSize
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "folder.py"
@@ -109,7 +109,9 @@ def test_captions_with_signs_of_marks_are_prompts_that_say_the_same(tmp_path):
   for number, caption in enumerate([*captions, "long " * 9]):
     add(tmp_path / "photos", f"{number}.png", caption=caption)
   prompts = load_experiment().get_config(f"data={tmp_path / 'photos'}").eval.prompts
-  assert sorted(map(split, prompts)) == sorted([caption, ()] for caption in captions)
+  assert sorted(map(split, prompts)) == sorted(
+    [caption, Mark()] for caption in captions
+  )
 
 
 def test_the_experiment_asks_for_a_folder():

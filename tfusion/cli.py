@@ -478,7 +478,8 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
     action="append",
     required=True,
     help="text in which <image> is where the model makes an image and <image:FILE>"
-    r" shows it one; \< is a literal <; can be given several times",
+    " shows it one, and so <NAME> and <NAME:FILE> of the kinds in model.kinds;"
+    r" \< is a literal <; can be given several times",
   )
   c.add_argument(
     "--out", metavar="DIR", help="folder to write to (default: DIR/sampled of the run)"

@@ -394,6 +394,7 @@ def diffusion_of(config: Config, kind: Kind) -> DiffusionConfig:
     "schedule": kind.schedule,
     "target": kind.target,
     "t_shift": kind.shift,
+    "clip": kind.clip,
   }
   known: Any = {key: value for key, value in given.items() if value is not None}
   return dataclasses.replace(noise, **known)

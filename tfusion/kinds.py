@@ -23,7 +23,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 TAKEN = ("text", "boi", "eoi", "bos", "eos", "pad")  # names of other things
 MOST_DIMENSIONS = 3
 HOW = "write NAME:SHAPE,OPTION=VALUE,..., such as audio:64x1,patch=4"
-OPTIONS = ("patch", "layers", "like", "slots", "weight", "schedule", "target", "shift")
+OPTIONS = (
+  *("patch", "layers", "like", "slots", "weight"),
+  *("schedule", "target", "shift", "clip"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Kind:
   schedule: str | None = None  # as those of diffusion.
   target: str | None = None
   shift: float | None = None
+  clip: float | None = None
 
   @property
   def owner(self) -> str:
@@ -173,7 +177,9 @@ def _value(spec: str, key: str, text: str) -> Any:
     return text
   try:
     number = int(text) if key == "slots" else float(text)
-    if math.isfinite(number) and (number > 0 or (key, number) == ("weight", 0)):
+    if math.isfinite(number) and (
+      number > 0 or number == 0 and key in ("weight", "clip")
+    ):
       return number
   except ValueError:
     pass

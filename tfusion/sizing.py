@@ -6,13 +6,14 @@ Owns: the rules. Not: the numbers in them, which are an experiment's
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from tfusion import files
 from tfusion.data import folder
+from tfusion.data.aspects import choose, nearest
 from tfusion.data.shards import manifest
 from tfusion.data.shards import source as shards
 from tfusion.generate import prompt
@@ -60,6 +61,7 @@ def fit(
   path: str,
   bounds: Bounds,
   *,
+  aspects: int = 1,
   instead: Mapping[str, Any] | None = None,
 ) -> None:
   """Chooses sizes for a folder, and says what it holds and what was chosen.
@@ -68,13 +70,25 @@ def fit(
     config: gets the values.
     path: a folder of captioned images, or of shards that `tfusion prepare` made.
     bounds: the numbers to choose by.
+    aspects: of a folder of images, that these may have, at most; with 1 all are square.
     instead: "section.key" -> value in place of what is chosen, as for a trial run.
 
   Raises:
-    ValueError: there is no such folder, or it holds nothing to train on.
+    ValueError: there is no such folder, or it holds nothing to train on; or shards are
+      asked for aspects, which they have already.
   """
+  if aspects < 1:
+    raise ValueError(f"aspects={aspects}: must be at least 1")
   prepared = (files.to_path(path) / manifest.MANIFEST).is_file()
-  found = (_fit_shards if prepared else _fit_folder)(config, path, bounds)
+  if prepared and aspects > 1:
+    raise ValueError(
+      f"aspects={aspects}: {path} holds shards, whose images have their shapes already"
+    )
+  found = (
+    _fit_shards(config, path, bounds)
+    if prepared
+    else _fit_folder(config, path, bounds, aspects)
+  )
   _choose_training(config, found, bounds)
   for key, value in (instead or {}).items():
     section, _, name = key.partition(".")
@@ -87,20 +101,30 @@ def fit(
   )
 
 
-def _fit_folder(c: ml_collections.ConfigDict, path: str, bounds: Bounds) -> _Found:
+def _fit_folder(
+  c: ml_collections.ConfigDict, path: str, bounds: Bounds, aspects: int
+) -> _Found:
   """Chooses images, vocabulary and rows for images with captions."""
   found = folder.survey(path)
   c.data.sources = (f"folder:{path}",)
   smallest = max(found.short_side_px, min(bounds.patch))
   side = max(px for px in bounds.patch if px <= smallest)
-  c.model.image_shape = (side, side, 1 if found.gray else 3)
+  channels = 1 if found.gray else 3
   c.model.patch = bounds.patch[side]
+  shapes = [(side, side)]
+  if aspects > 1:
+    # Multiples of a few patches, so that there are few shapes to choose from.
+    cell = max(c.model.patch, side // 8)
+    shapes = choose(found.sizes, side=side, cell=cell, count=aspects)
+  c.model.image_shape = (*shapes[0], channels)
+  c.model.kinds = tuple(f"{h}x{w}:{h}x{w}x{channels},like=image" for h, w in shapes[1:])
   least, most = bounds.merges
   merges = min(max(found.characters // bounds.characters_per_merge, least), most)
   # Special tokens, bytes and every character have a piece of their own.
-  c.model.vocab_size = _up(6 + 256 + found.alphabet + merges, 64)
+  c.model.vocab_size = _up(6 + 256 + found.alphabet + merges + len(shapes) - 1, 64)
   caption = -(-found.long_caption // (2 if found.alphabet < ALPHABET else 1))
-  image = (side // c.model.patch) ** 2 + 3  # with BOS, BOI and EOI
+  patches = max(h // c.model.patch * (w // c.model.patch) for h, w in shapes)
+  image = patches + 3  # with BOS, BOI and EOI
   _choose_rows(c, bounds, text=caption, image=image, images=1)
   c.diffusion.clip = 1.0  # pixels lie in [-1, 1]
   said = (
@@ -108,7 +132,21 @@ def _fit_folder(c: ml_collections.ConfigDict, path: str, bounds: Bounds) -> _Fou
     f" ({'gray' if found.gray else 'colour'}), {found.captions} captions of up to"
     f" {found.long_caption} characters, {found.skipped} skipped"
   )
+  if len(shapes) > 1:
+    said += f"; aspects, height x width: {_of_aspects(found.sizes, shapes)}"
   return _Found(said, found.images, found.examples, images=True)
+
+
+def _of_aspects(
+  sizes: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, int]]
+) -> str:
+  """Which share of the images goes to each shape, and of which none is near."""
+  found = [nearest(size, shapes) for size in sizes]
+  shares = [
+    f"{h}x{w} {found.count(n) / len(found):.0%}" for n, (h, w) in enumerate(shapes)
+  ]
+  lost = found.count(None)
+  return ", ".join(shares) + (f", none {lost / len(found):.0%}" if lost else "")
 
 
 def _fit_shards(c: ml_collections.ConfigDict, path: str, bounds: Bounds) -> _Found:

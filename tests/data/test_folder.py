@@ -267,7 +267,7 @@ def test_a_pickled_source_maps_the_cache_and_carries_no_pixels(photos, tmp_path)
   pickled = pickle.dumps(train)
   assert len(pickled) < 4 * 64 * 64 * 3
   copy = pickle.loads(pickled)
-  assert isinstance(copy.gallery._decoded[0], np.memmap) and len(copy) == len(train)
+  assert isinstance(copy.collection._decoded[0], np.memmap) and len(copy) == len(train)
   np.testing.assert_array_equal(copy[0][1], train[0][1])
 
 

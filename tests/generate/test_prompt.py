@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from tfusion import kinds
+from tfusion.generate import prompt as prompt_lib
 from tfusion.generate.prompt import Blank, escape, parse_prompt, split_at_blanks
 from tfusion.sequence import Image, Text
 
@@ -13,9 +15,9 @@ def parse(prompt):
   """Parses; text comes back as its characters, an image as its file."""
   files = []
 
-  def load_image(file):
+  def load_image(file, kind):
     files.append(file)
-    return Image(LATENT)
+    return Image(LATENT, kind=kind)
 
   spans = parse_prompt(
     prompt,
@@ -148,3 +150,35 @@ def test_a_prompt_falls_into_what_stands_around_its_places_to_draw():
   assert split_at_blanks(()) == [[]]
   assert split_at_blanks((Blank(),)) == [[], []]
   assert split_at_blanks((a, image, Blank(), Blank(), b)) == [[a, image], [], [b]]
+
+
+KINDS = kinds.parse(
+  ("wide:2x8x2,like=image", "tone:6x1"), kinds.Kind("image", (4, 4, 2), (2, 2))
+)
+
+
+@pytest.mark.parametrize(
+  "prompt, want",
+  [
+    ("a cat <image:wide>", ["a cat", (1, None)]),
+    ("<tone> and <image>", [(2, None), "and", (0, None)]),
+    ("<tone:a b.npy> then < tone", [(2, "a b.npy"), "then < tone"]),
+    ("<image:wide.png><wide>", [(0, "wide.png"), (1, None)]),
+    ("<wide: wide >", [(1, "wide")]),
+  ],
+)
+def test_marks_of_several_kinds_name_the_kind(prompt, want):
+  found = prompt_lib.split(prompt, KINDS)
+  assert [tuple(x) if isinstance(x, prompt_lib.Mark) else x for x in found] == want
+
+
+def test_a_kind_that_a_run_has_not_is_no_mark_and_those_it_has_are_named():
+  with pytest.raises(ValueError, match="kinds of this run: image, wide, tone"):
+    prompt_lib.split("<video>", KINDS)
+  with pytest.raises(ValueError, match="'<tone>' is an unknown mark"):
+    prompt_lib.split("<tone>")
+
+
+def test_a_mark_is_what_a_prompt_asks_with():
+  for number, kind in enumerate(KINDS):
+    assert prompt_lib.split(prompt_lib.mark_of(kind), KINDS) == [(number, None)]

@@ -29,8 +29,8 @@ from tfusion.data.balance import (
   free_id,
   settle,
 )
+from tfusion.data.collection import Collection, open_collection
 from tfusion.data.contents import Contents, Hashed, hash_of, of_documents
-from tfusion.data.gallery import Gallery, open_gallery
 from tfusion.data.pairs import Pair, find_pairs
 from tfusion.data.source import Source, Span
 from tfusion.files import cache_of
@@ -48,7 +48,7 @@ class Folder(Source):
   leaves_out = True
 
   pairs: tuple[Pair, ...]  # of both splits
-  gallery: Gallery
+  collection: Collection
   test: bool
   rejected: tuple[Rejected, ...]  # of both splits
   named: bool  # names say which are held out, else a hash does
@@ -70,7 +70,7 @@ class Folder(Source):
 
   def __getitem__(self, index: int) -> tuple[Span, ...]:
     pair = self._own[index]
-    return pair.caption, self.gallery[pair.file]
+    return pair.caption, self.collection[pair.file]
 
   @property
   def skipped(self) -> dict[str, str]:
@@ -99,7 +99,7 @@ class Folder(Source):
       seen[pair.file] += 1
       more = f" {seen[pair.file]}" if seen[pair.file] > 1 else ""
       text = hash_of([pair.caption])
-      image = self.gallery.hash_of(pair.file)
+      image = self.collection.hash_of(pair.file)
       hashed.append(Hashed(pair.file + more, text, image))
     return of_documents(hashed, made_with=f"Pillow {PIL.__version__}")
 
@@ -135,6 +135,7 @@ class Survey:
   images: int  # with a caption
   captions: int
   short_side_px: int  # median over the images
+  sizes: tuple[tuple[int, int], ...]  # width and height of some of them
   gray: bool  # no image has colour
   characters: int  # of all captions
   alphabet: int  # different characters
@@ -159,7 +160,7 @@ def open_folder(
     image_shape: h, w, c; c is 1 (gray) or 3 (RGB). Images are cropped about their
       centre to this shape and resized.
     workdir: gets the decoded images, under cache/, once per state of the folder.
-    others: kinds of images beside the first (gallery.py).
+    others: kinds of images beside the first (collection.py).
 
   Raises:
     ValueError: no folder, no images, no captions, fewer than two usable images.
@@ -172,7 +173,7 @@ def open_folder(
     )
   found = find_pairs(path, arrays=bool(others))
   files = sorted({p.file for p in found.pairs})
-  gallery, bad = open_gallery(
+  collection, bad = open_collection(
     Path(path), files, image_shape=image_shape, others=others, cache=cache_of(workdir)
   )
   rejected, ids = list(found.rejected), {one.id for one in found.rejected}
@@ -187,7 +188,7 @@ def open_folder(
   return Folder(
     name,
     usable,
-    gallery,
+    collection,
     test,
     tuple(rejected),
     found.named,
@@ -220,7 +221,8 @@ def survey(path: str) -> Survey:
   return Survey(
     images=len(files),
     captions=len(pairs),
-    short_side_px=int(np.median([side for side, _ in headers])),
+    short_side_px=int(np.median([min(size) for size, _ in headers])),
+    sizes=tuple(size for size, _ in headers),
     gray=all(gray for _, gray in headers),
     characters=sum(lengths),
     alphabet=len(set().union(*(p.caption for p in pairs))),

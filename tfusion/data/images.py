@@ -88,24 +88,22 @@ def decode(
   return np.asarray(fitted, np.uint8).reshape(image_shape)
 
 
-def header(path: Path) -> tuple[int, bool] | None:
-  """Shorter side in pixels and whether it is gray; None for a broken file."""
+def header(path: Path) -> tuple[tuple[int, int], bool] | None:
+  """Width and height in pixels, held upright, and whether it is gray; None for a broken
+  file."""
   try:
     with Image.open(path) as image:
-      return min(image.size), image.mode[0] in "1LIF" and image.mode != "LAB"
+      lies = image.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+      size = (image.height, image.width) if lies else image.size
+      return size, image.mode[0] in "1LIF" and image.mode != "LAB"
   except Exception:  # as in decode_all, which names the reason
     return None
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-  """Width and height in pixels of an image that is held upright; None for a broken
-  file."""
-  try:
-    with Image.open(path) as image:
-      lies = image.getexif().get(ExifTags.Base.Orientation, 1) in LYING
-      return (image.height, image.width) if lies else image.size
-  except Exception:  # as in decode_all, which names the reason
-    return None
+  """Width and height in pixels, held upright; None for a broken file."""
+  found = header(path)
+  return found and found[0]
 
 
 def decode_all(

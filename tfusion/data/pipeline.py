@@ -349,7 +349,8 @@ def _open_tokenizer(
     tokenizer.save(path)
   else:
     texts = (text for source in sources for text in source.texts())
-    tokenizer = Tokenizer.train(texts, vocab_size=config.model.vocab_size, path=path)
+    pieces = config.model.vocab_size - len(config.model.kinds)
+    tokenizer = Tokenizer.train(texts, vocab_size=pieces, path=path)
   codes, marks = prepared.codebook(sources), len(config.model.kinds)
   if tokenizer.vocab_size + codes + marks > config.model.vocab_size:
     above = f" and {codes} codes of images above them" if codes else ""

@@ -32,7 +32,7 @@ class SampleGrids:
     self.config, self.workdir = config, workdir
     with _naming_prompts():  # now: opening the data may take hours
       for prompt in config.eval.prompts:
-        split(prompt)
+        split(prompt, config.model.every_kind)
 
   def check(self, corpus: Corpus) -> None:
     """Raises ValueError for a prompt that the model cannot continue."""
@@ -73,7 +73,8 @@ class SampleGrids:
     asked = []
     for prompt, one, parts in zip(prompts, made, shown, strict=True):
       own = [next(boxes) for part in parts if not isinstance(part, str)]
-      text = samples.made_text(parts, one.made)
+      marks = samples.marks_of(one, self.config.model.every_kind)
+      text = samples.made_text(parts, one.made, marks)
       asked.append({"prompt": prompt, "text": text, "boxes": own})
     path.parent.mkdir(exist_ok=True)
     workdir_lib.write_json(path.parent, f"{path.stem}.json", {"prompts": asked})

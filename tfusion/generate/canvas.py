@@ -18,11 +18,12 @@ from tfusion import files
 from tfusion.autoencoder import codec as codec_lib
 from tfusion.autoencoder.codec import Codec
 from tfusion.config import Config
-from tfusion.data import prepared
-from tfusion.data.images import decode
+from tfusion.data import aspects, prepared
+from tfusion.data.images import decode, size_of
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards.manifest import ImageFormat
-from tfusion.generate import png
+from tfusion.generate import figures, png
+from tfusion.kinds import FIRST, Kind
 from tfusion.sequence import CodeBook
 
 BATCH = 8  # images decoded at a time; the last are filled up, so that one is compiled
@@ -32,19 +33,31 @@ FALSE_COLOUR_DEVIATIONS = 2.0  # from black to white, on either side of the mean
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-  """What images of one kind are made from and seen as."""
+  """What images are made from and seen as."""
 
   shape: tuple[int, ...]  # h, w, c
   images: ImageFormat | None = None  # of latents or codes; None: pixels in [-1, 1]
   codec: Codec | None = None  # of latents or codes; None: it is missing
+  others: tuple[Kind, ...] = ()  # kinds behind the first
 
-  def read(self, path: str | Path) -> np.ndarray:
-    """Reads an image file as the model is given it: f32[h, w, c], or codes i32[n].
+  def read(self, path: str | Path, kind: int = 0) -> np.ndarray:
+    """Reads a file as the model is given it: f32[h, w, c], or codes i32[n].
+
+    Args:
+      path: of an image; of a kind that has not the layers of `image`, a .npy.
+      kind: of the first, an image becomes one of the kind whose aspect is nearest.
 
     Raises:
+      ValueError: an array of another shape than its kind.
       Exception: whatever Pillow's decoder raises on broken data.
     """
-    h, w, c = self.shape
+    own = self.others[kind - 1] if kind else None
+    if own and own.like != FIRST:
+      array = np.load(path, allow_pickle=False).astype(np.float32)
+      if array.shape != own.shape:
+        raise ValueError(f"it is {array.shape}, and {own.name} is {own.shape}")
+      return array
+    h, w, c = own.shape if own else self._shape_of(Path(path))
     if self.images is None:
       return decode(Path(path), (h, w, c)).astype(np.float32) / 127.5 - 1
     codec = self.codec
@@ -75,6 +88,8 @@ class Canvas:
 
     Latents without an autoencoder come in false colours, codes as patterns of grey.
     """
+    if self.others:
+      return self._show_kinds(images)
     if self.images is None:
       return [png.to_pixels(image) for image in images]
     if not self.images.latents:
@@ -85,6 +100,35 @@ class Canvas:
       return [false_colours(image) for image in images]
     scale_c, shift_c = _normaliser(self.images)
     return _decode(self.codec, [image * scale_c + shift_c for image in images])
+
+  def _shape_of(self, path: Path) -> tuple[int, ...]:
+    """The shape that an image gets: the nearest to its own, of `image` and its kin."""
+    shapes = [self.shape, *(o.shape for o in self.others if o.like == FIRST)]
+    size = size_of(path) if len(shapes) > 1 else None
+    if size is None:
+      return self.shape
+    at = aspects.nearest(size, shapes, near=math.inf)
+    assert at is not None, "something is nearest"
+    return shapes[at]
+
+  def _show_kinds(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """As `show`, of images of several shapes and of what is none."""
+    alone = dataclasses.replace(self, others=())
+    drawn = {kind.shape for kind in self.others if kind.like != FIRST}
+    shown: dict[int, np.ndarray] = {}
+    for shape in {image.shape for image in images}:
+      own = [n for n, image in enumerate(images) if image.shape == shape]
+      some = [images[n] for n in own]
+      if shape in drawn and len(shape) != 3:
+        made = [figures.draw(one) for one in some]
+      elif shape in drawn and shape[-1] not in (1, 3):
+        made = [false_colours(one) for one in some]
+      elif shape in drawn:
+        made = [png.to_pixels(one) for one in some]
+      else:
+        made = alone.show(some)
+      shown |= zip(own, made, strict=True)
+    return [shown[n] for n in range(len(images))]
 
   def show_stored(self, images: np.ndarray) -> list[np.ndarray]:
     """Images as shards store them, in pixels u8[H, W, 3].
@@ -117,14 +161,15 @@ def open_canvas(
       missing, and this is not `look_only`.
   """
   shape, workdir = config.model.image_shape, files.to_path(workdir)
+  others = config.model.every_kind[1:]
   kept = prepared.kept(workdir)
   if kept is None:
-    return Canvas(shape)
+    return Canvas(shape, others=others)
   images, sha256 = kept
   path = workdir / manifest_lib.AUTOENCODER
   wanted = sha256 if path.is_file() else None  # None: there is no autoencoder
   if look_only and wanted is None:
-    return Canvas(shape, images)
+    return Canvas(shape, images, others=others)
   if wanted is None:
     raise ValueError(
       f"{path}: is missing, and the images of this run are {_kind(images)}: without"
@@ -138,7 +183,7 @@ def open_canvas(
     )
   codec = codec_lib.load(path)
   _check(codec, images, shape, path)
-  return Canvas(shape, images, codec)
+  return Canvas(shape, images, codec, others)
 
 
 def false_colours(normal_hwc: np.ndarray) -> np.ndarray:

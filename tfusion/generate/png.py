@@ -63,13 +63,13 @@ def sheet(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
   """Lays images out in rows, with one white pixel around each.
 
   Args:
-    images: u8[h, w, c] each, all of one shape.
+    images: u8[h, w, c] each; smaller ones get the room of the largest.
     columns: images in a row.
 
   Returns:
     u8[rows * (h + 1) + 1, columns * (w + 1) + 1, c].
   """
-  h, w, c = images[0].shape
+  h, w, c = (max(sizes) for sizes in zip(*(image.shape for image in images)))
   rows = -(-len(images) // columns)
   height, width = rows * (h + 1) + 1, columns * (w + 1) + 1
   laid_out = np.full((height, width, c), WHITE, np.uint8)
@@ -83,9 +83,10 @@ def boxes(
 ) -> list[tuple[int, int, int, int]]:
   """Where `sheet` puts each image: left, top, right, bottom in pixels."""
   places = []
+  cell_h, cell_w = (max(image.shape[side] for image in images) for side in (0, 1))
   for number, image in enumerate(images):
     (h, w, _), (row, column) = image.shape, divmod(number, columns)
-    left, top = 1 + column * (w + 1), 1 + row * (h + 1)
+    left, top = 1 + column * (cell_w + 1), 1 + row * (cell_h + 1)
     places.append((left, top, left + w, top + h))
   return places
 

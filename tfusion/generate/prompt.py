@@ -4,19 +4,25 @@ Owns: Prompt and its written form. Not: files (the caller loads them), what the 
 makes of it (interleaved.py).
 
 The written form is text with two marks: at `<image>` the model makes an image, and
-`<image:FILE>` shows it one. What is nearly a mark, or a mark of another program, is an
-error. A backslash before < or > says that the sign is text: `\<image>` is the word, not
-the mark. Before such a sign, and only there, a backslash is itself written twice.
-The mark in other brackets, as in `[image]`, is nearly one too; `\[image]` is the word.
+`<image:FILE>` shows it one. In a run of several kinds `<audio>` and `<audio:FILE>` are
+of a kind of that name, and `<image:wide>` is an image of a kind that has the layers of
+`image`, not of a file called wide.
+
+What is nearly a mark, or a mark of another program, is an error. A backslash before <
+or > says that the sign is text: `\<image>` is the word, not the mark. Before such a
+sign, and only there, a backslash is itself written twice. The mark in other brackets,
+as in `[image]`, is nearly one too; `\[image]` is the word.
 """
 
 import difflib
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tfusion.kinds import FIRST, Kind
 from tfusion.sequence import Codes, Image, Text
 
 # In other brackets than ours: ASCII, full-width and those that keyboards make of <.
@@ -32,7 +38,6 @@ BRACKETED = "|".join(
 OTHERWISE = re.compile(BRACKETED, re.IGNORECASE)
 ESCAPED = re.compile(rf"(\\+)([<>]|(?={BRACKETED}).)", re.IGNORECASE)
 ESCAPABLE = re.compile(ESCAPED.pattern.replace("+", "*", 1), re.IGNORECASE)
-MARK = re.compile(r"\s*<image(?::\s*([^<>\s](?:[^<>]*[^<>\s])?)\s*)?>\s*")
 # What may be meant as one.
 HUGGED = re.compile(r"<+<image[^<>]*>|<image[^<>]*>>+")
 OPENED = re.compile(r"<([^<>]*)(>?)")  # from a < on, to its > if it has one
@@ -51,6 +56,13 @@ SIGNS = {code: sign for sign, code in LITERAL.items()}
 LITERAL_OPEN = re.compile("\ud800[^<>]*>")  # its > is text as well
 
 
+class Mark(NamedTuple):
+  """A mark of a prompt, taken apart."""
+
+  kind: int = 0  # its place among those of the run
+  file: str | None = None  # what is shown; None: the model makes one
+
+
 class Blank(NamedTuple):
   """A place in a prompt that the model fills with an image."""
 
@@ -65,7 +77,8 @@ def parse_prompt(
   prompt: str,
   *,
   encode: Callable[[str], np.ndarray],
-  load_image: Callable[[str], Image | Codes],
+  load_image: Callable[[str, int], Image | Codes],
+  kinds: Sequence[Kind] = (),
 ) -> Prompt:
   """Parses the written form.
 
@@ -74,41 +87,59 @@ def parse_prompt(
   Args:
     prompt: may be empty.
     encode: text to token ids.
-    load_image: the FILE of a mark to an image.
+    load_image: the FILE of a mark, and the kind that it names, to an image.
+    kinds: of the run; none: images alone.
 
   Raises:
     ValueError: what is nearly a mark, or another `<name>`; it says how to write both.
   """
   spans: list[Given | Blank] = []
-  for part in split(prompt):
+  for part in split(prompt, kinds):
     if isinstance(part, str):
       spans.append(Text(encode(part)))
-    elif part:
-      spans.append(load_image(part[0]))
+    elif part.file is None:
+      spans.append(Blank(part.kind))
     else:
-      spans.append(Blank())
+      spans.append(load_image(part.file, part.kind))
   return tuple(spans)
 
 
-def split(prompt: str) -> list[str | tuple[str, ...]]:
+def split(prompt: str, kinds: Sequence[Kind] = ()) -> list[str | Mark]:
   """Takes the written form apart, and reads no file.
 
   Returns:
-    In order: texts, none of them empty; () for a blank; (FILE,) for an image to show.
+    In order: texts, none of them empty, and marks.
 
   Raises:
     ValueError: as parse_prompt.
   """
-  parts: list[str | tuple[str, ...]] = []
-  end = 0
+  parts: list[str | Mark] = []
+  end, names = 0, [kind.name for kind in kinds] or [FIRST]
+  like_images = [kind.name for kind in kinds if kind.like == FIRST]
   hidden = ESCAPED.sub(_hide, prompt)
   if match := HUGGED.search(hidden):
     raise _nearly(prompt, match[0])
-  for match in MARK.finditer(hidden):
-    parts += _text(prompt, hidden[end : match.start()])
-    parts.append(() if match[1] is None else (_shown(match[1]),))
+  for match in _marks(tuple(names)).finditer(hidden):
+    parts += _text(prompt, hidden[end : match.start()], names)
+    name, file = match[1], match[2] and _shown(match[2])
+    if name == FIRST and file in like_images:
+      name, file = file, None
+    parts.append(Mark(names.index(name), file))
     end = match.end()
-  return [*parts, *_text(prompt, hidden[end:])]
+  return [*parts, *_text(prompt, hidden[end:], names)]
+
+
+@functools.lru_cache(64)
+def _marks(names: tuple[str, ...]) -> re.Pattern[str]:
+  """What a mark of these kinds looks like: its name, and its file if it has one."""
+  file = r"(?::\s*([^<>\s](?:[^<>]*[^<>\s])?)\s*)?"
+  return re.compile(rf"\s*<({'|'.join(map(re.escape, names))}){file}>\s*")
+
+
+def mark_of(kind: Kind) -> str:
+  """How a prompt asks for one of a kind."""
+  inner = f"{FIRST}:{kind.name}" if kind.like == FIRST else kind.name
+  return f"<{inner}>"
 
 
 def escape(text: str) -> str:
@@ -142,11 +173,12 @@ def _shown(hidden: str) -> str:
   return "".join(SIGNS.get(character, character) for character in hidden)
 
 
-def _text(prompt: str, hidden: str) -> list[str]:
+def _text(prompt: str, hidden: str, names: Sequence[str]) -> list[str]:
   """The text between two marks, if there is some; nothing in it may be nearly one."""
   for opened in OPENED.finditer(hidden):
     if _is_near(*opened.groups()):
-      raise _nearly(prompt, opened[0])
+      known = f"; kinds of this run: {', '.join(names)}" if len(names) > 1 else ""
+      raise _nearly(prompt, opened[0], known)
   if match := OTHERWISE.search(hidden):
     raise _nearly(prompt, match[0], f"; write \\{match[0]} if it is text")
   if match := CLOSED.search(LITERAL_OPEN.sub("", hidden)):

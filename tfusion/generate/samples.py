@@ -19,13 +19,15 @@ from PIL import Image as Pillow
 from tfusion import files, templates
 from tfusion.config import Config
 from tfusion.data import numbers
+from tfusion.data.forms import image_of
 from tfusion.data.pairs import why_no_file
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate import png
 from tfusion.generate.canvas import Canvas
 from tfusion.generate.interleaved import Generated, check_prompts, generate
-from tfusion.generate.prompt import Prompt, parse_prompt
+from tfusion.generate.prompt import Prompt, mark_of, parse_prompt
 from tfusion.generate.trained import Trained
+from tfusion.kinds import FIRST, Kind
 from tfusion.model.transfusion import Params
 from tfusion.numerals import SEEDS
 from tfusion.sequence import Codes, Image, Text
@@ -42,6 +44,9 @@ class Sample:
     parts: the whole document in order, given and made: texts, and images
       u8[h, w, 1 or 3] at the size that they have.
     made: for each part, whether the model made it.
+    marks: for each part, how a prompt asks for one of its kind: `<image>`; "" of text.
+    arrays: what the model has for parts that are no images, f32, by their place among
+      the parts, where they are drawn as one.
     finished: False if sample.max_elements stopped the model.
     number: of this sample among those of its prompt, from 0 on.
     call: what `sample` was asked for: enough to get the same again.
@@ -53,15 +58,18 @@ class Sample:
   finished: bool
   number: int
   call: dict[str, Any]
+  marks: tuple[str, ...] = ()
+  arrays: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def text(self) -> str:
     """What the model itself wrote, with `<image>` where it made an image."""
-    return made_text(self.parts, self.made)
+    return made_text(self.parts, self.made, self.marks)
 
   @property
   def images(self) -> list[Pillow.Image]:
-    """The images that the model made, in RGB, at the size that they have."""
+    """The images that the model made, in RGB, at the size that they have; what is no
+    image comes as its drawing, and its numbers are in `arrays`."""
     pairs = zip(self.parts, self.made, strict=True)
     return [png.to_rgb(x) for x, made in pairs if made and not isinstance(x, str)]
 
@@ -70,7 +78,8 @@ class Sample:
 
     That is sample_000.txt, with `<image:FILE>` where an image stands, the images as
     sample_000_image_0.png and so on, given ones too, small ones enlarged, and
-    sample_000.json. The number goes on where those in the folder end.
+    sample_000.json; an array of another kind is a .npy beside its drawing. The number
+    goes on where those in the folder end.
 
     Args:
       folder: is made if it is not there.
@@ -89,13 +98,18 @@ class Sample:
     about = _claim(folder)
     text = ""
     paths: list[Path] = []
-    for part in self.parts:
+    for place, part in enumerate(self.parts):
       if isinstance(part, str):
         text += part
         continue
-      paths.append(about.with_name(f"{about.stem}_image_{len(paths)}.png"))
+      name = self.marks[place].strip("<>").partition(":")[0] if self.marks else "image"
+      number = sum(path.suffix == ".png" for path in paths)
+      paths.append(about.with_name(f"{about.stem}_{name}_{number}.png"))
       png.write(part, paths[-1])
-      text += f"<image:{paths[-1].name}>"
+      if place in self.arrays:
+        paths.append(paths[-1].with_suffix(".npy"))
+        np.save(paths[-1], self.arrays[place])
+      text += f"<{name}:{paths[-1].name}>"
     if not self.finished:
       limit = self.call["sample"]["max_elements"]
       text += f" [stopped at sample.max_elements={limit}]"
@@ -108,7 +122,9 @@ class Sample:
 
   def __str__(self) -> str:
     """The whole document, with `<image>` where an image stands."""
-    return "".join(x if isinstance(x, str) else "<image>" for x in self.parts)
+    marks = self.marks or ("<image>",) * len(self.parts)
+    pairs = zip(self.parts, marks, strict=True)
+    return "".join(x if isinstance(x, str) else mark for x, mark in pairs)
 
   def __repr__(self) -> str:
     return f"Sample({self.prompt!r} -> {self.text!r})"
@@ -171,12 +187,41 @@ def sample(
   call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
   call["sample"] = dataclasses.asdict(config.sample)
   call["diffusion"] = {"clip": config.diffusion.clip}  # all else is the run's own
+  kinds = config.model.every_kind
   return Samples(
-    Sample(prompt, parts, one.made, one.finished, number % count, call)
+    Sample(
+      prompt,
+      parts,
+      one.made,
+      one.finished,
+      number % count,
+      call,
+      marks_of(one, kinds),
+      _arrays(one, kinds),
+    )
     for number, (prompt, one, parts) in enumerate(
       zip(asked, made, show(made, tokenizer, canvas), strict=True)
     )
   )
+
+
+def marks_of(one: Generated, kinds: Sequence[Kind]) -> tuple[str, ...]:
+  """Of every span how a prompt asks for one of its kind; "" for text."""
+  return tuple(
+    ""
+    if isinstance(span, Text)
+    else mark_of(kinds[span.kind if isinstance(span, Image) else 0])
+    for span in one.spans
+  )
+
+
+def _arrays(one: Generated, kinds: Sequence[Kind]) -> dict[int, np.ndarray]:
+  """The spans that are no images, by their places."""
+  return {
+    place: span.latent
+    for place, span in enumerate(one.spans)
+    if isinstance(span, Image) and kinds[span.kind].owner != FIRST
+  }
 
 
 def continue_prompts(
@@ -218,21 +263,30 @@ def read_prompts(
 
   book = canvas.book(tokenizer.vocab_size)
 
-  def load_image(path: str) -> Image | Codes:
+  kinds = config.model.every_kind
+
+  def load_image(path: str, kind: int) -> Image | Codes:
     try:
-      read = canvas.read(Path(path).expanduser())  # no shell looks into a prompt
-      return Codes(read + np.int32(book.first)) if book else Image(read)
+      read = canvas.read(Path(path).expanduser(), kind)  # no shell looks into a prompt
+      if book:
+        return Codes(read + np.int32(book.first))
+      return image_of(Image(read, kind=kind), config)
     except Exception as error:  # Pillow's decoders raise almost any kind
       reason = getattr(error, "strerror", None) or error or type(error).__name__
       if isinstance(error, FileNotFoundError):
         reason = why_no_file(path) or "there is no such file"
+      name, what, file = "image", "an image", "PNG or JPEG"
+      if kinds[kind].owner != FIRST:
+        name = kinds[kind].name
+        what, file = f"one of {name}", ".npy"
       raise ValueError(
-        f"<image:{path}>: not an image that can be read ({reason}); give the path of a"
-        " whole PNG or JPEG file"
+        f"<{name}:{path}>: not {what} that can be read ({reason}); give the path of a"
+        f" whole {file} file"
       ) from error
 
   read = [
-    parse_prompt(p, encode=tokenizer.encode, load_image=load_image) for p in prompts
+    parse_prompt(p, encode=tokenizer.encode, load_image=load_image, kinds=kinds)
+    for p in prompts
   ]
   check_prompts(config, read, book=book)
   return read
@@ -258,10 +312,17 @@ def show(
   ]
 
 
-def made_text(parts: Sequence[str | np.ndarray], made: Sequence[bool]) -> str:
+def made_text(
+  parts: Sequence[str | np.ndarray], made: Sequence[bool], marks: Sequence[str] = ()
+) -> str:
   """The text that the model itself wrote, with `<image>` where it made an image."""
-  own = (part for part, is_made in zip(parts, made, strict=True) if is_made)
-  return "".join(x if isinstance(x, str) else "<image>" for x in own).strip()
+  marks = marks or ("<image>",) * len(parts)
+  own = (
+    part if isinstance(part, str) else mark
+    for part, is_made, mark in zip(parts, made, marks, strict=True)
+    if is_made
+  )
+  return "".join(own).strip()
 
 
 def _claim(folder: Path) -> Path:

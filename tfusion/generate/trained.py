@@ -78,7 +78,7 @@ def of_state(config: Config, workdir: str | Path, state: TrainState) -> Trained:
     config=config,
     step=int(state.step),
     params=state.sampling_params,
-    tokenizer=identity.open_tokenizer(workdir),
+    tokenizer=identity.open_tokenizer(workdir).for_kinds(len(config.model.every_kind)),
     mesh=make_mesh(config.mesh),
     numbers=numbers.kept(workdir),
   )

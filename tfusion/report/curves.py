@@ -4,6 +4,7 @@ Owns: the sections of curves and their words, smoothing. Not: the numbers, which
 training writes (metrics.jsonl, speed.jsonl, validation.jsonl); the drawing (plot.py).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,7 +104,22 @@ OF_AUTOENCODER = Sections(
 
 def of(run: Run) -> Sections:
   """Returns the sections of curves of a run, of a model or of an autoencoder."""
-  return OF_AUTOENCODER if run.is_autoencoder else OF_TRAIN
+  if run.is_autoencoder:
+    return OF_AUTOENCODER
+  specs = run.config.get("model", {}).get("kinds", ())
+  names = [spec.partition(":")[0] for spec in specs]
+  train, heldout, *rest = OF_TRAIN
+  return Sections(_of_kinds(train, names), _of_kinds(heldout, names), *rest)
+
+
+def _of_kinds(section: Section, names: Sequence[str]) -> Section:
+  """The section with a curve of the loss of each kind that a run has beside images."""
+  source = section.curves[0].file
+  more = [
+    Curve(source, f"loss_{name}", f"Loss of {name}", "squared error", "image")
+    for name in names
+  ]
+  return section._replace(curves=(*section.curves, *more))
 
 
 def figures(

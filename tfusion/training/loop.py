@@ -278,13 +278,14 @@ def _evaluate(
     mesh, params = jax.sharding.get_mesh(), state.sampling_params
     batches = (global_batch(b, mesh=mesh) for b in heldout)
     line = validate(config, params, batches, first_code=corpus.first_code)
-    image = line["loss_image"]  # None: no held-out row has an image
-    shown = "-" if image is None else f"{image:.4f}"
+    kinds = {k.name: line[f"loss_{k.name}"] for k in config.model.every_kind}
+    # None: no held-out row has one.
+    shown = [f"  {k} {'-' if x is None else f'{x:.4f}'}" for k, x in kinds.items()]
     if "loss_codes" in line:
-      shown += f"  codes {line['loss_codes']:.3f}"
+      shown.append(f"  codes {line['loss_codes']:.3f}")
     log.say(
       f"step {step}  held out: text {line['loss_text']:.3f} (perplexity"
-      f" {line['perplexity']:.2f})  image {shown}"
+      f" {line['perplexity']:.2f}){''.join(shown)}"
     )
     reading.say_read(step, log)
     for evaluation in evaluations:
@@ -297,9 +298,11 @@ def _evaluate(
 
 def _progress_line(values: Values, speed: Values, steps: int) -> str:
   left = int(speed["eta_seconds"])
+  kinds = [key for key in values if key.startswith("loss_") and key != "loss_text"]
+  images = "".join(f"  {key.removeprefix('loss_')} {values[key]:.4f}" for key in kinds)
   return (
     f"step {values['step']}/{steps}  loss {values['loss']:.3f}"
-    f"  text {values['loss_text']:.3f}  image {values['loss_image']:.4f}"
+    f"  text {values['loss_text']:.3f}{images}"
     f"  {speed['elements_per_s']:,.0f} elements/s  {speed['step_ms']:.0f} ms"
     f"  MFU {speed['mfu']:.0%}  data wait {speed['data_wait_share']:.1%}"
     f"  left {left // 60}:{left % 60:02d}"

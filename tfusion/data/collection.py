@@ -35,7 +35,7 @@ class Place(NamedTuple):
   row: int  # of the decoded images of that kind; of an array, -1
 
 
-class Gallery:
+class Collection:
   """Images of some files below a folder; picklable."""
 
   def __init__(
@@ -56,7 +56,7 @@ class Gallery:
     }
 
   def __reduce__(self):
-    return Gallery, (self._root, self._places, self._caches)
+    return Collection, (self._root, self._places, self._caches)
 
   def __getitem__(self, file: str) -> np.ndarray | sequence.Image:
     """The image of a file, f32 in [-1, 1], or as its array has it."""
@@ -78,19 +78,19 @@ class Gallery:
     """How many files are of a kind."""
     return sum(place.kind == kind for place in self._places.values())
 
-  @functools.cache  # noqa: B019 - as long as the gallery
+  @functools.cache  # noqa: B019 - as long as the collection
   def _hashes(self, kind: int) -> list[str]:
     return images_lib.hashes(self._caches[kind])
 
 
-def open_gallery(
+def open_collection(
   root: Path,
   files: Sequence[str],
   *,
   image_shape: tuple[int, ...],
   others: Sequence[Kind],
   cache: Path,
-) -> tuple[Gallery, dict[str, str]]:
+) -> tuple[Collection, dict[str, str]]:
   """Decodes and checks all files.
 
   Args:
@@ -101,7 +101,7 @@ def open_gallery(
     cache: gets the decoded images.
 
   Returns:
-    The gallery, and the files that it lacks, each with the reason.
+    The collection, and the files that it lacks, each with the reason.
   """
   shapes = {0: tuple(image_shape)}
   shapes |= {n: kind.shape for n, kind in enumerate(others, 1) if kind.like == "image"}
@@ -125,7 +125,7 @@ def open_gallery(
     bad |= broken
     rows = ((file, row) for row, file in enumerate(own) if file not in broken)
     places |= {file: Place(kind, row) for file, row in rows}
-  return Gallery(root, places, caches), bad
+  return Collection(root, places, caches), bad
 
 
 def _by_aspect(
