@@ -63,7 +63,7 @@ FILES = {
   "evaluate/networks": "clip inception network weights",
   "generate": "canvas figures interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
-  "interop": "card diffusers export llama tensors weights",
+  "interop": "bagel card diffusers export layout llama tensors weights",
   "model": "layers linear patches transformer transfusion unet untied",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"

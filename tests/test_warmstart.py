@@ -13,6 +13,7 @@ import tfusion
 from tfusion import config as config_lib
 from tfusion import warmstart
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.interop import export
 from tfusion.interop.weights import InitFrom, Weights
 from tfusion.training import loop
 
@@ -39,6 +40,22 @@ def test_a_folder_decides_the_model_and_the_tokenizer(tmp_path, capsys):
 def test_rows_that_a_vocabulary_has_to_spare_are_used_first(tmp_path):
   folder = tiny_weights.with_tokenizer(tmp_path, vocab_size=272)
   assert fitted(folder).model.vocab_size == 272
+
+
+def test_what_was_exported_brings_its_image_part_and_its_noise(tmp_path):
+  changes = dict(
+    model__vocab_size=320, model__image_shape=(8, 4, 3), model__untied="mlp"
+  )
+  changes |= dict(diffusion__schedule="linear", diffusion__target="v")
+  exported = tiny.config(sample__sampler="heun", **changes)
+  own = Tokenizer(tiny_weights.tokenizer())
+  params = tiny.params(exported.model)
+  export.export(tmp_path / "out", exported, params, own, step=7)
+  c = fitted(tmp_path / "out", "low")
+  assert (c.diffusion.schedule, c.diffusion.target) == ("linear", "v")
+  assert c.sample.sampler == "euler"  # the default's ddpm is not of that schedule
+  assert config_lib.from_dict(c).model == exported.model
+  assert c.train.text_lr_factor == 0.1
 
 
 @pytest.mark.parametrize(

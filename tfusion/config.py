@@ -56,6 +56,9 @@ class ModelConfig:
   # patches of an image at one position; axial, by row and column of the image, each in
   # half of the frequencies (docs/family.md).
   positions: str = "sequence"
+  # What t is multiplied by before patch layers are told it. With 0.001 it runs from 0
+  # to 1 at 1,000 timesteps, as in BAGEL.
+  time_scale: float = 1.0
   # What is added to a patch for its place in the image: none; learned, a vector for
   # each place; or sine, fixed waves of row and column, as in DiT and BAGEL.
   patch_places: str = "none"
@@ -340,7 +343,8 @@ RANGES = {
   "above 0": (
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
-    " model.rope_theta model.norm_eps model.unroll diffusion.timesteps"
+    " model.rope_theta model.norm_eps model.unroll model.time_scale"
+    " diffusion.timesteps"
     " data.image_slots data.text_per_patch data.lanes data.packing_rows optim.peak_lr"
     " diffusion.t_shift optim.eps optim.clip_norm mesh.context mesh.tensor train.steps"
     " train.batch_rows train.accumulate train.log_every_steps train.eval_every_steps"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import ml_collections
 
+from tfusion.config import SAMPLERS
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.interop.weights import TOKENIZERS, Weights
 
@@ -34,12 +35,14 @@ TOWERS = {
 
 
 def fit(config: ml_collections.ConfigDict, folder: str, *, tower: str) -> None:
-  """Gives a config the model and the tokenizer of a folder, and says what it found.
+  """Gives a config the model, the noise and the tokenizer of a folder, and says what it
+  found.
 
   Args:
     config: gets the values.
     folder: of a Llama or a Qwen as Hugging Face has it, with its tokenizer; or one that
-      `tfusion export` wrote, whose image part is taken too, as it is.
+      `tfusion export` wrote, or BAGEL's, whose image part is taken too, as it is, with
+      the noise that it knows.
     tower: one of TOWERS.
 
   Raises:
@@ -59,6 +62,11 @@ def fit(config: ml_collections.ConfigDict, folder: str, *, tower: str) -> None:
   path, tokenizer = _tokenizer(weights.folder)
   for name, value in weights.knobs.items():
     config.model[name] = value
+  for name, value in weights.layout.noise.items():
+    config.diffusion[name] = value
+  known = SAMPLERS[config.diffusion.schedule]
+  if config.sample.sampler not in known:
+    config.sample.sampler = known[0]
   if "untied" not in weights.knobs:
     config.model.untied = TOWERS[tower].untied
   config.train.text_lr_factor = TOWERS[tower].text_lr_factor

@@ -83,6 +83,7 @@ ADDED = {
   "model.attention_bias": False,
   "model.head_size": 0,
   "model.rope_scaling": (),
+  "model.time_scale": 1.0,
   "model.untied": "none",
   "model.dropout": 0.0,
   "data.isolate_documents": True,

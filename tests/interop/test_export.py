@@ -61,8 +61,9 @@ def begun(config, folder: pathlib.Path):
     dict(model__patches="unet", model__unet_widths=(8, 8), **KINDS["llama"]),
     dict(model__patches="none", **KINDS["tfusion"]),
     dict(model__untied="all", **KINDS["tfusion"]),
+    dict(model__kinds=("wide:4x8x2,patch=2",), **KINDS["llama"]),
   ],
-  ids=["qwen3", "qwen2", "unet", "chameleon", "untied chameleon"],
+  ids=["qwen3", "qwen2", "unet", "chameleon", "untied chameleon", "kinds"],
 )
 def test_what_went_out_comes_back_bit_for_bit(changes, tmp_path, tokenizer):
   config, params = made(tmp_path / "out", tokenizer, **changes)

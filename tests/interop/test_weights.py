@@ -202,6 +202,8 @@ def test_an_index_of_other_files_is_told_from_the_right_one(tmp_path):
 
 
 def test_a_folder_that_is_none_says_what_it_should_hold(tmp_path):
+  with pytest.raises(ValueError, match="gs://a/b: .*copy them to this machine"):
+    Weights("gs://a/b")
   with pytest.raises(ValueError, match="holds no config.json; give the folder of"):
     Weights(tmp_path / "absent")
   (tmp_path / "config.json").write_text("{")

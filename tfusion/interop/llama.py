@@ -10,9 +10,19 @@ are free to part when they are trained: ours.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from tfusion.config import ModelConfig
+from tfusion.interop.layout import (
+  BIASES,
+  OF_HEADS,
+  TABLE,
+  TO_WIDTH,
+  TURNED,
+  VECTOR,
+  Layout,
+  Theirs,
+)
 from tfusion.sequence import SpecialTokens
 
 # What the attention of a kind has beside Llama's: model.attention_bias, model.qk_norm.
@@ -47,18 +57,10 @@ SCALING = (
   "original_max_position_embeddings",
 )
 # How a program is run, which a folder of weights says nothing of.
+OF_NOISE = "timesteps schedule target context".split()  # of an exported model's
 OF_RUNS = "dropout dtype gradient_dtype remat unroll attention".split()
 
 
-class Theirs(NamedTuple):
-  """The tensor that a parameter of ours is, or is stacked of."""
-
-  name: str  # with {} for the number of the layer, if ours has an axis of layers
-  # For each axis of theirs the axes of ours that it is, without that of layers.
-  axes: tuple[tuple[int, ...], ...]
-
-
-VECTOR, TABLE, TURNED = ((0,),), ((0,), (1,)), ((1,), (0,))
 _BLOCKS, _LAYERS = "transformer.blocks.", "model.layers.{}."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Parameters of text by their dotted path.
@@ -70,17 +72,17 @@ NAMES = {
   f"{_BLOCKS}{ours}": Theirs(f"{_LAYERS}{theirs}", axes)
   for ours, theirs, axes in (
     ("attention_norm.scale", "input_layernorm.weight", VECTOR),
-    ("attention.wq", "self_attn.q_proj.weight", ((1, 2), (0,))),
-    ("attention.wk", "self_attn.k_proj.weight", ((1, 2), (0,))),
-    ("attention.wv", "self_attn.v_proj.weight", ((1, 2), (0,))),
-    ("attention.b_q", "self_attn.q_proj.bias", ((0, 1),)),
-    ("attention.b_k", "self_attn.k_proj.bias", ((0, 1),)),
-    ("attention.b_v", "self_attn.v_proj.bias", ((0, 1),)),
+    ("attention.wq", "self_attn.q_proj.weight", OF_HEADS),
+    ("attention.wk", "self_attn.k_proj.weight", OF_HEADS),
+    ("attention.wv", "self_attn.v_proj.weight", OF_HEADS),
+    ("attention.b_q", "self_attn.q_proj.bias", BIASES),
+    ("attention.b_k", "self_attn.k_proj.bias", BIASES),
+    ("attention.b_v", "self_attn.v_proj.bias", BIASES),
     ("attention.q_norm.scale", "self_attn.q_norm.weight", VECTOR),
     ("attention.k_norm.scale", "self_attn.k_norm.weight", VECTOR),
     ("attention.q_norm.bias", "self_attn.q_norm.bias", VECTOR),
     ("attention.k_norm.bias", "self_attn.k_norm.bias", VECTOR),
-    ("attention.wo", "self_attn.o_proj.weight", ((2,), (0, 1))),
+    ("attention.wo", "self_attn.o_proj.weight", TO_WIDTH),
     ("mlp_norm.scale", "post_attention_layernorm.weight", VECTOR),
     ("mlp.w_gate", "mlp.gate_proj.weight", TURNED),
     ("mlp.w_up", "mlp.up_proj.weight", TURNED),
@@ -91,14 +93,25 @@ NAMES = {
 FREQUENCIES = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
 
-def of_text(path: str) -> str:
-  """The parameter of text whose numbers one of patches begins with; else the path.
+def layout(values: Any) -> Layout:
+  """The layout of a folder with this config.json.
 
-  Args:
-    path: dotted, of a parameter of ours.
+  Raises:
+    ValueError: names every value that makes it another network, or is missing.
   """
-  path = path.replace(f"{_BLOCKS}image.", _BLOCKS)
-  return path.replace("transformer.image_norm.", "transformer.norm.")
+  knobs = read_config(values)
+  section = values.get(OURS) or {}
+  noise = section.get("diffusion") or {}
+  names = values.get("architectures") or [values["model_type"]]
+  return Layout(
+    kind=str(names[0]),
+    knobs=knobs,
+    noise={name: noise[name] for name in OF_NOISE if name in noise},
+    names=NAMES,
+    tables=(EMBEDDING, HEAD),
+    is_tied=bool(values.get("tie_word_embeddings", False)),
+    ignored=FREQUENCIES,
+  )
 
 
 def read_config(values: Any) -> dict[str, Any]:

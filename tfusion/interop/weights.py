@@ -23,12 +23,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tfusion import parsing, progress
+from tfusion import buckets, parsing, progress
 from tfusion.config import Config, ModelConfig
 from tfusion.data.pipeline import Corpus
 from tfusion.data.tokenizer import Tokenizer
-from tfusion.interop import llama
-from tfusion.interop.llama import Theirs
+from tfusion.interop import bagel, llama
+from tfusion.interop.layout import Layout, Theirs
 from tfusion.interop.tensors import Tensors, exist, some
 from tfusion.model.transfusion import Params, build
 
@@ -64,7 +64,7 @@ class Weights:
     folder: with config.json and safetensors.
     knobs: of `model.`, that the weights ask for.
     rows: of the vocabulary that there are weights of.
-    kind: what config.json calls the network.
+    layout: of the files.
   """
 
   def __init__(self, folder: str | Path):
@@ -74,18 +74,15 @@ class Weights:
       ValueError: a file is missing, damaged or half there, or it is another network
         than a Llama, a Qwen or one that tfusion wrote.
     """
+    if buckets.is_bucket(folder):
+      raise ValueError(f"{folder}: weights are mapped; copy them to this machine")
     self.folder = Path(folder).expanduser()
-    values = _config_of(self.folder)
-    try:
-      self.knobs = llama.read_config(values)
-    except ValueError as error:
-      raise ValueError(f"{self.folder / CONFIG}: {error}") from error
-    self._is_tied = bool(values.get("tie_word_embeddings", False))
-    self.kind: str = (values.get("architectures") or [values["model_type"]])[0]
-    self._text = Tensors(self.folder)
+    self.layout = _layout_of(self.folder)
+    self.knobs = self.layout.knobs
+    self._text = Tensors(self.folder, stem=self.layout.stem)
     has_images = exist(self.folder, stem=OURS)
     self._images = Tensors(self.folder, stem=OURS) if has_images else None
-    table = self._text.specs.get(llama.EMBEDDING)
+    table = self._text.specs.get(self.layout.tables[0])
     self.rows: int = table.shape[0] if table and table.shape else 0
 
   def describe(self) -> str:
@@ -94,7 +91,7 @@ class Weights:
     dtypes = sorted({spec.dtype for t in both for spec in t.specs.values()})
     size, files = sum(t.size for t in both), sum(t.files for t in both)
     what = "1 file" if files == 1 else f"{files} files"
-    return f"{self.kind}, {size:,} numbers in {what}, {' and '.join(dtypes)}"
+    return f"{self.layout.kind}, {size:,} numbers in {what}, {' and '.join(dtypes)}"
 
   def check(self, model: ModelConfig) -> None:
     """Refuses a model that these are not the weights of.
@@ -190,14 +187,12 @@ class Weights:
     """Where each parameter is read from; those that are made new are left out."""
     found, images = {}, self._images
     for path, shape in shapes.items():
-      theirs = llama.NAMES.get(llama.of_text(path))
+      theirs = self.layout.find(path)
       own = PREFIX + path
       if images is not None and (theirs is None or own in images.specs):
         whole = Theirs(own, tuple((axis,) for axis in range(len(shape))))
         found[path] = _Source(images, whole, shape, None)
       elif theirs is not None:
-        if self._is_tied and theirs.name == llama.HEAD:
-          theirs = theirs._replace(name=llama.EMBEDDING)
         found[path] = self._text_source(theirs, shape)
     return found
 
@@ -214,15 +209,16 @@ class Weights:
       for name in source.names():
         used.add(name)
         wanted = source.shape
-        if name in (llama.EMBEDDING, llama.HEAD):  # further rows are added
+        if name in self.layout.tables:  # further rows are added
           wanted = (self.rows, *wanted[1:])
         if name not in specs:
           missing.append(name)
         elif specs[name].shape != wanted:
           shaped.append(f"{name} {[*specs[name].shape]}, not {[*wanted]}")
     there = {*self._text.specs, *(self._images.specs if self._images else ())}
-    known = {llama.HEAD} if self._is_tied else set()
-    left = [n for n in there - used - known if not re.fullmatch(llama.FREQUENCIES, n)]
+    known = {self.layout.tables[1]} if self.layout.is_tied else set()
+    ignored = self.layout.ignored
+    left = [n for n in there - used - known if not re.fullmatch(ignored, n)]
     other = self._text.other_dtypes(used & self._text.specs.keys())
     return [
       f"{len(names)} tensors {what}: {some(names)}"
@@ -262,7 +258,7 @@ class Weights:
 
   def _rows(self, tensors: Tensors, name: str, index: list[slice]) -> np.ndarray:
     """A part of a tensor; of a vocabulary also rows that there are no weights of."""
-    if name not in (llama.EMBEDDING, llama.HEAD) or index[0].stop <= self.rows:
+    if name not in self.layout.tables or index[0].stop <= self.rows:
       return tensors.read(name, index)
     stop = max(self.rows, index[0].start)
     parts = [self._mean(tensors, name, index[1])] * (index[0].stop - stop)
@@ -325,8 +321,9 @@ def _named(folder: str) -> Iterator[None]:
     raise ValueError(f"train.init_from={folder}: {error}") from error
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-  path = folder / CONFIG
+def _layout_of(folder: Path) -> Layout:
+  is_bagel = (folder / bagel.CONFIG).is_file()
+  path = folder / (bagel.CONFIG if is_bagel else CONFIG)
   if not path.is_file():
     raise ValueError(
       f"{folder}: holds no {CONFIG}; give the folder of a Llama or a Qwen as Hugging"
@@ -336,7 +333,10 @@ def _config_of(folder: Path) -> dict[str, Any]:
     values = parsing.parse_json(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path}: no JSON: {error}; copy it again") from error
-  return values if isinstance(values, dict) else {}
+  try:
+    return bagel.layout(values) if is_bagel else llama.layout(values)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def _tokenizer(path: Path) -> Tokenizer | None:

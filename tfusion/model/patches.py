@@ -49,11 +49,13 @@ def unpatchify(
   return by_row(lambda x: rearrange(x, f"{patches} -> {whole}", **sides))(x_bnmp)
 
 
-def sinusoids(t_bn: jax.Array) -> jax.Array:
-  """f32[b, n, 256]: cosines and sines of t (0 clean .. 1000 noise) at frequencies
-  from 1 to 1/10000 (arXiv 2006.11239, appendix B)."""
+def sinusoids(t_bn: jax.Array, *, scale: float = 1.0) -> jax.Array:
+  """f32[b, n, 256]: cosines and sines of t (0 clean .. 1000 noise), times `scale`, at
+  frequencies from 1 to 1/10000 (arXiv 2006.11239, appendix B)."""
   half = SINUSOIDS // 2
   frequency_f = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+  if scale != 1.0:
+    frequency_f = scale * frequency_f
   angle_bnf = t_bn.astype(jnp.float32)[..., None] * frequency_f[None, None]
   return jnp.concatenate([jnp.cos(angle_bnf), jnp.sin(angle_bnf)], axis=-1)
 
@@ -96,7 +98,7 @@ class LinearPatches(nnx.Module):
     self.w_out = param(rngs, ("embed", None), (d, p), std=d**-0.5)
     self.b_out = _zeros(p)
     self.patch = kind.patch
-    self.gradient = config.gradient_dtype
+    self.gradient, self.time_scale = config.gradient_dtype, config.time_scale
 
   def encode(
     self, x_bnhwc: jax.Array, t_bn: jax.Array, *, dtype
@@ -107,7 +109,7 @@ class LinearPatches(nnx.Module):
     patches, of which bfloat16 would lose what is below a 256th of the sum so far.
     """
     wide = dict(out_dtype="float32")
-    time = sinusoids(t_bn).astype(dtype)
+    time = sinusoids(t_bn, scale=self.time_scale).astype(dtype)
     time = linear(time, self.w_time1, self.gradient, **wide) + _bias(self.b_time1, 3)
     time = jax.nn.silu(time).astype(dtype)
     time = linear(time, self.w_time2, self.gradient, **wide) + _bias(self.b_time2, 3)

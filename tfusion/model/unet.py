@@ -165,6 +165,7 @@ class UNetPatches(nnx.Module):
     how: dict[str, Any] = dict(rngs=rngs, how=config.gradient_dtype)
     residual: Any = functools.partial(Residual, time=time, **how)
     self.time1, self.time2 = Dense(SINUSOIDS, time, **how), Dense(time, time, **how)
+    self.time_scale = config.time_scale
     self.first = Convolution(channels, widths[0], **how)
     skips, width = [widths[0]], widths[0]
     self.down: Any = nnx.Dict()
@@ -229,7 +230,7 @@ class UNetPatches(nnx.Module):
     return self.last(jax.nn.silu(self.norm(x)))
 
   def _time(self, t_bn, dtype):
-    time = self.time1(sinusoids(t_bn).astype(dtype))
+    time = self.time1(sinusoids(t_bn, scale=self.time_scale).astype(dtype))
     return jax.nn.silu(self.time2(jax.nn.silu(time)))
 
 
