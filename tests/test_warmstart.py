@@ -1,11 +1,13 @@
 """Promises of tfusion/warmstart.py and experiments/warmstart.py, with whole runs."""
 
 import dataclasses
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
 import tiny
+import tiny_hosts
 import tiny_weights
 from safetensors.numpy import load_file
 
@@ -16,6 +18,8 @@ from tfusion.data.tokenizer import Tokenizer
 from tfusion.interop import export
 from tfusion.interop.weights import InitFrom, Weights
 from tfusion.training import loop
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def fitted(folder, tower="frozen"):
@@ -122,6 +126,27 @@ def test_a_run_begins_with_the_weights_and_one_that_goes_on_does_not_read_them(
     state.params["transformer"]["blocks"]["attention"],
   )
   assert "the state takes" not in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_two_hosts_of_two_devices_begin_with_the_same_weights(tmp_path):
+  folder, workdir = tiny_weights.with_tokenizer(tmp_path / "llama"), tmp_path / "run"
+  numbers = load_file(folder / "model.safetensors")
+  experiment = ROOT / "experiments" / f"warmstart.py:weights={folder},smoke"
+  knobs = dict(steps=2, save_every_steps=2, eval_every_steps=2, eval_rows=4)
+  args = [f"--config.train.{name}={value}" for name, value in knobs.items()]
+  args += ["--config.mesh.fsdp=4", "--config.data.sources=('pydoc',)"]
+  args += ["--config.eval.text_rows=4"]
+  with tiny_hosts.serving({}) as server:
+    said = tiny_hosts.run_two_hosts(
+      server, "train", "--config", str(experiment), "--workdir", str(workdir), *args
+    )
+  assert ["of each of 4 devices" in one for one in said] == [True, False]
+  run = tfusion.load(workdir, **{"mesh.fsdp": 1})
+  table = np.asarray(run.params["embedding"])
+  np.testing.assert_array_equal(table[:260], numbers["model.embed_tokens.weight"])
+  head = np.asarray(run.params["head"])
+  np.testing.assert_array_equal(head[:, :260], numbers["lm_head.weight"].T)
 
 
 @pytest.mark.slow

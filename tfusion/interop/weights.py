@@ -155,8 +155,8 @@ class Weights:
   def load(self, model: ModelConfig, wanted: Params) -> Params:
     """Reads all that there are tensors of, each device's part of them, one by one.
 
-    At most one parameter is on the host beside what is on devices; on a CPU these are
-    the host's memory.
+    At most one parameter and one layer of it are on the host, beside what is on
+    devices; on a CPU these are the host's memory.
 
     Args:
       model: of the parameters.
@@ -237,10 +237,10 @@ class Weights:
     """Part of a parameter of ours, of the whole `shape`, as float32."""
     slices = [slice(*i.indices(n)[:2]) for i, n in zip(index, shape, strict=True)]
     if source.layers is None:
-      return self._of_layer(source, source.theirs.name, shape, slices)
+      found = self._of_layer(source, source.theirs.name, shape, slices)
+      return np.ascontiguousarray(found)
     first, own = slices[0], slices[1:]
-    sizes = [s.stop - s.start for s in slices]
-    part = np.empty(sizes, np.float32)
+    part = np.empty([s.stop - s.start for s in slices], np.float32)
     for n in range(first.start, first.stop):
       name = source.theirs.name.format(n)
       part[n - first.start] = self._of_layer(source, name, shape[1:], own)
@@ -254,7 +254,7 @@ class Weights:
     part = self._rows(source.tensors, name, there)
     order = [axis for own in axes for axis in own]
     part = part.reshape([index[a].stop - index[a].start for a in order])
-    return np.ascontiguousarray(part.transpose(np.argsort(order)))
+    return part.transpose(np.argsort(order))
 
   def _rows(self, tensors: Tensors, name: str, index: list[slice]) -> np.ndarray:
     """A part of a tensor; of a vocabulary also rows that there are no weights of."""
