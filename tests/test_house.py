@@ -67,7 +67,7 @@ FILES = {
   "model": "layers linear patches transformer transfusion unet untied",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"
-  " readers rows runner tables tar worker",
+  " readers rows runner shapes tables tar worker",
   "training": "clock compiled cross_entropy data_report due events executable feed"
   " flops goodput hold log loggers loop losses lowered machine optim peers profiles"
   " speed spikes start step stop validate watch",

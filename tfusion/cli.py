@@ -734,6 +734,14 @@ def _add_prepare(add: Callable[..., argparse.ArgumentParser]) -> None:
     help="side of an image in pixels (default: 256 with an autoencoder, else 64)",
   )
   c.add_argument(
+    "--aspects",
+    type=whole(1),
+    default=1,
+    metavar="N",
+    help="aspects that images keep, at most, chosen from those of the source; all have"
+    " about --image-px squared pixels (default: 1, squares)",
+  )
+  c.add_argument(
     "--tokenizer",
     default="",
     metavar="FILE",

@@ -161,8 +161,11 @@ def _fit_shards(c: ml_collections.ConfigDict, path: str, bounds: Bounds) -> _Fou
     image = images.shape[0] + 3  # with BOS, BOI and EOI
   elif images:
     c.model.image_shape = images.shape
+    c.model.kinds = images.kinds or ()
+    c.model.vocab_size += len(c.model.kinds)
     c.model.patch = _patch(images, bounds)
-    image = math.prod(side // c.model.patch for side in images.shape[:2]) + 3
+    patches = (h // c.model.patch * (w // c.model.patch) for h, w, _ in images.shapes)
+    image = max(patches) + 3
     if images.kind == "pixels":
       c.diffusion.clip = 1.0  # pixels lie in [-1, 1]
   c.model.vocab_size = _up(c.model.vocab_size, 64)
@@ -185,7 +188,8 @@ def _patch(images: manifest.ImageFormat, bounds: Bounds) -> int:
   sides = images.shape[:2]
   if images.kind == "pixels" and sides[0] == sides[1] and sides[0] in bounds.patch:
     return bounds.patch[sides[0]]
-  fitting = [p for p in (1, 2, 4, 8) if all(side % p == 0 for side in sides)]
+  every = [side for shape in images.shapes for side in shape[:2]]
+  fitting = [p for p in (1, 2, 4, 8) if all(side % p == 0 for side in every)]
   patches = {p: math.prod(side // p for side in sides) for p in fitting}
   few = [p for p in fitting if patches[p] <= bounds.patches]
   return min(few, default=max(fitting))

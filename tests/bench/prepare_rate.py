@@ -63,7 +63,7 @@ def make(root: pathlib.Path, args: argparse.Namespace):
   spec = f"folder:{root / 'photos'}"
   parts = readers.plan(spec, documents=args.documents, image_shape=shape)
   path = str(root / manifest.AUTOENCODER)
-  settings = encoder.Settings(shape, "mean", path, batch=args.batch)
+  settings = encoder.Settings((shape,), "mean", path, batch=args.batch)
   return parts, part.Job(str(root), len(parts), settings)
 
 

@@ -130,7 +130,7 @@ def job(tmp_path):
     ["this is a cut png of noise"], vocab_size=300, path=tmp_path / manifest.TOKENIZER
   )
   (tmp_path / "parts").mkdir()
-  return part.Job(str(tmp_path), 1, encoder.Settings((8, 8, 3), "pixels"))
+  return part.Job(str(tmp_path), 1, encoder.Settings(((8, 8, 3),), "pixels"))
 
 
 def test_a_part_keeps_the_sound_and_counts_the_broken_with_reasons(job, tmp_path):
@@ -199,7 +199,7 @@ def test_images_of_many_documents_share_batches_and_come_back_to_their_own(
 ):
   codec = Eight()
   monkeypatch.setattr(encoder, "open_codec", lambda *_: codec)
-  settings = encoder.Settings((4, 4, 3), kind, "autoencoder", batch=8)
+  settings = encoder.Settings(((4, 4, 3),), kind, "autoencoder", batch=8)
   rng = np.random.default_rng(0)
   documents, sums, number = [], encoder.Sums(), 0
   for name in range(40):
@@ -242,7 +242,7 @@ def test_an_image_whose_latent_is_no_number_is_rejected_and_spoils_no_scale(
         yield raw.Raw(str(n), ("a", np.full((4, 4, 3), n, np.uint8)), False)
 
   monkeypatch.setattr(encoder, "open_codec", lambda *_: Overflows())
-  settings = encoder.Settings((4, 4, 3), "mean_logvar", "autoencoder", batch=8)
+  settings = encoder.Settings(((4, 4, 3),), "mean_logvar", "autoencoder", batch=8)
   part.write((0, Images()), part.Job(str(tmp_path), 1, settings))
   account = part.read_account(tmp_path, 0)
   reasons = {one.id: one.reason for one in account.rejected}
@@ -258,7 +258,7 @@ def test_an_encoder_that_fails_stops_the_part(monkeypatch):
     raise OSError("no device")
 
   monkeypatch.setattr(encoder, "open_codec", fail)
-  settings = encoder.Settings((4, 4, 3), "mean", "autoencoder", batch=8)
+  settings = encoder.Settings(((4, 4, 3),), "mean", "autoencoder", batch=8)
   documents = [(i, [np.zeros((4, 4, 3), np.uint8)]) for i in range(100)]
   with pytest.raises(OSError, match="no device"):
     list(encoder.encode(documents, settings))

@@ -10,7 +10,7 @@ from tfusion.prepare import encoder, part, worker
 @pytest.fixture
 def job(tmp_path):
   (tmp_path / worker.JOB).write_text('{"schema": 1}')
-  return part.Job(str(tmp_path), 1, encoder.Settings((8, 8, 3), "pixels"))
+  return part.Job(str(tmp_path), 1, encoder.Settings(((8, 8, 3),), "pixels"))
 
 
 def test_a_process_like_the_one_that_began_the_job_can_work_for_it(job):

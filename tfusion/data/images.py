@@ -88,21 +88,23 @@ def decode(
   return np.asarray(fitted, np.uint8).reshape(image_shape)
 
 
-def header(path: Path) -> tuple[tuple[int, int], bool] | None:
+def header(
+  image: Path | bytes | Page | np.ndarray,
+) -> tuple[tuple[int, int], bool] | None:
   """Width and height in pixels, held upright, and whether it is gray; None for a broken
   file."""
   try:
-    with Image.open(path) as image:
-      lies = image.getexif().get(ExifTags.Base.Orientation, 1) in LYING
-      size = (image.height, image.width) if lies else image.size
-      return size, image.mode[0] in "1LIF" and image.mode != "LAB"
+    with _open(image) as opened:
+      lies = opened.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+      size = (opened.height, opened.width) if lies else opened.size
+      return size, opened.mode[0] in "1LIF" and opened.mode != "LAB"
   except Exception:  # as in decode_all, which names the reason
     return None
 
 
-def size_of(path: Path) -> tuple[int, int] | None:
+def size_of(image: Path | bytes | Page | np.ndarray) -> tuple[int, int] | None:
   """Width and height in pixels, held upright; None for a broken file."""
-  found = header(path)
+  found = header(image)
   return found and found[0]
 
 

@@ -9,7 +9,6 @@ hash of their autoencoder; and autoencoder.safetensors, if the shards have one. 
 these, what the model makes can be shown without the shards.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -119,7 +118,7 @@ def _is_encoded(images: manifest_lib.ImageFormat | None) -> bool:
 def _keep(shards: Prepared, workdir: Path, *, begun: bool) -> None:
   folder, manifest = shards
   assert manifest.images is not None
-  values = dataclasses.asdict(manifest.images)
+  values = manifest.images.to_json()
   values["autoencoder_sha256"] = manifest.autoencoder_sha256
   path = workdir / LATENTS
   text = json.dumps(values, indent=1) + "\n"

@@ -142,13 +142,14 @@ def record_lines(
   autoencoder = folder / manifest_lib.AUTOENCODER if has_autoencoder else None
   pixels, how = _pixels(record, manifest.images, autoencoder)
   texts, seen = iter(record.texts), 0
+  stored = _in_order(record)
   for letter, weight in zip(record.spans, record.weights, strict=True):
     note = "" if weight == 1 else f", weight {weight:g}"
     if letter == records_lib.TEXT:
       ids = next(texts)
       yield f"text of {len(ids)} tokens{note}: {tokenizer.decode(ids)!r}"
       continue
-    field = next(iter(record.images.values()))[seen]
+    field = stored[seen]
     shape = " x ".join(map(str, field.shape))
     if pixels is None:
       yield f"image: {record.kind} of {shape}{note}, {how}: {field[:8].tolist()}..."
@@ -167,6 +168,8 @@ def _image_lines(manifest: Manifest) -> Iterator[str]:
     return
   codes = f", {images.codebook:,} codes" if images.codebook else ""
   yield f"  images      {images.kind} of {' x '.join(map(str, images.shape))}{codes}"
+  for spec in images.kinds or ():
+    yield f"  and of      {spec}"
   for name in ("shift", "scale") if images.latents else ():
     numbers = " ".join(f"{number:.3g}" for number in getattr(images, name))
     yield f"  {name:<11} {numbers}  (per channel)"
@@ -216,9 +219,9 @@ def _pixels(
   kind = record.kind
   if kind is None:  # it has no images
     return None, ""
-  stored = record.images[records_lib.KINDS[kind][0]]
+  stored = _in_order(record)
   if kind == "pixels":
-    return list(stored), "as it is"
+    return stored, "as it is"
   if kind == "codes" and not autoencoder:
     return None, "not shown, without an autoencoder"
   # Here: it needs jax, and a manifest is shown sooner without.
@@ -226,6 +229,19 @@ def _pixels(
   from tfusion.generate.canvas import Canvas
 
   coder = codec.load(autoencoder) if autoencoder else None
-  canvas = Canvas(stored.shape[1:], images, coder)
+  canvas = Canvas(stored[0].shape, images, coder)
   how = "decoded" if coder else "in false colours (channels 0, 1, 2)"
-  return canvas.show_stored(stored), how
+  # One by one: they may have several shapes.
+  return [canvas.show_stored(one[None])[0] for one in stored], how
+
+
+def _in_order(record: records_lib.Record) -> list[np.ndarray]:
+  """The first field of every image, in the order of the document."""
+  if record.kind is None:
+    return []
+  name = records_lib.KINDS[record.kind][0]
+  own = {
+    letter: iter(record.images.get(records_lib.field_of(name, n), ()))
+    for n, letter in enumerate(records_lib.IMAGES)
+  }
+  return [next(own[letter]) for letter in record.spans if letter in own]

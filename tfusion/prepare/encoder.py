@@ -16,13 +16,14 @@ import numpy as np
 from tfusion.data.shards import records
 
 PENDING = 3  # batches on the device or waiting for it
+WAITING = 8  # batches' worth of documents, before batches of rare shapes are begun
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """How images are encoded; picklable."""
 
-  image_shape: tuple[int, int, int]  # h, w, c of the pixels
+  shapes: tuple[tuple[int, int, int], ...]  # h, w, c of the pixels; of several aspects
   kind: str  # pixels, mean, mean_logvar or codes, as in data/shards/records.py
   autoencoder: str | None = None  # the file
   autoencoder_sha256: str = ""
@@ -38,7 +39,7 @@ def encode(
   before it in the same call. So the same documents give the same bytes.
 
   Args:
-    documents: anything, and its images u8[h, w, c].
+    documents: anything, and its images u8[h, w, c], each of one of the shapes.
     settings: of the encoding.
 
   Yields:
@@ -46,39 +47,61 @@ def encode(
   """
   if settings.autoencoder is None:
     for document, some in documents:
-      yield document, {"pixels": np.stack(some)} if some else {}
+      yield document, _fields([{"pixels": image} for image in some], some, settings)
     return
-  waiting: collections.deque = collections.deque()  # documents and how many images
-  batches: collections.deque = collections.deque()  # futures
-  rows: collections.deque = collections.deque()  # encoded images, by field
-  images: list[np.ndarray] = []
+  waiting: collections.deque = collections.deque()  # documents and their images
+  queues = {shape: _Queue() for shape in settings.shapes}
   # One thread feeds the device while this one decodes, packs and writes.
   with concurrent.futures.ThreadPoolExecutor(1) as device:
 
-    def submit(count: int) -> None:
-      batch = np.stack(images[:count])
-      del images[:count]
-      batches.append(device.submit(_encode_batch, batch, settings))
+    def submit(queue: _Queue, count: int) -> None:
+      batch = np.stack(queue.images[:count])
+      del queue.images[:count]
+      queue.batches.append(device.submit(_encode_batch, batch, settings))
 
     def complete(*, at_most: int) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
       while waiting:
-        document, count = waiting[0]
-        while len(rows) < count and len(batches) > at_most:
-          rows.extend(batches.popleft().result())
-        if len(rows) < count:
-          return
+        document, some = waiting[0]
+        counts = collections.Counter(image.shape for image in some)
+        for shape, count in counts.items():
+          if not queues[shape].have(count, at_most=at_most):
+            return
         waiting.popleft()
-        yield document, _stack([rows.popleft() for _ in range(count)])
+        rows = [queues[image.shape].rows.popleft() for image in some]
+        yield document, _fields(rows, some, settings)
+
+    def finish() -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+      for queue in queues.values():
+        if queue.images:
+          submit(queue, len(queue.images))
+      yield from complete(at_most=0)
 
     for document, some in documents:
-      waiting.append((document, len(some)))
-      images += some
-      while len(images) >= settings.batch:
-        submit(settings.batch)
+      waiting.append((document, some))
+      for image in some:
+        queues[image.shape].images.append(image)
+      for queue in queues.values():
+        while len(queue.images) >= settings.batch:
+          submit(queue, settings.batch)
+      if len(waiting) > WAITING * settings.batch:  # for images of a rare shape
+        yield from finish()
       yield from complete(at_most=PENDING)
-    if images:
-      submit(len(images))
-    yield from complete(at_most=0)
+    yield from finish()
+
+
+class _Queue:
+  """Images of one shape on their way through the device."""
+
+  def __init__(self) -> None:
+    self.images: list[np.ndarray] = []  # not yet in a batch
+    self.batches: collections.deque = collections.deque()  # futures
+    self.rows: collections.deque = collections.deque()  # encoded images, by field
+
+  def have(self, count: int, *, at_most: int) -> bool:
+    """Whether so many are encoded; waits for those beyond `at_most` batches."""
+    while len(self.rows) < count and len(self.batches) > at_most:
+      self.rows.extend(self.batches.popleft().result())
+    return len(self.rows) >= count
 
 
 @dataclasses.dataclass
@@ -91,17 +114,20 @@ class Sums:
 
   def add(self, fields: dict[str, np.ndarray]) -> None:
     """Adds the latents of a record, as they are stored, noise included."""
-    if "mean" not in fields:
-      return
-    mean_nhwc = fields["mean"].astype(np.float64)
-    squares_c = np.square(mean_nhwc).sum((0, 1, 2))
-    if "logvar" in fields:  # training draws mean + std * normal
-      squares_c += np.exp(fields["logvar"].astype(np.float64)).sum((0, 1, 2))
-    self.merge(
-      Sums(
-        mean_nhwc[..., 0].size, mean_nhwc.sum((0, 1, 2)).tolist(), squares_c.tolist()
+    for name, stored in fields.items():
+      base, _, shape = name.partition(".")
+      if base != "mean":
+        continue
+      mean_nhwc = stored.astype(np.float64)
+      squares_c = np.square(mean_nhwc).sum((0, 1, 2))
+      logvar = fields.get(records.field_of("logvar", int(shape or 0)))
+      if logvar is not None:  # training draws mean + std * normal
+        squares_c += np.exp(logvar.astype(np.float64)).sum((0, 1, 2))
+      self.merge(
+        Sums(
+          mean_nhwc[..., 0].size, mean_nhwc.sum((0, 1, 2)).tolist(), squares_c.tolist()
+        )
       )
-    )
 
   def merge(self, other: "Sums") -> None:
     """Adds other sums to these."""
@@ -144,7 +170,15 @@ def open_codec(path: str, sha256: str = "") -> Any:
   return interop.open_codec(path)
 
 
-def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  if not rows:
-    return {}
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _fields(
+  rows: list[dict[str, np.ndarray]], images: list[np.ndarray], settings: Settings
+) -> dict[str, np.ndarray]:
+  """The fields of a record: those of its images, stacked by the images' shapes."""
+  fields = {}
+  for number, shape in enumerate(settings.shapes):
+    pairs = zip(rows, images, strict=True)
+    own = [row for row, image in pairs if image.shape == shape]
+    for name in own[0] if own else ():
+      stacked = np.stack([row[name] for row in own])
+      fields[records.field_of(name, number)] = stacked
+  return fields

@@ -30,6 +30,7 @@ from tfusion.data.tokenizer import OF_JOB, OF_SHARDS, Tokenizer
 from tfusion.prepare import datasets, encoder, raw, readers, runner
 from tfusion.prepare import learn as learn_lib
 from tfusion.prepare import part as part_lib
+from tfusion.prepare import shapes as shapes_lib
 from tfusion.prepare.layouts.shaped import IMAGES
 from tfusion.prepare.worker import JOB
 
@@ -59,6 +60,7 @@ class Request:
   autoencoder: str = ""  # a file; empty: images are kept as pixels
   latents: str = "mean"  # or mean_logvar
   image_px: int = 0  # side of the square images; 0: chosen
+  aspects: int = 1  # that images may have, at most; 1: all are square
   shard_documents: int = 1024
   batch: int = 32
   learn: str = ""  # one of learn.RULES; empty: what the layout of the source says
@@ -101,6 +103,9 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
     request.source, documents=request.shard_documents, image_shape=image_shape
   )
   parts = learn_lib.apply(parts, request.learn)
+  sides = _sides(request, parts, codec, image_shape)
+  if request.aspects > 1:
+    images = _of_aspects(images, sides, codec)
   given = None
   if request.tokenizer:
     given = Tokenizer.load(request.tokenizer, key="--tokenizer", remedy=OF_JOB)
@@ -119,6 +124,8 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
   }
   if request.learn:  # older folders do not say
     settings["learn"] = request.learn
+  if request.aspects > 1:  # nor do they of this
+    settings["aspects"] = [list(side) for side in sides]
   with _entered(request.out, settings) as out:
     tokenizer = _put_tokenizer(out, given, parts, request)
     autoencoder = out / manifest_lib.AUTOENCODER
@@ -132,7 +139,8 @@ def prepare(request: Request, beam_args: Sequence[str] = ()) -> Manifest:
       f" vocabulary {tokenizer.vocab_size:,}",
       flush=True,
     )
-    how = encoder.Settings(image_shape, images.kind, path, sha256, request.batch)
+    shapes = tuple((h, w, image_shape[2]) for h, w in sides)
+    how = encoder.Settings(shapes, images.kind, path, sha256, request.batch)
     job = part_lib.Job(str(out), len(parts), how, tokenizer.sha256)
     runner.run(parts, job, options)
     return _merge(request.source, job, tokenizer, images)
@@ -188,6 +196,53 @@ def _image_format(request: Request, codec: Any) -> ImageFormat:
   if codec.kind == "codes":
     return ImageFormat("codes", shape, codebook=codec.config.codes)
   return ImageFormat(request.latents, shape)
+
+
+def _sides(
+  request: Request,
+  parts: Sequence[raw.Part],
+  codec: Any,
+  image_shape: tuple[int, int, int],
+) -> list[tuple[int, int]]:
+  """Height and width in pixels of the images of every kind."""
+  if request.aspects == 1:
+    return [image_shape[:2]]
+  if request.aspects < 1:
+    raise ValueError(f"--aspects={request.aspects}: at least 1")
+  name = request.source.partition(":")[0]
+  if name in datasets.EMBEDDED or (codec and codec.kind == "codes"):
+    what = "its images" if name in datasets.EMBEDDED else "images as codes"
+    raise ValueError(
+      f"--aspects={request.aspects}: {what} are all square; leave it away"
+    )
+  factor = codec.downsampling if codec else 1
+  most = len(records_lib.IMAGES)
+  if request.aspects > most:
+    raise ValueError(f"--aspects={request.aspects}: at most {most}")
+  return shapes_lib.choose(
+    parts,
+    source=request.source,
+    px=image_shape[0],
+    factor=factor,
+    count=request.aspects,
+  )
+
+
+def _of_aspects(
+  images: ImageFormat, sides: Sequence[tuple[int, int]], codec: Any
+) -> ImageFormat:
+  """The format with the shape of the first and kinds of the others, as model.kinds has
+  them: named by their pixels."""
+  factor = codec.downsampling if codec else 1
+  (height, width), *others = sides
+  channels = images.shape[-1]
+  return dataclasses.replace(
+    images,
+    shape=(height // factor, width // factor, channels),
+    kinds=tuple(
+      f"{h}x{w}:{h // factor}x{w // factor}x{channels},like=image" for h, w in others
+    ),
+  )
 
 
 @contextlib.contextmanager

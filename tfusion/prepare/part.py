@@ -16,12 +16,14 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tfusion import files, parsing
+from tfusion.data import aspects
 from tfusion.data import images as images_lib
 from tfusion.data.balance import Amount, Balance
 from tfusion.data.shards import manifest as manifest_lib
@@ -191,7 +193,7 @@ def _records(
 
   for document, fields in encoder.encode(sound(), job.images):
     # A single one would make the scale and shift of all shards not finite.
-    latents = (fields[name] for name in ("mean", "logvar") if name in fields)
+    latents = (x for name, x in fields.items() if name.startswith(("mean", "logvar")))
     if not all(np.isfinite(latent).all() for latent in latents):
       account.reject(document.reject(raw_lib.NOT_FINITE))
       continue
@@ -221,7 +223,7 @@ def _decode_ahead(
         if isinstance(raw, Raw) and raw.id in seen:
           some[i] = raw.reject(raw_lib.TWICE)
         seen.add(raw.id)
-      pending.append(pool.submit(_decode_all, some, tokenizer, job.images.image_shape))
+      pending.append(pool.submit(_decode_all, some, tokenizer, job.images.shapes))
       if len(pending) > AHEAD:
         yield from pending.popleft().result()
     while pending:
@@ -229,13 +231,15 @@ def _decode_ahead(
 
 
 def _decode_all(
-  raws: list[Raw | Rejected], tokenizer: Tokenizer, image_shape: tuple[int, int, int]
+  raws: list[Raw | Rejected],
+  tokenizer: Tokenizer,
+  shapes: Sequence[tuple[int, int, int]],
 ) -> list[Decoded | Rejected]:
-  return [_decode(raw, tokenizer, image_shape) for raw in raws]
+  return [_decode(raw, tokenizer, shapes) for raw in raws]
 
 
 def _decode(
-  raw: Raw | Rejected, tokenizer: Tokenizer, image_shape: tuple[int, int, int]
+  raw: Raw | Rejected, tokenizer: Tokenizer, shapes: Sequence[tuple[int, int, int]]
 ) -> Decoded | Rejected:
   document = raw_lib.clean(raw) if isinstance(raw, Raw) else raw
   if isinstance(document, Rejected):
@@ -246,10 +250,13 @@ def _decode(
       letters += records_lib.TEXT
       texts.append(tokenizer.encode(span))
       continue
-    letters += records_lib.IMAGE
     name = raw_lib.printable(span.name) + ": " if isinstance(span, Path) else ""
     try:
-      images.append(images_lib.decode(span, image_shape))
+      shape = _shape_for(span, shapes)
+      if shape is None:
+        return document.reject(raw_lib.ASPECT, name.removesuffix(": "))
+      images.append(images_lib.decode(span, shape))
+      letters += records_lib.IMAGES[shapes.index(shape)]
     except images_lib.TooLarge as error:
       return document.reject(raw_lib.LARGE_IMAGE, f"{name}{error}")
     except FileNotFoundError as error:
@@ -267,6 +274,17 @@ def _decode(
     document.test,
     document.amount,
   )
+
+
+def _shape_for(
+  image: Any, shapes: Sequence[tuple[int, int, int]]
+) -> tuple[int, int, int] | None:
+  """The shape that suits an image best; None: it would lose too much in any."""
+  size = images_lib.size_of(image) if len(shapes) > 1 else None
+  if size is None:  # one shape for all, or an image whose fault shows in decoding
+    return shapes[0]
+  nearest = aspects.nearest(size, shapes)
+  return None if nearest is None else shapes[nearest]
 
 
 @functools.lru_cache(1)

@@ -11,10 +11,13 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tfusion import files, parsing
+from tfusion import kinds as kinds_lib
 from tfusion.data.balance import Balance
 from tfusion.data.shards import records
+from tfusion.kinds import FIRST, Kind
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -37,6 +40,21 @@ class ImageFormat:
   scale: tuple[float, ...] = ()  # per channel, of latents
   shift: tuple[float, ...] = ()  # per channel, of latents
   codebook: int = 0  # how many different codes there are
+  # Images of other shapes, as model.kinds has them: "192x320:24x40x8,like=image".
+  # None: all have one shape.
+  kinds: tuple[str, ...] | None = None
+
+  @property
+  def shapes(self) -> tuple[tuple[int, ...], ...]:
+    """Of every kind: `shape`, then those of `kinds`. Raises ValueError for one that
+    cannot be."""
+    first = Kind(FIRST, self.shape, (1,) * (len(self.shape) - 1))
+    return tuple(kind.shape for kind in kinds_lib.parse(self.kinds or (), first))
+
+  def to_json(self) -> dict[str, Any]:
+    """Its values; without `kinds` where there are none, as before there were any."""
+    values = dataclasses.asdict(self)
+    return {k: v for k, v in values.items() if k != "kinds" or v is not None}
 
   @property
   def latents(self) -> bool:
@@ -95,7 +113,9 @@ def save(manifest: Manifest, folder: str | Path) -> None:
   """
   folder = files.to_path(folder)
   _check(manifest, folder / MANIFEST)
-  text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
+  values = dataclasses.asdict(manifest)
+  values["images"] = manifest.images and manifest.images.to_json()
+  text = json.dumps(values, indent=1) + "\n"
   files.write_whole(folder / MANIFEST, text)
 
 
@@ -208,6 +228,8 @@ def _check(manifest: Manifest, path: Path) -> None:
   shape = images.shape
   require(len(shape) == (1 if codes else 3), f"images.shape={shape}")
   require(codes == (images.codebook > 0), f"images.codebook={images.codebook}")
+  require(not (codes and images.kinds), f"images.kinds={images.kinds}: codes have none")
+  images.shapes  # noqa: B018 - raises where one cannot be
   for name in ("scale", "shift"):
     values = getattr(images, name)
     fits = len(values) == (shape[-1] if images.latents else 0)

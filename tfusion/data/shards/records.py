@@ -27,7 +27,8 @@ import numpy as np
 
 SCHEMA = 1  # of records and manifests; older ones cannot be read once it is raised
 FORMAT = "tfusion.record"
-TEXT, IMAGE = "t", "i"  # letters of `spans`
+TEXT, IMAGES = "t", "ijklmnopqrs"  # letters of `spans`; images have one for each kind
+IMAGE = IMAGES[0]
 
 # Every schema begins like this, so that damage is told from another schema.
 _PREFIX = b'{"__metadata__":{"crc32":"'
@@ -67,17 +68,25 @@ class Record:
   """One document: token ids and images in order."""
 
   id: str  # unique in its source
-  spans: str  # a letter per span in order: t text, i image
+  # A letter per span in order: t text, i image; j, k and so on images of other shapes,
+  # in the order of the kinds in the manifest.
+  spans: str
   texts: tuple[np.ndarray, ...]  # i32[length] of each t
   # By field, stacked over the i's; empty without one. The fields are those of a kind:
   # pixels u8[n, h, w, c], mean (and logvar) bf16[n, h, w, c], codes i32[n, codes].
+  # Those of the j's are called mean.1 and so on (`field_of`).
   images: dict[str, np.ndarray]
   weights: tuple[float, ...]  # per span; 0: read, not learned
 
   @property
   def kind(self) -> str | None:
     """What the images are, one of KINDS; None without images."""
-    return _KIND_OF.get(frozenset(self.images))
+    return _KIND_OF.get(frozenset(name.partition(".")[0] for name in self.images))
+
+
+def field_of(name: str, shape: int) -> str:
+  """What a field is called for images of a shape: by its letter's place in IMAGES."""
+  return f"{name}.{shape}" if shape else name
 
 
 def encode(record: Record) -> bytes:
@@ -90,7 +99,8 @@ def encode(record: Record) -> bytes:
   lengths = np.asarray([len(text) for text in record.texts], np.int32)
   tokens = np.concatenate([np.zeros(0, np.int32), *record.texts])
   tensors = {"lengths": lengths, "tokens": tokens}
-  tensors |= {name: record.images[name] for name in FIELDS if name in record.images}
+  names = [field_of(name, n) for n in range(len(IMAGES)) for name in FIELDS]
+  tensors |= {name: record.images[name] for name in names if name in record.images}
   header: dict[str, dict[str, Any]] = {
     "__metadata__": {
       "crc32": _NO_CRC.decode(),
@@ -212,7 +222,9 @@ def _check(record: Record) -> None:
     if not holds:
       raise ValueError(f"record {record.id!r}: {what}")
 
-  texts, images = record.spans.count(TEXT), record.spans.count(IMAGE)
+  texts = record.spans.count(TEXT)
+  by_letter = [record.spans.count(letter) for letter in IMAGES]
+  images = sum(by_letter)
   require(record.id != "" and _is_unicode(record.id), "id: expected a Unicode name")
   require(texts + images == len(record.spans), f"spans={record.spans!r}: only t and i")
   require(len(record.texts) == texts, f"{len(record.texts)} texts for {texts} spans")
@@ -224,11 +236,19 @@ def _check(record: Record) -> None:
     fits = text.dtype == np.int32 and text.ndim == 1
     require(fits, f"a text is {text.dtype}{list(text.shape)}, expected int32[length]")
   require((record.kind is not None) == (images > 0), f"fields {[*record.images]}")
+  own = KINDS[record.kind] if record.kind else ()
+  wanted = {
+    field_of(name, n) for n, count in enumerate(by_letter) if count for name in own
+  }
+  require(
+    wanted == set(record.images), f"fields {[*record.images]} of {record.spans!r}"
+  )
   for name, stacked in record.images.items():
-    dtype, dimensions = FIELDS[name]
+    base, _, shape = name.partition(".")
+    (dtype, dimensions), count = FIELDS[base], by_letter[int(shape or 0)]
     fits = stacked.dtype == dtype and stacked.ndim == dimensions
     require(
-      fits and len(stacked) == images,
+      fits and len(stacked) == count,
       f"{name} is {stacked.dtype}{list(stacked.shape)}, expected {dtype} of"
-      f" {dimensions} dimensions, the first {images}",
+      f" {dimensions} dimensions, the first {count}",
     )

@@ -30,7 +30,7 @@ from tfusion.data.shards.manifest import Manifest, Shard
 from tfusion.data.shards.records import Damaged, Record
 from tfusion.data.source import Prepared, Source, Span
 from tfusion.data.tokenizer import OF_SHARDS, Tokenizer
-from tfusion.kinds import Kind
+from tfusion.kinds import FIRST, Kind
 
 # A record to a chunk: random access decompresses nothing else. zstd takes 23 % off bf16
 # latents (0.774 of their bytes, at every level) and 18 us more to read one of 17 kB, of
@@ -46,6 +46,11 @@ _ALLOWED = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 if _ALLOWED != resource.RLIM_INFINITY:
   OPEN_FILES = min(OPEN_FILES, _ALLOWED // 2)
 CHECK_THREADS = 16
+# Of every shape, what its fields are called.
+NAMES = [
+  [records_lib.field_of(name, n) for name in ("pixels", "mean", "logvar")]
+  for n in range(len(records_lib.IMAGES))
+]
 SURVEYED = 2000  # documents that a survey reads, at most
 EXAMPLES, EXAMPLE_WORDS = 8, 12  # texts that a survey quotes, at most
 
@@ -77,7 +82,7 @@ def write_shard(path: str | Path, records: Iterable[Record], *, split: str) -> S
           raise ValueError(f"{path}: two records of the id {record.id!r}")
         ids.add(record.id)
         tokens += sum(map(len, record.texts))
-        images += record.spans.count(records_lib.IMAGE)
+        images += len(record.spans) - record.spans.count(records_lib.TEXT)
         writer.write(records_lib.encode(record))
       if not ids:
         raise ValueError(f"{path}: no records to write")
@@ -207,10 +212,12 @@ class Shards(Source):
   folder: Path
   manifest: Manifest
   split: str
+  kinds: tuple[int, ...] = (0,)  # of the run, which its shapes are
   _reader: Reader = dataclasses.field(init=False, repr=False, compare=False)
-  # Of latents.
-  _shift_hwc: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
-  _scale_hwc: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)
+  # Of latents of every shape: shift and scale.
+  _normal: list[tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+    init=False, repr=False, compare=False
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -219,11 +226,15 @@ class Shards(Source):
     images = self.manifest.images
     if images is None or not images.latents:
       return
-    for name in ("shift", "scale"):
-      # Of the full shape: numpy is four times slower where it repeats channels.
-      full = np.empty(images.shape, np.float32)
-      full[...] = getattr(images, name)
-      object.__setattr__(self, f"_{name}_hwc", full)
+    # Of the full shapes: numpy is four times slower where it repeats channels.
+    normal = [
+      (
+        np.full(shape, images.shift, np.float32),
+        np.full(shape, images.scale, np.float32),
+      )
+      for shape in images.shapes
+    ]
+    object.__setattr__(self, "_normal", normal)
 
   def __len__(self) -> int:
     return len(self._reader)
@@ -242,7 +253,7 @@ class Shards(Source):
   def contents(self) -> Contents:
     """A hash of what the manifest says of the records and of how they were made."""
     own, images = self.manifest, self.manifest.images
-    made = [own.tokenizer_sha256, own.autoencoder_sha256, images and vars(images)]
+    made = [own.tokenizer_sha256, own.autoencoder_sha256, images and images.to_json()]
     sha256 = hash_of([self.digest, json.dumps(made)])
     return Contents(sha256, len(self))
 
@@ -275,13 +286,16 @@ class Shards(Source):
         f"{self.folder / shard.name}: record {own}, id {record.id!r}: {fault}; the"
         " shard is not of this manifest: prepare the data again"
       )
-    texts, images = iter(record.texts), itertools.count()
-    return tuple(
-      sequence.Text(next(texts), weight)
-      if span == records_lib.TEXT
-      else self._image(record.images, next(images), weight)
-      for span, weight in zip(record.spans, record.weights, strict=True)
-    )
+    texts = iter(record.texts)
+    images = [itertools.count() for _ in self.kinds]
+    spans: list[Span] = []
+    for letter, weight in zip(record.spans, record.weights, strict=True):
+      if letter == records_lib.TEXT:
+        spans.append(sequence.Text(next(texts), weight))
+      else:
+        shape = records_lib.IMAGES.index(letter)
+        spans.append(self._image(record.images, shape, next(images[shape]), weight))
+    return tuple(spans)
 
   def texts(self) -> Iterable[str]:
     raise ValueError(f"{self.name}: shards bring a tokenizer, none is trained on them")
@@ -300,21 +314,24 @@ class Shards(Source):
     return dataclasses.replace(self, manifest=manifest)
 
   def _image(
-    self, images: dict[str, np.ndarray], n: int, weight: float
+    self, images: dict[str, np.ndarray], shape: int, n: int, weight: float
   ) -> sequence.Image | sequence.Codes:
+    """Image n among those of a shape."""
     if "codes" in images:
       ids = images["codes"][n] + np.int32(self.manifest.vocabulary)
       return sequence.Codes(ids, weight)
-    if "pixels" in images:
-      pixels = images["pixels"][n].astype(np.float32) / np.float32(127.5) - 1
-      return sequence.Image(pixels, weight)
-    latent = images["mean"][n].astype(np.float32)
-    latent -= self._shift_hwc
-    latent /= self._scale_hwc
-    if "logvar" not in images:
-      return sequence.Image(latent, weight)
-    std = np.exp(images["logvar"][n].astype(np.float32) / 2) / self._scale_hwc
-    return sequence.Image(latent, weight, std=std)
+    kind, (pixels_name, mean_name, logvar_name) = self.kinds[shape], NAMES[shape]
+    if (stacked := images.get(pixels_name)) is not None:
+      pixels = stacked[n].astype(np.float32) / np.float32(127.5) - 1
+      return sequence.Image(pixels, weight, kind=kind)
+    shift_hwc, scale_hwc = self._normal[shape]
+    latent = images[mean_name][n].astype(np.float32)
+    latent -= shift_hwc
+    latent /= scale_hwc
+    if (logvar := images.get(logvar_name)) is None:
+      return sequence.Image(latent, weight, kind=kind)
+    std = np.exp(logvar[n].astype(np.float32) / 2) / scale_hwc
+    return sequence.Image(latent, weight, std=std, kind=kind)
 
 
 def open_shards(
@@ -330,6 +347,7 @@ def open_shards(
     path: the folder.
     split: "train" or "test".
     image_shape: h, w, c of every image or latent; codes have none.
+    others: kinds of the run behind the first.
 
   Raises:
     records.OtherSchema: the folder is of another version of tfusion.
@@ -344,6 +362,7 @@ def open_shards(
       f"model.image_shape={tuple(image_shape)}: the images of shards:{path} are"
       f" {images.shape}; set it to that, or prepare the data in the other shape"
     )
+  kinds = _kinds(path, images, others) if images and images.kinds else (0,)
   if not own:
     raise ValueError(
       f"shards:{path}: holds no shard of the split {split!r}; prepare the data again"
@@ -353,7 +372,21 @@ def open_shards(
   manifest_lib.check_files(manifest, folder, shards=own)
   Reader(folder, own).check()
   shown = any(shard.images for shard in own)
-  return Shards(f"shards:{path}", folder, manifest, split, has_images=shown)
+  return Shards(f"shards:{path}", folder, manifest, split, kinds, has_images=shown)
+
+
+def _kinds(
+  path: str, images: manifest_lib.ImageFormat, others: Sequence[Kind]
+) -> tuple[int, ...]:
+  """The kinds of a run that take images of each shape."""
+  kin = {kind.shape: n for n, kind in enumerate(others, 1) if kind.like == FIRST}
+  lacking = [shape for shape in images.shapes[1:] if shape not in kin]
+  if lacking:
+    raise ValueError(
+      f"model.kinds: shards:{path} hold images of {lacking} too, which no kind with the"
+      f" layers of image has; set model.kinds={images.kinds}"
+    )
+  return (0, *(kin[shape] for shape in images.shapes[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,7 +420,7 @@ def survey(path: str | Path) -> Survey:
     except Damaged:  # counted in training
       continue
     tokens.append(sum(map(len, record.texts)))
-    images.append(record.spans.count(records_lib.IMAGE))
+    images.append(len(record.spans) - record.spans.count(records_lib.TEXT))
     for text in record.texts[:1]:
       texts.add(" ".join(tokenizer.decode(text).split()[:EXAMPLE_WORDS]))
   if not tokens:
@@ -413,8 +446,8 @@ def _misfit(record: Record, manifest: Manifest) -> str:
   images = manifest.images
   if record.images:
     shapes = {name: stacked.shape[1:] for name, stacked in record.images.items()}
-    fields = records_lib.KINDS[images.kind] if images else ()
-    if shapes != dict.fromkeys(fields, images and images.shape):
+    known = _known_fields(images) if images else {}
+    if record.kind != (images and images.kind) or not shapes.items() <= known.items():
       found = " and ".join(map(str, dict.fromkeys(shapes.values())))
       expected = f"{images.kind} of {images.shape}" if images else "no images"
       return f"holds {record.kind} of {found}, its manifest says {expected}"
@@ -428,6 +461,16 @@ def _misfit(record: Record, manifest: Manifest) -> str:
     if not _within(text, manifest.vocabulary):
       return f"has a token id that is none of {manifest.vocabulary}"
   return ""
+
+
+@functools.lru_cache(16)
+def _known_fields(images: manifest_lib.ImageFormat) -> dict[str, tuple[int, ...]]:
+  """The fields that a record may have, and what an image of each is."""
+  return {
+    records_lib.field_of(name, n): shape
+    for n, shape in enumerate(images.shapes)
+    for name in records_lib.KINDS[images.kind]
+  }
 
 
 def _within(ids: np.ndarray, count: int) -> bool:
