@@ -21,7 +21,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   `tower` is what becomes of the weights of text: `frozen`, they stay, and patches have
   their own, as in LMFusion (arXiv 2412.15188); `low`, the same at a tenth of the rate;
-  `full`, both share all weights and learn them at the full rate, as in Transfusion.
+  `lora`, they stay, and a change of rank 16 is learned (arXiv 2106.09685); `full`, both
+  share all weights and learn them at the full rate, as in Transfusion.
 
   Rate, rows and batch are ours, and not run at a published model's size. `smoke` trains
   the same weights on the digits for some steps, to see that everything works.

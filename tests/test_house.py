@@ -64,7 +64,7 @@ FILES = {
   "generate": "canvas figures interleaved phases png prompt samples trained",
   "inspect": "replay row_page rows runs shards",
   "interop": "bagel card diffusers export layout llama tensors weights",
-  "model": "layers linear patches transformer transfusion unet untied",
+  "model": "layers linear lora patches transformer transfusion unet untied",
   "pods": "chips counts hlo kernels links pages program search study timeline worker",
   "prepare": "dask_cluster datasets encoder files job learn lists look part plain raw"
   " readers rows runner shapes tables tar worker",

@@ -64,20 +64,26 @@ def test_what_was_exported_brings_its_image_part_and_its_noise(tmp_path):
 
 @pytest.mark.parametrize(
   "tower, factor, untied",
-  [("frozen", 0.0, "all"), ("low", 0.1, "all"), ("full", 1.0, "none")],
+  [
+    ("frozen", 0.0, "all"),
+    ("low", 0.1, "all"),
+    ("lora", 0.0, "all"),
+    ("full", 1.0, "none"),
+  ],
 )
 def test_a_tower_says_what_becomes_of_texts_weights(tower, factor, untied, tmp_path):
   c = fitted(tiny_weights.with_tokenizer(tmp_path), tower)
   assert (c.train.text_lr_factor, c.model.untied) == (factor, untied)
   assert c.train.image_lr_factor == 1.0
+  assert c.model.lora_rank == (16 if tower == "lora" else 0)
 
 
 def test_what_is_missing_or_unknown_is_named(tmp_path):
   folder = tiny_weights.with_tokenizer(tmp_path)
   with pytest.raises(ValueError, match="which weights"):
     fitted("")
-  with pytest.raises(ValueError, match="tower='lora': choose one of"):
-    fitted(folder, "lora")
+  with pytest.raises(ValueError, match="tower='warm': choose one of"):
+    fitted(folder, "warm")
   (folder / "tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match="tokenizer.json: is no BPE"):
     fitted(folder)

@@ -72,6 +72,10 @@ class ModelConfig:
   # What patches have of their own beside text: none; mlp, that of every layer; or all,
   # attention and norms too (Mixture-of-Transformers, arXiv 2411.04996).
   untied: str = "none"
+  # Rank of a change to every matrix of text in attention and MLP that is learned at the
+  # full rate beside it, or in its place with train.text_lr_factor=0 (LoRA, arXiv
+  # 2106.09685); 0: none.
+  lora_rank: int = 0
   # Share of the numbers of attention and MLP that a training step leaves out.
   dropout: float = 0.0
   rope_theta: float = 10_000.0
@@ -354,7 +358,8 @@ RANGES = {
   ),
   "at least 0": (
     lambda x: x >= 0,
-    "model.head_size diffusion.image_weight diffusion.clip diffusion.t_logit_std"
+    "model.head_size model.lora_rank diffusion.image_weight diffusion.clip"
+    " diffusion.t_logit_std"
     " diffusion.min_snr_gamma data.overlap data.max_damaged"
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.text_lr_factor train.image_lr_factor"

@@ -169,14 +169,11 @@ class Run:
     Raises:
       ValueError: there is something in the folder, or this is one of several hosts.
     """
-    return export_lib.export(
-      to,
-      self.config,
-      self.params,
-      self.tokenizer,
-      step=self.step,
-      facts=_facts(self.workdir, self.step),
-    )
+    facts = _facts(self.workdir, self.step)
+    with jax.set_mesh(self._trained.mesh):
+      return export_lib.export(
+        to, self.config, self.params, self.tokenizer, step=self.step, facts=facts
+      )
 
   @functools.cached_property
   def _canvas(self) -> Canvas:

@@ -23,12 +23,14 @@ class Tower(NamedTuple):
 
   text_lr_factor: float
   untied: str
+  lora_rank: int = 0
 
 
 TOWERS = {
   # LMFusion (arXiv 2412.15188): what it says of text alone never changes.
   "frozen": Tower(0.0, "all"),
   "low": Tower(0.1, "all"),  # ours
+  "lora": Tower(0.0, "all", lora_rank=16),  # ours
   # As Transfusion has it: one set of weights for both.
   "full": Tower(1.0, "none"),
 }
@@ -69,6 +71,7 @@ def fit(config: ml_collections.ConfigDict, folder: str, *, tower: str) -> None:
     config.sample.sampler = known[0]
   if "untied" not in weights.knobs:
     config.model.untied = TOWERS[tower].untied
+  config.model.lora_rank = TOWERS[tower].lora_rank
   config.train.text_lr_factor = TOWERS[tower].text_lr_factor
   config.train.init_from = folder
   config.data.tokenizer = str(path)

@@ -84,6 +84,7 @@ ADDED = {
   "model.head_size": 0,
   "model.rope_scaling": (),
   "model.time_scale": 1.0,
+  "model.lora_rank": 0,
   "model.untied": "none",
   "model.dropout": 0.0,
   "data.isolate_documents": True,

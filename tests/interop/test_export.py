@@ -95,6 +95,22 @@ def test_text_has_the_names_and_shapes_of_hugging_face_and_its_logits(
   assert images and all(name.startswith("tfusion.patches.") for name in images)
 
 
+@pytest.mark.slow
+def test_changes_of_low_rank_are_added_to_their_matrices(tmp_path, tokenizer):
+  lora = dict(model__lora_rank=2, model__untied="all")
+  config, params = made(tmp_path / "out", tokenizer, **lora, **KINDS["llama"])
+  values = json.loads((tmp_path / "out" / "config.json").read_text())
+  numbers = load_file(tmp_path / "out" / "model.safetensors")
+  want = own.logits(config, params, own.IDS)
+  got = plain_llama.logits(values, numbers, own.IDS)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  assert values["tfusion"]["model"]["lora_rank"] == 0
+  # Another such run may begin with it: its own change is new, and adds nothing yet.
+  again = begun(config, tmp_path / "out")
+  np.testing.assert_allclose(own.logits(config, again, own.IDS), want, atol=1e-5)
+  assert not np.any(again["lora"]["mlp_w_up_up"])
+
+
 def test_a_model_of_text_alone_has_no_file_of_images(tmp_path, tokenizer):
   made(tmp_path / "out", tokenizer, model__patches="none")
   names = {path.name for path in (tmp_path / "out").iterdir()}

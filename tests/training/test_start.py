@@ -68,6 +68,21 @@ def test_without_weights_of_their_own_or_with_a_rate_text_changes(tmp_path):
     assert not np.array_equal(later, before)
 
 
+def test_a_change_of_low_rank_is_learned_beside_weights_that_stay(tmp_path):
+  folder = tiny_weights.folder(tmp_path)
+  changes = dict(model__untied="all", model__lora_rank=3, train__text_lr_factor=0.0)
+  config, state = begun(folder, **changes)
+  before = own.logits(config, state.params, own.IDS)
+  plain, unchanged = begun(folder, model__untied="all")
+  np.testing.assert_array_equal(own.logits(plain, unchanged.params, own.IDS), before)
+  later = after(config, state, updates=3)
+  assert np.abs(own.logits(config, later.params, own.IDS) - before).max() > 1e-3
+  moved = changed(state.params, later.params)
+  assert {f"lora.mlp_w_up_{which}" for which in ("up", "down")} <= moved
+  kinds = ("image", "patches", "lora.")
+  assert all(any(kind in name for kind in kinds) for name in moved)
+
+
 def test_the_average_begins_with_the_weights_too(tmp_path):
   _, state = begun(tiny_weights.folder(tmp_path), optim__ema_decay=0.9)
   tiny.assert_same_tree(state.ema, state.params)

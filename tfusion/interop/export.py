@@ -13,6 +13,7 @@ how tensors are laid out in files (tensors.py), the words of the README (card.py
 Numbers are float32, as they were trained: read back they are the same bit for bit.
 """
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -28,6 +29,7 @@ from tfusion.data.tokenizer import Tokenizer
 from tfusion.interop import card, llama, tensors
 from tfusion.interop.tensors import Planned
 from tfusion.interop.weights import CONFIG, OURS, PREFIX, TOKENIZERS, leaves_of
+from tfusion.model.lora import merged
 from tfusion.model.transfusion import Params
 from tfusion.version import __version__
 
@@ -63,7 +65,8 @@ def export(
   Args:
     to: a folder that is not there, or empty.
     config: of the run.
-    params: of the model, wherever they lie; all of them can be reached from here.
+    params: of the model, wherever they lie on the mesh in use; all of them can be
+      reached from here. Changes of low rank are added to their matrices.
     tokenizer: of the run.
     step: updates done.
     facts: what else is known of the model, by name, for its card.
@@ -75,7 +78,11 @@ def export(
     ValueError: there is something in the folder, or the run is one of several hosts.
     OSError: it cannot be written.
   """
-  path = check(to)
+  path, params = check(to), dict(params)
+  model = dataclasses.replace(config.model, lora_rank=0)
+  if config.model.lora_rank:
+    params = jax.jit(merged)(params)
+    del params["lora"]
   if jax.process_count() > 1:
     raise ValueError("a model is exported by one process; start it on one host")
   aside = path.with_name(f"{path.name}.partial")
@@ -87,7 +94,7 @@ def export(
     tensors.write(aside, OURS, images)
   _save_tokenizer(tokenizer, aside)
   positions = config.data.row_length
-  values = llama.write_config(config.model, tokenizer.special, positions=positions)
+  values = llama.write_config(model, tokenizer.special, positions=positions)
   section = dict(diffusion=_plain(config.diffusion), step=step, version=__version__)
   values[llama.OURS] |= section
   (aside / CONFIG).write_text(json.dumps(values, indent=2) + "\n")

@@ -187,6 +187,8 @@ class Weights:
     """Where each parameter is read from; those that are made new are left out."""
     found, images = {}, self._images
     for path, shape in shapes.items():
+      if path.startswith("lora."):  # new: what was exported has it in its matrices
+        continue
       theirs = self.layout.find(path)
       own = PREFIX + path
       if images is not None and (theirs is None or own in images.specs):

@@ -23,6 +23,7 @@ from tfusion.kinds import FIRST, Kind
 from tfusion.model import untied
 from tfusion.model.layers import Keys, View, rope_angles
 from tfusion.model.linear import linear, outputs_of, param, zeros
+from tfusion.model.lora import Lora, merged
 from tfusion.model.patches import LinearPatches, waves
 from tfusion.model.transformer import Transformer
 from tfusion.model.unet import Skips, UNetPatches
@@ -53,6 +54,8 @@ class Transfusion(nnx.Module):
         # From zeros, ours: a new model begins as one without.
         table = zeros((None, "embed"), (kind.patches, d))
         setattr(self, _name("patch_places", kind.name), table)
+    if config.lora_rank:
+      self.lora = Lora(config, rngs=rngs)
     self.config = config
 
   def _own_layers(self, kind: Kind, config: ModelConfig, rngs: nnx.Rngs) -> None:
@@ -277,7 +280,7 @@ def bind(config: ModelConfig, params: Params) -> Transfusion:
   """The model with these parameters, inside or outside a transformation."""
   graphdef, state = _structure(config)
   state = jax.tree.map(lambda x: x, state)  # a copy, which is written to
-  nnx.replace_by_pure_dict(state, params)
+  nnx.replace_by_pure_dict(state, merged(params) if config.lora_rank else params)
   return nnx.merge(graphdef, state)
 
 

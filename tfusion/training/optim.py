@@ -70,12 +70,15 @@ OF_PATCHES = ("patches", "patch_places", "image", "image_norm")
 
 
 def tower_of(path: Sequence[Any]) -> str:
-  """`image` if patches alone use the parameter, `text` if text does, alone or too.
+  """`image` if patches alone use the parameter, `text` if text does, alone or too;
+  `lora` if it is a change of low rank.
 
   Args:
     path: of the parameter, as JAX gives it.
   """
   names = [str(k.key) for k in path]
+  if names[0] == "lora":
+    return "lora"
   of_kinds = names[0].startswith(("patches_", "patch_places_"))
   return "image" if of_kinds or set(names) & set(OF_PATCHES) else "text"
 
@@ -94,7 +97,11 @@ def hold_frozen(config: Config, params: Any) -> Any:
 
 def _factors(config: Config) -> dict[str, float]:
   train = config.train
-  return {"text": train.text_lr_factor, "image": train.image_lr_factor}
+  return {
+    "text": train.text_lr_factor,
+    "image": train.image_lr_factor,
+    "lora": 1.0,
+  }
 
 
 def _scale_towers(factors: dict[str, float], updates: Any, _: Any) -> Any:
