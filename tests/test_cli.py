@@ -265,6 +265,15 @@ def test_a_workdir_without_a_run_is_one_message(capsys, tmp_path, command):
   assert err.count("\n") == 1
 
 
+def test_an_unknown_evaluation_is_one_message_with_those_that_are_known(
+  capsys, tmp_path
+):
+  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
+  err = refusal(capsys, "eval", "--workdir", str(tmp_path), "--suite", "loss,fif:5000")
+  assert "--suite=loss,fif:5000: 'fif:5000' is unknown; known: the suites own," in err
+  assert "fid:N" in err and err.count("\n") == 1
+
+
 def test_a_saved_config_takes_overrides_too(tmp_path):
   workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
   config = cli.read_saved_config(str(tmp_path), ["--config.sample.steps=5"])

@@ -31,7 +31,7 @@ def split(batch: sequence.Batch, rows: int) -> list[sequence.Batch]:
 @pytest.mark.slow
 def test_a_number_of_the_grid_is_the_error_at_that_time_with_that_noise(mesh, params):
   rows = tiny.batch(CONFIG)
-  found = loss.measure_rows(CONFIG, params, [rows], mesh=mesh)
+  found = loss.measure_rows(CONFIG, params, [rows], mesh=mesh)["image"]
   number, shape = 6, CONFIG.model.image_shape
   noise = loss.draw_noise(0, number, rows=4, slots=CONFIG.data.image_slots, shape=shape)
   batch = tiny.put(rows)
@@ -50,7 +50,8 @@ def test_a_number_of_the_grid_is_the_error_at_that_time_with_that_noise(mesh, pa
 def test_the_batch_changes_nothing(mesh, params):
   rows = tiny.batch(CONFIG)
   one, other = (
-    loss.measure_rows(CONFIG, params, split(rows, size), mesh=mesh) for size in (4, 2)
+    loss.measure_rows(CONFIG, params, split(rows, size), mesh=mesh)["image"]
+    for size in (4, 2)
   )
   np.testing.assert_array_equal(one.weights, other.weights)
   # Matrices of other sizes are multiplied in another order.
@@ -75,7 +76,7 @@ def test_noise_follows_from_row_slot_and_tenth_alone():
 @pytest.mark.slow
 def test_an_image_is_measured_where_its_noise_cap_lets_it_be(mesh, params):
   rows = tiny.batch(CONFIG)
-  found = loss.measure_rows(CONFIG, params, [rows], mesh=mesh)
+  found = loss.measure_rows(CONFIG, params, [rows], mesh=mesh)["image"]
   caps = rows.slots[0].noise_caps[rows.slots[0].weights > 0]
   assert set(caps) == {0.5, 1.0}
   np.testing.assert_array_equal(np.sum(~np.isnan(found.errors), 1), 10 * caps)
@@ -110,7 +111,12 @@ def test_every_source_with_images_has_its_own_numbers(monkeypatch):
     "a": loss.Errors(np.asarray([[1.0, 3.0]]), np.ones(1)),
     "b": loss.Errors(np.asarray([[2.0, 8.0], [4.0, np.nan]]), np.ones(2)),
   }
-  monkeypatch.setattr(loss, "measure", lambda trained, own: measured[own[0].name])
+
+  def measure(trained, own):
+    return {"image": measured[own[0].name]} | more
+
+  more = {}
+  monkeypatch.setattr(loss, "measure", measure)
   scans = np.zeros((2, 8, 8, 1), np.uint8), np.asarray([3, 7])
   one, two = (Digits(name, *scans) for name in "ab")
   found = loss.evaluate_loss(asked(None, (one, two, Prose("prose", ("text",)))))
@@ -122,3 +128,23 @@ def test_every_source_with_images_has_its_own_numbers(monkeypatch):
   assert found["loss_grid_error"] == pytest.approx(np.std([5, 4], ddof=1) / 2**0.5 / 2)
   alone = loss.evaluate_loss(asked(None, (one,)))
   assert alone["loss_grid"] == 2.0 and "loss_grid:a" not in alone
+  more["wide"] = measured["b"]
+  kinds = loss.evaluate_loss(asked(None, (one,)))
+  assert kinds["loss_grid:a"] == 2.0 and kinds["loss_grid:a wide"] == 5.5
+
+
+@pytest.mark.slow
+def test_every_kind_is_measured_at_its_own_shape(mesh):
+  config = tiny.config(model__kinds=("wide:4x8x2,like=image,slots=1",))
+  rng = np.random.default_rng(0)
+  wide = rng.normal(size=(4, 8, 2)).astype(np.float32)
+  documents = [(tiny.text(rng, 2), tiny.image(rng)), (sequence.Image(wide, kind=1),)]
+  rows = sequence.stack([tiny.pack(documents, config)] * 2)
+  found = loss.measure_rows(config, tiny.params(config.model), [rows], mesh=mesh)
+  assert {kind: own.errors.shape for kind, own in found.items()} == {
+    "image": (2, 10),
+    "wide": (2, 10),
+  }
+  assert not np.isnan(found["wide"].errors).any()
+  # Of the same image in two rows, the noise is another.
+  assert np.all(found["wide"].errors[0] != found["wide"].errors[1])

@@ -27,6 +27,7 @@ from tfusion.diffusion import process
 from tfusion.evaluate import record
 from tfusion.evaluate.evaluation import Asked
 from tfusion.generate.trained import Trained
+from tfusion.kinds import FIRST
 from tfusion.model.transfusion import Images, Params
 from tfusion.sequence import Batch
 from tfusion.sharding import by_row, fetch_rows, global_batch, spec
@@ -54,13 +55,17 @@ def unfit(asked: Asked) -> str:
 
 
 def evaluate_loss(asked: Asked) -> dict[str, Any]:
-  """The mean squared error of what is predicted, by source and by tenth of t.
+  """The mean squared error of what is predicted, by source, kind and tenth of t.
 
   train.eval_rows rows of each source at most. `loss_grid` is the mean over tenths, and
-  over sources if there are several; `loss_grid_error` is its standard error, from
-  image to image.
+  over sources and kinds if there are several; `loss_grid_error` is its standard error,
+  from image to image.
   """
-  found = {s.name: measure(asked.trained, [s]) for s in _sources(asked)}
+  found = {
+    source.name if kind == FIRST else f"{source.name} {kind}": own
+    for source in _sources(asked)
+    for kind, own in measure(asked.trained, [source]).items()
+  }
   bins = {name: mean_bins(own) for name, own in found.items()}
   squares = [_error_of_mean(own) ** 2 for own in found.values()]
   results: dict[str, Any] = {
@@ -79,7 +84,7 @@ def depends(asked: Asked) -> Any:
   return record.documents_of(_sources(asked))
 
 
-def measure(trained: Trained, sources: Sequence[Source]) -> Errors:
+def measure(trained: Trained, sources: Sequence[Source]) -> dict[str, Errors]:
   """Measures the held-out images of sources; all hosts call it, on the mesh in use.
 
   Args:
@@ -87,7 +92,8 @@ def measure(trained: Trained, sources: Sequence[Source]) -> Errors:
     sources: test splits, with images.
 
   Returns:
-    One line for each image that is learned, on every host.
+    Of every kind that there is, one line for each image that is learned, on every
+    host.
   """
   config = trained.config
   data = dataclasses.replace(config.data, weights=(), epochs=())
@@ -104,10 +110,11 @@ def measure(trained: Trained, sources: Sequence[Source]) -> Errors:
 
 def measure_rows(
   config: Config, params: Params, rows: Iterable[Batch[np.ndarray]], *, mesh: Any
-) -> Errors:
+) -> dict[str, Errors]:
   """As `measure`, of rows: this host's share of each batch, as heldout_rows has it."""
-  errors: list[np.ndarray] = []
-  weights: list[np.ndarray] = []
+  kinds = [kind.name for kind in config.model.every_kind]
+  errors: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+  weights: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
   first = 0  # row of the batch, over all
   for host_batch in rows:
     batch = global_batch(host_batch, mesh=mesh)
@@ -120,7 +127,7 @@ def measure_rows(
       )
       for number in range(BINS)
     ]
-    for slots, of_bins in zip(batch.slots, zip(*of_kinds), strict=True):
+    for kind, slots, of_bins in zip(kinds, batch.slots, zip(*of_kinds), strict=True):
       weight_bn = fetch_rows(slots.weights).astype(np.float64)
       cap_bn = fetch_rows(slots.noise_caps)
       kept = [
@@ -128,10 +135,14 @@ def measure_rows(
         for number, error_bn in enumerate(of_bins)
       ]
       live_bn = weight_bn > 0
-      errors.append(np.stack(kept, axis=-1)[live_bn])
-      weights.append(weight_bn[live_bn])
+      errors[kind].append(np.stack(kept, axis=-1)[live_bn])
+      weights[kind].append(weight_bn[live_bn])
     first += len(batch.tokens_bl)
-  return Errors(np.concatenate(errors), np.concatenate(weights))
+  found = {
+    kind: Errors(np.concatenate(errors[kind]), np.concatenate(weights[kind]))
+    for kind in kinds
+  }
+  return {kind: own for kind, own in found.items() if len(own.weights)}
 
 
 @functools.partial(jax.jit, static_argnums=0)

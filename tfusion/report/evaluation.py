@@ -55,6 +55,31 @@ MEASURES = {
     "{text_bytes:,} bytes",
     "Perplexity by bytes of the text, which do not depend on the tokenizer.",
   ),
+  "loss_grid": Measure(
+    "Diffusion loss on a grid",
+    "{loss_grid_images:,} images",
+    "Of held-out images at every noise level, with fixed noise: checkpoints compare.",
+  ),
+  "fid": Measure(
+    "FID",
+    "{fid_images:,} images",
+    "How far sampled images lie from those of MS-COCO, as a network sees both.",
+  ),
+  "clip": Measure(
+    "CLIP score",
+    "{clip_images:,} images",
+    "How well sampled images fit their captions, as CLIP sees it.",
+  ),
+  "cider": Measure(
+    "CIDEr",
+    "{cider_images:,} images",
+    "How much captions agree with what people wrote of the same images.",
+  ),
+  "geneval": Measure(
+    "GenEval",
+    "{geneval_judge}",
+    "The share of images that show what was asked, a mean over six kinds of prompt.",
+  ),
 }
 
 
