@@ -32,6 +32,7 @@ from tfusion.generate.trained import Trained
 from tfusion.progress import Progress
 from tfusion.sequence import Codes, Image, is_image
 from tfusion.sharding import gather_json
+from tfusion.together import together
 
 MANIFEST = "manifest.json"
 KNOBS = ("seed", "model", "diffusion", "sample", "eval.batch")
@@ -90,14 +91,14 @@ def make(
   for start in range(0, len(wanted), size):
     part = wanted[start : start + size]
     if not done.issuperset(one.name for one in part):
-      for one, pixels in zip(part, _sample(trained, canvas, part, start=start)):
-        if jax.process_index() == 0:
-          _write(pixels, folder / one.name)
+      made = _sample(trained, canvas, part, start=start)
       done |= {one.name for one in part}
-      if jax.process_index() == 0:
-        _save(place, of, done)
+      with together():  # a full disk ends all hosts
+        if jax.process_index() == 0:
+          for one, pixels in zip(part, made):
+            _write(pixels, folder / one.name)
+          _save(place, of, done)
     progress.show(min(start + size, len(wanted)))
-  gather_json(None)  # all files are written
   count(folder, [*(one.name for one in wanted), *beside])
 
 

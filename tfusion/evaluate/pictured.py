@@ -32,6 +32,8 @@ from tfusion.evaluate.networks.weights import named
 from tfusion.generate.canvas import Canvas, open_canvas
 from tfusion.generate.trained import Trained
 from tfusion.progress import Progress
+from tfusion.sharding import gather_json
+from tfusion.together import together
 
 IMAGES = "val2014"
 KARPATHY = "test"
@@ -169,15 +171,16 @@ def real_moments(asked: Asked, network: Network, canvas: Canvas) -> frechet.Mome
   h, w = gallery.side_of(asked.trained.config, canvas)
   tag = network.name.replace(" ", "-")
   path = asked.out / f"coco-{coco.contents(found)}-{h}x{w}-{tag}.npz"
-  if path.is_file():
+  if gather_json(path.is_file())[0]:  # as the first host sees it
     kept = frechet.load(path)
     if (kept.network, kept.images) == (network.name, len(found)):
       return kept
   made = frechet.stream(
     network.stream(_real([one.path for one in found], (h, w, 3))), network=network.name
   )
-  if jax.process_index() == 0:
-    frechet.save(made, path)
+  with together():
+    if jax.process_index() == 0:
+      frechet.save(made, path)
   return made
 
 

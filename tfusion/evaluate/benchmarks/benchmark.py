@@ -27,6 +27,7 @@ from tfusion.evaluate import gallery
 from tfusion.evaluate.evaluation import Asked, Evaluation
 from tfusion.evaluate.gallery import Wanted
 from tfusion.generate.canvas import open_canvas
+from tfusion.together import together
 
 IMAGES, JUDGE = "images", "judge.txt"
 
@@ -100,12 +101,13 @@ def evaluate(asked: Asked, benchmark: Benchmark) -> dict[str, Any]:
   data, folder = _data(asked, benchmark), _folder(asked, benchmark)
   wanted, beside = benchmark.wanted(data), benchmark.beside(data)
   canvas = open_canvas(asked.trained.config, asked.workdir)
-  if jax.process_index() == 0:
-    for name, what in beside.items():
-      path = folder / IMAGES / name
-      path.parent.mkdir(parents=True, exist_ok=True)
-      content = what.read_bytes() if isinstance(what, Path) else what
-      files.write_whole(path, content)
+  with together():
+    if jax.process_index() == 0:
+      for name, what in beside.items():
+        path = folder / IMAGES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = what.read_bytes() if isinstance(what, Path) else what
+        files.write_whole(path, content)
   gallery.make(
     asked.trained,
     canvas,
@@ -115,8 +117,9 @@ def evaluate(asked: Asked, benchmark: Benchmark) -> dict[str, Any]:
     beside=[name for name in beside if name.endswith(".png")],
     manifest=folder,
   )
-  if jax.process_index() == 0:
-    benchmark.finish(folder, wanted)
+  with together():
+    if jax.process_index() == 0:
+      benchmark.finish(folder, wanted)
   found: dict[str, Any] = {f"{benchmark.name}_images": len(wanted)}
   if not (results := benchmark.results(folder)):
     logging.info(

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tfusion.evaluate.networks import weights as weights_lib
 from tfusion.evaluate.networks.network import Network
@@ -220,7 +221,15 @@ def _pool(x: jax.Array, start: float, join, *, stride: int, pad: int) -> jax.Arr
 def _mean(x: jax.Array) -> jax.Array:
   """Over 3 x 3 numbers, or as many of them as there are at the border."""
   total = _pool(x, 0.0, jax.lax.add, stride=1, pad=1)
-  return total / _pool(jnp.ones_like(x), 0.0, jax.lax.add, stride=1, pad=1)
+  # Counted on the host: XLA would take minutes to fold sums over an array of ones.
+  high, wide = (_neighbours(side) for side in x.shape[1:3])
+  return total / np.outer(high, wide)[:, :, None].astype(np.float32)
+
+
+def _neighbours(side: int) -> np.ndarray:
+  """How many of three places in a row there are around each, i64[side]."""
+  at = np.arange(side)
+  return np.minimum(at + 1, side - 1) - np.maximum(at - 1, 0) + 1
 
 
 POOLS = {
