@@ -31,6 +31,7 @@ IMAGES = {
   ],
   "people cannot see the zebra": [
     "The zebra can't be seen by those who aren't near",
+    "In the 1920s J. Smith saw a 19th zebra at -10 degrees",
     "you cannot see a zebra",
     "they've lost the zebra, we'll find it",
   ],
@@ -83,7 +84,7 @@ def test_the_score_is_that_of_pycocoevalcap():
 
 def test_the_score_of_these_captions_is_what_pycocoevalcap_gave():
   found, each = cider(CAPTIONS, REFERENCES)
-  assert found == pytest.approx(1.5866570015670876, rel=1e-12)
+  assert found == pytest.approx(1.5442284551303622, rel=1e-12)
   assert each[2] > each[7] > 0
 
 

@@ -26,11 +26,12 @@ BRACKETS |= {"{": "-lcb-", "}": "-rcb-"}
 PIECES = re.compile(
   r"""
     \.\.\. | --+                                   # marks of several signs
-  | \d+(?:[.,:/-]\d+)*                             # numbers, times, dates
+  | n't\b | '(?:s|m|d|re|ve|ll|em|til)\b
+  | (?:(?<!\S)-)?\d+(?:[.,:/-]\d+)*(?![^\W_])      # numbers, times, dates; not 19th
+  | (?<!\S)[^\W\d_]\.(?=\s+\w)                      # initials
   | [^\W\d_]+(?:\.[^\W\d_])+\.?                     # u.s. and a.m.
   | (?:mr|mrs|ms|dr|st|jr|sr|vs|etc)\.             # and other short words
   | [^\W_]+(?:[-/&][^\W_]+)*                       # words, with hyphens inside
-  | '(?:s|m|d|re|ve|ll|em|til)\b
   | \S
   """,
   re.VERBOSE,
@@ -50,12 +51,8 @@ def words_of(caption: str) -> list[str]:
   """
   text = NOT.sub(r"\1 \2", caption.lower().translate(QUOTES).replace("\n", " "))
   found: list[str] = []
-  for part in text.split():
-    if part == "n't":
-      found.append(part)
-      continue
-    for piece in PIECES.findall(part):
-      found += SPLIT.get(piece, (piece,))
+  for piece in PIECES.findall(text):
+    found += SPLIT.get(piece, (piece,))
   return [BRACKETS.get(word, word) for word in found if word not in REMOVED]
 
 
