@@ -62,7 +62,7 @@ def test_perplexity_is_that_of_the_held_out_prose_read_one_by_one(trained, tmp_p
   @jax.jit
   def forward(params, batch):
     t_bn = batch.slots[0].starts
-    return bind(config.model, params)(batch, batch.slots[0].latents, t_bn)[0]
+    return bind(config.model, params)(batch, (batch.slots[0].latents,), (t_bn,))[0]
 
   nats = []
   for ids, logits in zip(texts, np.asarray(forward(trained.params, batch), float)):
