@@ -80,11 +80,16 @@ def paper(arg: str = "") -> Config:
 
 def experiment(name: str, arg: str = "") -> Config:
   """The config of experiments/NAME.py; checked."""
+  return config_lib.from_dict(load_experiment(name).get_config(arg))
+
+
+def load_experiment(name: str) -> types.ModuleType:
+  """The module experiments/NAME.py."""
   path = pathlib.Path(__file__).parents[1] / "experiments" / f"{name}.py"
   module_spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
-  return config_lib.from_dict(module.get_config(arg))
+  return module
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ class ModelConfig:
   # and images as codes in the vocabulary.
   patches: str = "linear"
   # What rows may hold beside text and images of this shape: images of other sizes,
-  # waveforms, videos (docs/family.md); each as NAME:SHAPE,OPTION=VALUE,...
+  # waveforms, videos (docs/kinds.md); each as NAME:SHAPE,OPTION=VALUE,...
   kinds: tuple[str, ...] = ()
   # Channels of a U-Net at every size of the image from the whole down to the patches,
   # each half as large as the one before; empty: 0.27B parameters, ours.

@@ -87,6 +87,7 @@ SWITCHES = {
   "heads": dict(model__kv_heads=4),
   "text": dict(model__patches="none"),
   "unet": dict(model__patches="unet", model__unet_widths=(8, 16)),
+  "kinds": dict(model__kinds=("tone:6x1,patch=3,slots=1",)),
 }
 
 
@@ -102,6 +103,9 @@ def test_operations_of_a_step_are_those_of_its_program(mesh, switch):
   ]
   if switch == "text":
     documents = [(tiny.text(rng, 10),), (tiny.text(rng, 12),)]
+  if switch == "kinds":
+    tone = tiny.image_of(rng, config, 1)
+    documents[1] = tiny.image(rng), tiny.text(rng, 3), tone
   batch = sequence.stack([tiny.pack(documents, config)] * 2)
   assert np.all(batch.hi_bl >= batch.lo_bl)
   program = jax.make_jaxpr(functools.partial(gradients, config))(
@@ -113,7 +117,8 @@ def test_operations_of_a_step_are_those_of_its_program(mesh, switch):
   beyond = 2 * model.layers * model.heads * model.head_dim * pairs
   if switch != "text":
     beyond += np.sum(batch.patch_bl >= 0) * model.width * model.vocab_size
-    beyond += 4 * (256 + model.width) * model.width * (switch != "unet")
+    slots = sum(kind.starts.size for kind in batch.slots)
+    beyond += slots * (256 + model.width) * model.width * (switch != "unet")
   # The U-Net computes the scores of its 4 cells again in the backward pass.
   again = 4 * 4**2 * model.unet_levels[-1] if switch == "unet" else 0
   want = batch_flops(model, batch) + 6 * beyond + 2 * again
