@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.model.patch = 4
   c.model.kinds = (
     "wide:8x24x3,like=image",  # pictures of 24 x 10 pixels lose a strip
-    f"wave:{LENGTH}x1,patch=8,weight=2",
+    f"wave:{LENGTH}x1,patch=4,weight=5",
   )
   c.data.sources = (f"folder:{arg.data}",)
   c.data.row_length, c.data.image_slots = 160, 8
@@ -55,8 +55,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   c.optim.ema_decay = 0.99
   c.sample.sampler, c.sample.steps, c.sample.guidance = "ddim", 25, 2.0
   c.sample.max_elements = 96
-  c.train.batch_rows, c.train.steps = 16, 1_000
-  c.train.eval_every_steps = c.train.save_every_steps = 250
+  c.train.batch_rows, c.train.steps = 16, 2_000
+  c.train.eval_every_steps = c.train.save_every_steps = 500
   c.train.eval_rows = 16
   c.eval.prompts = (
     *("a red disc, left <image>", "a blue disc, right <image:wide>"),

@@ -75,7 +75,7 @@ def test_a_kind_that_is_not_of_the_run_and_a_wrong_array_are_refused(
 def test_the_page_of_a_row_shows_all_its_kinds(run, tmp_path):
   cli.main(["inspect", "data", f"--workdir={run}", "--step=2", "--out", str(tmp_path)])
   pages = " ".join(path.read_text() for path in tmp_path.glob("*.html"))
-  assert "12 patches of wide" in pages and "8 patches of wave" in pages
+  assert "12 patches of wide" in pages and "16 patches of wave" in pages
 
 
 @pytest.mark.slow

@@ -274,12 +274,28 @@ class SampleConfig:
   steps: int = 250  # denoising steps
   start: float = 0.97  # where they begin, as a share of diffusion.timesteps; ours
   guidance: float = 3.0  # scale of classifier-free guidance; 1: none
+  # Guidance acts from the first of these shares of diffusion.timesteps up to the second
+  # (arXiv 2404.07724); outside, the scale is 1.
+  guidance_from: float = 0.0
+  guidance_to: float = 1.0
+  # How far the deviation of what is predicted with guidance is brought back to that
+  # without (arXiv 2305.08891, section 3.4, has 0.7); 0: not.
+  guidance_rescale: float = 0.0
   # Of images as codes: guidance by the images that stand before, beside that by all
   # that does. This and the next two are those of Chameleon's code.
   image_guidance: float = 1.2
   code_temperature: float = 0.7  # of codes; 0: the likeliest every time
   code_top_p: float = 0.9  # the likeliest codes are drawn from, so likely together
   temperature: float = 0.0  # of text; 0: the likeliest token every time
+  # Of text with a temperature: how many of the likeliest tokens are drawn from, 0: all;
+  top_k: int = 0
+  # the likeliest, so likely together (arXiv 1904.09751); 1: all;
+  top_p: float = 1.0
+  # those so many times as likely as the likeliest (arXiv 2407.01082); 0: all.
+  min_p: float = 0.0
+  # Tokens that stand in the row already are made this much less likely (arXiv
+  # 1909.05858); 1: not.
+  repetition: float = 1.0
   max_elements: int = 256  # of a sequence, prompt included: the size of its cache
 
 
@@ -344,6 +360,7 @@ SHARDED |= {"model.width": "mesh.fsdp", "data.row_length": "mesh.context"}
 LONGEST_ROW = 1 << 22  # elements
 SEEDS = "in [0, 2**32): jax.random would take a larger one for another"
 RANGES = {
+  "at least 1": (lambda x: x >= 1, "sample.repetition"),
   "above 0": (
     lambda x: x > 0,
     "model.layers model.width model.heads model.kv_heads model.mlp model.vocab_size"
@@ -364,22 +381,24 @@ RANGES = {
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.text_lr_factor train.image_lr_factor"
     " train.z_loss train.keep_every_steps train.stall_seconds sample.temperature"
-    " sample.code_temperature",
+    " sample.code_temperature sample.top_k",
   ),
   # A row is filled, and held whole on the host; so long a one is a slip of the pen.
   f"in [1, {LONGEST_ROW}]": (lambda x: 1 <= x <= LONGEST_ROW, "data.row_length"),
   SEEDS: (lambda x: 0 <= x < 2**32, "seed"),
   "in (0, 1]": (
     lambda x: 0 < x <= 1,
-    "diffusion.image_first_noise_cap sample.start sample.code_top_p",
+    "diffusion.image_first_noise_cap sample.start sample.code_top_p sample.top_p"
+    " sample.guidance_to",
   ),
   "in [0, 1]": (
     lambda x: 0 <= x <= 1,
-    "data.caption_first data.caption_dropout diffusion.image_first_clean",
+    "data.caption_first data.caption_dropout diffusion.image_first_clean"
+    " sample.guidance_rescale",
   ),
   "in [0, 1)": (
     lambda x: 0 <= x < 1,
-    "model.dropout optim.b1 optim.b2 optim.ema_decay",
+    "model.dropout optim.b1 optim.b2 optim.ema_decay sample.min_p sample.guidance_from",
   ),
 }
 
@@ -650,6 +669,11 @@ def _diffusion_problems(config: Config) -> list[str]:
     problems.append(
       "sample.start=1.0: with diffusion.schedule=linear and diffusion.target=eps no"
       " image is left there to divide by; begin below 1, or train with v"
+    )
+  if sample.guidance_from >= sample.guidance_to:
+    problems.append(
+      f"sample.guidance_from={sample.guidance_from:g}: must be below"
+      f" sample.guidance_to={sample.guidance_to:g}"
     )
   if noise.context == "both":
     problems += _context_problems(config)

@@ -103,6 +103,13 @@ ADDED = {
   "sample.code_temperature": 0.7,
   "sample.code_top_p": 0.9,
   "sample.start": 1.0,
+  "sample.top_k": 0,
+  "sample.top_p": 1.0,
+  "sample.min_p": 0.0,
+  "sample.repetition": 1.0,
+  "sample.guidance_from": 0.0,
+  "sample.guidance_to": 1.0,
+  "sample.guidance_rescale": 0.0,
 }
 # The same, in the configs of all commands.
 ADDED_TO_ALL = {

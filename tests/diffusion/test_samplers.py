@@ -361,3 +361,17 @@ def test_guidance_extends_the_line_from_unconditional_to_conditional():
   np.testing.assert_allclose(guide(c, u, scale=1.0), c)
   np.testing.assert_allclose(guide(c, u, scale=0.0), u)
   np.testing.assert_allclose(guide(c, u, scale=3.0), [2.0, -10.0])
+
+
+def test_rescaled_guidance_has_the_deviation_of_what_the_text_asks_for():
+  rng = np.random.default_rng(0)
+  c, u = (jnp.asarray(rng.normal(size=(3, 4, 4, 2)), jnp.float32) for _ in range(2))
+  plain = guide(c, u, scale=4.0)
+  np.testing.assert_array_equal(plain, u + 4.0 * (c - u))
+  whole = guide(c, u, scale=4.0, rescale=1.0)
+  of_image = (1, 2, 3)
+  np.testing.assert_allclose(whole.std(of_image), c.std(of_image), rtol=1e-5)
+  ratio = np.asarray(whole / plain)
+  np.testing.assert_allclose(ratio, ratio[:, :1, :1, :1] + 0 * ratio, rtol=1e-4)
+  half = guide(c, u, scale=4.0, rescale=0.5)
+  np.testing.assert_allclose(half, (whole + plain) / 2, rtol=1e-5, atol=1e-6)

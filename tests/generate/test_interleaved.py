@@ -21,7 +21,8 @@ from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.diffusion.process import cosine_abar
 from tfusion.diffusion.samplers import Steps, make_steps
-from tfusion.generate import interleaved, phases
+from tfusion.generate import choices, interleaved, phases
+from tfusion.generate.choices import TextChoice
 from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Blank
 from tfusion.model import transfusion
@@ -400,7 +401,7 @@ def test_guidance_by_text_and_images_is_that_of_chameleons_code():
 )
 def test_the_nucleus_is_the_fewest_codes_that_have_the_share(top_p, kept):
   p = np.asarray([0.19, 0.5, 0.01, 0.3], np.float32)
-  left = np.asarray(phases.nucleus(jnp.log(p), top_p))
+  left = np.asarray(choices.nucleus(jnp.log(p), top_p))
   order = np.argsort(-p)
   np.testing.assert_array_equal(left[order[:kept]], np.log(p)[order[:kept]])
   assert np.all(np.isneginf(left[order[kept:]]))
@@ -576,7 +577,7 @@ def test_decoding_works_where_the_cache_lies(unroll):
     model,
     params,
     special=SPECIAL,
-    temperature=1.0,
+    choice=TextChoice(temperature=1.0),
     limit=9,
     logits_bv=put_rows(np.zeros((2, model.vocab_size), np.float32)),
     writing_b=rows > 0,
@@ -796,3 +797,47 @@ def test_a_mesh_of_eight_devices_generates_what_one_does():
     timeout=600,
   )
   assert done.stdout.strip() == "done", done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_what_stands_in_the_prompt_or_was_written_is_avoided(params):
+  """Greedy, by hand: the likeliest token of those that were not seen yet."""
+  c = sampling(sampler="ddim", guidance=1.0, temperature=0.0, repetition=1e6)
+  prompts = [(tiny.text(np.random.default_rng(n), 4),) for n in range(4)]
+  forward = make_forward(CONFIG, params)
+  written = 0
+  for (given,), got in zip(prompts, run(c, params, prompts), strict=True):
+    seen, spans = set(given.ids.tolist()), [given]
+    for span in got.spans[1:]:
+      if not isinstance(span, Text):
+        spans.append(span)
+        continue
+      for token in span.ids:
+        logits_v, _ = forward(lay_out(BOS, *spans))
+        own = np.asarray(logits_v).copy()
+        own[[SPECIAL.pad, SPECIAL.bos, SPECIAL.eoi]] = -np.inf
+        for other in seen:
+          own[other] *= 1e-6 if own[other] > 0 else 1e6
+        assert token == np.argmax(own)
+        seen.add(int(token))
+        spans.append(Text(np.asarray([token])))
+        written += 1
+  assert written > 8
+
+
+@pytest.mark.slow
+def test_guidance_acts_within_its_interval_alone(params):
+  prompts = make_prompts()[:3]
+  how = dict(sampler="ddim", steps=4, temperature=0.0)
+  plain = run(sampling(**how, guidance=1.0), params, prompts)
+  guided = run(sampling(**how, guidance=3.0), params, prompts)
+  # Steps stand at t = 970, 728, 485 and 242; above 0.98 T there is none.
+  never = run(sampling(**how, guidance=3.0, guidance_from=0.98), params, prompts)
+  always = run(sampling(**how, guidance=3.0, guidance_from=0.01), params, prompts)
+  part = run(sampling(**how, guidance=3.0, guidance_to=0.5), params, prompts)
+  images = lambda made: [i for one in made for i in one.made_images]  # noqa: E731
+  for a, b in ((never, plain), (always, guided)):
+    for x, y in zip(images(a), images(b), strict=True):
+      np.testing.assert_allclose(x, y, atol=OTHER_ORDER)
+  for other in (plain, guided):
+    assert np.abs(images(part)[0] - images(other)[0]).max() > 0.01

@@ -59,3 +59,16 @@ def test_a_data_url_holds_the_image_itself(channels):
   with Pillow.open(io.BytesIO(base64.b64decode(coded))) as image:
     read = np.asarray(image)
   np.testing.assert_array_equal(read.reshape(pixels.shape), pixels)
+
+
+def test_a_sheet_of_images_of_several_shapes_enlarges_the_small_ones():
+  small = np.full((2, 3, 1), 7, np.uint8)
+  wide, tall = np.full((4, 20, 3), 9, np.uint8), np.full((11, 5, 3), 5, np.uint8)
+  images = [small, wide, tall]
+  sheet = png.sheet(images, columns=2)
+  assert sheet.shape == (2 * 12 + 1, 2 * 21 + 1, 3)
+  boxes = png.boxes(images, columns=2)
+  assert boxes[0] == (1, 1, 1 + 5 * 3, 1 + 5 * 2)  # five times as large
+  for (left, top, right, bottom), image in zip(boxes, images, strict=True):
+    assert np.all(sheet[top:bottom, left:right] == image[0, 0])
+  assert np.sum(np.all(sheet != 255, -1)) == 25 * 6 + 4 * 20 * 1 + 11 * 5

@@ -182,9 +182,26 @@ def make_steps(
   return known[sampler](Path(t, np.sqrt(abar), np.sqrt(1 - abar), abar))
 
 
-def guide(conditional, unconditional, *, scale: float) -> jax.Array:
-  """Classifier-free guidance: u + scale (c - u) (arXiv 2207.12598); 1 is none."""
-  return unconditional + scale * (conditional - unconditional)
+def guide(
+  conditional, unconditional, *, scale: float | jax.Array, rescale: float = 0.0
+) -> jax.Array:
+  """Classifier-free guidance: u + scale (c - u) (arXiv 2207.12598); 1 is none.
+
+  Args:
+    conditional: c, what is predicted with the text, [b, ...].
+    unconditional: u, without.
+    scale: how far to go from u through c.
+    rescale: above 0, the share of the way by which the deviation of each image's
+      prediction goes back to that of c (arXiv 2305.08891, equations 15 and 16).
+  """
+  guided = unconditional + scale * (conditional - unconditional)
+  if not rescale:
+    return guided
+  of_image = tuple(range(1, guided.ndim))
+  kept = jnp.std(conditional, axis=of_image, keepdims=True)
+  now = jnp.std(guided, axis=of_image, keepdims=True)
+  back = guided * (kept / jnp.maximum(now, jnp.finfo(jnp.float32).tiny))
+  return rescale * back + (1 - rescale) * guided
 
 
 def denoise(

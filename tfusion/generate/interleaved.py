@@ -19,6 +19,7 @@ import numpy as np
 from tfusion import sequence
 from tfusion.config import Config, diffusion_of
 from tfusion.generate import phases
+from tfusion.generate.choices import text_choice
 from tfusion.generate.prompt import Blank, Given, Prompt, split_at_blanks
 from tfusion.model.transfusion import Params
 from tfusion.sequence import CodeBook, Codes, Elements, Image, SpecialTokens, Text
@@ -245,7 +246,7 @@ class _Walk:
       self.params,
       special=self.special,
       book=self.book,
-      temperature=self.config.sample.temperature,
+      choice=text_choice(self.config.sample),
       limit=self.limit,
       cache=self.cache,
       logits_bv=self.logits_bv,
@@ -253,11 +254,23 @@ class _Walk:
       writing_b=put_rows(writing_b),
       keys_b=self.keys_b,
       next_b=put_rows(self._next()),
+      seen_bv=put_rows(self._seen()),
     )
     for row, ids_l, count in zip(self.rows, fetch_rows(ids_bl), fetch_rows(count_b)):
       if count:
         room = self.limit - row.at - int(count)
         row.take_text(ids_l[:count], room=room, patches=self.patches)
+
+  def _seen(self) -> np.ndarray | None:
+    """Which tokens stand in each row, bool[b, v]; None: nothing asks."""
+    if self.config.sample.repetition == 1.0:
+      return None
+    seen = np.zeros((len(self.rows), self.config.model.vocab_size), bool)
+    for own, row in zip(seen, self.rows):
+      for span in row.spans:
+        if isinstance(span, Text):
+          own[span.ids] = True
+    return seen
 
   def sample_images(self):
     """Samples one image in every row that stands behind BOI, kind by kind."""

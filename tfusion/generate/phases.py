@@ -18,8 +18,8 @@ d width  v vocab  h w c latent height, width, channels
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Generic, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import numpy as np
 
 from tfusion.config import DiffusionConfig, ModelConfig, SampleConfig
 from tfusion.diffusion.samplers import denoise, guide, make_steps
+from tfusion.generate.choices import TextChoice, draw, nucleus
 from tfusion.kinds import Kind
 from tfusion.model.layers import Keys, View
 from tfusion.model.transformer import empty_keys
@@ -133,7 +134,7 @@ def feed(
 
 @functools.partial(
   jax.jit,
-  static_argnames=("config", "special", "book", "temperature", "limit"),
+  static_argnames=("config", "special", "book", "choice", "limit"),
   donate_argnames="cache",
 )
 def sample_text(
@@ -142,7 +143,7 @@ def sample_text(
   *,
   special: SpecialTokens,
   book: CodeBook | None = None,
-  temperature: float,
+  choice: TextChoice,
   limit: int,
   cache: Keys,
   logits_bv: jax.Array,
@@ -150,6 +151,7 @@ def sample_text(
   writing_b: jax.Array,
   keys_b: jax.Array,
   next_b: jax.Array | None = None,
+  seen_bv: jax.Array | None = None,
 ) -> tuple[Keys, jax.Array, jax.Array]:
   """Samples text until every writing row has sampled BOI or EOS or more than fits.
 
@@ -159,7 +161,7 @@ def sample_text(
     special: ids of the special tokens.
     book: where images are codes, which text has none of. Without a book and without
       patches there are no images: BOI is not sampled.
-    temperature: of the softmax; 0 is greedy.
+    choice: how a token is drawn.
     limit: elements that a row may have. One more is sampled: it may be EOS, which
       takes no place.
     cache: of every row's elements so far, with room for one behind the limit.
@@ -168,6 +170,7 @@ def sample_text(
     writing_b: bool, the rows that take part.
     keys_b: keys of the rows.
     next_b: i32, position, of RoPE, of the next element; None: `at_b`.
+    seen_bv: bool, the tokens that stand in each row; for `choice.repetition`.
 
   Returns:
     The cache with the sampled elements; the ids i32[b, limit], of which the last is the
@@ -178,19 +181,19 @@ def sample_text(
   if config.patches == "none" and book is None:
     never = np.append(never, special.boi)
 
-  def sample(logits_v, key, position):
+  def sample(logits_v, key, position, *seen):
     logits_v = logits_v.at[never].set(-jnp.inf)
     if book is not None:
       logits_v = logits_v.at[book.first :].set(-jnp.inf)
-    if temperature == 0:
-      return jnp.argmax(logits_v).astype(jnp.int32)
     key = jax.random.fold_in(jax.random.fold_in(key, TEXT), position)
-    return jax.random.categorical(key, logits_v / temperature).astype(jnp.int32)
+    return draw(key, logits_v, choice, *seen)
 
   def step(state):
-    cache, logits_bv, writing_b, ids_bl, count_b = state
+    cache, logits_bv, writing_b, ids_bl, count_b, *seen = state
     here_b = at_b + count_b
-    token_b = by_row(sample)(logits_bv, keys_b, here_b)
+    token_b = by_row(sample)(logits_bv, keys_b, here_b, *seen)
+    if seen:
+      seen = [by_row(lambda seen_v, token: seen_v.at[token].set(True))(*seen, token_b)]
     next_bl = jnp.arange(limit)[None] == count_b[:, None]
     ids_bl = jnp.where(next_bl & writing_b[:, None], token_b[:, None], ids_bl)
     x_bld = model.embed_text(token_b[:, None])
@@ -204,12 +207,13 @@ def sample_text(
     for other in special.other_bois:
       stops_b = stops_b | (token_b == other)
     writing_b = writing_b & ~stops_b & (at_b + count_b <= limit)
-    return cache, _logits(model, x_bld), writing_b, ids_bl, count_b
+    return cache, _logits(model, x_bld), writing_b, ids_bl, count_b, *seen
 
   count_b = jnp.zeros_like(at_b)
   ids_bl = jnp.zeros_like(at_b[:, None] + jnp.arange(limit)[None])
-  state = (cache, logits_bv, writing_b, ids_bl, count_b)
-  cache, _, _, ids_bl, count_b = jax.lax.while_loop(
+  seen = () if seen_bv is None else (seen_bv,)
+  state = (cache, logits_bv, writing_b, ids_bl, count_b, *seen)
+  cache, _, _, ids_bl, count_b, *_ = jax.lax.while_loop(
     lambda state: jnp.any(state[2]), step, state
   )
   return cache, _replicate(ids_bl), _replicate(count_b)
@@ -264,7 +268,8 @@ def sample_image(
   prefix = jax.tree.map(lambda x: x[:, :, :, :length], cache)
   null = None if sample.guidance == 1.0 else unconditional
   stand = _Stand(kind, at_b, at_b if next_b is None else next_b)
-  predict, prefix = _predictor(model, prefix, stand, null, scale=sample.guidance)
+  guidance = _guidance(sample, diffusion.timesteps)
+  predict, prefix = _predictor(model, prefix, stand, null, guidance)
 
   def draw_noise(number):
     def one(key, image, number):
@@ -384,18 +389,6 @@ def guide_codes(full, images, unconditional, *, scale: float, image_scale: float
   return unconditional + by_images + scale * (full - images)
 
 
-def nucleus(logits_v: jax.Array, top_p: float) -> jax.Array:
-  """Leaves the likeliest, whose probabilities are at least `top_p` together, and sets
-  all others to -inf (arXiv 1904.09751)."""
-  order_v = jnp.argsort(logits_v, descending=True)
-  p_v = jax.nn.softmax(logits_v)[order_v]
-  before_v = jnp.cumsum(p_v) - p_v
-  # By places, not by a least value to compare with: a compiler may compute the logits
-  # twice, each time rounded otherwise, and the last of the kept would fall out.
-  kept_v = jnp.zeros_like(logits_v, bool).at[order_v].set(before_v < top_p)
-  return jnp.where(kept_v, logits_v, -jnp.inf)
-
-
 def _draw_code(logits_v, key, image, number, *, sample: SampleConfig) -> jax.Array:
   if sample.code_temperature == 0:
     return jnp.argmax(logits_v).astype(jnp.int32)
@@ -403,6 +396,23 @@ def _draw_code(logits_v, key, image, number, *, sample: SampleConfig) -> jax.Arr
     key = jax.random.fold_in(key, data)
   logits_v = nucleus(logits_v / sample.code_temperature, sample.code_top_p)
   return jax.random.categorical(key, logits_v).astype(jnp.int32)
+
+
+def _guidance(
+  sample: SampleConfig, timesteps: int
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """Mixes both predictions at t, as `sample.guidance` and the knobs beside it say."""
+  first, last = sample.guidance_from * timesteps, sample.guidance_to * timesteps
+  everywhere = (sample.guidance_from, sample.guidance_to) == (0.0, 1.0)
+
+  def mix(conditional, unconditional, t):
+    scale: Any = sample.guidance
+    if not everywhere:
+      scale = jnp.where((t > first) & (t <= last), sample.guidance, 1.0)
+    rescale = sample.guidance_rescale
+    return guide(conditional, unconditional, scale=scale, rescale=rescale)
+
+  return mix
 
 
 class _Stand(NamedTuple):
@@ -418,8 +428,7 @@ def _predictor(
   prefix: Keys,
   stand: _Stand,
   unconditional: Block[jax.Array] | None,
-  *,
-  scale: float,
+  guidance: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ):
   """Returns the noise predictor, guided if there is an unconditional prefix, and the
   cache of prefixes that it works in."""
@@ -439,7 +448,7 @@ def _predictor(
   def predict(x_bhwc, t, cache):
     noise, cache = _denoised(model, kind, join_rows(x_bhwc, x_bhwc), t, view, cache)
     conditional, unconditional = split_rows(noise)
-    return guide(conditional, unconditional, scale=scale), cache
+    return guidance(conditional, unconditional, t), cache
 
   return predict, both
 

@@ -63,7 +63,8 @@ def sheet(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
   """Lays images out in rows, with one white pixel around each.
 
   Args:
-    images: u8[h, w, c] each; smaller ones get the room of the largest.
+    images: u8[h, w, c] each; smaller ones get the room of the largest, and squares for
+      pixels as far as they fit it.
     columns: images in a row.
 
   Returns:
@@ -74,7 +75,9 @@ def sheet(images: Sequence[np.ndarray], *, columns: int) -> np.ndarray:
   height, width = rows * (h + 1) + 1, columns * (w + 1) + 1
   laid_out = np.full((height, width, c), WHITE, np.uint8)
   for (left, top, right, bottom), image in zip(boxes(images, columns=columns), images):
-    laid_out[top:bottom, left:right] = image
+    times = (bottom - top) // image.shape[0]
+    enlarged = image.repeat(times, axis=0).repeat(times, axis=1)
+    laid_out[top:bottom, left:right] = enlarged
   return laid_out
 
 
@@ -87,7 +90,8 @@ def boxes(
   for number, image in enumerate(images):
     (h, w, _), (row, column) = image.shape, divmod(number, columns)
     left, top = 1 + column * (cell_w + 1), 1 + row * (cell_h + 1)
-    places.append((left, top, left + w, top + h))
+    times = min(cell_h // h, cell_w // w)
+    places.append((left, top, left + times * w, top + times * h))
   return places
 
 
