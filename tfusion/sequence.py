@@ -444,9 +444,16 @@ def lay_out_part(
   )
 
 
+def begins_image(tokens_l: np.ndarray, special: SpecialTokens) -> np.ndarray:
+  """Returns bool[l]: True at the BOI of any kind."""
+  if not special.other_bois:  # as nearly always, in a third of the time
+    return tokens_l == special.boi
+  return np.isin(tokens_l, special.bois)
+
+
 def in_image(elements: Elements, *, special: SpecialTokens) -> np.ndarray:
   """Returns bool[l]: True between BOI and EOI, at patches and codes."""
-  begins = np.isin(elements.tokens_l, special.bois)
+  begins = begins_image(elements.tokens_l, special)
   ends = elements.tokens_l == special.eoi
   return np.cumsum(begins) - begins > np.cumsum(ends)
 

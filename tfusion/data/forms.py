@@ -58,9 +58,9 @@ def image_of(span: np.ndarray | sequence.Image, config: Config) -> sequence.Imag
   """An image that knows its kind: where the source has not said, the first one of its
   shape."""
   image = sequence.Image(span) if isinstance(span, np.ndarray) else span
-  kinds = config.model.every_kind
-  if image.kind or len(kinds) == 1:
+  if image.kind or not config.model.kinds:
     return image
+  kinds = config.model.every_kind
   fitting = (n for n, kind in enumerate(kinds) if kind.shape == image.latent.shape)
   return dataclasses.replace(image, kind=next(fitting, 0))
 

@@ -66,6 +66,8 @@ class Lane(Iterator[sequence.Row]):
         have been damaged since than data.max_damaged.
     """
     self._config, self._tokenizer = config, tokenizer
+    # Asked for at every document.
+    self._slots, self._patches = slots_of(config), config.model.patches_by_kind
     self._encode = functools.lru_cache(ENCODED_TEXTS)(tokenizer.encode)
     self._sources = {source.name: source for source in sources}
     self._mixture = Mixture(sources, config, lane=lane, repeat=repeat)
@@ -127,7 +129,7 @@ class Lane(Iterator[sequence.Row]):
       lengths,
       [self._images(elements) for _, elements in self._waiting],
       row_length=data.row_length,
-      image_slots=slots_of(self._config),
+      image_slots=self._slots,
     )
     row = [self._waiting[i] for i in chosen]
     for i in reversed(chosen):
@@ -210,7 +212,7 @@ class Lane(Iterator[sequence.Row]):
     return branches.branch(
       piece,
       special=self._tokenizer.special,
-      patches_per_image=self._config.model.patches_by_kind,
+      patches_per_image=self._patches,
     )
 
   def _pieces(
@@ -234,7 +236,7 @@ class Lane(Iterator[sequence.Row]):
       name=name,
       showing=self._mixture.showing(position),
     )
-    patches = config.model.patches_by_kind
+    patches = self._patches
     whole = sequence.lay_out(document, special=special, patches_per_image=patches)
     if self._fits(whole):
       return [whole]
@@ -245,29 +247,32 @@ class Lane(Iterator[sequence.Row]):
       endings=self._tokenizer.endings,
       special=special,
       row_length=config.data.row_length,
-      image_slots=slots_of(config),
+      image_slots=self._slots,
       patches_per_image=patches,
       overlap=config.data.overlap,
     )
     return made or TooLong(len(whole.tokens_l))
 
   def _fits(self, elements: sequence.Elements) -> bool:
-    slots = slots_of(self._config)
-    few = all(n <= most for n, most in zip(self._images(elements), slots, strict=True))
-    return few and len(elements.tokens_l) <= self._config.data.row_length
+    if len(elements.tokens_l) > self._config.data.row_length:
+      return False
+    counts = zip(self._images(elements), self._slots, strict=True)
+    return all(n <= most for n, most in counts)
 
   def _images(self, elements: sequence.Elements) -> tuple[int, ...]:
     """Images of every kind."""
+    if len(self._slots) == 1:
+      return (len(elements.images),)
     kinds = [image.kind for image in elements.images]
-    return tuple(kinds.count(n) for n in range(len(self._config.model.every_kind)))
+    return tuple(kinds.count(n) for n in range(len(self._slots)))
 
   def _count(self, name: str, pieces: int) -> None:
     """Counts what was just taken, in so many pieces; branches are elements too."""
     state, special = self._state, self._tokenizer.special
     for _, piece in self._cut:
-      by_kind = self._config.model.patches_by_kind
-      patches = sum(by_kind[image.kind] for image in piece.images)
-      if np.isin(piece.tokens_l, special.bois).sum() > len(piece.images):  # codes
+      patches = sum(self._patches[image.kind] for image in piece.images)
+      begun = np.count_nonzero(sequence.begins_image(piece.tokens_l, special))
+      if begun > len(piece.images):  # codes
         patches = int(np.sum(sequence.in_image(piece, special=special)))
       state.elements[name] += len(piece.tokens_l)
       state.patches += patches
