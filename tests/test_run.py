@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 import tiny_experiments
+from PIL import Image
 from tiny import assert_same_tree
 
 import tfusion
 from tfusion import cli, lock
 from tfusion.data import pipeline
+from tfusion.evaluate import likelihood
 from tfusion.numerals import SEEDS
 
 pytestmark = pytest.mark.slow  # whole runs are trained
@@ -266,3 +268,56 @@ def test_what_stops_training_ends_the_program_when_the_run_is_saved(
     assert "the run is saved" in str(stopped.value)
   assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
   assert tfusion.load(tmp_path / "run").step == 2
+
+
+def test_an_image_is_captioned_whatever_it_comes_as(trained, tmp_path):
+  pixels_hwc = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+  path = tmp_path / "given.png"
+  Image.fromarray(pixels_hwc).save(path)
+  want = trained.sample(f"<image:{path}>").text
+  for given in (path, str(path), pixels_hwc, Image.open(path)):
+    assert trained.caption(given) == want
+  with_text = trained.sample(f"<image:{path}>a red").text
+  assert trained.caption(path, prompt="a red") == with_text
+
+
+def test_an_edit_is_the_image_behind_an_image_and_an_instruction(trained, tmp_path):
+  pixels_hwc = np.zeros((4, 4, 3), np.uint8)
+  made = trained.edit(pixels_hwc, "make <it> red", seed=3)
+  path = tmp_path / "given.png"
+  Image.fromarray(pixels_hwc).save(path)
+  asked = trained.sample(rf"<image:{path}>make \<it\> red<image>", seed=3)
+  np.testing.assert_array_equal(np.asarray(made), np.asarray(asked.images[0]))
+
+
+def test_a_prompt_in_parts_is_written_with_what_was_given(trained):
+  pixels_hwc = np.zeros((4, 4, 3), np.uint8)
+  made = trained.sample(("one ", pixels_hwc, " two <image>"))
+  assert made.prompt == "one <image:(given)> two <image>"
+  assert [type(part) for part in made.parts][:4] == [str, np.ndarray, str, np.ndarray]
+  several = trained.sample([("a", pixels_hwc), "b <image>"])
+  assert len(several) == 2
+  assert json.dumps(several[0].call)  # it can be kept in a file
+
+
+def test_a_text_is_scored_by_the_probability_of_its_tokens(trained):
+  score = trained.score("image 2 of train")
+  ids = trained.tokenizer.encode("image 2 of train")
+  assert (score.tokens, score.text_bytes) == (len(ids), 16) and score.nats > 0
+  assert score.perplexity == pytest.approx(np.exp(score.nats / len(ids)))
+  assert score.bits_per_byte == pytest.approx(score.nats / np.log(2) / 16)
+  # The whole is its beginning and what follows behind that.
+  with jax.set_mesh(trained._trained.mesh):
+    first, rest = ids[:2].tolist(), ids[2:].tolist()
+    parts = likelihood.measure(trained._trained, [([], first), (first, rest)])
+  assert score.nats == pytest.approx(-sum(one.log for one in parts), rel=1e-5)
+
+
+def test_a_text_longer_than_a_row_is_scored_in_pieces_and_none_is_refused(trained):
+  room = trained.config.data.row_length - 1
+  text = "image of train " * room
+  assert trained.score(text).tokens == len(trained.tokenizer.encode(text)) > room
+  with pytest.raises(ValueError, match="at most .* fit a row of data.row_length"):
+    trained.score(text, context="a")
+  with pytest.raises(ValueError, match="give some text"):
+    trained.score("")

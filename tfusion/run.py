@@ -6,11 +6,13 @@ Owns: Run, and which loop and which evaluations a config is trained with. Not: t
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
+from PIL import Image as Pillow
 
 from tfusion import files, report, startup
 from tfusion import workdir as workdir_lib
@@ -24,12 +26,14 @@ from tfusion.config_file import full_names, with_knobs
 from tfusion.data import prepared
 from tfusion.data.pipeline import open_corpus
 from tfusion.data.tokenizer import Tokenizer
+from tfusion.evaluate import likelihood
 from tfusion.evaluate import suite as suite_lib
 from tfusion.evaluate.grids import SampleGrids
 from tfusion.evaluate.reconstructions import Reconstructions
 from tfusion.generate import samples
 from tfusion.generate.canvas import Canvas, open_canvas
-from tfusion.generate.samples import Sample, Samples
+from tfusion.generate.prompt import escape
+from tfusion.generate.samples import Asked, Sample, Samples
 from tfusion.generate.trained import Trained, of_state, open_trained
 from tfusion.interop import export as export_lib
 from tfusion.interop.weights import InitFrom
@@ -41,6 +45,30 @@ from tfusion.training.stop import StopSignals
 CHECKPOINTS = "checkpoints"  # in a workdir
 # What `sample` and `evaluate` may change: all else would make it another model.
 SAMPLING = ("sample.", "eval.", "diffusion.clip")
+
+
+class Score(NamedTuple):
+  """Of a text: how much of it was not foreseen."""
+
+  nats: float  # minus the sum of the logs of the probabilities of its tokens
+  tokens: int
+  text_bytes: int
+
+  @property
+  def perplexity(self) -> float:
+    """exp of nats per token."""
+    return math.exp(self.nats / self.tokens)
+
+  @property
+  def bits_per_byte(self) -> float:
+    """Of UTF-8, which compares models of different tokenizers."""
+    return self.nats / math.log(2) / self.text_bytes
+
+
+def _with_image(image: Any, text: str) -> tuple[Any, ...]:
+  """A prompt of an image and text behind it; a str is a path."""
+  image = Path(image) if isinstance(image, str) else image
+  return (image, text) if text else (image,)
 
 
 class Run:
@@ -68,13 +96,18 @@ class Run:
 
   @overload
   def sample(
-    self, prompts: str, *, count: None = None, seed: int = 0, **knobs: Any
+    self,
+    prompts: str | tuple[Any, ...],
+    *,
+    count: None = None,
+    seed: int = 0,
+    **knobs: Any,
   ) -> Sample: ...
 
   @overload
   def sample(
     self,
-    prompts: str | Sequence[str],
+    prompts: Asked | Sequence[Asked],
     *,
     count: int | None = None,
     seed: int = 0,
@@ -83,7 +116,7 @@ class Run:
 
   def sample(
     self,
-    prompts: str | Sequence[str],
+    prompts: Asked | Sequence[Asked],
     *,
     count: int | None = None,
     seed: int = 0,
@@ -100,8 +133,10 @@ class Run:
     do not, whatever the seed.
 
     Args:
-      prompts: one or several, of text with marks: at `<image>` the model makes an
-        image, `<image:FILE>` shows it one, and `\<` is a sign that is text.
+      prompts: one, or a list of several, of text with marks: at `<image>` the model
+        makes an image, `<image:FILE>` shows it one, and `\<` is a sign that is text. A
+        tuple is one prompt in parts: such text, and images as paths, pixels u8[h, w, 1
+        or 3] or images of Pillow.
       count: samples of each prompt; None: one.
       seed: of the noise and of text, in [0, 2**32). The same seed gives the same
         samples.
@@ -116,7 +151,8 @@ class Run:
       ValueError: a prompt that cannot be read or continued, a knob that is unknown or
         out of range, or there is no autoencoder to see latents with.
     """
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    one = isinstance(prompts, str | tuple)
+    asked: list[Any] = [prompts] if one else list(prompts)
     trained = self._trained._replace(config=self._config_with(knobs))
     made = samples.sample(
       trained,
@@ -125,7 +161,70 @@ class Run:
       count=1 if count is None else count,
       seed=seed,
     )
-    return made[0] if isinstance(prompts, str) and count is None else made
+    return made[0] if one and count is None else made
+
+  def caption(
+    self, image: Any, *, prompt: str = "", seed: int = 0, **knobs: Any
+  ) -> str:
+    """Says what the model writes behind an image.
+
+    Args:
+      image: a path, pixels u8[h, w, 1 or 3] or an image of Pillow.
+      prompt: text that stands between the image and what is written.
+      seed: of text that is drawn.
+      **knobs: as of `sample`.
+
+    Raises:
+      ValueError: as `sample`.
+    """
+    return self.sample(_with_image(image, prompt), seed=seed, **knobs).text
+
+  def edit(
+    self, image: Any, instruction: str, *, seed: int = 0, **knobs: Any
+  ) -> Pillow.Image:
+    """Makes an image from an image and what is to be done with it.
+
+    A model that was trained on image, instruction, image in this order can do it, as of
+    the source `shapes:edits`.
+
+    Args:
+      image: a path, pixels u8[h, w, 1 or 3] or an image of Pillow.
+      instruction: text; signs of marks are text.
+      seed: of the noise.
+      **knobs: as of `sample`.
+
+    Raises:
+      ValueError: as `sample`.
+    """
+    asked = (*_with_image(image, escape(instruction)), "<image>")
+    return self.sample(asked, seed=seed, **knobs).images[0]
+
+  def score(self, text: str, *, context: str = "") -> Score:
+    """Says how likely a text is.
+
+    Args:
+      text: what is scored, EOS not among it.
+      context: stands before it; one that is too long for a row loses its beginning, and
+        a text that is longer than a row is scored in pieces, each behind the token
+        before it.
+
+    Raises:
+      ValueError: the text is empty, or a context is given to one longer than a row.
+    """
+    encode, room = self.tokenizer.encode, self.config.data.row_length - 1  # BOS
+    ids, before = encode(text).tolist(), encode(context).tolist()
+    if not ids:
+      raise ValueError("text='': give some text to score")
+    if before and len(ids) > room:
+      raise ValueError(
+        f"a text of {len(ids)} tokens behind a context: at most {room} fit a row of"
+        f" data.row_length={self.config.data.row_length}"
+      )
+    pairs = [(before, ids)] if before else likelihood.windows(ids, room=room)
+    with jax.set_mesh(self._trained.mesh):
+      found = likelihood.measure(self._trained, pairs)
+    nats = -sum(one.log for one in found)
+    return Score(nats, len(ids), len(text.encode()))
 
   def evaluate(
     self, suite: str = "", *, data: str | Path | None = None, **knobs: Any

@@ -40,31 +40,34 @@ class Canvas:
   codec: Codec | None = None  # of latents or codes; None: it is missing
   others: tuple[Kind, ...] = ()  # kinds behind the first
 
-  def read(self, path: str | Path, kind: int = 0) -> np.ndarray:
-    """Reads a file as the model is given it: f32[h, w, c], or codes i32[n].
+  def read(self, shown: str | Path | np.ndarray, kind: int = 0) -> np.ndarray:
+    """Reads what is shown as the model is given it: f32[h, w, c], or codes i32[n].
 
     Args:
-      path: of an image; of a kind that has not the layers of `image`, a .npy.
+      shown: the file of an image, or its pixels u8[h, w, 1 or 3]; of a kind that has
+        not the layers of `image`, a .npy or an array.
       kind: of the first, an image becomes one of the kind whose aspect is nearest.
 
     Raises:
       ValueError: an array of another shape than its kind.
       Exception: whatever Pillow's decoder raises on broken data.
     """
+    shown = Path(shown) if isinstance(shown, str) else shown
     own = self.others[kind - 1] if kind else None
     if own and own.like != FIRST:
-      array = np.load(path, allow_pickle=False).astype(np.float32)
+      array = shown if isinstance(shown, np.ndarray) else np.load(shown)
+      array = array.astype(np.float32)
       if array.shape != own.shape:
         raise ValueError(f"it is {array.shape}, and {own.name} is {own.shape}")
       return array
-    h, w, c = own.shape if own else self._shape_of(Path(path))
+    h, w, c = own.shape if own else self._shape_of(shown)
     if self.images is None:
-      return decode(Path(path), (h, w, c)).astype(np.float32) / 127.5 - 1
+      return decode(shown, (h, w, c)).astype(np.float32) / 127.5 - 1
     codec = self.codec
     assert codec is not None, "open_canvas gives one to a model that is shown images"
     if not self.images.latents:
       h = w = math.isqrt(self.images.shape[0])
-    pixels = decode(Path(path), (h * codec.downsampling, w * codec.downsampling, 3))
+    pixels = decode(shown, (h * codec.downsampling, w * codec.downsampling, 3))
     if not self.images.latents:
       return codec.encode(pixels[None])["codes"][0]
     return _normal(codec.encode(pixels[None])["mean"], self.images)[0]
@@ -101,10 +104,10 @@ class Canvas:
     scale_c, shift_c = _normaliser(self.images)
     return _decode(self.codec, [image * scale_c + shift_c for image in images])
 
-  def _shape_of(self, path: Path) -> tuple[int, ...]:
+  def _shape_of(self, shown: Path | np.ndarray) -> tuple[int, ...]:
     """The shape that an image gets: the nearest to its own, of `image` and its kin."""
     shapes = [self.shape, *(o.shape for o in self.others if o.like == FIRST)]
-    size = size_of(path) if len(shapes) > 1 else None
+    size = size_of(shown) if len(shapes) > 1 else None
     if size is None:
       return self.shape
     at = aspects.nearest(size, shapes, near=math.inf)

@@ -33,6 +33,12 @@ from tfusion.numerals import SEEDS
 from tfusion.sequence import Codes, Image, Text
 
 FOLDER = Path(__file__).parent
+GIVEN = "(given)"  # stands for an image that is no file
+# An image to show: its file, or itself, u8[h, w, 1 or 3] or of Pillow; an array of
+# another kind.
+Shown = str | Path | Pillow.Image | np.ndarray
+# Text with marks; or parts in order, text with marks and images, where a str is text.
+Asked = str | tuple[str | Path | Pillow.Image | np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -152,13 +158,13 @@ class Samples(tuple[Sample, ...]):
 
 
 def sample(
-  trained: Trained, prompts: Sequence[str], *, canvas: Canvas, count: int, seed: int
+  trained: Trained, prompts: Sequence[Asked], *, canvas: Canvas, count: int, seed: int
 ) -> Samples:
   """Continues every prompt `count` times. All hosts must call it.
 
   Args:
     trained: the model.
-    prompts: text with marks, as in prompt.py.
+    prompts: text with marks, as in prompt.py; or parts, of which some are images.
     canvas: of the run.
     count: samples of each prompt.
     seed: of the noise and of text, in [0, 2**32).
@@ -184,13 +190,14 @@ def sample(
   new = [image for generated in made for image in generated.made_images]
   if (said := numbers.warning(new, trained.numbers)) and jax.process_index() == 0:
     logging.warning("%s", said)
-  call = {"prompts": list(prompts), "count": count, "seed": seed, "step": trained.step}
+  written = [_written(prompt) for prompt in prompts]
+  call = {"prompts": written, "count": count, "seed": seed, "step": trained.step}
   call["sample"] = dataclasses.asdict(config.sample)
   call["diffusion"] = {"clip": config.diffusion.clip}  # all else is the run's own
   kinds = config.model.every_kind
   return Samples(
     Sample(
-      prompt,
+      _written(prompt),
       parts,
       one.made,
       one.finished,
@@ -228,7 +235,7 @@ def continue_prompts(
   config: Config,
   params: Params,
   tokenizer: Tokenizer,
-  prompts: Sequence[str],
+  prompts: Sequence[Asked],
   *,
   canvas: Canvas,
   key: jax.Array,
@@ -239,7 +246,7 @@ def continue_prompts(
     config: of the run.
     params: of the model.
     tokenizer: of the run.
-    prompts: text with marks.
+    prompts: text with marks, or parts.
     canvas: reads the files in them.
     key: of the noise and of text.
 
@@ -252,7 +259,7 @@ def continue_prompts(
 
 
 def read_prompts(
-  config: Config, tokenizer: Tokenizer, prompts: Sequence[str], *, canvas: Canvas
+  config: Config, tokenizer: Tokenizer, prompts: Sequence[Asked], *, canvas: Canvas
 ) -> list[Prompt]:
   """Reads prompts and the files in them, and checks that they can be continued.
 
@@ -265,16 +272,19 @@ def read_prompts(
 
   kinds = config.model.every_kind
 
-  def load_image(path: str, kind: int) -> Image | Codes:
+  def load_image(shown: Shown, kind: int = 0) -> Image | Codes:
+    path = shown if isinstance(shown, str | Path) else GIVEN
     try:
-      read = canvas.read(Path(path).expanduser(), kind)  # no shell looks into a prompt
+      if isinstance(shown, str | Path):
+        shown = Path(shown).expanduser()  # no shell looks into a prompt
+      read = canvas.read(_as_array(shown), kind)
       if book:
         return Codes(read + np.int32(book.first))
       return image_of(Image(read, kind=kind), config)
     except Exception as error:  # Pillow's decoders raise almost any kind
       reason = getattr(error, "strerror", None) or error or type(error).__name__
       if isinstance(error, FileNotFoundError):
-        reason = why_no_file(path) or "there is no such file"
+        reason = why_no_file(str(path)) or "there is no such file"
       name, what, file = "image", "an image", "PNG or JPEG"
       if kinds[kind].owner != FIRST:
         name = kinds[kind].name
@@ -284,12 +294,42 @@ def read_prompts(
         f" whole {file} file"
       ) from error
 
+  def read_part(part: str | Shown) -> Prompt:
+    if isinstance(part, str):
+      how: dict[str, Any] = dict(load_image=load_image, kinds=kinds)
+      return parse_prompt(part, encode=tokenizer.encode, **how)
+    shape = np.shape(part) if isinstance(part, np.ndarray) else None
+    fitting = (n for n, k in enumerate(kinds) if k.owner != FIRST and k.shape == shape)
+    return (load_image(part, next(fitting, 0)),)
+
   read = [
-    parse_prompt(p, encode=tokenizer.encode, load_image=load_image, kinds=kinds)
-    for p in prompts
+    tuple(span for part in _parts(prompt) for span in read_part(part))
+    for prompt in prompts
   ]
   check_prompts(config, read, book=book)
   return read
+
+
+def _parts(prompt: Asked) -> tuple[str | Shown, ...]:
+  return (prompt,) if isinstance(prompt, str) else prompt
+
+
+def _written(prompt: Asked) -> str:
+  """A prompt as text, whatever was given."""
+  return "".join(
+    part
+    if isinstance(part, str)
+    else f"<image:{part if isinstance(part, Path) else GIVEN}>"
+    for part in _parts(prompt)
+  )
+
+
+def _as_array(shown: Shown) -> Path | np.ndarray:
+  """What a canvas reads: images of Pillow as their pixels."""
+  if isinstance(shown, Pillow.Image):
+    return np.asarray(shown.convert("RGB"))
+  assert isinstance(shown, Path | np.ndarray)
+  return shown
 
 
 def show(
