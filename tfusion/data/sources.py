@@ -17,6 +17,7 @@ from pathlib import Path
 from tfusion import buckets
 from tfusion.data.digits import open_digits
 from tfusion.data.folder import open_folder
+from tfusion.data.mixed import open_mixed
 from tfusion.data.prose import open_pydoc
 from tfusion.data.scenes.source import open_shapes
 from tfusion.data.shards.source import open_shards
@@ -94,8 +95,14 @@ def _shapes(argument: str, *, split, image_shape, workdir, others) -> Source:
   return open_shapes(argument, split=split, image_shape=image_shape)
 
 
+def _mixed(argument: str, *, split, image_shape, workdir, others) -> Source:
+  _refuse_argument("mixed", argument)
+  return open_mixed(split=split, image_shape=image_shape, others=others)
+
+
 OPEN = {
   "digits": _digits,
+  "mixed": _mixed,
   "pydoc": _pydoc,
   "folder": _folder,
   "shards": _shards,

@@ -16,7 +16,7 @@ from tfusion import files
 from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
-from tfusion.evaluate import digits, loss, pictured, record, shapes, tasks, text
+from tfusion.evaluate import digits, loss, mixed, pictured, record, shapes, tasks, text
 from tfusion.evaluate.benchmarks import benchmark
 from tfusion.evaluate.benchmarks.dpg import DPG
 from tfusion.evaluate.benchmarks.edits import GEdit, ImgEdit
@@ -24,6 +24,7 @@ from tfusion.evaluate.benchmarks.geneval import GenEval
 from tfusion.evaluate.benchmarks.wise import Wise
 from tfusion.evaluate.digits import check_digits
 from tfusion.evaluate.evaluation import Asked, Evaluation, needs_source
+from tfusion.evaluate.mixed import check_mixed
 from tfusion.evaluate.shapes import check_shapes
 from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import Params
@@ -53,6 +54,12 @@ EVALUATIONS = {
     unfit=needs_source("shapes"),
     check=lambda asked: check_shapes(asked.trained.config, asked.corpus),
     depends=lambda asked: record.documents_of(asked.corpus.test),
+  ),
+  "mixed": Evaluation(
+    run=lambda asked: mixed.evaluate_mixed(asked.trained),
+    knobs=(*SAMPLES, "eval.samples_per_class"),
+    unfit=needs_source("mixed"),
+    check=lambda asked: check_mixed(asked.trained.config, asked.corpus),
   ),
   "loss": Evaluation(
     run=loss.evaluate_loss,
@@ -119,8 +126,8 @@ EVALUATIONS |= {
 ALWAYS = "own"  # the suite that training ends with
 # Suite -> names; of those in OF_THE_RUN, what fits the run.
 SUITES: dict[str, tuple[str, ...]] = {
-  ALWAYS: ("text", "digits", "shapes"),
-  "small": ("text", "loss", "digits", "shapes"),
+  ALWAYS: ("text", "digits", "shapes", "mixed"),
+  "small": ("text", "loss", "digits", "shapes", "mixed"),
   "paper": (
     *("ppl:wikipedia", "ppl:c4", "llama2"),
     *("cider", "fid:30000", "clip:30000", "geneval"),
@@ -148,6 +155,8 @@ class FinalEvaluation:
     """Raises ValueError for what cannot be evaluated."""
     if any(source.name == "digits" for source in corpus.test):
       check_digits(self.config, corpus)
+    if any(source.name == "mixed" for source in corpus.test):
+      check_mixed(self.config, corpus)
     check_shapes(self.config, corpus)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
