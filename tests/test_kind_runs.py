@@ -30,7 +30,10 @@ def test_a_run_logs_the_loss_of_every_kind(run):
   assert len(lines) == 6
   for name in KINDS:  # in six small batches some lack one kind
     assert last[f"loss_{name}"] > 0
-    assert any(line[f"loss_{name}"] > 0 for line in lines)
+    for line in lines:  # what was not there has no loss, which is not one of 0
+      assert (line[f"images_{name}"] > 0) == (f"loss_{name}" in line)
+      assert line.get(f"loss_{name}", 1.0) > 0
+    assert any(f"loss_{name}" in line for line in lines)
 
 
 @pytest.mark.slow

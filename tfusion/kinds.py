@@ -20,7 +20,8 @@ from typing import Any
 
 FIRST = "image"
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
-TAKEN = ("text", "boi", "eoi", "bos", "eos", "pad")  # names of other things
+# Names of other things, and of losses that are not of a kind.
+TAKEN = ("text", "boi", "eoi", "bos", "eos", "pad", "codes", "image_bins")
 MOST_DIMENSIONS = 3
 HOW = "write NAME:SHAPE,OPTION=VALUE,..., such as audio:64x1,patch=4"
 OPTIONS = (
@@ -92,6 +93,10 @@ def parse(specs: tuple[str, ...], first: Kind) -> tuple[Kind, ...]:
     kind = _parse(spec, kinds)
     if kind.name in [other.name for other in kinds]:
       raise _wrong(spec, f"a second kind of the name {kind.name!r}; choose another")
+    if same := [other.name for other in kinds if other.shape == kind.shape]:
+      raise _wrong(
+        spec, f"{same[0]} has this shape too, and by shapes sources tell kinds apart"
+      )
     kinds.append(kind)
   return tuple(kinds)
 
@@ -120,6 +125,8 @@ def _parse(spec: str, before: list[Kind]) -> Kind:
     if clash := [key for key in ("patch", "layers") if key in given]:
       raise _wrong(spec, f"{clash} are those of {owner.name}, whose layers it uses")
   if "patch" in given:
+    if len(shape) == 1:
+      raise _wrong(spec, "a vector is one patch; leave patch away")
     patch = _sizes(spec, given.pop("patch"))
     patch = patch * (len(shape) - 1) if len(patch) == 1 else patch
   if len(patch) != len(shape) - 1 or any(
@@ -187,7 +194,7 @@ def _value(spec: str, key: str, text: str) -> Any:
 
 
 def _sizes(spec: str, text: str) -> tuple[int, ...]:
-  if not re.fullmatch(r"\d+(x\d+)*", text):
+  if not re.fullmatch(r"[0-9]+(x[0-9]+)*", text):
     raise _wrong(spec, f"{text!r}: expected sizes such as 192x320x3; {HOW}")
   sizes = tuple(map(int, text.split("x")))
   if not all(sizes):

@@ -13,7 +13,7 @@ import ml_collections
 
 from tfusion import files
 from tfusion.data import folder
-from tfusion.data.aspects import choose, nearest
+from tfusion.data.aspects import NEAR, choose, nearest
 from tfusion.data.shards import manifest
 from tfusion.data.shards import source as shards
 from tfusion.generate import prompt
@@ -132,7 +132,7 @@ def _fit_folder(
     f" ({'gray' if found.gray else 'colour'}), {found.captions} captions of up to"
     f" {found.long_caption} characters, {found.skipped} skipped"
   )
-  if len(shapes) > 1:
+  if aspects > 1:
     said += f"; aspects, height x width: {_of_aspects(found.sizes, shapes)}"
   return _Found(said, found.images, found.examples, images=True)
 
@@ -141,7 +141,8 @@ def _of_aspects(
   sizes: Sequence[tuple[int, int]], shapes: Sequence[tuple[int, int]]
 ) -> str:
   """Which share of the images goes to each shape, and of which none is near."""
-  found = [nearest(size, shapes) for size in sizes]
+  near = NEAR if len(shapes) > 1 else math.inf  # to one shape all are cropped
+  found = [nearest(size, shapes, near=near) for size in sizes]
   shares = [
     f"{h}x{w} {found.count(n) / len(found):.0%}" for n, (h, w) in enumerate(shapes)
   ]

@@ -90,7 +90,7 @@ def test_what_no_kind_takes_is_skipped_counted_and_named(photos, tmp_path):
   assert skipped["train/strip.png"] == "no kind of a like aspect: 400 x 20 pixels"
   assert skipped["train/long.npy"] == "no kind of its shape: (17, 1)"
   assert "finite" in skipped["train/nan.npy"]
-  assert "holds <U1, not numbers" in skipped["train/words.npy"]
+  assert "it holds <U1, not real numbers" in skipped["train/words.npy"]
   assert "cannot be decoded" in skipped["train/things.npy"]
   assert source.balance.adds_up
 
@@ -105,3 +105,21 @@ def test_another_array_is_another_folder(photos, tmp_path):
   before = opened(photos, tmp_path).contents().sha256
   np.save(photos / "train" / "tone.npy", np.zeros((16, 1)))
   assert opened(photos, tmp_path).contents().sha256 != before
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no array", b"\x93NUMPY\x01"])
+def test_what_is_no_array_is_skipped_whatever_its_bytes(photos, tmp_path, data):
+  (photos / "train" / "broken.npy").write_bytes(data)
+  (photos / "train" / "broken.txt").write_text("broken")
+  source = opened(photos, tmp_path)
+  assert len(source) == 6
+  said = source.skipped["train/broken.npy"]
+  assert said == "cannot be decoded: it is no .npy file of numbers"
+
+
+def test_several_arrays_in_one_file_are_no_array(photos, tmp_path):
+  with open(photos / "train" / "zip.npy", "wb") as file:
+    np.savez(file, a=np.zeros((16, 1)))
+  (photos / "train" / "zip.txt").write_text("zip")
+  skipped = opened(photos, tmp_path).skipped
+  assert skipped["train/zip.npy"] == "cannot be decoded: it is no array"

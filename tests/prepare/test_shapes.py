@@ -113,7 +113,7 @@ def test_a_run_reads_every_shape_as_its_kind(photos, tmp_path):
   "kinds, says",
   [
     ((), "hold images of"),
-    (("a:16x16x3,like=image",), "which no kind with the layers"),
+    (("a:16x24x3,like=image",), "which no kind with the layers"),
   ],
 )
 def test_a_run_that_lacks_a_kind_of_its_shards_is_refused(

@@ -313,6 +313,20 @@ def test_every_kind_is_sampled_on_the_cache_as_without_one(params):
 
 
 @pytest.mark.slow
+def test_a_row_with_several_kinds_is_the_same_beside_rows_that_wait_for_them(params):
+  rng = np.random.default_rng(5)
+  text = tiny.text(rng, 2)
+  prompt = (Blank(0), text, Blank(2), Blank(4))
+  beside = [prompt, (Blank(2),), (Blank(4), text), (Blank(1), Blank(2))]
+  key = jax.random.key(7)
+  (alone,) = generate(CONFIG, params, [prompt], special=SPECIAL, key=key)
+  together = generate(CONFIG, params, beside, special=SPECIAL, key=key)[0]
+  for a, b in zip(alone.spans[:4], together.spans[:4], strict=True):
+    if isinstance(b, Image):
+      np.testing.assert_allclose(a.latent, b.latent, atol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(5))
 def test_the_model_chooses_a_kind_by_the_mark_that_it_writes(params, kind):
   # Of two marks one has the larger logit, whatever stands before.

@@ -14,7 +14,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Collection:
     """The image of a file, f32 in [-1, 1], or as its array has it."""
     kind, row = self._places[file]
     if row < 0:
-      return sequence.Image(_load(self._root / file), kind=kind)
+      return sequence.Image(load_array(self._root / file), kind=kind)
     image = self._decoded[kind][row].astype(np.float32) / 127.5 - 1
     return sequence.Image(image, kind=kind) if kind else image
 
@@ -154,18 +154,42 @@ def _by_aspect(
 def _kind_of_array(path: Path, shapes: Sequence[tuple[int, ...]]) -> int | str:
   """The kind of an array, or what is wrong with it."""
   try:
-    array = _load(path)
-  except (OSError, ValueError) as error:
+    array = load_array(path)
+  except ValueError as error:
     return f"cannot be decoded: {error}"
   if array.shape not in shapes:
     return f"{UNLIKE}: {array.shape}"
-  if not np.all(np.isfinite(array)):
-    return "cannot be decoded: not all of its numbers are finite"
   return shapes.index(array.shape)
 
 
-def _load(path: Path) -> np.ndarray:
-  array = np.load(path, allow_pickle=False)
+def load_array(path: Path) -> np.ndarray:
+  """Reads a .npy as f32.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it is none, or not of finite real numbers.
+  """
+  try:
+    array = np.load(path, allow_pickle=False)
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # of numpy, zipfile and pickle, by what is in the file
+    raise ValueError("it is no .npy file of numbers") from error
+  return check_array(array)
+
+
+def check_array(array: Any) -> np.ndarray:
+  """Returns an array as f32.
+
+  Raises:
+    ValueError: it is none, or not of finite real numbers.
+  """
+  if not isinstance(array, np.ndarray):  # as of an .npz
+    raise ValueError("it is no array")
   if array.dtype.kind not in "fiu":
-    raise ValueError(f"holds {array.dtype}, not numbers")
-  return array.astype(np.float32)
+    raise ValueError(f"it holds {array.dtype}, not real numbers")
+  with np.errstate(over="ignore"):
+    numbers = array.astype(np.float32)
+  if not np.all(np.isfinite(numbers)):
+    raise ValueError("not all of its numbers are finite")
+  return numbers

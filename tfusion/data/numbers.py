@@ -18,6 +18,7 @@ FILE = "numbers.json"
 MEASURED = 256  # documents of each source, at most
 # By which share of the range sampled images may leave it: few images were measured.
 MARGIN = 0.25
+IMAGE_AXES = 3  # h, w, c: what has others is no image, and has a range of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ def measure(sources: Sequence[Source]) -> Numbers | None:
     for _, spans in some_documents(source, MEASURED):
       for span in spans:
         image = span.latent if isinstance(span, sequence.Image) else span
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray) and image.ndim == IMAGE_AXES:
           found.append(image)
   if not found:
     return None
@@ -82,10 +83,11 @@ def warning(images: Sequence[np.ndarray], numbers: Numbers | None) -> str:
   """Says that sampled images have numbers that no training image has; else nothing.
 
   Args:
-    images: f32[h, w, c] each, as the model made them.
+    images: f32[h, w, c] each, as the model made them; others are passed over.
     numbers: of the training images.
   """
-  if numbers is None or not len(images):
+  images = [image for image in images if image.ndim == IMAGE_AXES]
+  if numbers is None or not images:
     return ""
   room = MARGIN * (numbers.most - numbers.least)
   low, high = numbers.least - room, numbers.most + room

@@ -91,7 +91,8 @@ def _niceness(tokens_l, endings, special) -> np.ndarray:
   own_l = np.zeros(len(tokens_l) + 1, np.uint8)
   known = tokens_l < len(endings)  # codes of images lie above
   own_l[1:][known] = endings[tokens_l[known]]
-  own_l[:-1][tokens_l == special.boi] = endings.max(initial=1)
+  begins = sequence.begins_image(tokens_l, special)
+  own_l[:-1][begins] = endings.max(initial=1)
   own_l[1:][tokens_l == special.eoi] = endings.max(initial=1)
   return own_l
 

@@ -352,6 +352,11 @@ def _open_tokenizer(
     pieces = config.model.vocab_size - len(config.model.kinds)
     tokenizer = Tokenizer.train(texts, vocab_size=pieces, path=path)
   codes, marks = prepared.codebook(sources), len(config.model.kinds)
+  if codes and marks:
+    raise ValueError(
+      f"model.kinds={config.model.kinds}: the images of the sources are codes, which"
+      " have no patches; leave it empty"
+    )
   if tokenizer.vocab_size + codes + marks > config.model.vocab_size:
     above = f" and {codes} codes of images above them" if codes else ""
     above += f" and model.kinds adds {marks} marks" if marks else ""

@@ -19,7 +19,9 @@ from tfusion.autoencoder import codec as codec_lib
 from tfusion.autoencoder.codec import Codec
 from tfusion.config import Config
 from tfusion.data import aspects, prepared
+from tfusion.data.collection import check_array, load_array
 from tfusion.data.images import decode, size_of
+from tfusion.data.pairs import ARRAY
 from tfusion.data.shards import manifest as manifest_lib
 from tfusion.data.shards.manifest import ImageFormat
 from tfusion.generate import figures, png
@@ -44,8 +46,8 @@ class Canvas:
     """Reads what is shown as the model is given it: f32[h, w, c], or codes i32[n].
 
     Args:
-      shown: the file of an image, or its pixels u8[h, w, 1 or 3]; of a kind that has
-        not the layers of `image`, a .npy or an array.
+      shown: the file of an image, or its pixels u8[h, w, 1 or 3]; a .npy of what the
+        model takes; of a kind that has not the layers of `image`, that or its array.
       kind: of the first, an image becomes one of the kind whose aspect is nearest.
 
     Raises:
@@ -54,11 +56,15 @@ class Canvas:
     """
     shown = Path(shown) if isinstance(shown, str) else shown
     own = self.others[kind - 1] if kind else None
-    if own and own.like != FIRST:
-      array = shown if isinstance(shown, np.ndarray) else np.load(shown)
-      array = array.astype(np.float32)
-      if array.shape != own.shape:
-        raise ValueError(f"it is {array.shape}, and {own.name} is {own.shape}")
+    given = isinstance(shown, Path) and shown.suffix.lower() == ARRAY
+    if given or (own and own.like != FIRST):
+      array = check_array(shown) if isinstance(shown, np.ndarray) else load_array(shown)
+      shapes = {self.shape: FIRST} | {other.shape: other.name for other in self.others}
+      if own:
+        shapes = {own.shape: own.name}
+      if array.shape not in shapes:
+        known = ", ".join(f"{name} is {shape}" for shape, name in shapes.items())
+        raise ValueError(f"it is {array.shape}, and {known}")
       return array
     h, w, c = own.shape if own else self._shape_of(shown)
     if self.images is None:

@@ -274,8 +274,14 @@ class _Walk:
 
   def sample_images(self):
     """Samples one image in every row that stands behind BOI, kind by kind."""
-    for number in sorted({r.at_kind for r in self.rows if r.at_kind is not None}):
-      self._sample_image(number, [row for row in self.rows if row.at_kind == number])
+    waiting: dict[int, list[_Row]] = {}
+    for row in self.rows:
+      if row.at_kind is not None:
+        waiting.setdefault(row.at_kind, []).append(row)
+    # Found before any is made: a row that has got its image may stand at the next
+    # blank, of which EOI and BOI are not in the cache yet.
+    for number, rows in sorted(waiting.items()):
+      self._sample_image(number, rows)
 
   def _sample_image(self, number: int, rows: Sequence[_Row]):
     """Samples an image of a kind in those rows that wait for one."""

@@ -4,6 +4,7 @@ Owns: the look at the source, what is said of it. Not: the choice itself
 (data/aspects.py), decoding (data/images.py).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,12 +42,13 @@ def choose(
   # Two cells at least: a patch of the model is often two of them.
   cell = factor * max(2, px // factor // CELLS)
   chosen = aspects.choose(sizes, side=px, cell=cell, count=count)
-  found = [aspects.nearest(size, chosen) for size in sizes]
+  near = aspects.NEAR if len(chosen) > 1 else math.inf
+  found = [aspects.nearest(size, chosen, near=near) for size in sizes]
   shares = [
     f"{height}x{width} {found.count(n) / len(found):.1%}"
     for n, (height, width) in enumerate(chosen)
   ]
-  lost = found.count(None)
+  lost = found.count(None) if len(chosen) > 1 else 0  # to one shape all are cropped
   print(
     f"{source}: aspects of {len(sizes):,} images, height x width in pixels:"
     f" {', '.join(shares)}"

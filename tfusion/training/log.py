@@ -150,7 +150,7 @@ class Log:
       self.say(f"step {step}: not finite, update skipped")
     self._mark_spikes(step, values)
     if step % self._train.log_every_steps == 0:
-      self._write_line({"step": step} | values)
+      self._write_line({"step": step} | _without_absent(values))
 
   def mark_saved(self, step: int) -> None:
     """A checkpoint has begun to be written: up to it, nothing will be done again."""
@@ -328,3 +328,13 @@ def _finite(value: Any) -> Any:
   if isinstance(value, list):
     return [_finite(x) for x in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_absent(values: Values) -> Values:
+  """Leaves out the losses of kinds of which the batch had no image: they are no 0."""
+  absent = {
+    f"loss_{key.removeprefix('images_')}"
+    for key, count in values.items()
+    if key.startswith("images_") and not count
+  }
+  return {key: x for key, x in values.items() if key not in absent}

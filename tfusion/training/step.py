@@ -380,6 +380,9 @@ def train_step(
     "skipped": new.skipped,
     "skipped_total": new.skipped_total,
   }
+  if config.model.kinds:
+    names = [f"images_{kind.name}" for kind in config.model.every_kind]
+    metrics |= {n: image.count for n, image in zip(names, images, strict=True)}
   return new, {name: x.astype(jnp.float32) for name, x in metrics.items()}
 
 
