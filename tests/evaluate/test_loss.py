@@ -146,5 +146,8 @@ def test_every_kind_is_measured_at_its_own_shape(mesh):
     "wide": (2, 10),
   }
   assert not np.isnan(found["wide"].errors).any()
+  alone = sequence.stack([tiny.pack(documents[:1], config)] * 2)
+  params = tiny.params(config.model)
+  assert set(loss.measure_rows(config, params, [alone], mesh=mesh)) == {"image"}
   # Of the same image in two rows, the noise is another.
   assert np.all(found["wide"].errors[0] != found["wide"].errors[1])

@@ -100,8 +100,11 @@ def test_an_answer_ends_at_a_stop_and_has_so_many_tokens(harness, trained, gener
   )
   assert short == whole[: whole.index(stop)] and long == whole
   # What does not fit before an answer loses its beginning.
-  (kept,) = model.generate_until([Request("seven and " * 99 + "text", asked)])
-  assert isinstance(kept, str)
+  long = "seven and " * 99 + "text"
+  room, kept = trained.config.data.row_length - 1 - 6, model._end_of(long, 6)
+  assert long.endswith(kept) and len(trained.tokenizer.encode(kept)) <= room
+  of_both = model.generate_until([Request(text, asked) for text in (long, kept)])
+  assert of_both[0] == of_both[1]
   with pytest.raises(ValueError, match="top_p=0.9: this is not built"):
     model.generate_until([Request("a", {"temperature": 1.0, "top_p": 0.9})])
   with pytest.raises(ValueError, match="an answer of 999 tokens: leaves no room"):
