@@ -19,6 +19,7 @@ from flax import nnx
 from jax.experimental import topologies
 from tfusion import config as config_lib
 from tfusion.generate import phases
+from tfusion.generate.choices import TextChoice
 from tfusion.model.transfusion import build
 from tfusion.sequence import SpecialTokens
 from tfusion.sharding import make_mesh, spec
@@ -43,7 +44,7 @@ with jax.set_mesh(mesh):
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
   traced = phases.sample_text.trace(
     model, params, special=SpecialTokens(pad=0, bos=1, eos=2, boi=3, eoi=4),
-    temperature=1.0, limit=64, cache=cache, logits_bv=array(jnp.float32, 512),
+    choice=TextChoice(temperature=1.0), limit=64, cache=cache, logits_bv=array(jnp.float32, 512),
     at_b=array(jnp.int32), writing_b=array(jnp.bool_), keys_b=put(keys, rows))
   compiled = traced.lower(lowering_platforms=("tpu",)).compile()
 memory, text = compiled.memory_analysis(), compiled.as_text()

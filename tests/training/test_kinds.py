@@ -101,7 +101,9 @@ def test_kinds_that_share_have_one_set_of_layers_and_the_others_their_own(params
   [
     {},
     dict(model__positions="shared", model__patch_places="learned"),
-    dict(model__untied="all", train__accumulate=2),
+    pytest.param(
+      dict(model__untied="all", train__accumulate=2), marks=pytest.mark.long
+    ),
   ],
   ids=["plain", "shared", "untied"],
 )
@@ -327,7 +329,9 @@ def test_a_row_with_several_kinds_is_the_same_beside_rows_that_wait_for_them(par
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize(
+  "kind", [3, *(pytest.param(kind, marks=pytest.mark.long) for kind in (0, 1, 2, 4))]
+)
 def test_the_model_chooses_a_kind_by_the_mark_that_it_writes(params, kind):
   # Of two marks one has the larger logit, whatever stands before.
   head = np.zeros_like(params["head"])
