@@ -44,7 +44,8 @@ with jax.set_mesh(mesh):
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
   traced = phases.sample_text.trace(
     model, params, special=SpecialTokens(pad=0, bos=1, eos=2, boi=3, eoi=4),
-    choice=TextChoice(temperature=1.0), limit=64, cache=cache, logits_bv=array(jnp.float32, 512),
+    choice=TextChoice(temperature=1.0), limit=64, cache=cache,
+    logits_bv=array(jnp.float32, 512),
     at_b=array(jnp.int32), writing_b=array(jnp.bool_), keys_b=put(keys, rows))
   compiled = traced.lower(lowering_platforms=("tpu",)).compile()
 memory, text = compiled.memory_analysis(), compiled.as_text()
