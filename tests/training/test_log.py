@@ -125,3 +125,12 @@ def test_a_line_that_finds_the_disk_full_names_its_file(tmp_path, monkeypatch):
   with pytest.raises(OSError, match="No space left on device") as error:
     file.append({"step": 1})
   assert str(path) in str(error.value)
+
+
+def test_the_loss_of_a_kind_that_a_batch_lacks_is_left_out_and_no_zero():
+  values = {"loss": 2.0, "loss_image": 0.5, "loss_wave": 0.0, "loss_wide": 0.0}
+  values |= {"images": 3.0, "images_image": 3.0, "images_wave": 0.0, "images_wide": 1.0}
+  kept = log_lib._without_absent(values)
+  assert values.keys() - kept.keys() == {"loss_wave"}
+  one_kind = {"loss_image": 0.0, "images": 0.0}
+  assert log_lib._without_absent(one_kind) == one_kind
