@@ -6,7 +6,7 @@ and its cache (images.py), which files belong to a folder (pairs.py), aspects
 
 An image file goes to that of `image` and the kinds with its layers whose aspect is
 nearest; with one kind, each is cropped to it. An array, a .npy of numpy, is what the
-model takes already, and goes to the first kind of its shape.
+model takes already, and goes to the kind of its shape.
 """
 
 import concurrent.futures
@@ -72,15 +72,12 @@ class Collection:
     if row < 0:
       with open(self._root / file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-    return self._hashes(kind)[row]
+    return self._hashes[kind][row]
 
-  def of_kind(self, kind: int) -> int:
-    """How many files are of a kind."""
-    return sum(place.kind == kind for place in self._places.values())
-
-  @functools.cache  # noqa: B019 - as long as the collection
-  def _hashes(self, kind: int) -> list[str]:
-    return images_lib.hashes(self._caches[kind])
+  @functools.cached_property
+  def _hashes(self) -> dict[int, list[str]]:
+    """Of the decoded images, by kind."""
+    return {kind: images_lib.hashes(cache) for kind, cache in self._caches.items()}
 
 
 def open_collection(

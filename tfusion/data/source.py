@@ -21,8 +21,9 @@ from tfusion.data.shards.records import Damaged
 TRAIN, TEST = "train", "test"  # the splits
 
 # A str is text for the lane to tokenise, an np.ndarray an image: f32[h, w, c] in
-# [-1, 1]. What is tokenised, weighed or a latent already comes as Text, Image or Codes,
-# and a Break stands where a longer document was cut.
+# [-1, 1], or one of the kind of its shape. What is tokenised, weighed or a latent
+# already comes as Text, Image or Codes, and a Break stands where a longer document was
+# cut.
 Span = (
   str | np.ndarray | sequence.Text | sequence.Image | sequence.Codes | sequence.Break
 )

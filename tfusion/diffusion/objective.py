@@ -64,6 +64,12 @@ def min_snr_weight(
   min(SNR, gamma) / (SNR + 1) for v with the cosine schedule, where SNR is
   signal^2 / spread^2.
 
+  Args:
+    scales: of the mixture.
+    target: as in `target_of`.
+    gamma: the largest SNR that counts.
+    axes: of an image: h, w, c.
+
   Returns:
     f32[...], finite at every t above 0.
   """

@@ -435,7 +435,9 @@ def _predictor(
   kind = stand.kind
   if unconditional is None:
     view = _look(model, stand, prefix)
-    return functools.partial(_denoised_at, model, kind, view), prefix
+    return (
+      lambda x_bhwc, t, cache: _denoised(model, kind, x_bhwc, t, view, cache)
+    ), prefix
   null = jax.tree.map(jnp.zeros_like, prefix)
   _, null = _extend(model, unconditional, null)
   both = jax.tree.map(lambda a, b: join_rows(a, b, axis=1), prefix, null)
@@ -495,10 +497,6 @@ def _look(model: Transfusion, stand: _Stand, cache: Keys) -> View:
     slots=slots,
     of="image",
   )
-
-
-def _denoised_at(model: Transfusion, kind: Kind, view: View, x_bhwc, t, cache: Keys):
-  return _denoised(model, kind, x_bhwc, t, view, cache)
 
 
 def _denoised(model: Transfusion, kind: Kind, x_bhwc, t, view: View, cache: Keys):

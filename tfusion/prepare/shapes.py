@@ -42,13 +42,13 @@ def choose(
   # Two cells at least: a patch of the model is often two of them.
   cell = factor * max(2, px // factor // CELLS)
   chosen = aspects.choose(sizes, side=px, cell=cell, count=count)
-  near = aspects.NEAR if len(chosen) > 1 else math.inf
+  near = aspects.NEAR if len(chosen) > 1 else math.inf  # to one all are cropped
   found = [aspects.nearest(size, chosen, near=near) for size in sizes]
   shares = [
     f"{height}x{width} {found.count(n) / len(found):.1%}"
     for n, (height, width) in enumerate(chosen)
   ]
-  lost = found.count(None) if len(chosen) > 1 else 0  # to one shape all are cropped
+  lost = found.count(None)
   print(
     f"{source}: aspects of {len(sizes):,} images, height x width in pixels:"
     f" {', '.join(shares)}"
