@@ -61,7 +61,8 @@ FILES = {
   "evaluate/adapters": "generator harness multimodal vlmeval",
   "evaluate/benchmarks": "benchmark dpg edits geneval wise",
   "evaluate/networks": "clip inception network weights",
-  "generate": "canvas choices figures interleaved phases png prompt samples trained",
+  "generate": "blocks canvas choices coding drawing events feeding figures interleaved"
+  " png prompt rows samples store stream trained writing",
   "inspect": "replay row_page rows runs shards",
   "interop": "bagel card diffusers export layout llama tensors weights",
   "model": "layers linear lora patches transformer transfusion unet untied",

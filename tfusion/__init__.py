@@ -31,6 +31,7 @@ if TYPE_CHECKING:
   from tfusion.config import Config
   from tfusion.config_file import experiment
   from tfusion.evaluate.families import Scaling, scaling
+  from tfusion.generate.events import Denoised, Drew, Ended, Wrote
   from tfusion.generate.samples import Sample, Samples
   from tfusion.own_loop import batches, init_params, init_state, set_mesh, train_step
   from tfusion.run import AutoencoderRun, Run, load, train
@@ -40,10 +41,14 @@ _HOMES = {  # name -> module that it is imported from
   "AutoencoderConfig": "autoencoder_config",
   "AutoencoderRun": "run",
   "Config": "config",
+  "Denoised": "generate.events",
+  "Drew": "generate.events",
+  "Ended": "generate.events",
   "Run": "run",
   "Sample": "generate.samples",
   "Samples": "generate.samples",
   "Scaling": "evaluate.families",
+  "Wrote": "generate.events",
   "batches": "own_loop",
   "draw_noise": "training.step",
   "experiment": "config_file",
@@ -63,10 +68,14 @@ __all__ = [
   "AutoencoderConfig",
   "AutoencoderRun",
   "Config",
+  "Denoised",
+  "Drew",
+  "Ended",
   "Run",
   "Sample",
   "Samples",
   "Scaling",
+  "Wrote",
   "__version__",
   "batches",
   "draw_noise",

@@ -7,7 +7,7 @@ Owns: Run, and which loop and which evaluations a config is trained with. Not: t
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -31,7 +31,9 @@ from tfusion.evaluate import suite as suite_lib
 from tfusion.evaluate.grids import SampleGrids
 from tfusion.evaluate.reconstructions import Reconstructions
 from tfusion.generate import samples
+from tfusion.generate import stream as stream_lib
 from tfusion.generate.canvas import Canvas, open_canvas
+from tfusion.generate.events import Event
 from tfusion.generate.prompt import escape
 from tfusion.generate.samples import Asked, Sample, Samples
 from tfusion.generate.trained import Trained, of_state, open_trained
@@ -100,7 +102,7 @@ class Run:
     prompts: str | tuple[Any, ...],
     *,
     count: None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     **knobs: Any,
   ) -> Sample: ...
 
@@ -110,7 +112,7 @@ class Run:
     prompts: Asked | Sequence[Asked],
     *,
     count: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     **knobs: Any,
   ) -> Samples: ...
 
@@ -119,7 +121,7 @@ class Run:
     prompts: Asked | Sequence[Asked],
     *,
     count: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     **knobs: Any,
   ) -> Sample | Samples:
     r"""Continues prompts with text and images.
@@ -139,7 +141,8 @@ class Run:
         or 3] or images of Pillow.
       count: samples of each prompt; None: one.
       seed: of the noise and of text, in [0, 2**32). The same seed gives the same
-        samples.
+        samples. A list has a seed of each sample, which then is the one that its
+        prompt gives alone with this seed.
       **knobs: of section `sample`, such as steps or temperature, for this call; also
         `**{"diffusion.clip": 1.0}`.
 
@@ -162,6 +165,41 @@ class Run:
       seed=seed,
     )
     return made[0] if one and count is None else made
+
+  def stream(
+    self, prompt: Asked, *, seed: int = 0, every: int = 10, **knobs: Any
+  ) -> Iterator[Event]:
+    """Continues one prompt as `sample` does, and says what happens on the way.
+
+      for event in run.stream("a handwritten seven <image>"):
+        match event:
+          case tfusion.Wrote(text):
+            print(text, end="")
+          case tfusion.Denoised(image, number, step, steps):
+            image.save("so_far.png")
+          case tfusion.Drew(image):
+            image.save("seven.png")
+          case tfusion.Ended(sample):
+            sample.save("out")
+
+    The last event has the Sample, which `sample` gives too, bit for bit. Who takes no
+    more events ends the work. A call with another `every`, or with `sample` before it,
+    does not compile again.
+
+    Args:
+      prompt: one, as of `sample`.
+      seed: as of `sample`.
+      every: evaluations of the model between two events Denoised; 0: there are none.
+        Images that are codes have none.
+      **knobs: as of `sample`.
+
+    Raises:
+      ValueError: as `sample`, at once.
+    """
+    trained = self._trained._replace(config=self._config_with(knobs))
+    return stream_lib.stream(
+      trained, prompt, canvas=self._canvas, seed=seed, every=every
+    )
 
   def caption(
     self, image: Any, *, prompt: str = "", seed: int = 0, **knobs: Any

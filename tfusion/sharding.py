@@ -254,6 +254,11 @@ def split_rows(
   return jax.shard_map(local, in_specs=each, out_specs=(each,) * parts)(joined)
 
 
+def replicate(x: jax.Array) -> jax.Array:
+  """The whole array on every device of the mesh in use."""
+  return jax.sharding.reshard(x, P())
+
+
 def state_shardings(
   abstract: Any, *, names: dict[tuple[str, ...], tuple[str | None, ...]], mesh: Any
 ) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from tfusion.diffusion import samplers
 from tfusion.diffusion.objective import target_of
 from tfusion.diffusion.process import Scales, cosine_abar
-from tfusion.diffusion.samplers import denoise, guide, make_steps
+from tfusion.diffusion.samplers import begin, denoise, guide, make_steps
 
 T = 1000
 MEAN, STD = 0.5, 0.3  # of the data that the oracle knows
@@ -65,8 +65,9 @@ def run(predict, *, sampler, steps, clip=0.0, draw=draw, shape=SHAPE):
   forgetful = lambda x, t, memory: (predict(x, t), memory)  # noqa: E731
   noise = jax.random.normal(jax.random.key(0), shape)
   made = make_steps(sampler, steps=steps, timesteps=T)
-  image = lambda x: denoise(forgetful, x, (), steps=made, draw=draw, clip=clip)  # noqa: E731
-  return np.asarray(jax.jit(image)(noise))
+  how = dict(steps=made, draw=draw, clip=clip)
+  image = jax.jit(lambda x: denoise(forgetful, begin(x, ()), **how).x)
+  return np.asarray(image(noise))
 
 
 def test_a_step_finds_what_the_one_before_it_left_in_memory():
@@ -78,7 +79,8 @@ def test_a_step_finds_what_the_one_before_it_left_in_memory():
 
   made = make_steps("ddim", steps=4, timesteps=T)
   noise = jax.random.normal(jax.random.key(0), (5,))
-  got = denoise(remember, noise, jnp.zeros(()), steps=made, draw=draw, clip=0.0)
+  walk = begin(noise, jnp.zeros(()))
+  got = denoise(remember, walk, steps=made, draw=draw, clip=0.0).x
   np.testing.assert_allclose(got, run(know, sampler="ddim", steps=4, shape=(5,)))
 
 
@@ -275,7 +277,7 @@ def error(sampler, steps, *, schedule, target="v"):
   z = np.asarray([0.7, -1.1, 2.0])
   mean, std = mean_and_std(-1)
   start = jnp.asarray(mean + std * z)
-  x = denoise(predict, start, (), steps=made, draw=None, clip=0.0, **how)
+  x = denoise(predict, begin(start, ()), steps=made, draw=None, clip=0.0, **how).x
   mean, std = mean_and_std(0)
   return np.max(np.abs(x - (mean + std * z)))
 
@@ -316,14 +318,13 @@ def test_straight_lines_from_pure_noise_to_a_point_end_at_the_point(
   assert made.t[0] == T and made.signal[0] == 0
   x = denoise(
     lambda x, t, memory: ((x - MEAN) / (t / T), memory),  # noise - clean
-    jax.random.normal(jax.random.key(0), (9,)),
-    (),
+    begin(jax.random.normal(jax.random.key(0), (9,)), ()),
     steps=made,
     draw=draw,
     clip=0.0,
     target="v",
     schedule=schedule,
-  )
+  ).x
   np.testing.assert_allclose(x, MEAN, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import tiny
 
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import answers
-from tfusion.generate.interleaved import Generated
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
 

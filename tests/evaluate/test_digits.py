@@ -20,7 +20,8 @@ from tfusion.evaluate import answers, digits
 from tfusion.evaluate.digits import fit_classifier, nearness
 from tfusion.evaluate.suite import FinalEvaluation
 from tfusion.generate import png
-from tfusion.generate.interleaved import Blank, Generated
+from tfusion.generate.prompt import Blank
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
 

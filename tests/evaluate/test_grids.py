@@ -16,7 +16,7 @@ from tfusion.data.shards.manifest import ImageFormat
 from tfusion.evaluate import grids
 from tfusion.generate import png, samples
 from tfusion.generate.canvas import Canvas
-from tfusion.generate.interleaved import Generated
+from tfusion.generate.rows import Generated
 from tfusion.sequence import Image
 
 

@@ -14,8 +14,8 @@ from tfusion.data.scenes.scene import HELD_OUT, pair_of
 from tfusion.data.scenes.source import open_shapes
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import answers, shapes, suite
-from tfusion.generate.interleaved import Generated
 from tfusion.generate.prompt import Blank
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Image, Text
 

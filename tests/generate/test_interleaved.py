@@ -21,7 +21,9 @@ from tfusion import config as config_lib
 from tfusion import sequence
 from tfusion.diffusion.process import cosine_abar
 from tfusion.diffusion.samplers import Steps, make_steps
-from tfusion.generate import choices, interleaved, phases
+from tfusion.generate import choices, coding, drawing, feeding, interleaved, writing
+from tfusion.generate import store as store_lib
+from tfusion.generate.blocks import make_block
 from tfusion.generate.choices import TextChoice
 from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Blank
@@ -388,7 +390,7 @@ def test_codes_are_drawn_as_whole_documents_in_three_branches_would(coded_params
 
 def test_guidance_by_text_and_images_is_that_of_chameleons_code():
   f, i, u = np.random.default_rng(0).normal(size=(3, 5))
-  mix = phases.guide_codes
+  mix = coding.guide_codes
   np.testing.assert_allclose(mix(f, i, u, scale=1.0, image_scale=1.0), f)
   np.testing.assert_allclose(mix(f, i, u, scale=0.0, image_scale=1.0), i)
   np.testing.assert_allclose(mix(f, i, u, scale=0.0, image_scale=0.0), u)
@@ -482,17 +484,25 @@ def test_images_of_other_objectives_are_drawn_as_the_whole_document_would(how):
 def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
   """A finished image stands in the cache clean, between its BOI and its EOI."""
   c = sampling(sampler="ddpm", guidance=3.0)
-  walk = interleaved._Walk(c, params, make_prompts(), special=SPECIAL, key=KEY)
+  walk = interleaved.Walk(c, params, make_prompts(), special=SPECIAL, key=KEY)
   sampled_boi = 0
 
   def check():
     boi = [() if row.at_kind is None else (BOI,) for row in walk.rows]
     laid = [lay_out(BOS, *r.spans, *end) for r, end in zip(walk.rows, boi, strict=True)]
-    block = phases.make_block(c.model, laid, at=[0] * len(laid), length=64)
-    cache = phases.empty_cache(c.model, batch=len(laid), length=64)
-    cache, _ = phases.feed(c.model, params, cache=cache, block=put_rows(block))
+    block = make_block(c.model, laid, at=[0] * len(laid), length=64)
+    (party,) = store_lib.parties(range(len(laid)), of=len(laid), most=len(laid))
+    given = feeding.feed(
+      c.model,
+      params,
+      length=64,
+      store=store_lib.empty_store(c.model, rows=len(laid), length=64),
+      index_b=party.index_b,
+      live_d=party.live_d,
+      block=put_rows(block),
+    )
     for number, row in enumerate(walk.rows):
-      for got, expected in zip(walk.cache, cache, strict=True):
+      for got, expected in zip(walk.store.keys, given.keys, strict=True):
         own = slice(0, 0 if row.done else row.at)
         # float32 sums in another order, through 2 layers.
         np.testing.assert_allclose(
@@ -507,12 +517,12 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
       if not row.done:
         assert row.at == len(laid[number].tokens_l)
         logits_v, _ = forward(laid[number])
-        np.testing.assert_allclose(walk.logits_bv[number], logits_v, atol=1e-4)
+        np.testing.assert_allclose(walk.store.logits_rv[number], logits_v, atol=1e-4)
     before = sum(row.at_kind is not None for row in walk.rows)
-    walk.sample_text()
+    list(walk.write())
     sampled_boi += sum(row.at_kind is not None for row in walk.rows) - before
     check()
-    walk.sample_images()
+    list(walk.draw())
     check()
   assert sampled_boi > 0
 
@@ -522,9 +532,11 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
 def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   params, monkeypatch, guidance
 ):
-  c = sampling(sampler="ddim", guidance=guidance, steps=5)  # compiled nowhere else
+  c = sampling(sampler="ddim", guidance=guidance, steps=5)
+  model = dataclasses.replace(c.model, rope_theta=8_000.0 + guidance)
+  c = dataclasses.replace(c, model=model)  # compiled nowhere else
   prompt = (tiny.text(np.random.default_rng(0), 3), Blank())
-  walk = interleaved._Walk(c, params, [prompt], special=SPECIAL, key=KEY)
+  walk = interleaved.Walk(c, params, [prompt], special=SPECIAL, key=KEY)
   walk.feed()
   lengths, extend = [], Transfusion.extend
 
@@ -533,9 +545,10 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
     return extend(self, x_bld, *args)
 
   monkeypatch.setattr(Transfusion, "extend", counted)
-  walk.sample_images()
+  list(walk.draw())
   jax.effects_barrier()
-  unconditional = walk._unconditional(0).tokens_bl.shape[1]
+  (party,) = walk._parties([0])
+  unconditional = walk._unconditional(0, party).tokens_bl.shape[1]
   assert unconditional > PATCHES
   # Five steps and the clean image; with guidance its prefix, once.
   want = [PATCHES] * 6 + [unconditional] * (guidance != 1.0)
@@ -546,8 +559,10 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
 def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
   params, monkeypatch
 ):
-  c = sampling(sampler="ddim", guidance=1.0, steps=6)  # compiled nowhere else
-  walk = interleaved._Walk(c, params, [(Blank(),)], special=SPECIAL, key=KEY)
+  c = sampling(sampler="ddim", guidance=1.0, steps=6)
+  model = dataclasses.replace(c.model, rope_theta=9_000.0)  # compiled nowhere else
+  c = dataclasses.replace(c, model=model)
+  walk = interleaved.Walk(c, params, [(Blank(),)], special=SPECIAL, key=KEY)
   walk.feed()
   found, prepare = [], transfusion.prepare
 
@@ -556,66 +571,192 @@ def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
     return prepare(*args, **options)
 
   monkeypatch.setattr(transfusion, "prepare", counted)
-  walk.sample_images()
+  list(walk.draw())
   jax.effects_barrier()
   assert len(found) == 2  # for the loop, and for the clean image
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unroll", [1, 8])
-def test_decoding_works_where_the_cache_lies(unroll):
-  """Given the cache's memory to keep, no phase makes room for a second one."""
+def test_programs_work_where_the_store_lies_beside_a_copy_of_their_own_rows(unroll):
+  """Given the store's memory to keep, no program makes room for a second one."""
   model = dataclasses.replace(tiny.config().model, layers=8, unroll=unroll)
   c = sampling(sampler="ddim", guidance=1.0, steps=2)
   params = jax.eval_shape(lambda: tiny.params(model))
-  cache = phases.empty_cache(model, batch=2, length=4096)
-  rows = put_rows(np.zeros(2, np.int32))
-  block = phases.make_block(model, [lay_out(BOS)] * 2, at=[0, 0], length=4)
+  kind = model.every_kind[0]
+  rows, length, part = 8, 4096, 2048
+  store = store_lib.empty_store(model, rows=rows, length=length)
+  (party,) = store_lib.parties([0, 1], of=rows, most=2)
+  at_b = put_rows(np.zeros(2, np.int32))
+  block = put_rows(make_block(model, [lay_out(BOS)] * 2, at=[0, 0], length=4))
   keys_b = jax.sharding.reshard(jax.random.split(KEY, 2), spec("batch"))
-  common = dict(cache=cache, at_b=rows, keys_b=keys_b)
-  write = phases.sample_text.lower(
+  where = dict(store=store, index_b=party.index_b)
+  live = dict(where, live_d=party.live_d)
+  write = writing.write.lower(
     model,
     params,
     special=SPECIAL,
     choice=TextChoice(temperature=1.0),
-    limit=9,
-    logits_bv=put_rows(np.zeros((2, model.vocab_size), np.float32)),
-    writing_b=rows > 0,
-    **common,
+    length=part,
+    at_b=at_b,
+    writing_b=at_b > 0,
+    keys_b=keys_b,
+    limit=np.int32(9),
+    most=np.int32(9),
+    least=np.int32(0),
+    **live,
   )
-  draw = phases.sample_image.lower(
-    model,
-    params,
-    kind=model.every_kind[0],
-    diffusion=c.diffusion,
-    sample=c.sample,
-    length=2048,
-    unconditional=put_rows(block),
-    image_b=rows,
-    **common,
-  )
-  feed = phases.feed.lower(model, params, cache=cache, block=put_rows(block))
-  size = sum(x.nbytes for x in cache)
-  # One layer of eight is read at a time, in a few forms; a drawing works in a copy of
-  # the part that it needs, here half.
-  for phase, room in ((feed, 0.5), (write, 0.5), (draw, 1.0)):
-    memory = phase.compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= size
-    assert memory.temp_size_in_bytes < room * size
+  feed = feeding.feed.lower(model, params, length=part, block=block, **live)
+  who = dict(keys_b=keys_b, image_b=at_b)
+  begin = dict(kind=kind, length=part, others=(), at_b=at_b, **who, **where)
+  drawn = jax.eval_shape(lambda p: drawing.begin(model, p, **begin), params)
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  how = dict(kind=kind, diffusion=c.diffusion, sample=c.sample, **who)
+  steps = dict(drawing=drawn, first=number, last=number)
+  advance = drawing.advance.lower(model, params, **how, **steps)
+  finish = drawing.finish.lower(model, params, kind=kind, drawing=drawn, **live)
+  size = sum(x.nbytes for x in store.keys)
+  copy = size * 2 // rows * part // length
+  # A copy of two rows, and of one layer of eight what attention reads, in a few forms.
+  for program, kept, room in (
+    (feed, size, 1.6 * copy),
+    (write, size, 1.6 * copy),
+    (advance, copy, 0.6 * copy),
+    (finish, size, 1.6 * copy),
+  ):
+    memory = program.compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= kept
+    assert memory.temp_size_in_bytes < room
+
+
+def assert_equal(got, want):
+  """The same to the last bit."""
+  assert (got.made, got.finished) == (want.made, want.finished)
+  for a, b in zip(got.spans, want.spans, strict=True):
+    assert type(a) is type(b)
+    for name in ("ids",) if not isinstance(a, Image) else ("latent",):
+      np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def keys_of(rows):
+  return jax.vmap(jax.random.fold_in, (None, 0))(KEY, np.arange(rows))
+
+
+def assert_alone_is_as_beside_others(c, params, prompts, *, special=SPECIAL, **how):
+  """Beside all, beside others in another order, and alone a row is the same."""
+  keys = keys_of(len(prompts))
+
+  def made(numbers):
+    asked = [prompts[n] for n in numbers]
+    own = dict(how, special=special, key=keys[np.asarray(numbers)])
+    return dict(zip(numbers, generate(c, params, asked, **own), strict=True))
+
+  everything = list(range(len(prompts)))
+  whole = made(everything)
+  for numbers in (everything[::-1], everything[1::2], [0], [1]):
+    for number, got in made(numbers).items():
+      assert_equal(got, whole[number])
+  assert any(own for row in whole.values() for own in row.made)
 
 
 @pytest.mark.slow
-def test_a_row_does_not_depend_on_the_others_or_their_number(params):
-  c = sampling(sampler="ddpm", guidance=3.0)
-  prompts = make_prompts()
-  whole = run(c, params, prompts)
-  others = [*prompts[:3], *make_prompts(seed=1)[:2:-1]]
-  for part in (prompts[:1], others):
-    for got, expected in zip(run(c, params, part)[:3], whole, strict=False):
-      # Sums over another length of cache.
-      assert_same(
-        got, expected.spans, expected.made, expected.finished, atol=OTHER_ORDER
-      )
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(model__untied="all", model__positions="axial"),
+    dict(model__patches="unet", model__unet_widths=(8, 16)),
+  ],
+  ids=["plain", "untied", "unet"],
+)
+def test_a_row_depends_neither_on_the_others_nor_on_their_number(changes):
+  values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
+  c = tiny.config(**values | dict(sample__guidance=3.0) | changes)
+  params = tiny.params(c.model, seed=3)
+  params["embedding"] = 3 * params["embedding"]
+  assert_alone_is_as_beside_others(c, params, make_prompts())
+
+
+@pytest.mark.slow
+def test_a_row_of_codes_depends_neither_on_the_others_nor_on_their_number(coded_params):
+  rng = np.random.default_rng(1)
+  text = lambda n: Text(rng.integers(5, BOOK.first, n).astype(np.int32))  # noqa: E731
+  prompts = [*coded_prompts(), (text(9),), (Blank(), text(3)), (text(4), Blank())]
+  assert_alone_is_as_beside_others(CODED, coded_params, prompts, book=BOOK)
+
+
+@pytest.mark.slow
+def test_a_row_of_several_kinds_depends_neither_on_the_others_nor_on_their_number():
+  c = tiny.config(
+    model__kinds=("tone:6x1,patch=2",),
+    model__vocab_size=33,
+    sample__max_elements=40,
+    sample__steps=2,
+    sample__temperature=0.9,
+    diffusion__clip=3.0,
+  )
+  rng = np.random.default_rng(0)
+  prompts = [
+    (tiny.text(rng, 3), Blank(1)),
+    (Blank(0), Blank(1)),
+    (tiny.image_of(rng, c, 1), tiny.text(rng, 2), Blank(0)),
+    (tiny.text(rng, 7),),
+  ]
+  params = tiny.params(c.model, seed=3)
+  assert_alone_is_as_beside_others(c, params, prompts, special=tiny.special_of(c))
+
+
+def test_a_row_takes_part_in_no_program_that_it_does_not_need(params, monkeypatch):
+  c = sampling(sampler="ddim", guidance=2.0, max_elements=30)
+  rng = np.random.default_rng(0)
+  prompts = [(tiny.text(rng, 20),), (Blank(), Blank()), (tiny.text(rng, 2), Blank())]
+  took = []
+
+  def watch(name):
+    program = getattr(interleaved.Walk, name)
+
+    def watched(self, party, *args, **how):
+      took.append((name, len(party.places), [n for n in party.places if n is not None]))
+      return program(self, party, *args, **how)
+
+    monkeypatch.setattr(interleaved.Walk, name, watched)
+
+  for name in ("_feed", "_write", "_denoise"):
+    watch(name)
+  walk = interleaved.Walk(c, params, prompts, special=SPECIAL, key=KEY)
+  walk.feed()
+  list(walk.write())
+  assert took == [("_feed", 1, [n]) for n in (0, 1, 2)] + [("_write", 2, [0])]
+  at_boi = [n for n, row in enumerate(walk.rows) if row.at_kind is not None]
+  assert {1, 2} <= set(at_boi)
+  took.clear()
+  list(walk.draw())
+  assert sorted(took) == [("_denoise", 1, [n]) for n in at_boi]
+  took.clear()
+  walk.feed()
+  list(walk.write())  # the second waits for another image, the third goes on with text
+  (wrote,) = (rows for name, _, rows in took if name == "_write")
+  assert 2 in wrote and 1 not in wrote
+  took.clear()
+  list(walk.draw())
+  assert ("_denoise", 1, [1]) in took
+
+
+@pytest.mark.slow
+def test_a_prompt_of_another_length_compiles_nothing_new(params):
+  c = sampling(sampler="ddim", guidance=2.0, max_elements=40, temperature=0.0)
+  params = params | {"head": params["head"].at[:, SPECIAL.boi].set(0)}  # not sampled
+  rng = np.random.default_rng(0)
+
+  def compiled():
+    programs = (feeding.feed, writing.write, drawing.begin, drawing.advance)
+    return [program._cache_size() for program in (*programs, drawing.finish)]
+
+  run(c, params, [(tiny.text(rng, 3), Blank())])
+  before = compiled()
+  for length in (1, 5, 8):
+    run(c, params, [(tiny.text(rng, length), Blank())])
+  assert compiled() == before
 
 
 @pytest.mark.long
@@ -729,7 +870,7 @@ def test_nothing_asked_is_nothing_made(params):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_any_work(monkeypatch):
-  monkeypatch.setattr(interleaved, "_Walk", None)
+  monkeypatch.setattr(interleaved, "Walk", None)
   fits = 1 + (PATCHES + 2) * 7  # 43 of 44
   with pytest.raises(ValueError, match="prompt 1: 49 elements.*sample.max_elements=44"):
     run(

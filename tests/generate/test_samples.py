@@ -15,7 +15,7 @@ from tiny_trained import SHAPE
 from tfusion.data.shards.manifest import ImageFormat
 from tfusion.generate import samples
 from tfusion.generate.canvas import Canvas
-from tfusion.generate.interleaved import Generated
+from tfusion.generate.rows import Generated
 from tfusion.sequence import Codes, Image, Text
 
 CANVAS = Canvas(SHAPE)

@@ -5,7 +5,7 @@ Owns: the timesteps visited, the update of every sampler, guidance. Not: the pre
 
 Every sampler here is linear: the next x is a sum of x, the predicted clean image, the
 one predicted before, the predicted noise and fresh noise. So a sampler is a table of
-constants, made in float64, and one scan runs them all.
+constants, made in float64, and one loop runs them all.
 """
 
 from collections.abc import Callable
@@ -204,36 +204,52 @@ def guide(
   return rescale * back + (1 - rescale) * guided
 
 
+class Walk(NamedTuple):
+  """Where the reverse process stands."""
+
+  x: jax.Array  # f32[..., h, w, c]
+  clean: jax.Array  # as it was predicted last, like x; zeros before
+  memory: Any
+
+
+def begin(noise: jax.Array, memory: Any) -> Walk:
+  """At the first of the steps: x is standard normal there."""
+  return Walk(noise, jnp.zeros_like(noise), memory)
+
+
 def denoise(
   predict: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
-  noise: jax.Array,
-  memory: Any,
+  walk: Walk,
   *,
   steps: Steps,
   draw: Callable[[jax.Array], jax.Array],
   clip: float,
   target: str = EPS,
   schedule: str = COSINE,
-) -> jax.Array:
-  """Runs the reverse process as one scan; returns the image at t = 0.
+  first: int | jax.Array = 0,
+  last: int | jax.Array | None = None,
+) -> Walk:
+  """Runs the reverse process as one loop; behind the last step x is the image at t = 0.
 
   Args:
     predict: (x, t[], memory) -> what is predicted, like x, and the memory. It may
       write there what no later step reads, and so needs no new one in every step.
-    noise: x at the first of the steps, standard normal, f32[..., h, w, c].
-    memory: any arrays.
+    walk: as `begin`, or an earlier part of the steps, leaves it; memory: any arrays.
     steps: from make_steps.
     draw: step number i32[] -> fresh standard normal noise like x.
     clip: bound on the predicted clean image; 0 is none. Near t = T a small error of
       the predicted noise is multiplied by 1 / sqrt(abar), 20,000 at T.
     target: what is predicted: eps, x0 or v.
     schedule: cosine or linear.
+    first, last: the part of the steps to take; None: to the end. That they are numbers
+      of the device changes nothing about what a step computes.
   """
   ancestral, looks_back = np.any(steps.sigma > 0), np.any(steps.to_before != 0)
+  table = jax.tree.map(jnp.asarray, steps)
 
-  def step(carry, inputs):
-    x, before, memory = carry
-    number, s = inputs
+  def step(number, walk):
+    x, before, memory = walk
+    s = jax.tree.map(lambda constants: constants[number], table)
     out, memory = predict(x, s.t, memory)
     at = Scales(s.signal, s.spread)
     clean = clean_of(out, x, at, target=target, schedule=schedule)
@@ -243,13 +259,9 @@ def denoise(
     as_predicted = target == EPS and not clip
     noise = out if as_predicted else (x - s.signal * clean) / s.spread
     x = s.to_clean * clean + s.to_x * x + s.to_noise * noise
-    if looks_back:
-      x = x + s.to_before * before
-      before = clean
+    x = x + s.to_before * before if looks_back else x
     x = x + s.sigma * draw(number) if ancestral else x
-    return (x, before, memory), None
+    return Walk(x, clean, memory)
 
-  numbers = jnp.arange(len(steps.t))
-  inputs = (numbers, jax.tree.map(jnp.asarray, steps))
-  before = jnp.zeros_like(noise) if looks_back else ()
-  return jax.lax.scan(step, (noise, before, memory), inputs)[0][0]
+  last = len(steps.t) if last is None else last
+  return jax.lax.fori_loop(first, last, step, walk)

@@ -12,8 +12,9 @@ import numpy as np
 from absl import logging
 
 from tfusion.data import numbers
-from tfusion.generate.interleaved import Generated, generate
+from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import Prompt
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.progress import Progress
 from tfusion.sequence import CodeBook, Codes, Image, Text

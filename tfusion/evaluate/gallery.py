@@ -25,8 +25,9 @@ from tfusion.data.contents import hash_of
 from tfusion.evaluate import record
 from tfusion.generate import png
 from tfusion.generate.canvas import Canvas
-from tfusion.generate.interleaved import Generated, generate
+from tfusion.generate.interleaved import generate
 from tfusion.generate.prompt import escape
+from tfusion.generate.rows import Generated
 from tfusion.generate.samples import read_prompts
 from tfusion.generate.trained import Trained
 from tfusion.progress import Progress

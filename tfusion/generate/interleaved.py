@@ -1,45 +1,78 @@
 """Text and images in any order, for a batch of prompts, on a cache of keys.
 
 Owns: the walk text -> BOI -> denoise -> EOI -> text (arXiv 2408.11039, section 3),
-where codes that are sampled may stand in for denoising (arXiv 2405.09818, section 2).
-Not: what a phase computes (phases.py), what can be asked (prompt.py), files (cli.py).
+where codes that are sampled may stand in for denoising (arXiv 2405.09818, section 2);
+which rows are computed together. Not: what a program computes (feeding.py, writing.py,
+drawing.py, coding.py), what can be asked (prompt.py), files (cli.py).
 
-All rows walk in step: `feed` puts what is given into the cache, `sample_text` writes
-until every row stands behind BOI or at its end, `sample_images` makes one image in
-every row that stands behind BOI; its EOI and what the prompt gives next are then fed.
+Every row goes its own way. In each round `feed` puts what is given into the store in
+the rows that have something pending, `write` goes on in those that want text, and
+`draw` makes one image in each that stands behind BOI; its EOI and what the prompt gives
+next are fed in the next round. A program has the rows that need it and no others.
+
+A row's numbers depend neither on its neighbours nor on their number. Which rows are
+computed together follows from sizes that each row has by itself: on a CPU, where the
+number of rows decides how XLA adds up, images and given elements are computed row by
+row, and text in 2 to 16 rows, which add up alike.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from tfusion import sequence
+from tfusion.attention import platform
 from tfusion.config import Config, diffusion_of
-from tfusion.generate import phases
+from tfusion.generate import coding, drawing, feeding, store, writing
+from tfusion.generate.blocks import Block, make_block, round_rows, round_up
 from tfusion.generate.choices import text_choice
-from tfusion.generate.prompt import Blank, Given, Prompt, split_at_blanks
+from tfusion.generate.prompt import Blank, Prompt
+from tfusion.generate.rows import Generated, Row, token
+from tfusion.generate.store import Party
 from tfusion.model.transfusion import Params
 from tfusion.sequence import CodeBook, Codes, Elements, Image, SpecialTokens, Text
-from tfusion.sharding import batch_shards, fetch_rows, put_rows, spec
+from tfusion.sharding import batch_shards, fetch_rows, put_rows
 
-LENGTH_MULTIPLE = 16  # lengths are rounded up to it, so that few are compiled
+# Rows of a program on a device. On a CPU text is written in 2 to 16 rows: a matmul with
+# one row, or with many, adds up in another order.
+TEXT_ROWS = {"cpu": (2, 16)}
+OTHER_ROWS = {"cpu": 1}
+MOST = 64  # elsewhere
 
 
-class Generated(NamedTuple):
-  """What stands after the prompt began: its own spans and the model's, in order."""
+class Look(NamedTuple):
+  """How often somebody who watches is shown something."""
 
-  spans: tuple[Given, ...]
-  made: tuple[bool, ...]  # the model made this span
-  finished: bool  # it ended with EOS; False: max_elements stopped it
+  tokens: int  # of text, at most, between two looks
+  steps: int  # evaluations of the model between two looks at an image; 0: none
 
-  @property
-  def made_images(self) -> list[np.ndarray]:
-    """The images that the model made, f32[h, w, c] each; codes are not among them."""
-    own = (span for span, made in zip(self.spans, self.made) if made)
-    return [span.latent for span in own if isinstance(span, Image)]
+
+class Piece(NamedTuple):
+  """Text that a row has got."""
+
+  row: int
+  ids: np.ndarray
+
+
+class Sketch(NamedTuple):
+  """An image on its way."""
+
+  row: int
+  image: Image  # what the model takes for the clean image
+  step: int  # evaluations done
+  steps: int  # of how many
+
+
+class Made(NamedTuple):
+  """An image that is finished."""
+
+  row: int
+  image: Image | Codes
+
+
+Progress = Piece | Sketch | Made
 
 
 def generate(
@@ -51,7 +84,7 @@ def generate(
   key: jax.Array,
   book: CodeBook | None = None,
 ) -> list[Generated]:
-  """Continues every prompt to its end, all rows at once, on the mesh in use.
+  """Continues every prompt to its end, on the mesh in use.
 
   Args:
     config: its `model`, `diffusion` and `sample` are read.
@@ -59,7 +92,7 @@ def generate(
     prompts: spans in order; Blank stands for an image to be made.
     special: ids of the special tokens.
     key: a row's result depends on it and on the row's place in `prompts`, not on the
-      other rows.
+      other rows. Or a key of each row.
     book: of images as codes; None: images are patches.
 
   Raises:
@@ -68,15 +101,10 @@ def generate(
   check_prompts(config, prompts, book=book)
   if not prompts:
     return []
-  walk = _Walk(config, params, prompts, special=special, key=key, book=book)
-  while not all(row.done for row in walk.rows):
-    walk.feed()
-    walk.sample_text()
-    walk.sample_images()
-  return [
-    Generated(tuple(row.spans), tuple(row.made), row.finished)
-    for row in walk.rows[: len(prompts)]
-  ]
+  walk = Walk(config, params, prompts, special=special, key=key, book=book)
+  for _ in walk.steps():
+    pass
+  return walk.generated
 
 
 def check_prompts(
@@ -122,146 +150,286 @@ def _check(
     )
 
 
-class _Row:
-  """Where one sequence stands."""
-
-  def __init__(self, prompt: Prompt, *, special: SpecialTokens):
-    self.special = special
-    self.parts = split_at_blanks(prompt)
-    self.blanks = [span.kind for span in prompt if isinstance(span, Blank)]
-    self.pending: list[Given] = [_token(special.bos)]  # not in the cache yet
-    self.at = 0  # elements in the cache
-    self.next = 0  # position, of RoPE, of the element behind them
-    self.images = 0  # that the model made
-    # Of which kind BOI is the last element, in the cache or pending; None: it is not.
-    self.at_kind: int | None = None
-    self.done = self.finished = False
-    self.spans: list[Given] = []
-    self.made: list[bool] = []
-    self._take_part()
-
-  def take_text(self, ids: np.ndarray, *, room: int, patches: Sequence[int]):
-    """Takes sampled ids; the last ended the text: BOI, EOS or one too many.
-
-    Args:
-      ids: i32[l].
-      room: elements that fit behind them.
-      patches: elements between BOI and EOI, of every kind.
-    """
-    text, end = ids[:-1], int(ids[-1])
-    if len(text):
-      self._add(Text(text))
-    self.at += len(text)
-    self.next += len(text)
-    bois = self.special.bois
-    if end in bois and patches[bois.index(end)] + 1 <= room:
-      self.at += 1  # `sample_text` has put it into the cache
-      self.next += 1
-      self.at_kind = bois.index(end)
-    else:
-      self.done, self.finished = True, end == self.special.eos
-
-  def take_image(self, image: Image | Codes, *, patches: int, positions: int):
-    """Takes the finished image, puts EOI behind it and goes on with the prompt.
-
-    Args:
-      image: behind BOI.
-      patches: elements that it takes.
-      positions: from its first patch to EOI.
-    """
-    self._add(image)
-    self.at += patches
-    self.next += positions
-    self.images += 1
-    self.at_kind = None
-    self.pending.append(_token(self.special.eoi))
-    if self.parts:
-      self._take_part()
-
-  def _take_part(self):
-    """Takes what is given up to the next blank, and BOI there."""
-    part = self.parts.pop(0)
-    self.pending += part
-    self.spans += part
-    self.made += [False] * len(part)
-    if self.parts:
-      self.at_kind = self.blanks.pop(0)
-      self.pending.append(_token(self.special.bois[self.at_kind]))
-
-  def _add(self, span: Given):
-    self.spans.append(span)
-    self.made.append(True)
-
-
-class _Walk:
-  """The rows of one call and their cache."""
+class Walk:
+  """The rows of one call and their store."""
 
   def __init__(
-    self, config: Config, params: Params, prompts, *, special, key, book=None
+    self,
+    config: Config,
+    params: Params,
+    prompts: Sequence[Prompt],
+    *,
+    special: SpecialTokens,
+    key: jax.Array,
+    book: CodeBook | None = None,
+    look: Look | None = None,
   ):
+    """As `generate`; with `look` it stops that often, to be watched."""
     self.config, self.params, self.special = config, params, special
-    self.book: CodeBook | None = book
+    self.book, self.look = book, look
     self.kinds = config.model.every_kind
     self.patches = (book.per_image,) if book else config.model.patches_by_kind
     self.limit = config.sample.max_elements
-    self.rows = [_Row(prompt, special=special) for prompt in prompts]
+    self.count = len(prompts)
+    self.rows = [Row(prompt, special=special) for prompt in prompts]
     # Rows are padded to what the batch axes of the mesh divide.
     for _ in range(-len(prompts) % batch_shards()):
-      self.rows.append(_Row((), special=special))
-      self.rows[-1].done = True
-    b = len(self.rows)
-    keys_b = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(b))
-    self.keys_b = jax.sharding.reshard(keys_b, spec("batch"))
-    # Room for a row at the limit that is padded to another's EOI, next part and BOI.
-    parts = [part for row in self.rows for part in row.parts]
-    longest = max((len(self._lay_out(part).tokens_l) for part in parts), default=0)
-    if len(self.kinds) > 1:  # a row at a short image stands by where long ones are made
-      longest = max(longest, *self.patches)
-    self.cache = phases.empty_cache(
-      config.model, batch=b, length=self.limit + _round_up(longest + 2)
+      self.rows.append(Row((), special=special))
+      self.rows[-1].done, self.rows[-1].pending = True, []
+    if not key.ndim:
+      key = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(self.count))
+    self.key_impl = jax.random.key_impl(key)
+    self.key_data = np.asarray(jax.random.key_data(key))
+    self.most = OTHER_ROWS.get(platform(), MOST)
+    self.text_rows = TEXT_ROWS.get(platform(), (1, MOST))
+    # One more may be sampled at the limit.
+    self.length = -(-(self.limit + 1) // 16) * 16
+    self.store = store.empty_store(
+      config.model, rows=len(self.rows), length=self.length
     )
+
+  @property
+  def generated(self) -> list[Generated]:
+    """What has come of the prompts."""
+    return [row.generated for row in self.rows[: self.count]]
+
+  def steps(self) -> Iterator[Progress]:
+    """Goes on until all rows are done. Use it on one mesh."""
+    while not all(row.done for row in self.rows):
+      self.feed()
+      yield from self.write()
+      yield from self.draw()
 
   def feed(self):
-    """Puts what is pending into the cache."""
-    block = self._block(
-      [row.pending for row in self.rows], at=self._at(), first=self._next()
-    )
-    self.cache, self.logits_bv = phases.feed(
-      self.config.model, self.params, cache=self.cache, block=put_rows(block)
-    )
-    for row, count in zip(self.rows, block.count_b):
-      row.at += int(count)
-      row.pending = []
-    if block.positions_bl is not None:
-      for row, positions_l, count in zip(self.rows, block.positions_bl, block.count_b):
-        row.next = int(positions_l[count - 1]) + 1 if count else row.next
+    """Puts what is pending into the store, in the rows that have something."""
+    waiting: dict[Any, list[int]] = {}
+    laid = {n: self._lay_out(row.pending) for n, row in self._rows() if row.pending}
+    for number, elements in laid.items():
+      images = [image.kind for image in elements.images]
+      counts = [images.count(kind) for kind in range(len(self.kinds))]
+      size = round_up(len(elements.tokens_l)), *(n and round_rows(n) for n in counts)
+      reach = round_up(self.rows[number].at + size[0])
+      waiting.setdefault((size, reach), []).append(number)
+    for (size, reach), numbers in waiting.items():
+      for party in self._parties(numbers, most=self.most):
+        self._feed(party, laid, length=size[0], reach=reach)
 
-  def sample_text(self):
-    """Samples text in the rows that are neither at an image nor done."""
-    writing_b = np.asarray([not row.done and row.at_kind is None for row in self.rows])
-    if not writing_b.any():
-      return
-    self.cache, ids_bl, count_b = phases.sample_text(
+  def _feed(self, party: Party, laid: dict[int, Elements], *, length: int, reach: int):
+    model = self.config.model
+    rows = [None if place is None else self.rows[place] for place in party.places]
+    block = make_block(
+      model,
+      [self._lay_out([]) if n is None else laid[n] for n in party.places],
+      at=[row.at if row else 0 for row in rows],
+      first=[row.next if row else 0 for row in rows],
+      length=length,
+    )
+    self.store = feeding.feed(
+      model,
+      self.params,
+      length=reach,
+      store=self.store,
+      index_b=party.index_b,
+      live_d=party.live_d,
+      block=put_rows(block),
+    )
+    for number, row in enumerate(rows):
+      if row is None:
+        continue
+      count = int(block.count_b[number])
+      row.at, row.pending = row.at + count, []
+      positions_bl = block.positions_bl
+      last = None if positions_bl is None else positions_bl[number, count - 1]
+      row.next = row.at if last is None else int(last) + 1
+
+  def write(self) -> Iterator[Progress]:
+    """Goes on with the text of the rows that want some, by at most CHUNK tokens."""
+    waiting: dict[int, list[int]] = {}
+    for number, row in self._rows():
+      if row.writes and not row.pending:
+        length = min(writing.reach(row.at), self.length)
+        waiting.setdefault(length, []).append(number)
+    least, most = self.text_rows
+    for length, numbers in sorted(waiting.items()):
+      for party in self._parties(numbers, least=least, most=most):
+        yield from self._write(party, length=length)
+
+  def _write(self, party: Party, *, length: int) -> Iterator[Progress]:
+    own = [n for n in party.places if n is not None]
+    room = length - max(self.rows[n].at for n in own)
+    tokens = self.look.tokens if self.look else writing.CHUNK
+    # Where half of the rows have ended, the others go on in a smaller program.
+    smaller = len(party.places) // batch_shards() > self.text_rows[0]
+    self.store, written = writing.write(
       self.config.model,
       self.params,
       special=self.special,
       book=self.book,
       choice=text_choice(self.config.sample),
-      limit=self.limit,
-      cache=self.cache,
-      logits_bv=self.logits_bv,
-      at_b=put_rows(self._at()),
-      writing_b=put_rows(writing_b),
-      keys_b=self.keys_b,
-      next_b=put_rows(self._next()),
-      seen_bv=put_rows(self._seen()),
+      length=length,
+      store=self.store,
+      index_b=party.index_b,
+      live_d=party.live_d,
+      at_b=self._at(party),
+      writing_b=party.array([True] * len(self.rows), False),
+      keys_b=self._keys(party),
+      limit=np.int32(self.limit),
+      most=np.int32(min(tokens, room, writing.CHUNK)),
+      least=np.int32(len(own) // 2 if smaller else 0),
+      next_b=self._next(party),
+      seen_bv=self._seen(party),
     )
-    for row, ids_l, count in zip(self.rows, fetch_rows(ids_bl), fetch_rows(count_b)):
-      if count:
-        room = self.limit - row.at - int(count)
-        row.take_text(ids_l[:count], room=room, patches=self.patches)
+    ids_bl, count_b, ended_b = (fetch_rows(x) for x in written)
+    for place, number in enumerate(party.places):
+      if number is None or not count_b[place]:
+        continue
+      text = self.rows[number].take_text(
+        ids_bl[place, : count_b[place]],
+        ended=bool(ended_b[place]),
+        limit=self.limit,
+        patches=self.patches,
+      )
+      if len(text):
+        yield Piece(number, text)
 
-  def _seen(self) -> np.ndarray | None:
+  def draw(self) -> Iterator[Progress]:
+    """Makes one image in every row that stands behind BOI."""
+    waiting: dict[tuple[int, int], list[int]] = {}
+    for number, row in self._rows():
+      if row.at_kind is not None and not row.pending:
+        length = round_up(row.at + self.patches[row.at_kind])
+        waiting.setdefault((row.at_kind, length), []).append(number)
+    for (kind, length), numbers in sorted(waiting.items()):
+      if self.book:
+        # Three branches, which count as rows of a matmul.
+        least, most = self.text_rows
+        for party in self._parties(numbers, least=least, most=max(1, most // 4)):
+          yield from self._write_codes(party, length=length)
+        continue
+      for party in self._parties(numbers, most=self.most):
+        yield from self._denoise(party, kind, length=length)
+
+  def _denoise(self, party: Party, number: int, *, length: int) -> Iterator[Progress]:
+    """Makes an image of a kind in rows that wait for one."""
+    config, kind = self.config, self.kinds[number]
+    diffusion, sample = diffusion_of(config, kind), config.sample
+    model = (config.model, self.params)
+    who = dict(image_b=self._images_made(party), keys_b=self._keys(party))
+    others: tuple[Block, ...] = ()
+    if sample.guidance != 1.0:
+      others = (put_rows(self._unconditional(number, party)),)
+    drawn = drawing.begin(
+      *model,
+      kind=kind,
+      length=length,
+      store=self.store,
+      index_b=party.index_b,
+      others=others,
+      at_b=self._at(party),
+      next_b=self._next(party),
+      **who,
+    )
+    steps = len(drawing.evaluations(sample, diffusion).t)
+    each = (self.look.steps if self.look else 0) or steps
+    how: dict[str, Any] = dict(kind=kind, diffusion=diffusion, sample=sample, **who)
+    for first in range(0, steps, each):
+      last = min(first + each, steps)
+      span = dict(first=np.int32(first), last=np.int32(last))
+      drawn = drawing.advance(*model, drawing=drawn, **how, **span)
+      if last < steps:
+        for place, clean in self._of_rows(party, drawn.walk.clean):
+          yield Sketch(place, Image(clean, kind=number), last, steps)
+    self.store, images = drawing.finish(
+      *model,
+      kind=kind,
+      store=self.store,
+      index_b=party.index_b,
+      live_d=party.live_d,
+      drawing=drawn,
+    )
+    for place, image in self._of_rows(party, images):
+      yield self._take_image(place, Image(image, kind=number))
+
+  def _write_codes(self, party: Party, *, length: int) -> Iterator[Progress]:
+    """Samples the codes of an image in rows that wait for one."""
+    assert self.book is not None
+    others: tuple[Block, ...] = ()
+    if coding.is_guided(self.config.sample):
+      blocks = self._images(party), self._unconditional(0, party)
+      others = tuple(put_rows(block) for block in blocks)
+    self.store, codes = coding.sample_codes(
+      self.config.model,
+      self.params,
+      special=self.special,
+      book=self.book,
+      sample=self.config.sample,
+      length=length,
+      store=self.store,
+      index_b=party.index_b,
+      live_d=party.live_d,
+      others=others,
+      at_b=self._at(party),
+      image_b=self._images_made(party),
+      keys_b=self._keys(party),
+    )
+    for place, ids in self._of_rows(party, codes):
+      yield self._take_image(place, Codes(ids))
+
+  def _take_image(self, number: int, image: Image | Codes) -> Made:
+    kind = image.kind if isinstance(image, Image) else 0
+    patches = self.patches[kind]
+    steps = sequence.position_steps(self.config.model.positions, self.kinds[kind].grid)
+    positions = (patches - 1) * steps.patch + steps.image
+    self.rows[number].take_image(image, patches=patches, positions=positions)
+    return Made(number, image)
+
+  def _unconditional(self, number: int, party: Party) -> Block[np.ndarray]:
+    """The prefix of the branch of guidance that is not told what to make."""
+    bos, boi = token(self.special.bos), token(self.special.bois[number])
+    null = self._lay_out([bos, *sequence.unconditional(), boi])
+    return self._first_block([null] * len(party.places))
+
+  def _images(self, party: Party) -> Block[np.ndarray]:
+    """What stands in every row up to its BOI, without text: the second branch of
+    guidance. In a row that has no image it is the third."""
+    bos, boi = token(self.special.bos), token(self.special.boi)
+    rows = [[] if n is None else self.rows[n].spans for n in party.places]
+    own = [[span for span in spans if sequence.is_image(span)] for spans in rows]
+    return self._first_block([self._lay_out([bos, *spans, boi]) for spans in own])
+
+  def _first_block(self, laid: Sequence[Elements]) -> Block[np.ndarray]:
+    """A block that begins its rows."""
+    length = round_up(max(len(elements.tokens_l) for elements in laid))
+    return make_block(self.config.model, laid, at=[0] * len(laid), length=length)
+
+  def _rows(self) -> Iterator[tuple[int, Row]]:
+    return ((n, row) for n, row in enumerate(self.rows) if not row.done)
+
+  def _parties(self, numbers: Sequence[int], **how: int) -> list[Party]:
+    return store.parties(numbers, of=len(self.rows), **how)
+
+  def _of_rows(self, party: Party, x: jax.Array) -> Iterator[tuple[int, np.ndarray]]:
+    """What a program gave of each row, by the number of the row."""
+    pairs = zip(party.places, fetch_rows(x), strict=True)
+    return ((number, own) for number, own in pairs if number is not None)
+
+  def _at(self, party: Party) -> jax.Array:
+    return party.array([row.at for row in self.rows], np.int32(0))
+
+  def _next(self, party: Party) -> jax.Array | None:
+    """Positions of the next elements, if they are not as many as stand before."""
+    if self.config.model.positions == "sequence":
+      return None
+    return party.array([row.next for row in self.rows], np.int32(0))
+
+  def _images_made(self, party: Party) -> jax.Array:
+    return party.array([row.images for row in self.rows], np.int32(0))
+
+  def _keys(self, party: Party) -> jax.Array:
+    data = party.array(self.key_data, np.zeros_like(self.key_data[0]))
+    return jax.random.wrap_key_data(data, impl=self.key_impl)
+
+  def _seen(self, party: Party) -> jax.Array | None:
     """Which tokens stand in each row, bool[b, v]; None: nothing asks."""
     if self.config.sample.repetition == 1.0:
       return None
@@ -270,107 +438,9 @@ class _Walk:
       for span in row.spans:
         if isinstance(span, Text):
           own[span.ids] = True
-    return seen
-
-  def sample_images(self):
-    """Samples one image in every row that stands behind BOI, kind by kind."""
-    waiting: dict[int, list[_Row]] = {}
-    for row in self.rows:
-      if row.at_kind is not None:
-        waiting.setdefault(row.at_kind, []).append(row)
-    # Found before any is made: a row that has got its image may stand at the next
-    # blank, of which EOI and BOI are not in the cache yet.
-    for number, rows in sorted(waiting.items()):
-      self._sample_image(number, rows)
-
-  def _sample_image(self, number: int, rows: Sequence[_Row]):
-    """Samples an image of a kind in those rows that wait for one."""
-    at_b, patches = self._at(), self.patches[number]
-    common: dict[str, Any] = dict(
-      sample=self.config.sample,
-      length=_round_up(int(at_b.max()) + patches),
-      cache=self.cache,
-      unconditional=put_rows(self._unconditional(number)),
-      at_b=put_rows(at_b),
-      image_b=put_rows(np.asarray([row.images for row in self.rows], np.int32)),
-      keys_b=self.keys_b,
-    )
-    made: Callable[[np.ndarray], Image | Codes] = Codes
-    if self.book:
-      self.cache, images = phases.sample_codes(
-        self.config.model,
-        self.params,
-        special=self.special,
-        book=self.book,
-        images=put_rows(self._images()),
-        **common,
-      )
-    else:
-      self.cache, images = phases.sample_image(
-        self.config.model,
-        self.params,
-        kind=self.kinds[number],
-        diffusion=diffusion_of(self.config, self.kinds[number]),
-        next_b=put_rows(self._next()),
-        **common,
-      )
-      made = functools.partial(Image, kind=number)
-    steps = sequence.position_steps(
-      self.config.model.positions, self.kinds[number].grid
-    )
-    positions = (patches - 1) * steps.patch + steps.image
-    for row, image in zip(self.rows, fetch_rows(images)):
-      if row in rows:
-        row.take_image(made(image), patches=patches, positions=positions)
-
-  def _unconditional(self, number: int) -> phases.Block[np.ndarray]:
-    """The prefix of the branch of guidance that is not told what to make."""
-    special, b = self.special, len(self.rows)
-    bos, boi = _token(special.bos), _token(special.bois[number])
-    null = (bos, *sequence.unconditional(), boi)
-    return self._block([null] * b, at=[0] * b)
-
-  def _images(self) -> phases.Block[np.ndarray]:
-    """What stands in every row up to its BOI, without text: the second branch of
-    guidance. In a row that is not at an image, or has none, it is the third."""
-    bos, boi = _token(self.special.bos), _token(self.special.boi)
-    own = [
-      [span for span in row.spans if row.at_kind == 0 and isinstance(span, Codes)]
-      for row in self.rows
-    ]
-    return self._block([[bos, *codes, boi] for codes in own], at=[0] * len(own))
-
-  def _at(self) -> np.ndarray:
-    """Elements of every row; 0 for one that is done, so that it needs no room."""
-    return np.asarray([0 if row.done else row.at for row in self.rows], np.int32)
-
-  def _next(self) -> np.ndarray | None:
-    """Positions of the next elements, if they are not as many as stand before."""
-    if self.config.model.positions == "sequence":
-      return None
-    return np.asarray([0 if row.done else row.next for row in self.rows], np.int32)
-
-  def _block(
-    self,
-    documents: Sequence[Sequence[sequence.Span]],
-    *,
-    at: Sequence[int] | np.ndarray,
-    first: np.ndarray | None = None,
-  ) -> phases.Block[np.ndarray]:
-    laid = [self._lay_out(document) for document in documents]
-    length = _round_up(max(len(elements.tokens_l) for elements in laid))
-    model = self.config.model
-    return phases.make_block(model, laid, at=at, length=length, first=first)
+    return party.array(list(seen), np.zeros_like(seen[0]))
 
   def _lay_out(self, spans: Sequence[sequence.Span]) -> Elements:
     return sequence.lay_out_part(
       tuple(spans), special=self.special, patches_per_image=self.patches
     )
-
-
-def _token(token: int) -> Text:
-  return Text(np.asarray([token], np.int32))
-
-
-def _round_up(length: int) -> int:
-  return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE

@@ -24,8 +24,9 @@ from tfusion.data.pairs import why_no_file
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.generate import png
 from tfusion.generate.canvas import Canvas
-from tfusion.generate.interleaved import Generated, check_prompts, generate
+from tfusion.generate.interleaved import check_prompts, generate
 from tfusion.generate.prompt import Prompt, mark_of, parse_prompt
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.kinds import FIRST, Kind
 from tfusion.model.transfusion import Params
@@ -158,7 +159,12 @@ class Samples(tuple[Sample, ...]):
 
 
 def sample(
-  trained: Trained, prompts: Sequence[Asked], *, canvas: Canvas, count: int, seed: int
+  trained: Trained,
+  prompts: Sequence[Asked],
+  *,
+  canvas: Canvas,
+  count: int,
+  seed: int | Sequence[int],
 ) -> Samples:
   """Continues every prompt `count` times. All hosts must call it.
 
@@ -167,37 +173,75 @@ def sample(
     prompts: text with marks, as in prompt.py; or parts, of which some are images.
     canvas: of the run.
     count: samples of each prompt.
-    seed: of the noise and of text, in [0, 2**32).
+    seed: of the noise and of text, in [0, 2**32); or one of each sample, which then is
+      the one that its prompt gives alone with this seed.
 
   Raises:
     ValueError: `count` or `seed` is out of range, or what `read_prompts` raises.
   """
   if count < 1:
     raise ValueError(f"count={count}: must be at least 1")
-  if not 0 <= seed < SEEDS:
-    raise ValueError(f"seed={seed}: must be at least 0 and below {SEEDS}")
   asked = [prompt for prompt in prompts for _ in range(count)]
-  config, tokenizer = trained.config, trained.tokenizer
+  key = keys_of(seed, rows=len(asked))
   with jax.set_mesh(trained.mesh):
     made = continue_prompts(
-      config,
+      trained.config,
       trained.params,
-      tokenizer,
+      trained.tokenizer,
       asked,
       canvas=canvas,
-      key=jax.random.key(seed),
+      key=key,
     )
+  return as_samples(trained, prompts, made, canvas=canvas, count=count, seed=seed)
+
+
+def keys_of(seed: int | Sequence[int], *, rows: int) -> jax.Array:
+  """The key of so many rows, or the keys of each.
+
+  Raises:
+    ValueError: a seed is out of range, or there are not as many as rows.
+  """
+  seeds = [seed] if isinstance(seed, int) else list(seed)
+  for one in seeds:
+    if not 0 <= one < SEEDS:
+      raise ValueError(f"seed={one}: must be at least 0 and below {SEEDS}")
+  if isinstance(seed, int):
+    return jax.random.key(seed)
+  if len(seeds) != rows:
+    raise ValueError(
+      f"seed={seeds}: {len(seeds)} seeds for {rows} samples; give one, or one of each"
+    )
+  keys = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, 0)  # each is the first row
+
+
+def as_samples(
+  trained: Trained,
+  prompts: Sequence[Asked],
+  made: Sequence[Generated],
+  *,
+  canvas: Canvas,
+  count: int,
+  seed: int | Sequence[int],
+) -> Samples:
+  """What came of prompts, of each `count` times, as it is shown and kept.
+
+  A warning is logged if images have numbers that training images do not have.
+  """
+  config, tokenizer = trained.config, trained.tokenizer
   new = [image for generated in made for image in generated.made_images]
   if (said := numbers.warning(new, trained.numbers)) and jax.process_index() == 0:
     logging.warning("%s", said)
   written = [_written(prompt) for prompt in prompts]
-  call = {"prompts": written, "count": count, "seed": seed, "step": trained.step}
+  seeds = seed if isinstance(seed, int) else list(seed)
+  call = {"prompts": written, "count": count, "seed": seeds, "step": trained.step}
   call["sample"] = dataclasses.asdict(config.sample)
   call["diffusion"] = {"clip": config.diffusion.clip}  # all else is the run's own
   kinds = config.model.every_kind
+  asked = [prompt for prompt in written for _ in range(count)]
   return Samples(
     Sample(
-      _written(prompt),
+      prompt,
       parts,
       one.made,
       one.finished,

@@ -2,7 +2,7 @@
 
 Owns: the mesh of a topology, the lowered sampler, what programs are given. Not: the
 lowered step (training/lowered.py), what they compute (training/step.py,
-generate/phases.py), what is read out of them (hlo.py, timeline.py).
+generate/drawing.py), what is read out of them (hlo.py, timeline.py).
 
 Runs in a process that PJRT's plugin for TPUs, or many devices of a CPU, were set up in:
 worker.py.
@@ -18,7 +18,10 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 
 from tfusion.config import Config
-from tfusion.generate import phases
+from tfusion.diffusion import samplers
+from tfusion.generate import drawing as drawing_lib
+from tfusion.model.transformer import empty_keys
+from tfusion.model.transfusion import dtype_of
 from tfusion.pods.chips import GPUS, Topology
 from tfusion.sharding import make_mesh, spec
 from tfusion.training.lowered import abstract_batch
@@ -48,45 +51,29 @@ def mesh_of(config: Config, topology: Topology) -> jax.sharding.Mesh:
 
 
 def lower_sampler(config: Config, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-  """The denoising of one image in each of `eval.batch` rows, with a full cache. Call it
-  inside jax.set_mesh.
+  """The denoising steps of one image in each of `eval.batch` rows, with a full cache.
+  Call it inside jax.set_mesh.
 
   Raises:
     ValueError: the model has no patches.
   """
   if config.model.patches == "none":
     raise ValueError("model.patches=none: there is no image to denoise in this model")
-  rows, slots = config.eval.batch, 1
-  length = config.sample.max_elements
   by_row = NamedSharding(mesh, spec("batch"))
-
-  def array(dtype, *shape):
-    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
-
-  block = phases.Block(
-    tokens_bl=array(jnp.int32, 2),
-    patch_bl=array(jnp.int32, 2),
-    hi_bl=array(jnp.int32, 2),
-    latents=tuple(
-      array(jnp.float32, slots, *kind.shape) for kind in config.model.every_kind
-    ),
-    at_b=array(jnp.int32),
-    count_b=array(jnp.int32),
-  )
+  rows, drawing = config.eval.batch, _drawing(config)
   key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-  keys = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=by_row)
-  return phases.sample_image.lower(
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  return drawing_lib.advance.lower(
     config.model,
     abstract_state(config, mesh).sampling_params,
     kind=config.model.every_kind[0],
     diffusion=config.diffusion,
     sample=config.sample,
-    length=length,
-    cache=_cache(config),
-    unconditional=block,
-    at_b=array(jnp.int32),
-    image_b=array(jnp.int32),
-    keys_b=keys,
+    drawing=drawing,
+    image_b=jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_row),
+    keys_b=jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=by_row),
+    first=number,
+    last=number,
   )
 
 
@@ -97,7 +84,8 @@ def arguments(
   has no more than parameters and a cache. Call it inside jax.set_mesh."""
   state = abstract_state(config, mesh)
   if not trains:
-    return {"parameters": state.sampling_params, "cache": _cache(config)}
+    cache = _drawing(config).walk.memory
+    return {"parameters": state.sampling_params, "cache": cache}
   return {
     "parameters": state.params,
     "optimizer": state.opt_state,
@@ -106,11 +94,20 @@ def arguments(
   }
 
 
-def _cache(config: Config) -> Any:
+def _drawing(config: Config) -> drawing_lib.Drawing:
+  """An image in every row, on its way; guidance doubles the rows of the cache."""
   length, rows = config.sample.max_elements, config.eval.batch
-  return jax.eval_shape(
-    lambda: phases.empty_cache(config.model, batch=rows, length=length)
-  )
+  branches = 1 if config.sample.guidance == 1.0 else 2
+
+  def make():
+    dtype, many = dtype_of(config.model), rows * branches
+    keys = empty_keys(config.model, batch=many, length=length, dtype=dtype)
+    shape = (rows, *config.model.image_shape)
+    noise = jnp.zeros(shape, jnp.float32, out_sharding=spec("batch"))
+    at = jnp.zeros(many, jnp.int32, out_sharding=spec("batch"))
+    return drawing_lib.Drawing(samplers.begin(noise, keys), at, at)
+
+  return jax.eval_shape(make)
 
 
 def residual_bytes(config: Config, mesh: jax.sharding.Mesh) -> int:

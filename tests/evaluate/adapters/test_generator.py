@@ -7,7 +7,7 @@ from PIL import Image as Pillow
 
 from tfusion.evaluate.adapters.generator import Generator, cut
 from tfusion.generate.canvas import open_canvas
-from tfusion.generate.interleaved import Generated
+from tfusion.generate.rows import Generated
 from tfusion.sequence import Image, Text
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from tfusion import sequence
 from tfusion.evaluate import answers
 from tfusion.generate.canvas import Canvas
-from tfusion.generate.interleaved import Generated, check_prompts
+from tfusion.generate.interleaved import check_prompts
 from tfusion.generate.prompt import Blank, Given, Prompt
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Codes, Image, Text, is_image
 
