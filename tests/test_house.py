@@ -205,7 +205,7 @@ def test_rows_and_pages_are_made_without_a_model_even_by_a_detour(start):
 
 
 # What the program does as a whole, over many rooms.
-END_TO_END = "bucket_runs damaged_files docs hosts house init kind_runs".split()
+END_TO_END = "bucket_runs colab damaged_files docs hosts house init kind_runs".split()
 END_TO_END += ["python_page", "readme", "resuming", "walk"]
 
 # Top-level folders without Python that have tests.
