@@ -25,7 +25,7 @@ FOLDER = str(ROOT / "experiments" / "folder.py")
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = (
   *("train", "autoencoder", "prepare", "sample", "eval", "report", "inspect", "bench"),
-  *("compile", "scaling", "export"),
+  *("compile", "scaling", "export", "ablate"),
 )
 # Importing one of these takes from a tenth of a second to seconds.
 HEAVY = (
@@ -327,6 +327,7 @@ NUMBERS = {  # argument: the rest of the command
   "--step": "inspect run --workdir w",
   "--record": "inspect shards w",
   "--steps": f"bench step --config {DIGITS}",
+  "--seeds": "ablate table5",
   "--slices": f"compile --config {DIGITS} --topology v5e-8",
   "--lengths": "bench attention",
   "--heads": "bench attention",

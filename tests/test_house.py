@@ -32,7 +32,7 @@ FLOORS = (
   "generate interop",
   "prepare inspect sizing warmstart",  # none knows another
   "evaluate bench",
-  "pods",
+  "pods ablations",
   "own_loop run",  # neither knows the other
   "cli",
   "__main__",
@@ -42,6 +42,8 @@ FILES = {
   "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors"
   " files kinds lock muster numerals own_loop paper parsing progress run sequence"
   " sharding sizing startup templates together version warmstart workdir",
+  "ablations": "ablate assets board code full pages plan results runner statistics"
+  " suites tables",
   "attention": "chunked dense gradient intervals ring",
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
@@ -55,9 +57,9 @@ FILES = {
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
-  "evaluate": "answers cider clip_score coco digits evaluation families frechet gallery"
-  " grids likelihood loss marks mixed pictured published reconstructions record scaling"
-  " scenes shapes suite tasks text trials",
+  "evaluate": "answers cider clip_score coco compositions digits evaluation families"
+  " frechet gallery grids likelihood loss marks mixed pictured published"
+  " reconstructions record scaling scene_scores scenes shapes suite tasks text trials",
   "evaluate/adapters": "generator harness multimodal vlmeval",
   "evaluate/benchmarks": "benchmark dpg edits geneval wise",
   "evaluate/networks": "clip inception network weights",

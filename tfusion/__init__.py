@@ -6,6 +6,7 @@ Whole runs:
   train         trains it in a workdir                       -> Run
   load          opens a run, finished or still training      -> Run
   scaling       fits power laws through finished runs        -> Scaling
+  ablate        trains what a table of the paper compares    -> Ablated
 
 A loop of one's own:
 
@@ -27,6 +28,7 @@ from tfusion.version import __version__
 
 TYPE_CHECKING = False  # to type checkers and editors it is True
 if TYPE_CHECKING:
+  from tfusion.ablations.ablate import Ablated, ablate
   from tfusion.autoencoder_config import AutoencoderConfig
   from tfusion.config import Config
   from tfusion.config_file import experiment
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
   from tfusion.training.step import draw_noise, gradients, losses, predict
 
 _HOMES = {  # name -> module that it is imported from
+  "Ablated": "ablations.ablate",
   "AutoencoderConfig": "autoencoder_config",
   "AutoencoderRun": "run",
   "Config": "config",
@@ -49,6 +52,7 @@ _HOMES = {  # name -> module that it is imported from
   "Samples": "generate.samples",
   "Scaling": "evaluate.families",
   "Wrote": "generate.events",
+  "ablate": "ablations.ablate",
   "batches": "own_loop",
   "draw_noise": "training.step",
   "experiment": "config_file",
@@ -65,6 +69,7 @@ _HOMES = {  # name -> module that it is imported from
 }
 
 __all__ = [
+  "Ablated",
   "AutoencoderConfig",
   "AutoencoderRun",
   "Config",
@@ -77,6 +82,7 @@ __all__ = [
   "Scaling",
   "Wrote",
   "__version__",
+  "ablate",
   "batches",
   "draw_noise",
   "experiment",

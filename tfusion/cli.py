@@ -272,6 +272,31 @@ def scaling(args: argparse.Namespace, rest: list[str]) -> None:
   print(found.write(args.out))
 
 
+def ablate(args: argparse.Namespace, rest: list[str]) -> int:
+  """Trains the models that a table of the paper compares, and writes that table."""
+  from tfusion.ablations import ablate as ablations
+
+  if args.scale == "full":
+    _print(ablations.launch(args.suite))
+    return 0
+  made = ablations.ablate(
+    args.suite,
+    scale=args.scale,
+    seeds=args.seeds,
+    folder=args.folder,
+    out=args.out,
+    devices=args.devices,
+    experiment=args.config,
+    search=args.search,
+    show=args.show,
+    say=progress.say,
+  )
+  _print(made.pages)
+  for one in made.boards:
+    print(f"{one.suite.name}: {one.done} of {one.wanted} runs are done")
+  return 1 if made.missing else 0
+
+
 def inspect_run(args: argparse.Namespace, rest: list[str]) -> None:
   """Shows what a workdir holds: config, time, checkpoints, the arrays of one."""
   from tfusion.inspect import runs
@@ -428,6 +453,7 @@ def _parser() -> argparse.ArgumentParser:
   _add_export(add)
   _add_report(add)
   _add_scaling(add)
+  _add_ablate(add)
   _add_inspect(commands, add)
   _add_prepare(add)
   _add_bench(commands, add, experiment)
@@ -571,6 +597,59 @@ def _add_scaling(add: Callable[..., argparse.ArgumentParser]) -> None:
     default="scaling.html",
     metavar="FILE",
     help="the page with the plots (default: scaling.html, here)",
+  )
+
+
+def _add_ablate(add: Callable[..., argparse.ArgumentParser]) -> None:
+  c = add("ablate", ablate, more="docs/ablations.md says what each suite compares.")
+  c.set_defaults(takes_more=False)
+  c.add_argument(
+    "suite", help="table3, table5 or another, several with commas between them, or all"
+  )
+  c.add_argument(
+    "--scale",
+    default="tiny",
+    metavar="NAME",
+    help="tiny, for 2 CPU cores; small, for a GPU; smoke, to see that everything runs;"
+    " full prints commands that launch the paper's sizes on a pod (default: tiny)",
+  )
+  c.add_argument(
+    "--seeds", type=whole(1), default=3, metavar="N", help="of each arm (default: 3)"
+  )
+  c.add_argument(
+    "--devices",
+    default="",
+    metavar="LIST",
+    help="one run at a time on each, as in gpu:0,gpu:1 or, for cores, cpu:0-3,cpu:4-7"
+    " (default: one run at a time on the whole machine)",
+  )
+  c.add_argument(
+    "--folder",
+    default="runs/ablate",
+    metavar="DIR",
+    help="for workdirs, autoencoders and shards (default: runs/ablate)",
+  )
+  c.add_argument(
+    "--out",
+    default="experiments/results",
+    metavar="DIR",
+    help="for the pages and, in its runs/, a small JSON of each run, by which another"
+    " machine goes on (default: experiments/results)",
+  )
+  c.add_argument(
+    "--config",
+    default="experiments/ablations.py",
+    metavar="FILE.py",
+    help="what all arms begin with (default: experiments/ablations.py)",
+  )
+  c.add_argument(
+    "--no-search",
+    dest="search",
+    action="store_false",
+    help="keep the learning rates as they are written, instead of trying three",
+  )
+  c.add_argument(
+    "--show", action="store_true", help="train nothing; write the pages of what is done"
   )
 
 

@@ -18,6 +18,7 @@ from absl import logging
 
 # Where an accelerator would show itself on Linux.
 DEVICES = ("accel*", "vfio/*", "nvidia*", "kfd", "dxg")
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"  # in the environment: where JAX keeps them
 
 
 def use_huge_pages() -> None:
@@ -51,17 +52,23 @@ def keep_programs(workdir: str) -> None:
   """Lets JAX keep in a workdir what it compiles, so that the next start loads it.
 
   JAX reads this when it is imported. A cache that the user has named, with
-  JAX_COMPILATION_CACHE_DIR, stays; a workdir in a bucket has none.
+  PROGRAMS, stays; a workdir in a bucket has none.
   """
   if "://" not in workdir:
-    # Programs for one CPU may hold instructions that another lacks.
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    known = [x for x in lines if x.partition(":")[0].strip() in ("flags", "Features")]
-    cpu = "".join([platform.machine(), platform.processor(), *known[:1]])
-    name = hashlib.sha256(cpu.encode()).hexdigest()[:8]
-    folder = Path(workdir).absolute() / "programs" / name
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault(PROGRAMS, str(programs_in(workdir)))
+
+
+def programs_in(folder: str | Path) -> Path:
+  """Where in a folder compiled programs are kept, of CPUs like this one.
+
+  Programs for one CPU may hold instructions that another lacks.
+  """
+  path = Path("/proc/cpuinfo")
+  lines = path.read_text().splitlines() if path.is_file() else []
+  known = [x for x in lines if x.partition(":")[0].strip() in ("flags", "Features")]
+  cpu = "".join([platform.machine(), platform.processor(), *known[:1]])
+  name = hashlib.sha256(cpu.encode()).hexdigest()[:8]
+  return Path(folder).absolute() / "programs" / name
 
 
 def check_script(workers: int) -> None:

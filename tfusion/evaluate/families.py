@@ -131,7 +131,7 @@ def scaling(
   """
   if flops not in FLOPS:
     raise ValueError(f"--flops={flops}: choose one of {', '.join(FLOPS)}")
-  families = _families([_read(files.to_path(path), flops) for path in workdirs])
+  families = _families([read_trained(files.to_path(path), flops) for path in workdirs])
   known = sorted({name for f in families for run in f.runs for name in run.values})
   for metric in metrics:
     if metric not in known:
@@ -148,8 +148,12 @@ def scaling(
   return Scaling(flops, families, kept)
 
 
-def _read(workdir: Path, flops: str) -> Trained:
+def read_trained(workdir: Path, flops: str) -> Trained:
   """A finished run.
+
+  Args:
+    workdir: of the run.
+    flops: one of FLOPS.
 
   Raises:
     ValueError: it is none, or lacks what is needed of it.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tfusion.data.scenes.captions import Claim, claims_of
+from tfusion.data.scenes.captions import Claim, Claims, claims_of
 from tfusion.data.scenes.scene import Thing, in_place, related, relation_of
 
 SLACK = 1 / 32  # of the side, by which a place or a relation may be missed
@@ -66,6 +66,16 @@ def mark_caption(text: str, seen: Sequence[Thing]) -> Marks:
       f"caption {text!r}: not one that data/scenes/captions.py can read; ask for what"
       " the source `shapes` says"
     )
+  return mark_claims(claims, seen)
+
+
+def mark_claims(claims: Claims, seen: Sequence[Thing]) -> Marks:
+  """Marks an image that should show what is claimed.
+
+  Args:
+    claims: of a caption.
+    seen: what `scenes.read` saw.
+  """
   checks = [_claim_checks(claim) for claim in claims.things]
   return _mark(checks, claims.relations, seen)
 

@@ -16,7 +16,17 @@ from tfusion import files
 from tfusion.config import Config
 from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
-from tfusion.evaluate import digits, loss, mixed, pictured, record, shapes, tasks, text
+from tfusion.evaluate import (
+  digits,
+  loss,
+  mixed,
+  pictured,
+  record,
+  scene_scores,
+  shapes,
+  tasks,
+  text,
+)
 from tfusion.evaluate.benchmarks import benchmark
 from tfusion.evaluate.benchmarks.dpg import DPG
 from tfusion.evaluate.benchmarks.edits import GEdit, ImgEdit
@@ -60,6 +70,14 @@ EVALUATIONS = {
     knobs=(*SAMPLES, "eval.samples_per_class"),
     unfit=needs_source("mixed"),
     check=lambda asked: check_mixed(asked.trained.config, asked.corpus),
+  ),
+  "scenes": Evaluation(
+    run=scene_scores.evaluate_scenes,
+    knobs=SAMPLES,
+    unfit=scene_scores.unfit,
+    argument="N",
+    check=scene_scores.check,
+    depends=lambda asked: scene_scores.SCORER,
   ),
   "loss": Evaluation(
     run=loss.evaluate_loss,

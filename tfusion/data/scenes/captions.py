@@ -103,6 +103,28 @@ def caption(scene: Scene, draws: Draws) -> str:
   return opener + ", and ".join(parts)
 
 
+def say(claims: Claims) -> str:
+  """Puts claims into words, such that `claims_of` reads them back.
+
+  Args:
+    claims: of which each relation joins a thing with the one behind it, and no thing
+      stands in two.
+  """
+  joined = {a: relation for a, relation, _ in claims.relations}
+  if not joined:
+    return _listed(claims.things)
+  parts, index = [], 0
+  while index < len(claims.things):
+    part = _noun_phrase(claims.things[index], 1)
+    if relation := joined.get(index):
+      words = next(word for word, means in RELATION_WORDS.items() if means == relation)
+      index += 1
+      part += f" {words} {_noun_phrase(claims.things[index], 1)}"
+    parts.append(part)
+    index += 1
+  return ", and ".join(parts)
+
+
 def claims_of(text: str) -> Claims | None:
   """Reads a caption back.
 
