@@ -16,7 +16,7 @@ ROOMS = (
   *("sequence.py", "kinds.py", "sharding.py"),
   *("training/cross_entropy.py", "training/losses.py", "training/optim.py"),
   *("training/step.py", "training/validate.py"),
-  *("generate/choices.py", "generate/interleaved.py", "generate/phases.py"),
+  "generate",
   *("evaluate/answers.py", "evaluate/cider.py", "evaluate/compositions.py"),
   *("evaluate/frechet.py", "evaluate/loss.py", "evaluate/marks.py"),
   *("evaluate/scene_scores.py", "evaluate/scenes.py", "evaluate/text.py"),
