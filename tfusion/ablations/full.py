@@ -22,7 +22,10 @@ IN_ARGUMENT = {
   "model.patch": "patch",
   "model.image_attention": "image_attention",
 }
-SMALL = ("model.unet_widths", "data.image_slots", "optim.peak_lr")
+SMALL = (
+  *("model.unet_widths", "data.image_slots", "optim.peak_lr"),
+  *("sample.steps", "sample.guidance"),
+)
 
 
 def lines(suites: Sequence[Suite], *, compiled: Path = COMPILED) -> list[str]:
@@ -42,7 +45,13 @@ def lines(suites: Sequence[Suite], *, compiled: Path = COMPILED) -> list[str]:
   ]
   for suite in suites:
     found += ["", f"# {suite.name}: {suite.about}"]
+    trained: dict[str, str] = {}
     for arm in plan.arms([suite]):
+      config = " ".join(config_of(arm))
+      if config in trained:
+        found.append(f"# {arm.name}: the run of {trained[config]}, sampled otherwise")
+        continue
+      trained[config] = arm.name
       found += [f"# {arm.name}: {_days(arm, known)}", _launch(arm)]
   return found
 
@@ -61,7 +70,7 @@ def config_of(arm: Arm) -> list[str]:
   rest = {
     name: value
     for name, value in arm.knobs.items()
-    if name not in (*IN_ARGUMENT, *SMALL) and not name.startswith(plan.SAMPLED)
+    if name not in (*IN_ARGUMENT, *SMALL)
   }
   if arm.start is not None:
     rest["train.init_from"] = f"gs://B/{_slug(arm.start)}/exported"

@@ -33,6 +33,8 @@ TAIL = 12  # lines of a log that say why a run failed
 EVERY_SECONDS = 30.0  # between two lines of progress
 # Whose environment says which device a process may have.
 VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "tpu": "TPU_VISIBLE_CHIPS"}
+# What libtpu wants to be told of a process that has one chip.
+ONE_CHIP = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1"}
 # Keeps a process on some cores, and all that it starts.
 _ON_CORES = (
   "import os, sys;"
@@ -335,6 +337,7 @@ def _on(device: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str
     cores = ",".join(str(n) for n in range(int(first), int(last or first) + 1))
     return [sys.executable, "-c", _ON_CORES, cores, *arguments], {}
   environment = {VISIBLE[kind]: number} if kind else {}
+  environment |= ONE_CHIP if kind == "tpu" else {}
   return [sys.executable, "-m", "tfusion", *arguments], environment
 
 
