@@ -288,6 +288,7 @@ def ablate(args: argparse.Namespace, rest: list[str]) -> int:
     devices=args.devices,
     experiment=args.config,
     search=args.search,
+    only=args.arm,
     show=args.show,
     say=progress.say,
   )
@@ -641,6 +642,13 @@ def _add_ablate(add: Callable[..., argparse.ArgumentParser]) -> None:
     default="experiments/ablations.py",
     metavar="FILE.py",
     help="what all arms begin with (default: experiments/ablations.py)",
+  )
+  c.add_argument(
+    "--arm",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="do only arms with this in their name; can be given several times",
   )
   c.add_argument(
     "--no-search",

@@ -166,6 +166,17 @@ def test_suites_share_the_run_in_the_middle():
   assert len({spec(ARMS[row]).judged for row in rows}) == 1
 
 
+def test_arms_can_be_chosen_by_a_part_of_their_name():
+  linear = suites.with_arms(suites.TABLE5, ["linear"])
+  assert [arm.name for arm in linear.arms] == [
+    "linear, causal",
+    "linear, bidirectional",
+  ]
+  assert suites.with_arms(suites.TABLE5, []) is suites.TABLE5
+  with pytest.raises(ValueError, match="--arm=cubic: table5 has linear, causal; "):
+    suites.with_arms(suites.TABLE5, ["linear", "cubic"])
+
+
 def test_names_of_suites_are_checked():
   assert suites.chosen("all") == list(SUITES.values())
   assert [s.name for s in suites.chosen("table8, table5")] == ["table8", "table5"]

@@ -4,7 +4,7 @@ Owns: what both doors call, their checks. Not: doing runs (runner.py), boards
 (board.py), pages (pages.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ def ablate(
   devices: str = "",
   experiment: str | Path = plan.EXPERIMENT,
   search: bool = True,
+  only: Sequence[str] = (),
   show: bool = False,
   say: Callable[[str], object] = print,
 ) -> Ablated:
@@ -56,6 +57,7 @@ def ablate(
       "cpu:0-3,cpu:4-7"; empty: one run at a time on the whole machine.
     experiment: the file that all arms begin with.
     search: whether every arm's learning rate is looked for, by short runs.
+    only: does only arms with one of these in their name; none: all arms.
     show: only write the pages, of what is done.
     say: gets lines of progress.
 
@@ -82,7 +84,8 @@ def ablate(
   if show:
     _check_any(place, wanted)
   else:
-    missing = runner.run(place, wanted, devices=own, say=say, after=write)
+    todo = [suites.with_arms(suite, only) for suite in wanted]
+    missing = runner.run(place, todo, devices=own, say=say, after=write)
   return Ablated(write(), made, missing)
 
 

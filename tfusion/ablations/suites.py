@@ -8,7 +8,7 @@ nothing else but its learning rate, which is looked for in the same way for all.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tfusion.evaluate import published
@@ -358,6 +358,22 @@ SUITES = {
     *(CONTEXT, POSITIONS, GUIDANCE, LAMBDA, WARMSTART),
   )
 }
+
+
+def with_arms(suite: Suite, only: Sequence[str]) -> Suite:
+  """A suite with the arms alone that have one of these in their name; none: with all.
+
+  Raises:
+    ValueError: there is no such arm.
+  """
+  if not only:
+    return suite
+  arms = tuple(arm for arm in suite.arms if any(text in arm.name for text in only))
+  for text in only:
+    if not any(text in arm.name for arm in suite.arms):
+      names = "; ".join(arm.name for arm in suite.arms)
+      raise ValueError(f"--arm={text}: {suite.name} has {names}")
+  return suite._replace(arms=arms, claims=())
 
 
 def chosen(names: str) -> list[Suite]:
