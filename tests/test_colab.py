@@ -44,8 +44,8 @@ def with_values(notebook, **values):
 
 def run(path, runs):
   """The notebook after all of its cells ran at the smallest size, in its own folder."""
-  notebook = with_values(opened(path), size="smoke", runs=str(runs))
-  client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
+  notebook = with_values(opened(path), size="smoke", seeds=1, runs=str(runs))
+  client = nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3")
   return client.execute(cwd=str(path.parent))
 
 

@@ -50,15 +50,15 @@ FILES = {
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
   "bench": "attention data llama training",
   "bench/tpu": "aot bundles rivals static",
-  "data": "aspects balance branches bytepairs census collection contents digits"
-  " folder forms heldout identity images lane_state lanes mixed mixture notices numbers"
-  " packing pairs pieces pipeline prepared prose sentencepieces source sources tally"
-  " text tokenizer",
+  "data": "aspects balance branches bytepairs census collection contents digits emoji"
+  " folder forms heldout identity images lane_state lanes mixed mixture"
+  " notices numbers packing pairs pieces pipeline prepared prose"
+  " sentencepieces source sources tally text tokenizer",
   "data/scenes": "captions outlines render scene source",
   "data/shards": "fetch manifest records source",
   "diffusion": "objective process samplers",
-  "evaluate": "answers cider clip_score coco compositions digits evaluation families"
-  " frechet gallery grids likelihood loss marks mixed pictured published"
+  "evaluate": "answers cider clip_score coco compositions digits emoji evaluation"
+  " families frechet gallery grids likelihood loss marks mixed pictured published"
   " reconstructions record scaling scene_scores scenes shapes suite tasks text trials",
   "evaluate/adapters": "generator harness multimodal vlmeval",
   "evaluate/benchmarks": "benchmark dpg edits geneval wise",

@@ -16,7 +16,12 @@ PX = 64  # of scenes, along each side
 SHAPE = (PX, PX, 3)
 PIECES = 512  # of the tokenizer, which knows captions and prose
 DOCUMENTS = {"tiny": 16_000, "small": 200_000, "smoke": 120}
-AUTOENCODER = "experiments/autoencoder.py"  # beside the experiment of the runs
+SMOKE = (
+  "--config.train.steps=4",
+  "--config.train.eval_every_steps=4",
+  "--config.train.save_every_steps=4",
+  "--config.train.eval_images=16",
+)
 NETWORKS = {"latents": "vae", "codes": "vq"}  # of a ground
 
 
@@ -48,8 +53,7 @@ def commands(
   found = []
   for ground in sorted(set(grounds) & set(NETWORKS)):
     network, shards = NETWORKS[ground], assets / ground
-    arguments = ["vq"] * (network == "vq") + ["smoke"] * (scale == "smoke")
-    file = f"{experiments / 'autoencoder.py'}"
+    file = f"{experiments / 'autoencoder.py'}{':vq' if network == 'vq' else ''}"
     own = assets / network
     made = own / "autoencoder.safetensors"
     found += [
@@ -58,9 +62,9 @@ def commands(
         made,
         [
           "autoencoder",
-          f"--config={file}:{','.join(arguments)}" if arguments else f"--config={file}",
+          f"--config={file}",
           f"--workdir={own}",
-          f"--config.data.image_shape={SHAPE}",
+          *(SMOKE if scale == "smoke" else ()),
         ],
         assets / f"{network}.log",
       ),

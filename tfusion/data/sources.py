@@ -6,6 +6,7 @@ source is (source.py), order and mixture (mixture.py).
   digits                   captioned scans of handwritten digits (digits.py)
   pydoc                    the pages of Python's help (prose.py)
   shapes:KIND,OPTIONS      rendered scenes with words (scenes/)
+  emoji:GROUP              emoji of a font with their names (emoji.py)
   folder:PATH              a folder of captioned images (folder.py)
   shards:PATH              what `tfusion prepare` made (shards/)
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from tfusion import buckets
 from tfusion.data.digits import open_digits
+from tfusion.data.emoji import open_emoji
 from tfusion.data.folder import open_folder
 from tfusion.data.mixed import open_mixed
 from tfusion.data.prose import open_pydoc
@@ -95,6 +97,10 @@ def _shapes(argument: str, *, split, image_shape, workdir, others) -> Source:
   return open_shapes(argument, split=split, image_shape=image_shape)
 
 
+def _emoji(argument: str, *, split, image_shape, workdir, others) -> Source:
+  return open_emoji(argument, split=split, image_shape=image_shape)
+
+
 def _mixed(argument: str, *, split, image_shape, workdir, others) -> Source:
   _refuse_argument("mixed", argument)
   return open_mixed(split=split, image_shape=image_shape, others=others)
@@ -102,6 +108,7 @@ def _mixed(argument: str, *, split, image_shape, workdir, others) -> Source:
 
 OPEN = {
   "digits": _digits,
+  "emoji": _emoji,
   "mixed": _mixed,
   "pydoc": _pydoc,
   "folder": _folder,

@@ -18,6 +18,7 @@ from tfusion.data import numbers
 from tfusion.data.pipeline import Corpus
 from tfusion.evaluate import (
   digits,
+  emoji,
   loss,
   mixed,
   pictured,
@@ -33,6 +34,7 @@ from tfusion.evaluate.benchmarks.edits import GEdit, ImgEdit
 from tfusion.evaluate.benchmarks.geneval import GenEval
 from tfusion.evaluate.benchmarks.wise import Wise
 from tfusion.evaluate.digits import check_digits
+from tfusion.evaluate.emoji import check_emoji
 from tfusion.evaluate.evaluation import Asked, Evaluation, needs_source
 from tfusion.evaluate.mixed import check_mixed
 from tfusion.evaluate.shapes import check_shapes
@@ -63,6 +65,13 @@ EVALUATIONS = {
     knobs=(*SAMPLES, "eval.samples_per_class"),
     unfit=needs_source("shapes"),
     check=lambda asked: check_shapes(asked.trained.config, asked.corpus),
+    depends=lambda asked: record.documents_of(asked.corpus.test),
+  ),
+  "emoji": Evaluation(
+    run=lambda asked: emoji.evaluate_emoji(asked.trained, asked.corpus, asked.out),
+    knobs=(*SAMPLES, "eval.samples_per_class"),
+    unfit=needs_source("emoji"),
+    check=lambda asked: check_emoji(asked.trained.config, asked.corpus),
     depends=lambda asked: record.documents_of(asked.corpus.test),
   ),
   "mixed": Evaluation(
@@ -144,8 +153,8 @@ EVALUATIONS |= {
 ALWAYS = "own"  # the suite that training ends with
 # Suite -> names; of those in OF_THE_RUN, what fits the run.
 SUITES: dict[str, tuple[str, ...]] = {
-  ALWAYS: ("text", "digits", "shapes", "mixed"),
-  "small": ("text", "loss", "digits", "shapes", "mixed"),
+  ALWAYS: ("text", "digits", "shapes", "emoji", "mixed"),
+  "small": ("text", "loss", "digits", "shapes", "emoji", "mixed"),
   "paper": (
     *("ppl:wikipedia", "ppl:c4", "llama2"),
     *("cider", "fid:30000", "clip:30000", "geneval"),
@@ -175,6 +184,8 @@ class FinalEvaluation:
       check_digits(self.config, corpus)
     if any(source.name == "mixed" for source in corpus.test):
       check_mixed(self.config, corpus)
+    if any(source.name.partition(":")[0] == "emoji" for source in corpus.test):
+      check_emoji(self.config, corpus)
     check_shapes(self.config, corpus)
 
   def __call__(self, step: int, params: Params, corpus: Corpus) -> None:
