@@ -22,7 +22,7 @@ def test_what_has_not_been_run_is_said_before_the_first_command():
   before = README.partition("pip install")[0]
   (not_run,) = re.findall(r"\*\*Not run yet:\*\*([^.]+)\.", before)
   assert "TPU" in not_run and "GPU" in not_run and "host" in not_run
-  assert "U-Net" in before.partition("**Not built yet:**")[2]
+  assert "U-Net" in before.partition("**Built and tested, but not run:**")[2]
 
 
 def test_the_first_three_commands_install_train_and_sample():
