@@ -5,8 +5,9 @@ import pytest
 import tiny_trained
 from PIL import Image as Pillow
 
-from tfusion.evaluate.adapters.generator import Generator, cut
+from tfusion.evaluate.adapters.generator import MOST, Generator, Wishes, cut, wishes
 from tfusion.generate.canvas import open_canvas
+from tfusion.generate.choices import TextChoice
 from tfusion.generate.rows import Generated
 from tfusion.sequence import Image, Text
 
@@ -64,3 +65,30 @@ def test_the_image_that_is_asked_for_comes_back_in_pixels(generator, image):
   assert [(x.shape, x.dtype) for x in found] == [((4, 4, 1), np.uint8)] * 2
   with pytest.raises(ValueError, match="prompt 0: .* sample.max_elements=32"):
     generator.draw([["seven " * 30]])
+
+
+@pytest.mark.parametrize(
+  "asked,wanted",
+  [
+    ({}, Wishes((), MOST, TextChoice())),
+    ({"until": "\n", "max_gen_toks": 5}, Wishes(("\n",), 5, TextChoice())),
+    ({"until": ["a", "b"]}, Wishes(("a", "b"), MOST, TextChoice())),
+    ({"max_new_tokens": 7}, Wishes((), 7, TextChoice())),
+    ({"temperature": 0.5}, Wishes((), MOST, TextChoice(0.5))),
+    ({"temperature": 0.5, "do_sample": False}, Wishes((), MOST, TextChoice())),
+    ({"do_sample": True}, Wishes((), MOST, TextChoice(1.0))),
+    (
+      {"do_sample": True, "top_k": 9, "top_p": 0.9, "min_p": 0.1},
+      Wishes((), MOST, TextChoice(1.0, top_k=9, top_p=0.9, min_p=0.1)),
+    ),
+    ({"repetition_penalty": 1.2}, Wishes((), MOST, TextChoice(repetition=1.2))),
+    ({"num_beams": 1, "top_p": None}, Wishes((), MOST, TextChoice())),
+  ],
+)
+def test_what_a_task_wants_is_read_in_the_words_of_transformers(asked, wanted):
+  assert wishes(asked) == wanted
+
+
+def test_a_search_over_beams_is_refused():
+  with pytest.raises(ValueError, match="num_beams=4: this is not built"):
+    wishes({"num_beams": 4})

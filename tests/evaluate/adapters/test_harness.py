@@ -105,8 +105,11 @@ def test_an_answer_ends_at_a_stop_and_has_so_many_tokens(harness, trained, gener
   assert long.endswith(kept) and len(trained.tokenizer.encode(kept)) <= room
   of_both = model.generate_until([Request(text, asked) for text in (long, kept)])
   assert of_both[0] == of_both[1]
-  with pytest.raises(ValueError, match="top_p=0.9: this is not built"):
-    model.generate_until([Request("a", {"temperature": 1.0, "top_p": 0.9})])
+  # One token is all that top_k=1 leaves, whatever the temperature.
+  one = {"max_gen_toks": 6, "do_sample": True, "temperature": 5.0, "top_k": 1}
+  assert model.generate_until([Request("a handwritten", one)]) == [whole]
+  with pytest.raises(ValueError, match="num_beams=4: this is not built"):
+    model.generate_until([Request("a", {"num_beams": 4})])
   with pytest.raises(ValueError, match="an answer of 999 tokens: leaves no room"):
     model.generate_until([Request("a", {"max_gen_toks": 999})])
 

@@ -1,13 +1,14 @@
 """A model as programs of evaluation ask it: text and images in, text or images out.
 
-Owns: prompts of parts in any order, where an answer ends. Not: the programs
-(harness.py, lmms.py, vlmeval.py), sampling (generate/).
+Owns: prompts of parts in any order, how an answer is drawn and where it ends. Not: the
+programs (harness.py, multimodal.py, vlmeval.py), sampling (generate/).
 """
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from tfusion import sequence
 from tfusion.evaluate import answers
 from tfusion.generate.canvas import Canvas
+from tfusion.generate.choices import TextChoice
 from tfusion.generate.interleaved import check_prompts
 from tfusion.generate.prompt import Blank, Given, Prompt
 from tfusion.generate.rows import Generated
@@ -24,6 +26,49 @@ from tfusion.sequence import Codes, Image, Text, is_image
 ROUND = 64  # elements of a cache; few sizes, so that few programs are compiled
 
 Part = str | Path  # a text, or the file of an image
+
+
+# What a task calls the ways of drawing tokens -> what TextChoice calls them.
+DRAWS = {
+  "top_k": "top_k",
+  "top_p": "top_p",
+  "min_p": "min_p",
+  "repetition_penalty": "repetition",
+}
+LIMITS = ("max_gen_toks", "max_tokens", "max_new_tokens")
+MOST = 256  # tokens of an answer, if a task says nothing, as in lm-evaluation-harness
+
+
+class Wishes(NamedTuple):
+  """How a task wants an answer."""
+
+  until: tuple[str, ...]  # texts at which it ends
+  most: int  # tokens
+  choice: TextChoice
+
+
+def wishes(asked: Mapping[str, Any]) -> Wishes:
+  """Reads what a task says of an answer, in the words of transformers' generate.
+
+  Args:
+    asked: by name; without do_sample, a temperature above 0 means it.
+
+  Raises:
+    ValueError: it wants a search over beams, which is not built.
+  """
+  if (beams := asked.get("num_beams", 1)) != 1:
+    raise ValueError(f"a task asks for num_beams={beams}: this is not built")
+  until = asked.get("until") or ()
+  stops = (until,) if isinstance(until, str) else tuple(until)
+  limits = [int(asked[name]) for name in LIMITS if asked.get(name)]
+  temperature = float(asked.get("temperature") or 0.0)
+  draws = asked.get("do_sample", temperature > 0)
+  choice = TextChoice(temperature=(temperature or 1.0) if draws else 0.0)
+  for name, own in DRAWS.items():
+    if asked.get(name) is not None:
+      kind = type(getattr(choice, own))
+      choice = choice._replace(**{own: kind(asked[name])})
+  return Wishes(stops, (limits or [MOST])[0], choice)
 
 
 class Generator:
@@ -41,7 +86,7 @@ class Generator:
     *,
     most: int,
     until: Sequence[str] = (),
-    temperature: float = 0.0,
+    choice: TextChoice = TextChoice(),
   ) -> list[str]:
     """The text that follows each prompt, up to an image, EOS or a stop.
 
@@ -49,13 +94,13 @@ class Generator:
       asked: parts of each prompt, in order.
       most: tokens of an answer, at most.
       until: texts at which an answer ends; they are no part of it.
-      temperature: 0: the likeliest token every time.
+      choice: how tokens are drawn.
 
     Raises:
       ValueError: a prompt does not fit the model.
     """
     prompts = [self.prompt(parts) for parts in asked]
-    trained = self._sized(self._longest(prompts) + most, temperature=temperature)
+    trained = self._sized(self._longest(prompts) + most, choice)
     with jax.set_mesh(trained.mesh):
       made = answers.answer(trained, prompts, "answers", book=self.book)
     return [self._text(one, most, until) for one in made]
@@ -95,11 +140,9 @@ class Generator:
   def _longest(self, prompts: Sequence[Prompt]) -> int:
     return max((self.elements(prompt) for prompt in prompts), default=0)
 
-  def _sized(self, elements: int, *, temperature: float) -> Trained:
-    config = self.trained.config
-    sample = dataclasses.replace(
-      config.sample, max_elements=-(-elements // ROUND) * ROUND, temperature=temperature
-    )
+  def _sized(self, elements: int, choice: TextChoice) -> Trained:
+    config, length = self.trained.config, -(-elements // ROUND) * ROUND
+    sample = dataclasses.replace(config.sample, max_elements=length, **choice._asdict())
     return self.trained._replace(config=dataclasses.replace(config, sample=sample))
 
   def _text(self, one: Generated, most: int, until: Sequence[str]) -> str:

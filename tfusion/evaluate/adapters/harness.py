@@ -16,14 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 
 from tfusion.evaluate import likelihood
-from tfusion.evaluate.adapters.generator import Generator
-
-MOST = 256  # tokens of an answer, if a task says nothing, as in the harness
-# What a task may ask of an answer; anything else is refused where it would matter.
-KNOWN = ("until", "max_gen_toks", "max_tokens", "temperature", "do_sample")
-DRAWS = ("top_p", "top_k", "min_p", "repetition_penalty", "num_beams")
-NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-NEUTRAL["num_beams"] = 1
+from tfusion.evaluate.adapters.generator import Generator, Wishes, wishes
 
 
 class LanguageModel(TemplateLM):
@@ -85,17 +78,15 @@ class LanguageModel(TemplateLM):
     """Answers, each up to one of its stops.
 
     Raises:
-      ValueError: a task asks for a way of drawing tokens that is not built.
+      ValueError: a task asks for a search over beams, which is not built.
     """
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[Wishes, list[int]] = {}
     for i, request in enumerate(requests):
-      groups.setdefault(_wishes(request.args[1]), []).append(i)
+      groups.setdefault(wishes(request.args[1]), []).append(i)
     found = [""] * len(requests)
-    for (until, most, temperature), own in groups.items():
-      contexts = [[self._end_of(requests[i].args[0], most)] for i in own]
-      made = self.generator.say(
-        contexts, most=most, until=until, temperature=temperature
-      )
+    for wanted, own in groups.items():
+      contexts = [[self._end_of(requests[i].args[0], wanted.most)] for i in own]
+      made = self.generator.say(contexts, **wanted._asdict())
       for i, text in zip(own, made):
         found[i] = text
     return found
@@ -177,20 +168,3 @@ def evaluate_tasks(
 def version() -> str:
   """The harness's, for eval.json."""
   return f"lm-evaluation-harness {lm_eval.__version__}"
-
-
-def _wishes(asked: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:
-  """Stops, tokens at most and temperature."""
-  temperature = float(asked.get("temperature") or 0.0)
-  if not asked.get("do_sample", temperature > 0):
-    temperature = 0.0
-  odd = [k for k in DRAWS if k in asked and asked[k] != NEUTRAL[k]]
-  if odd and (temperature > 0 or {"num_beams", "repetition_penalty"} & {*odd}):
-    raise ValueError(
-      f"a task asks for {', '.join(f'{k}={asked[k]}' for k in odd)}: this is not built;"
-      " only temperature is"
-    )
-  until = asked.get("until") or ()
-  stops = (until,) if isinstance(until, str) else tuple(until)
-  most = int(asked.get("max_gen_toks") or asked.get("max_tokens") or MOST)
-  return stops, most, temperature

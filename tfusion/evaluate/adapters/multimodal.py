@@ -21,14 +21,13 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image as Pillow
 
 from tfusion import files
-from tfusion.evaluate.adapters.generator import Generator, Part
+from tfusion.evaluate.adapters.generator import Generator, Part, Wishes, wishes
 from tfusion.generate import png
 from tfusion.generate.canvas import open_canvas
 from tfusion.generate.trained import open_trained
 from tfusion.workdir import load_config
 
 MODES = ("read", "draw")
-MOST = 256  # tokens of an answer, if a task says nothing
 MARK = "<image>"  # where a task has an image in its text
 
 
@@ -91,14 +90,13 @@ class Multimodal(lmms):
     raise NotImplementedError("tfusion answers tasks of lmms-eval in one round")
 
   def _say(self, requests: Sequence[Any], asked: Sequence[list[Part]]) -> list[str]:
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[Wishes, list[int]] = {}
     for i, request in enumerate(requests):
       groups.setdefault(wishes(request.args[1]), []).append(i)
     found = [""] * len(requests)
-    for (until, most, temperature), own in groups.items():
+    for wanted, own in groups.items():
       parts = [asked[i] for i in own]
-      how = dict(most=most, until=until, temperature=temperature)
-      for i, text in zip(own, self.generator.say(parts, **how)):
+      for i, text in zip(own, self.generator.say(parts, **wanted._asdict())):
         found[i] = text.strip()
     return found
 
@@ -135,16 +133,6 @@ def interleave(text: str, images: Sequence[Path]) -> list[Part]:
   for image, piece in zip(images, pieces[1:]):
     parts += [image, piece]
   return [part for part in parts if part]
-
-
-def wishes(asked: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:
-  """Stops, tokens at most and temperature of a request."""
-  until = asked.get("until") or ()
-  stops = (until,) if isinstance(until, str) else tuple(until)
-  temperature = float(asked.get("temperature") or 0.0)
-  if not asked.get("do_sample", temperature > 0):
-    temperature = 0.0
-  return stops, int(asked.get("max_new_tokens") or MOST), temperature
 
 
 def _file(image: Any, path: Path) -> Path:

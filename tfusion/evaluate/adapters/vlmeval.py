@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfusion.evaluate.adapters.generator import Generator, Part
+from tfusion.evaluate.adapters.generator import MOST, Generator, Part
 from tfusion.generate.canvas import open_canvas
 from tfusion.generate.trained import open_trained
 from tfusion.workdir import load_config
-
-MOST = 256  # tokens of an answer
 
 
 def model_for(base: type) -> type:
