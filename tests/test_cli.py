@@ -25,13 +25,13 @@ FOLDER = str(ROOT / "experiments" / "folder.py")
 DIGITS = str(ROOT / "experiments" / "digits.py")
 COMMANDS = (
   *("train", "autoencoder", "prepare", "sample", "eval", "report", "inspect", "bench"),
-  *("compile", "scaling", "export", "ablate"),
+  *("compile", "scaling", "export", "ablate", "serve"),
 )
 # Importing one of these takes from a tenth of a second to seconds.
 HEAVY = (
   "jax jaxlib flax optax orbax tensorstore grain chex einops sentencepiece sklearn"
   " scipy matplotlib PIL numpy pandas torch tensorboardX wandb apache_beam pyarrow"
-  " tensorflow_datasets array_record safetensors"
+  " tensorflow_datasets array_record safetensors aiohttp"
 ).split()
 LIGHT = (
   "tfusion",
@@ -46,6 +46,8 @@ LIGHT = (
   "tfusion.config_file",
   "tfusion.numerals",
   "tfusion.progress",
+  "tfusion.serve",
+  "tfusion.serve.address",
   "tfusion.startup",
   "tfusion.version",
   "tfusion.workdir",
@@ -325,6 +327,7 @@ NUMBERS = {  # argument: the rest of the command
   "--seed": "sample --workdir w --prompt a",
   "--count": "sample --workdir w --prompt a",
   "--step": "inspect run --workdir w",
+  "--port": "serve --workdir w",
   "--record": "inspect shards w",
   "--steps": f"bench step --config {DIGITS}",
   "--seeds": "ablate table5",

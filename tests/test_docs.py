@@ -237,7 +237,7 @@ def test_an_option_in_a_sentence_is_one_of_some_command(name):
   pairs = (("inspect", w) for w in ("run", "shards", "data"))
   single = (
     *("train", "autoencoder", "compile", "sample", "eval", "prepare"),
-    *("scaling", "export", "ablate"),
+    *("scaling", "export", "ablate", "serve"),
   )
   bench = (("bench", w) for w in ("step", "attention", "data"))
   shown = " ".join(help_of(*w) for w in [*((s,) for s in single), *pairs, *bench])

@@ -32,7 +32,7 @@ FLOORS = (
   "generate interop",
   "prepare inspect sizing warmstart",  # none knows another
   "evaluate bench",
-  "pods ablations",
+  "pods ablations serve",
   "own_loop run",  # neither knows the other
   "cli",
   "__main__",
@@ -76,6 +76,7 @@ FILES = {
   " speed spikes start step stop validate watch",
   "prepare/layouts": "bagel conversations energon img2dataset interleaved lance_tables"
   " mds mint mmc4 shaped",
+  "serve": "address application body page told turns",
   "report": "comparison curves evaluation facts goodput hosts page plot run samples"
   " spikes summary",
 }
@@ -85,6 +86,7 @@ ONLY = {
   "fsspec": "buckets",
   "optax": "training autoencoder",
   "ml_collections": "autoencoder_config config config_file sizing warmstart",
+  "aiohttp": "serve",
   "apache_beam": "prepare",
   "distributed": "prepare",
   "pyarrow": "prepare",

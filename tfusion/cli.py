@@ -18,6 +18,7 @@ from tfusion import autoencoder_config, errors, files, progress, startup
 from tfusion import workdir as workdir_lib
 from tfusion.config_file import known_good, read_config, read_saved_config
 from tfusion.numerals import SEEDS, seconds, several, whole
+from tfusion.serve import address
 from tfusion.version import __version__
 
 C = TypeVar("C")
@@ -225,6 +226,18 @@ def sample(args: argparse.Namespace, rest: list[str]) -> None:
     print(path)
     if path.suffix == ".txt":
       print("  " + path.read_text().strip())
+
+
+def serve(args: argparse.Namespace, rest: list[str]) -> None:
+  """Shows a web page to type prompts into, on this machine, until Ctrl-C."""
+  address.check_library()
+  config = read_saved_config(args.workdir, rest)
+  with address.listen(args.host, args.port) as taken:  # to know before the work
+    from tfusion import run
+    from tfusion.serve import application
+
+    opened = run.open_run(config, args.workdir, step=args.step)
+    application.serve(opened, taken, name=opened.workdir.name)
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> None:
@@ -451,6 +464,7 @@ def _parser() -> argparse.ArgumentParser:
       )
   _add_compile(add, experiment)
   _add_sample_and_eval(add)
+  _add_serve(add)
   _add_export(add)
   _add_report(add)
   _add_scaling(add)
@@ -536,6 +550,27 @@ def _add_sample_and_eval(add: Callable[..., argparse.ArgumentParser]) -> None:
     default="",
     metavar="DIR",
     help="folder with the data sets and networks of others that some evaluations need",
+  )
+
+
+def _add_serve(add: Callable[..., argparse.ArgumentParser]) -> None:
+  c = add(
+    "serve", serve, more=f"{SAMPLING} docs/serve.md has the JSON that it answers."
+  )
+  c.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+  c.add_argument("--step", type=whole(0), help="its checkpoint (default: the newest)")
+  c.add_argument(
+    "--port",
+    type=whole(0, 65_535),
+    default=address.PORT,
+    help=f"of the page; 0: any that is free (default: {address.PORT})",
+  )
+  c.add_argument(
+    "--host",
+    default=address.HOST,
+    metavar="ADDRESS",
+    help="address to listen on; another than that of this machine itself lets other"
+    f" machines in, without a password (default: {address.HOST})",
   )
 
 

@@ -40,6 +40,7 @@ from tfusion.generate.trained import Trained, of_state, open_trained
 from tfusion.interop import export as export_lib
 from tfusion.interop.weights import InitFrom
 from tfusion.model.transfusion import Params
+from tfusion.serve import address
 from tfusion.together import check_hosts, together
 from tfusion.training import loop
 from tfusion.training.stop import StopSignals
@@ -311,6 +312,23 @@ class Run:
       return export_lib.export(
         to, self.config, self.params, self.tokenizer, step=self.step, facts=facts
       )
+
+  def serve(self, *, host: str = address.HOST, port: int = address.PORT) -> None:
+    """Shows a page to type prompts into, as `tfusion serve` does, until Ctrl-C.
+
+    Args:
+      host: the address; others than that of this machine itself let others in, without
+        a password.
+      port: 0: any that is free; it is printed.
+
+    Raises:
+      ValueError: the extra `serve` is not installed, or the port is in use.
+    """
+    address.check_library()
+    with address.listen(host, port) as taken:
+      from tfusion.serve import application  # it needs the extra
+
+      application.serve(self, taken, name=self.workdir.name)
 
   @functools.cached_property
   def _canvas(self) -> Canvas:
