@@ -239,7 +239,7 @@ def test_an_option_in_a_sentence_is_one_of_some_command(name):
     *("train", "autoencoder", "compile", "sample", "eval", "prepare"),
     *("scaling", "export", "ablate", "serve"),
   )
-  bench = (("bench", w) for w in ("step", "attention", "data"))
+  bench = (("bench", w) for w in ("step", "generate", "attention", "data"))
   shown = " ".join(help_of(*w) for w in [*((s,) for s in single), *pairs, *bench])
   shown += " ".join(p.read_text() for p in (ROOT / "tests" / "bench").glob("*.py"))
   for code in inline(name):

@@ -48,7 +48,7 @@ FILES = {
   "autoencoder": "adversary codec images loop network perceptual step validate",
   "attention/gpu": "kernels ranges",
   "attention/tpu": "backward_kernel forward_kernel layout lists tiling",
-  "bench": "attention data llama training",
+  "bench": "attention data llama sampling training",
   "bench/tpu": "aot bundles rivals static",
   "data": "aspects balance branches bytepairs census collection contents digits emoji"
   " folder forms heldout identity images lane_state lanes mixed mixture"

@@ -61,6 +61,7 @@ def test_programs_are_kept_in_the_workdir_unless_another_place_is_named(
   tmp_path, monkeypatch
 ):
   name = "JAX_COMPILATION_CACHE_DIR"
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   monkeypatch.setenv(name, "chosen")
   startup.keep_programs(str(tmp_path))
   assert os.environ[name] == "chosen"
@@ -77,7 +78,6 @@ def test_a_second_start_finds_what_the_first_has_compiled(tmp_path):
     "import sys; from tfusion import startup; startup.keep_programs(sys.argv[1])\n"
     "import jax\n"
     "jax.monitoring.register_event_listener(lambda name, **_: print(name))\n"
-    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
     "jax.jit(lambda x: x * 2 + 1)(1.0)\n"
   )
   first, second = (run("-c", code, str(tmp_path)).stdout for _ in range(2))

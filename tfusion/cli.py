@@ -356,7 +356,19 @@ def bench_step(args: argparse.Namespace, rest: list[str]) -> None:
   config = read_config(args.config, rest)
   from tfusion.bench import training
 
-  for name, value in training.bench_step(config, steps=args.steps).items():
+  _print_figures(training.bench_step(config, steps=args.steps))
+
+
+def bench_generate(args: argparse.Namespace, rest: list[str]) -> None:
+  """Times text, images, captions, and a batch that does both."""
+  from tfusion.bench import sampling
+
+  sizes = dict(width=args.width, layers=args.layers, rounds=args.rounds)
+  _print_figures(sampling.bench_generate(**sizes))
+
+
+def _print_figures(figures: dict[str, Any]) -> None:
+  for name, value in figures.items():
     print(
       f"{name:<16} {value:,.3f}" if isinstance(value, float) else f"{name:<16} {value}"
     )
@@ -750,7 +762,9 @@ def _add_bench(
   add: Callable[..., argparse.ArgumentParser],
   experiment: dict[str, Any],
 ) -> None:
-  text = "Measures the speed of the training step, of attention or of the data."
+  text = (
+    "Measures the speed of the training step, of sampling, of attention or of the data."
+  )
   parser = commands.add_parser("bench", help=text, description=text)
   bench = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
   c = add("step", bench_step, to=bench)
@@ -758,6 +772,13 @@ def _add_bench(
   c.add_argument(
     "--steps", type=whole(1), default=30, help="steps to time (default: 30)"
   )
+  c = add("generate", bench_generate, to=bench, more=None)
+  for name, value, text in (
+    ("--width", 256, "of the model, a multiple of 16 (default: 256)"),
+    ("--layers", 4, "of the model (default: 4)"),
+    ("--rounds", 3, "times that each task runs (default: 3)"),
+  ):
+    c.add_argument(name, type=whole(1), default=value, metavar="N", help=text)
   c = add("attention", bench_attention, to=bench, more=None)
   c.add_argument(
     "--static",

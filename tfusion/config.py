@@ -281,6 +281,9 @@ class SampleConfig:
   # How far the deviation of what is predicted with guidance is brought back to that
   # without (arXiv 2305.08891, section 3.4, has 0.7); 0: not.
   guidance_rescale: float = 0.0
+  # Of images as patches, where images stand before: guidance by these, apart from that
+  # by the text (arXiv 2211.09800); 0: both are guidance.
+  guidance_by_images: float = 0.0
   # Of images as codes: guidance by the images that stand before, beside that by all
   # that does. This and the next two are those of Chameleon's code.
   image_guidance: float = 1.2
@@ -381,7 +384,7 @@ RANGES = {
     " data.workers optim.end_lr optim.warmup_steps optim.weight_decay"
     " train.text_lr_factor train.image_lr_factor"
     " train.z_loss train.keep_every_steps train.stall_seconds sample.temperature"
-    " sample.code_temperature sample.top_k",
+    " sample.code_temperature sample.top_k sample.guidance_by_images",
   ),
   # A row is filled, and held whole on the host; so long a one is a slip of the pen.
   f"in [1, {LONGEST_ROW}]": (lambda x: 1 <= x <= LONGEST_ROW, "data.row_length"),

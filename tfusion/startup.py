@@ -56,6 +56,8 @@ def keep_programs(workdir: str) -> None:
   """
   if "://" not in workdir:
     os.environ.setdefault(PROGRAMS, str(programs_in(workdir)))
+    # All of them: sampling has many that take less than the second that JAX asks for.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def programs_in(folder: str | Path) -> Path:

@@ -100,6 +100,7 @@ ADDED = {
   "train.image_lr_factor": 1.0,
   "train.z_loss": 0.0,
   "sample.image_guidance": 1.2,
+  "sample.guidance_by_images": 0.0,
   "sample.code_temperature": 0.7,
   "sample.code_top_p": 0.9,
   "sample.start": 1.0,

@@ -142,7 +142,10 @@ def draw_slowly(forward, c, spans, key):
       dropped = sequence.drop_text((Text(np.asarray([9])), noisy))
       laid = sequence.lay_out(dropped, special=SPECIAL, patches_per_image=(PATCHES,))
       _, null = forward(laid, t)
-      noise = null + c.sample.guidance * (noise - null)
+      base, by_images = null, c.sample.guidance_by_images
+      if by_images and (shown := [s for s in spans if isinstance(s, Image)]):
+        _, base = forward(lay_out(BOS, *shown, noisy), t)
+      noise = null + by_images * (base - null) + c.sample.guidance * (noise - base)
     clean = (x - np.sqrt(1 - abar[t]) * noise) / np.sqrt(abar[t])
     clean = np.clip(clean, -c.diffusion.clip, c.diffusion.clip)
     noise = (x - np.sqrt(abar[t]) * clean) / np.sqrt(1 - abar[t])
@@ -247,6 +250,36 @@ def test_cached_equals_uncached_whatever_the_order(params, forward, c):
     ends += expected[2]
   assert {"boi", "full"} <= set(ends)  # the model switched to an image by itself, too
 
+
+@pytest.mark.slow
+def test_images_guide_apart_from_text_in_three_whole_documents(params, forward):
+  c = sampling(sampler="ddim", guidance=2.0, guidance_by_images=1.5, max_elements=24)
+  rng = np.random.default_rng(1)
+  prompts = [
+    (tiny.image(rng), tiny.text(rng, 3), Blank()),
+    (tiny.text(rng, 2), Blank()),  # no image stands before: two branches
+  ]
+  as_one = run(sampling(**SHORT), params, prompts)
+  for row, got in enumerate(run(c, params, prompts)):
+    want = generate_slowly(forward, c, prompts[row], key=fold(KEY, row))
+    assert_same(got, *want[:2])
+    apart = len(prompts[row]) == 3
+    far = np.abs(got.made_images[0] - as_one[row].made_images[0]).max() > 0.01
+    assert far == apart
+
+
+@pytest.mark.slow
+def test_images_that_guide_as_far_as_text_guide_as_one(params):
+  rng = np.random.default_rng(1)
+  prompts = [(tiny.image(rng), tiny.text(rng, 3), Blank())]
+  one, apart = (
+    run(sampling(**SHORT, guidance_by_images=by), params, prompts)[0].made_images[0]
+    for by in (0.0, 2.0)
+  )
+  np.testing.assert_allclose(one, apart, atol=OTHER_ORDER)
+
+
+SHORT = dict(sampler="ddim", guidance=2.0, max_elements=24)
 
 # What may be changed of the model; each is one of a pair with every other.
 CHANGED = dict(

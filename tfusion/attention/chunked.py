@@ -194,6 +194,8 @@ def forward(
   q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, ranges, *, scale, soft_cap, **_
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (o_bqhd in q's dtype, lse_bhq f32); see `tfusion.attention.gradient`."""
+  if q_bqhd.shape[1] == 1:
+    return _attend_one(q_bqhd, k_bknd, v_bknd, lo_bq, hi_bq, scale, soft_cap)
   grid = _cut(intervals.sizes_of(q_bqhd, k_bknd))
 
   def step(i, carry):
@@ -231,6 +233,32 @@ def forward(
   b, q, h, _ = q_bqhd.shape
   lse_bhq = jnp.zeros_like(q_bqhd, jnp.float32, (b, h, q))
   return _loop(grid, step, (jnp.zeros_like(q_bqhd), lse_bhq))
+
+
+def _attend_one(q_b1hd, k_bknd, v_bknd, lo_b1, hi_b1, scale, soft_cap):
+  """What `forward` gives for one query in every row, as a token is sampled: most of the
+  time goes into reading keys, so that all heads are one step and nothing is copied."""
+  b, _, h, d = q_b1hd.shape
+  n = k_bknd.shape[2]
+  q_bngd = (q_b1hd.astype(jnp.float32) * scale).reshape(b, n, h // n, d)
+  k_bnkd, v_bnkd = (x.swapaxes(1, 2).astype(jnp.float32) for x in (k_bknd, v_bknd))
+  index_1k = lax.broadcasted_iota(jnp.int32, (1, k_bknd.shape[1]), 1)
+  sees_bk = (index_1k >= lo_b1) & (index_1k <= hi_b1)
+  s_bngk = jnp.einsum("bngd,bnkd->bngk", q_bngd, k_bnkd)
+  if soft_cap is not None:
+    s_bngk = soft_cap * jnp.tanh(s_bngk / soft_cap)
+  s_bngk = jnp.where(sees_bk[:, None, None], s_bngk, DEAD_LSE)
+  top_bng = jnp.max(s_bngk, axis=-1)
+  p_bngk = jnp.exp(s_bngk - top_bng[..., None])
+  sum_bng = jnp.sum(p_bngk, axis=-1)
+  # A value that is not seen may be a nan, which no weight of 0 would keep away.
+  v_bnkd = jnp.where(sees_bk[:, None, :, None], v_bnkd, 0)
+  o_bngd = jnp.einsum("bngk,bnkd->bngd", p_bngk, v_bnkd) / sum_bng[..., None]
+  alive_b11 = intervals.alive(lo_b1, hi_b1, keys=k_bknd.shape[1])[..., None]
+  o_bngd = jnp.where(alive_b11[..., None], o_bngd, 0)
+  lse_bng = jnp.where(alive_b11, top_bng + jnp.log(sum_bng), DEAD_LSE)
+  o_b1hd = o_bngd.reshape(b, 1, h, d).astype(q_b1hd.dtype)
+  return o_b1hd, lse_bng.reshape(b, h, 1)
 
 
 def _absorb(state, q_rnxd, k_rnkd, v_rnkd, sees_r1xk, soft_cap):

@@ -183,9 +183,18 @@ def make_steps(
 
 
 def guide(
-  conditional, unconditional, *, scale: float | jax.Array, rescale: float = 0.0
+  conditional,
+  unconditional,
+  *,
+  scale: float | jax.Array,
+  rescale: float = 0.0,
+  images=None,
+  image_scale: float | jax.Array = 1.0,
 ) -> jax.Array:
   """Classifier-free guidance: u + scale (c - u) (arXiv 2207.12598); 1 is none.
+
+  With `images` u + image_scale (i - u) + scale (c - i) (arXiv 2211.09800, equation 3,
+  in another order): how far to go by the images alone, and from there by the text.
 
   Args:
     conditional: c, what is predicted with the text, [b, ...].
@@ -193,8 +202,14 @@ def guide(
     scale: how far to go from u through c.
     rescale: above 0, the share of the way by which the deviation of each image's
       prediction goes back to that of c (arXiv 2305.08891, equations 15 and 16).
+    images: i, what is predicted with the images that stand before, without text.
+    image_scale: how far to go from u through i.
   """
-  guided = unconditional + scale * (conditional - unconditional)
+  base = unconditional
+  if images is not None:
+    base = images
+    unconditional = unconditional + image_scale * (images - unconditional)
+  guided = unconditional + scale * (conditional - base)
   if not rescale:
     return guided
   of_image = tuple(range(1, guided.ndim))

@@ -71,7 +71,8 @@ def begin(
     length: cache positions to attend over: those of all rows up to their image's end.
     store: of all rows; of these the last element is BOI.
     index_b: as Party has it.
-    others: the prefixes, up to BOI, of the branches beside the row itself.
+    others: the prefixes, up to BOI, of the branches beside the row itself: that of its
+      images alone, if they guide apart, and that of nothing.
     at_b: i32, elements so far: where the first patch goes.
     image_b: i32, how many images the row drew before.
     keys_b: keys of the rows.
@@ -204,10 +205,16 @@ def _guide(
   if len(branches) == 1:
     return branches[0]
   first, last = sample.guidance_from * timesteps, sample.guidance_to * timesteps
-  scale: Any = sample.guidance
-  if (sample.guidance_from, sample.guidance_to) != (0.0, 1.0):
-    scale = jnp.where((t > first) & (t <= last), sample.guidance, 1.0)
-  return samplers.guide(*branches, scale=scale, rescale=sample.guidance_rescale)
+  everywhere = (sample.guidance_from, sample.guidance_to) == (0.0, 1.0)
+
+  def within(scale: float) -> Any:
+    return scale if everywhere else jnp.where((t > first) & (t <= last), scale, 1.0)
+
+  own, *images, null = branches
+  how: dict[str, Any] = dict(scale=within(sample.guidance))
+  if images:
+    how |= dict(images=images[0], image_scale=within(sample.guidance_by_images))
+  return samplers.guide(own, null, rescale=sample.guidance_rescale, **how)
 
 
 def _next_of(block: Block[jax.Array]) -> jax.Array:

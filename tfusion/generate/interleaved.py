@@ -31,7 +31,7 @@ from tfusion.generate.choices import text_choice
 from tfusion.generate.prompt import Blank, Prompt
 from tfusion.generate.rows import Generated, Row, token
 from tfusion.generate.store import Party
-from tfusion.model.transfusion import Params
+from tfusion.model.transfusion import Params, apart
 from tfusion.sequence import CodeBook, Codes, Elements, Image, SpecialTokens, Text
 from tfusion.sharding import batch_shards, fetch_rows, put_rows
 
@@ -107,6 +107,12 @@ def generate(
   return walk.generated
 
 
+def readable(config: Config, params: Params) -> Params:
+  """The parameters as programs on the mesh in use read them fastest."""
+  is_stack = not isinstance(params["transformer"]["blocks"], tuple)
+  return apart(config.model, params) if is_stack and platform() == "cpu" else params
+
+
 def check_prompts(
   config: Config, prompts: Sequence[Prompt], *, book: CodeBook | None = None
 ) -> None:
@@ -165,7 +171,7 @@ class Walk:
     look: Look | None = None,
   ):
     """As `generate`; with `look` it stops that often, to be watched."""
-    self.config, self.params, self.special = config, params, special
+    self.config, self.params, self.special = config, readable(config, params), special
     self.book, self.look = book, look
     self.kinds = config.model.every_kind
     self.patches = (book.per_image,) if book else config.model.patches_by_kind
@@ -294,12 +300,14 @@ class Walk:
 
   def draw(self) -> Iterator[Progress]:
     """Makes one image in every row that stands behind BOI."""
-    waiting: dict[tuple[int, int], list[int]] = {}
+    waiting: dict[tuple[int, int, bool], list[int]] = {}
+    by_images = self.config.sample.guidance_by_images != 0.0 and not self.book
     for number, row in self._rows():
       if row.at_kind is not None and not row.pending:
         length = round_up(row.at + self.patches[row.at_kind])
-        waiting.setdefault((row.at_kind, length), []).append(number)
-    for (kind, length), numbers in sorted(waiting.items()):
+        apart = by_images and any(map(sequence.is_image, row.spans))
+        waiting.setdefault((row.at_kind, length, apart), []).append(number)
+    for (kind, length, apart), numbers in sorted(waiting.items()):
       if self.book:
         # Three branches, which count as rows of a matmul.
         least, most = self.text_rows
@@ -307,17 +315,22 @@ class Walk:
           yield from self._write_codes(party, length=length)
         continue
       for party in self._parties(numbers, most=self.most):
-        yield from self._denoise(party, kind, length=length)
+        yield from self._denoise(party, kind, length=length, apart=apart)
 
-  def _denoise(self, party: Party, number: int, *, length: int) -> Iterator[Progress]:
-    """Makes an image of a kind in rows that wait for one."""
+  def _denoise(
+    self, party: Party, number: int, *, length: int, apart: bool
+  ) -> Iterator[Progress]:
+    """Makes an image of a kind in rows that wait for one; apart: the images before it
+    guide it apart from the text."""
     config, kind = self.config, self.kinds[number]
     diffusion, sample = diffusion_of(config, kind), config.sample
     model = (config.model, self.params)
     who = dict(image_b=self._images_made(party), keys_b=self._keys(party))
     others: tuple[Block, ...] = ()
-    if sample.guidance != 1.0:
-      others = (put_rows(self._unconditional(number, party)),)
+    if apart:
+      others = (put_rows(self._images(number, party)),)
+    if apart or sample.guidance != 1.0:
+      others += (put_rows(self._unconditional(number, party)),)
     drawn = drawing.begin(
       *model,
       kind=kind,
@@ -355,7 +368,7 @@ class Walk:
     assert self.book is not None
     others: tuple[Block, ...] = ()
     if coding.is_guided(self.config.sample):
-      blocks = self._images(party), self._unconditional(0, party)
+      blocks = self._images(0, party), self._unconditional(0, party)
       others = tuple(put_rows(block) for block in blocks)
     self.store, codes = coding.sample_codes(
       self.config.model,
@@ -389,10 +402,10 @@ class Walk:
     null = self._lay_out([bos, *sequence.unconditional(), boi])
     return self._first_block([null] * len(party.places))
 
-  def _images(self, party: Party) -> Block[np.ndarray]:
+  def _images(self, number: int, party: Party) -> Block[np.ndarray]:
     """What stands in every row up to its BOI, without text: the second branch of
     guidance. In a row that has no image it is the third."""
-    bos, boi = token(self.special.bos), token(self.special.boi)
+    bos, boi = token(self.special.bos), token(self.special.bois[number])
     rows = [[] if n is None else self.rows[n].spans for n in party.places]
     own = [[span for span in spans if sequence.is_image(span)] for spans in rows]
     return self._first_block([self._lay_out([bos, *spans, boi]) for spans in own])

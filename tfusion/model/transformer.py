@@ -59,6 +59,17 @@ class Transformer(nnx.Module):
     sorted_ = view.of if isinstance(view.of, untied.Split) else None
     if sorted_ is not None:
       x_bld = untied.sort(x_bld, sorted_)
+    x_bld, keys = self._run(x_bld, view, keys)
+    x_bld = self.norm(x_bld, twin=self.image_norm, of=view.of)
+    return x_bld if sorted_ is None else untied.unsort(x_bld, sorted_), keys
+
+  def _run(
+    self, x_bld: jax.Array, view: View, keys: Keys | None
+  ) -> tuple[jax.Array, Keys | None]:
+    if isinstance(self.blocks, nnx.List):  # of `transfusion.apart`
+      for number, block in enumerate(self.blocks):
+        x_bld, keys = block(x_bld, view, keys, number)
+      return x_bld, keys
     graphdef, params = nnx.split(self.blocks)
 
     def layer(carry, slices):
@@ -74,6 +85,4 @@ class Transformer(nnx.Module):
     # The cache is carried, for layers to write into: as slices of the scan and their
     # results all of it would be copied.
     slices = (params, jnp.arange(self.layers))
-    (x_bld, keys), _ = jax.lax.scan(layer, (x_bld, keys), slices, unroll=self.unroll)
-    x_bld = self.norm(x_bld, twin=self.image_norm, of=view.of)
-    return x_bld if sorted_ is None else untied.unsort(x_bld, sorted_), keys
+    return jax.lax.scan(layer, (x_bld, keys), slices, unroll=self.unroll)[0]
