@@ -33,8 +33,9 @@ from tfusion.evaluate.marks import mark_caption, mean_marks
 from tfusion.evaluate.scenes import read
 from tfusion.generate import png
 from tfusion.generate.canvas import Canvas, open_canvas
-from tfusion.generate.interleaved import Generated, check_prompts
+from tfusion.generate.interleaved import check_prompts
 from tfusion.generate.prompt import Blank, Prompt
+from tfusion.generate.rows import Generated
 from tfusion.generate.trained import Trained
 from tfusion.sequence import Codes, Image, Text
 
