@@ -189,3 +189,18 @@ def test_a_tokenizer_of_other_words_is_refused(tmp_path):
   other = Tokenizer(tiny_weights.tokenizer(name="<|end_of_text|>"))
   with pytest.raises(ValueError, match="not that of the weights"):
     Weights(folder).check_tokenizer(other)
+
+
+def test_edits_are_learned_beside_what_the_weights_know_or_alone(tmp_path):
+  folder = tiny_weights.with_tokenizer(tmp_path)
+  pairs, edits = "shapes:pairs,things=2", "shapes:edits,things=2,length=90"
+  asked = f"weights={folder},things=2,triples=90"
+  mixed = tiny.experiment("edit", f"{asked},share=0.25")
+  assert mixed.data.sources == (pairs, edits) and mixed.data.weights == (0.25, 0.75)
+  assert mixed.train.init_from == str(folder)
+  alone = tiny.experiment("edit", f"{asked},share=0")
+  assert alone.data.sources == (edits,) and alone.data.weights == ()
+  before = tiny.experiment("edit", "things=2")
+  assert before.data.sources == (pairs,) and not before.train.init_from
+  with pytest.raises(ValueError, match="edit.py: share=1: from 0 to below 1"):
+    tiny.experiment("edit", f"{asked},share=1")

@@ -185,3 +185,27 @@ def test_every_kind_and_option_of_shapes_is_evaluated(trained, monkeypatch, tmp_
   for spec in ("pairs,things=2", "edits"):
     suite.evaluate(trained, corpus_of(trained, spec), tmp_path)
   assert called == [["shapes:pairs,things=2"], ["shapes:edits"]]
+
+
+def test_scenes_of_a_kind_that_the_run_lacks_are_as_its_own(trained):
+  own = source_of("pairs,things=1,seed=3")
+  corpus = Corpus((), (own,), trained.tokenizer)
+  edits = shapes.source_of(corpus, "edits")
+  assert (edits.kind, edits.things, edits.seed, edits.px) == ("edits", 1, 3, own.px)
+  assert all(len(edits.truth(n).scenes[0].things) == 1 for n in range(8))
+  assert shapes.source_of(corpus, "pairs") is own
+
+
+def test_a_kind_that_the_run_was_not_trained_on_is_marked_by_name(
+  trained, monkeypatch, tmp_path
+):
+  """As edits are before a model is taught them."""
+  monkeypatch.setattr(answers, "generate", Oracle(trained, "edits"))
+  corpus = corpus_of(trained, "pairs")
+  found = suite.evaluate(trained, corpus, tmp_path, names=["shapes_of:edits"])
+  assert found["edits_seen_right"] == found["edits_held_out_right"] == 1
+  assert found["edits_seen_images"] == EACH and "pairs_seen_right" not in found
+  with pytest.raises(
+    ValueError, match="shapes_of:edit: is no kind of scenes; known: pair"
+  ):
+    suite.evaluate(trained, corpus, tmp_path, names=["shapes_of:edit"])

@@ -5,6 +5,7 @@ colour and shape and of held-out ones apart. Not: reading an image (scenes.py), 
 (marks.py), sampling (answers.py).
 """
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from tfusion.config import Config
 from tfusion.data.pipeline import Corpus
 from tfusion.data.scenes.captions import claims_hold, claims_of
-from tfusion.data.scenes.source import Shapes, Truth
+from tfusion.data.scenes.source import KINDS, Shapes, Truth
 from tfusion.data.tokenizer import Tokenizer
 from tfusion.evaluate import answers
 from tfusion.evaluate.marks import Marks, mark_caption, mark_scene, mean_marks
@@ -75,10 +76,45 @@ def find_tasks(
 def check_shapes(config: Config, corpus: Corpus) -> None:
   """Raises ValueError if what is asked for here does not fit sample.max_elements."""
   for source in _sources(corpus):
-    for part in PARTS:
-      check_prompts(
-        config, [task.prompt for task in _tasks(source, config, corpus, part)]
-      )
+    _check_source(config, corpus, source)
+
+
+def _check_source(config: Config, corpus: Corpus, source: Shapes) -> None:
+  for part in PARTS:
+    check_prompts(
+      config, [task.prompt for task in _tasks(source, config, corpus, part)]
+    )
+
+
+def source_of(corpus: Corpus, kind: str) -> Shapes:
+  """The test documents of a kind, which the run need not have been trained on.
+
+  Without that kind they have the options of the run's first source of scenes, such as
+  the number of things in one.
+
+  Raises:
+    ValueError: the kind is unknown.
+  """
+  if kind not in KINDS:
+    raise ValueError(
+      f"shapes_of:{kind}: is no kind of scenes; known: {', '.join(KINDS)}"
+    )
+  sources = _sources(corpus)
+  own = [source for source in sources if source.kind == kind]
+  name = f"shapes:{kind}"
+  return own[0] if own else dataclasses.replace(sources[0], name=name, kind=kind)
+
+
+def check_kind(config: Config, corpus: Corpus, kind: str) -> None:
+  """As `check_shapes`, of one kind, which may be none of the run's."""
+  _check_source(config, corpus, source_of(corpus, kind))
+
+
+def evaluate_kind(
+  trained: Trained, corpus: Corpus, kind: str, out: Path
+) -> dict[str, float]:
+  """As `evaluate_shapes`, of one kind, which may be none of the run's."""
+  return _evaluate_source(trained, corpus, source_of(corpus, kind), out)
 
 
 def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, float]:
@@ -90,26 +126,34 @@ def evaluate_shapes(trained: Trained, corpus: Corpus, out: Path) -> dict[str, fl
   """
   results: dict[str, float] = {}
   for source in _sources(corpus):
-    images: list[np.ndarray] = []
-    for part in PARTS:
-      tasks = _tasks(source, trained.config, corpus, part)
-      prompts = [task.prompt for task in tasks]
-      made = answers.answer(trained, prompts, f"{source.kind} {part}")
-      # The first after those that stories and edits begin with.
-      all_of = [[s.latent for s in one.spans if isinstance(s, Image)] for one in made]
-      own = [np.clip(all_[len(_given(t))], -1, 1) for t, all_ in zip(tasks, all_of)]
-      images += own
-      marks = [_mark(source.kind, t, image) for t, image in zip(tasks, own)]
-      name = f"{source.kind}_{part}"
-      results |= {f"{name}_{mark}": x for mark, x in mean_marks(marks).items()}
-      results[f"{name}_images"] = len(tasks)
-      truth = [_mark(source.kind, t, t.image_hwc) for t in tasks]
-      results[f"{name}_classifier_right"] = mean_marks(truth)["right"]
-      if source.kind == "pairs":
-        results[f"{name}_captions_right"] = _captions_right(trained, tasks)
-    if jax.process_index() == 0:
-      sheet = png.sheet([png.to_pixels(x) for x in images], columns=COLUMNS)
-      png.write(sheet, out / f"{source.kind}.png", enlarge=False)
+    results |= _evaluate_source(trained, corpus, source, out)
+  return results
+
+
+def _evaluate_source(
+  trained: Trained, corpus: Corpus, source: Shapes, out: Path
+) -> dict[str, float]:
+  results: dict[str, float] = {}
+  images: list[np.ndarray] = []
+  for part in PARTS:
+    tasks = _tasks(source, trained.config, corpus, part)
+    prompts = [task.prompt for task in tasks]
+    made = answers.answer(trained, prompts, f"{source.kind} {part}")
+    # The first after those that stories and edits begin with.
+    all_of = [[s.latent for s in one.spans if isinstance(s, Image)] for one in made]
+    own = [np.clip(all_[len(_given(t))], -1, 1) for t, all_ in zip(tasks, all_of)]
+    images += own
+    marks = [_mark(source.kind, t, image) for t, image in zip(tasks, own)]
+    name = f"{source.kind}_{part}"
+    results |= {f"{name}_{mark}": x for mark, x in mean_marks(marks).items()}
+    results[f"{name}_images"] = len(tasks)
+    truth = [_mark(source.kind, t, t.image_hwc) for t in tasks]
+    results[f"{name}_classifier_right"] = mean_marks(truth)["right"]
+    if source.kind == "pairs":
+      results[f"{name}_captions_right"] = _captions_right(trained, tasks)
+  if jax.process_index() == 0:
+    sheet = png.sheet([png.to_pixels(x) for x in images], columns=COLUMNS)
+    png.write(sheet, out / f"{source.kind}.png", enlarge=False)
   return results
 
 

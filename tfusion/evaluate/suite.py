@@ -37,7 +37,7 @@ from tfusion.evaluate.digits import check_digits
 from tfusion.evaluate.emoji import check_emoji
 from tfusion.evaluate.evaluation import Asked, Evaluation, needs_source
 from tfusion.evaluate.mixed import check_mixed
-from tfusion.evaluate.shapes import check_shapes
+from tfusion.evaluate.shapes import check_kind, check_shapes
 from tfusion.generate.trained import Trained
 from tfusion.model.transfusion import Params
 from tfusion.together import together
@@ -73,6 +73,18 @@ EVALUATIONS = {
     unfit=needs_source("emoji"),
     check=lambda asked: check_emoji(asked.trained.config, asked.corpus),
     depends=lambda asked: record.documents_of(asked.corpus.test),
+  ),
+  "shapes_of": Evaluation(
+    run=lambda asked: shapes.evaluate_kind(
+      asked.trained, asked.corpus, asked.argument, asked.out
+    ),
+    knobs=(*SAMPLES, "eval.samples_per_class"),
+    unfit=needs_source("shapes"),
+    argument="KIND",
+    check=lambda asked: check_kind(asked.trained.config, asked.corpus, asked.argument),
+    depends=lambda asked: record.documents_of(
+      [shapes.source_of(asked.corpus, asked.argument)]
+    ),
   ),
   "mixed": Evaluation(
     run=lambda asked: mixed.evaluate_mixed(asked.trained),
