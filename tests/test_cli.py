@@ -15,7 +15,7 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from tfusion import checkpoint, cli
+from tfusion import arguments, checkpoint, cli, commands, config_file
 from tfusion import config as config_lib
 from tfusion import workdir as workdir_lib
 from tfusion.data import pipeline
@@ -35,7 +35,9 @@ HEAVY = (
 ).split()
 LIGHT = (
   "tfusion",
+  "tfusion.arguments",
   "tfusion.cli",
+  "tfusion.commands",
   "tfusion.autoencoder_config",
   "tfusion.config",
   "tfusion.buckets",
@@ -134,8 +136,8 @@ def test_overrides_change_values_of_every_type():
     "--config.data.sources=('digits',)",
     "--config.sample.sampler=ddim",
   ]
-  config = cli.read_config(DIGITS, overrides)
-  plain = cli.read_config(DIGITS, [])
+  config = config_file.read_config(DIGITS, overrides)
+  plain = config_file.read_config(DIGITS, [])
   assert config.train.steps == 7 and plain.train.steps != 7
   assert (config.optim.peak_lr, config.optim.end_lr) == (1e-3, 1e-4)
   assert config.model.image_shape == (16, 16, 3)
@@ -168,10 +170,10 @@ def test_the_argument_behind_the_colon_reaches_the_experiment(tmp_path):
     "  c.model.layers = 9 if arg.big else 1\n"
     "  return c\n"
   )
-  config = cli.read_config(f"{file}:rows=32,big", ["--config.train.steps=3"])
+  config = config_file.read_config(f"{file}:rows=32,big", ["--config.train.steps=3"])
   assert (config.train.batch_rows, config.model.layers) == (32, 9)
   assert config.train.steps == 3
-  assert cli.read_config(str(file), []).model.layers == 1
+  assert config_file.read_config(str(file), []).model.layers == 1
 
 
 @pytest.mark.parametrize(
@@ -270,18 +272,18 @@ def test_a_workdir_without_a_run_is_one_message(capsys, tmp_path, command):
 def test_an_unknown_evaluation_is_one_message_with_those_that_are_known(
   capsys, tmp_path
 ):
-  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
+  workdir_lib.save_config(config_file.read_config(DIGITS, []), tmp_path)
   err = refusal(capsys, "eval", "--workdir", str(tmp_path), "--suite", "loss,fif:5000")
   assert "--suite=loss,fif:5000: 'fif:5000' is unknown; known: the suites own," in err
   assert "fid:N" in err and err.count("\n") == 1
 
 
 def test_a_saved_config_takes_overrides_too(tmp_path):
-  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
-  config = cli.read_saved_config(str(tmp_path), ["--config.sample.steps=5"])
+  workdir_lib.save_config(config_file.read_config(DIGITS, []), tmp_path)
+  config = config_file.read_saved_config(str(tmp_path), ["--config.sample.steps=5"])
   assert config.sample.steps == 5
   with pytest.raises(ValueError, match="did you mean sample.steps"):
-    cli.read_saved_config(str(tmp_path), ["--config.sample.stepz=5"])
+    config_file.read_saved_config(str(tmp_path), ["--config.sample.stepz=5"])
 
 
 def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path):
@@ -290,7 +292,7 @@ def test_a_workdir_of_another_model_is_refused_before_any_work(capsys, tmp_path)
   (tmp_path / "results").mkdir()
   (tmp_path / "results" / "digits.json").write_text("{}")
   workdir.mkdir()
-  old = cli.read_config(DIGITS, [])
+  old = config_file.read_config(DIGITS, [])
   workdir_lib.save_config(old, workdir)
   args = ("--config", str(experiment), "--workdir", str(workdir))
   err = refusal(capsys, "train", *args, "--config.model.layers=7")
@@ -362,7 +364,7 @@ def test_a_number_that_no_program_can_use_is_refused_by_its_argument(capsys, arg
 
 
 def test_every_number_of_the_command_line_is_held_to_bounds():
-  commands, numbers = [cli._parser()], set()
+  commands, numbers = [arguments.parser()], set()
   while commands:
     for action in commands.pop()._actions:
       if isinstance(action.choices, dict):
@@ -389,7 +391,7 @@ def test_ctrl_c_outside_the_loop_ends_quietly(capsys, monkeypatch):
   def interrupted(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(cli, "read_config", interrupted)
+  monkeypatch.setattr(commands, "read_config", interrupted)
   assert cli.main(["train", "--config", DIGITS, "--workdir", "x"]) == 130
   assert capsys.readouterr().err == "tfusion train: interrupted\n"
 
@@ -426,7 +428,7 @@ def test_a_known_good_run_beside_the_experiment_stands_behind_the_report(
   tiny_run, tmp_path
 ):
   (tmp_path / "results").mkdir()
-  model = cli.read_config(str(tmp_path / "tiny.py"), []).model
+  model = config_file.read_config(str(tmp_path / "tiny.py"), []).model
   line = {"step": 1, "loss": 9.0, "loss_text": 6.0, "loss_image": 0.6}
   values = {"name": "of old", "model": dataclasses.asdict(model), "metrics": [line]}
   (tmp_path / "results" / "tiny.json").write_text(json.dumps(values))
@@ -545,7 +547,7 @@ def test_a_run_that_nobody_reads_any_more_saves_and_stops(
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["--help", "inspect run --workdir {}"])
 def test_output_that_nobody_reads_ends_a_command_quietly(tmp_path, command, unbuffered):
-  workdir_lib.save_config(cli.read_config(DIGITS, []), tmp_path)
+  workdir_lib.save_config(config_file.read_config(DIGITS, []), tmp_path)
   run = subprocess.Popen(
     [sys.executable, "-m", "tfusion", *command.format(tmp_path).split()],
     env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered},

@@ -13,7 +13,7 @@ import pytest
 import tiny_weights
 from PIL import Image
 
-from tfusion import autoencoder_config, cli, config_file, workdir
+from tfusion import arguments, autoencoder_config, config_file, workdir
 from tfusion import config as config_lib
 from tfusion.data import sources
 from tfusion.data.shards import records
@@ -187,7 +187,7 @@ def test_a_command_of_a_page_is_read_without_an_error(
   page, command, desk, monkeypatch, capsys
 ):
   monkeypatch.chdir(desk)
-  args, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
+  args, rest = arguments.parser().parse_known_args(shlex.split(command)[1:])
   assert args.takes_more or not rest
   path = getattr(args, "config", None)
   if args.command == "prepare":
@@ -213,7 +213,7 @@ def help_of(*words: str) -> str:
   """What `tfusion WORDS --help` prints."""
   out = io.StringIO()
   with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
-    cli._parser().parse_args([*words, "--help"])
+    arguments.parser().parse_args([*words, "--help"])
   assert ended.value.code == 0, words
   return out.getvalue()
 

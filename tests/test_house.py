@@ -34,14 +34,17 @@ FLOORS = (
   "evaluate bench",
   "pods ablations serve",
   "own_loop run",  # neither knows the other
+  "commands",
+  "arguments",
   "cli",
   "__main__",
 )
 # Every file, so that a new one is put where a newcomer would look for it.
 FILES = {
-  "": "__main__ autoencoder_config buckets checkpoint cli config config_file errors"
-  " files kinds lock muster numerals own_loop paper parsing progress run sequence"
-  " sharding sizing startup templates together version warmstart workdir",
+  "": "__main__ arguments autoencoder_config buckets checkpoint cli commands"
+  " config config_file errors files kinds lock muster numerals own_loop paper"
+  " parsing progress run sequence sharding sizing startup templates together"
+  " version warmstart workdir",
   "ablations": "ablate assets board code full pages plan results runner statistics"
   " suites tables",
   "attention": "chunked dense gradient intervals ring",
@@ -110,7 +113,7 @@ PRIVATE = {"bench/tpu/rivals.py": "tokamax"}
 # No jax: quick to import, to fork.
 NUMPY_ONLY = "version autoencoder_config config files lock workdir cli report sequence"
 NUMPY_ONLY += " data buckets errors config_file numerals paper parsing progress sizing"
-NUMPY_ONLY += " startup templates version muster kinds"
+NUMPY_ONLY += " arguments commands startup templates version muster kinds"
 # What may ask the clock that people and networks set: for dates, not for seconds.
 DATED = ("checkpoint.py", "training/goodput.py")
 MAX_FUNCTION_LINES = 90

@@ -1,7 +1,7 @@
 """Numbers as people write and read them: on the command line, in reports.
 
 Owns: types for argparse that refuse what no program can use, shares in percent. Not:
-the arguments (cli.py), the knobs of a config (config.py).
+the arguments (arguments.py), the knobs of a config (config.py).
 """
 
 import argparse

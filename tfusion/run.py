@@ -1,7 +1,7 @@
 """A run in its workdir: train it, open it, sample with it, evaluate it.
 
 Owns: Run, and which loop and which evaluations a config is trained with. Not: the loops
-(training/loop.py, autoencoder/loop.py), arguments of the command line (cli.py).
+(training/loop.py, autoencoder/loop.py), arguments of the command line (arguments.py).
 """
 
 import functools

@@ -1,7 +1,8 @@
 """How a program of ours begins: its memory, its noise, its data workers.
 
 Owns: huge pages, what libraries print, where compiled programs are kept, scripts that
-data workers would run again. Not: arguments (cli.py), the workers (data/pipeline.py).
+data workers would run again. Not: arguments (arguments.py), the workers
+(data/pipeline.py).
 """
 
 import ast

@@ -13,7 +13,7 @@ import tiny_codec
 import tiny_shards
 from PIL import Image
 
-from tfusion import cli, sequence
+from tfusion import cli, config_file, sequence
 from tfusion import workdir as workdir_lib
 from tfusion.checkpoint import Checkpoints
 from tfusion.data import pipeline
@@ -28,7 +28,7 @@ SMALL = ["--config.data.sources=('digits',)", "--config.train.batch_rows=4"]
 def run(tmp_path_factory):
   """A workdir with checkpoints of updates 2 and 5, as training leaves them."""
   workdir = tmp_path_factory.mktemp("run")
-  config = cli.read_config(DIGITS, SMALL)
+  config = config_file.read_config(DIGITS, SMALL)
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
   corpus = pipeline.open_corpus(config, workdir)
   workdir_lib.save_config(config, workdir)

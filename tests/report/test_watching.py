@@ -7,7 +7,8 @@ import shlex
 import pytest
 from tiny_pages import STEPS, Page, write_lines, write_run
 
-from tfusion import cli, report
+from tfusion import arguments, cli, report
+from tfusion import commands as commands_lib
 from tfusion.report import goodput, hosts, plot, spikes
 from tfusion.report.run import read_run
 
@@ -86,8 +87,8 @@ def test_spikes_are_listed_with_the_command_that_shows_their_documents(tmp_path)
   commands = re.findall(r"<code>(.*?)</code>", page.source)
   for command, step in zip(commands, (60, 63)):
     words_of = shlex.split(command.replace("&#39;", "'"))
-    args, rest = cli._parser().parse_known_args(words_of[1:])
-    assert not rest and args.run is cli.inspect_data
+    args, rest = arguments.parser().parse_known_args(words_of[1:])
+    assert not rest and args.run is commands_lib.inspect_data
     assert (args.workdir, args.step) == (str(workdir.resolve()), step)
   # Marked in their own curves alone.
   marked = {n for n, (_, data) in page.images.items() if b"var(--hue7)" in data}

@@ -3,7 +3,7 @@
 Owns: the walk text -> BOI -> denoise -> EOI -> text (arXiv 2408.11039, section 3),
 where codes that are sampled may stand in for denoising (arXiv 2405.09818, section 2);
 which rows are computed together. Not: what a program computes (feeding.py, writing.py,
-drawing.py, coding.py), what can be asked (prompt.py), files (cli.py).
+drawing.py, coding.py), what can be asked (prompt.py), files (samples.py).
 
 Every row goes its own way. In each round `feed` puts what is given into the store in
 the rows that have something pending, `write` goes on in those that want text, and
