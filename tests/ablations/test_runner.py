@@ -205,11 +205,13 @@ runner.run(place._replace(search=False), [test_runner.SUITE], say=print)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+  "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_suite_that_is_killed_goes_on(work, monkeypatch, tmp_path, number):
   place, calls = work
   place = place._replace(search=False)
-  use(monkeypatch, tmp_path, seconds=3.0)
+  use(monkeypatch, tmp_path, seconds=1.5)
   program = KILLED.format(
     tests=str(ROOT / "tests"),
     own=str(ROOT / "tests" / "ablations"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+import tiny_trained
 
 import tfusion
 from tfusion.config_file import with_knobs
@@ -76,9 +77,10 @@ def test_a_run_on_scenes_is_asked_for_all_tasks_and_captions(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_digits_is_told_what_scenes_are(tmp_path):
-  config = tiny.experiment("digits", "smoke")
-  knobs = {"train.steps": 1, "train.eval_every_steps": 2, "train.save_every_steps": 1}
-  run = tfusion.train(with_knobs(config, knobs, section="train"), tmp_path / "run")
-  with pytest.raises(ValueError, match="of 8 x 8 pixels; scenes are of 32 x 32 or 64"):
-    run.evaluate("scenes:1")
+def test_a_run_on_other_images_is_told_what_scenes_are(tmp_path):
+  with tiny_trained.trained(tmp_path) as trained:
+    asked = Asked(trained, None, tmp_path, argument="1")
+    with pytest.raises(
+      ValueError, match="of 4 x 4 pixels; scenes are of 32 x 32 or 64"
+    ):
+      scene_scores.check(asked)

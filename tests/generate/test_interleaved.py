@@ -268,6 +268,7 @@ def test_images_guide_apart_from_text_in_three_whole_documents(params, forward):
     assert far == apart
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_images_that_guide_as_far_as_text_guide_as_one(params):
   rng = np.random.default_rng(1)
@@ -295,7 +296,11 @@ CHANGED = dict(
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "positions, places, untied",
-  [("axial", "learned", "all"), ("shared", "sine", "mlp"), ("sequence", "none", "all")],
+  [
+    ("axial", "learned", "all"),
+    pytest.param("shared", "sine", "mlp", marks=pytest.mark.long),
+    pytest.param("sequence", "none", "all", marks=pytest.mark.long),
+  ],
 )
 def test_cached_equals_uncached_in_a_model_that_is_changed(positions, places, untied):
   values = {k.replace(".", "__"): v for k, v in config_lib.flatten(CONFIG).items()}
@@ -406,7 +411,13 @@ def coded_params(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("c", [CODED, GREEDY], ids=["guided", "greedy"])
+@pytest.mark.parametrize(
+  "c",
+  [
+    pytest.param(CODED, id="guided"),
+    pytest.param(GREEDY, id="greedy", marks=pytest.mark.long),
+  ],
+)
 def test_codes_are_drawn_as_whole_documents_in_three_branches_would(coded_params, c):
   prompts, forward = coded_prompts(), make_reader(c, coded_params)
   how = dict(special=SPECIAL, key=KEY, book=BOOK)
@@ -442,6 +453,7 @@ def test_the_nucleus_is_the_fewest_codes_that_have_the_share(top_p, kept):
   assert np.all(np.isneginf(left[order[kept:]]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_model_of_text_alone_never_begins_an_image(coded_params):
   # All tokens are as likely; of about 300, BOI would be one.
@@ -561,7 +573,7 @@ def test_every_phase_leaves_the_cache_as_if_all_were_given(params, forward):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.long), 1.5])
 def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   params, monkeypatch, guidance
 ):
@@ -588,6 +600,7 @@ def test_denoising_computes_the_patches_alone_behind_prefixes_that_stay(
   assert sorted(lengths) == want
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
   params, monkeypatch
@@ -610,7 +623,7 @@ def test_the_tiles_of_an_image_are_found_once_and_not_in_every_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unroll", [1, 8])
+@pytest.mark.parametrize("unroll", [pytest.param(1, marks=pytest.mark.long), 8])
 def test_programs_work_where_the_store_lies_beside_a_copy_of_their_own_rows(unroll):
   """Given the store's memory to keep, no program makes room for a second one."""
   model = dataclasses.replace(tiny.config().model, layers=8, unroll=unroll)
@@ -697,8 +710,12 @@ def assert_alone_is_as_beside_others(c, params, prompts, *, special=SPECIAL, **h
   "changes",
   [
     {},
-    dict(model__untied="all", model__positions="axial"),
-    dict(model__patches="unet", model__unet_widths=(8, 16)),
+    pytest.param(
+      dict(model__untied="all", model__positions="axial"), marks=pytest.mark.long
+    ),
+    pytest.param(
+      dict(model__patches="unet", model__unet_widths=(8, 16)), marks=pytest.mark.long
+    ),
   ],
   ids=["plain", "untied", "unet"],
 )
@@ -710,6 +727,7 @@ def test_a_row_depends_neither_on_the_others_nor_on_their_number(changes):
   assert_alone_is_as_beside_others(c, params, make_prompts())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_of_codes_depends_neither_on_the_others_nor_on_their_number(coded_params):
   rng = np.random.default_rng(1)
@@ -718,6 +736,7 @@ def test_a_row_of_codes_depends_neither_on_the_others_nor_on_their_number(coded_
   assert_alone_is_as_beside_others(CODED, coded_params, prompts, book=BOOK)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_of_several_kinds_depends_neither_on_the_others_nor_on_their_number():
   c = tiny.config(
@@ -811,6 +830,7 @@ def test_given_spans_come_back_as_they_were_and_are_marked_as_given(params):
     assert all(got.made[len(prompt) :])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_at_temperature_zero_text_is_the_same_under_every_key(params):
   c = sampling(sampler="ddim", guidance=1.0, temperature=0.0)
@@ -841,6 +861,7 @@ def test_above_temperature_zero_the_key_decides_and_decides_again_the_same(param
   assert texts(jax.random.key(1)) != first
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_special_tokens_that_cannot_follow_are_never_sampled(params):
   # Whatever the direction, one of them has by far the largest logit.
@@ -977,7 +998,7 @@ def test_a_mesh_of_eight_devices_generates_what_one_does():
 def test_what_stands_in_the_prompt_or_was_written_is_avoided(params):
   """Greedy, by hand: the likeliest token of those that were not seen yet."""
   c = sampling(sampler="ddim", guidance=1.0, temperature=0.0, repetition=1e6)
-  prompts = [(tiny.text(np.random.default_rng(n), 4),) for n in range(4)]
+  prompts = [(tiny.text(np.random.default_rng(n), 4),) for n in range(2)]
   forward = make_forward(CONFIG, params)
   written = 0
   for (given,), got in zip(prompts, run(c, params, prompts), strict=True):
@@ -996,9 +1017,10 @@ def test_what_stands_in_the_prompt_or_was_written_is_avoided(params):
         seen.add(int(token))
         spans.append(Text(np.asarray([token])))
         written += 1
-  assert written > 8
+  assert written > 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_guidance_acts_within_its_interval_alone(params):
   prompts = make_prompts()[:3]

@@ -21,6 +21,7 @@ SMOKE = (
   "--config.train.eval_every_steps=4",
   "--config.train.save_every_steps=4",
   "--config.train.eval_images=16",
+  "--config.train.log_every_steps=2",
 )
 NETWORKS = {"latents": "vae", "codes": "vq"}  # of a ground
 
