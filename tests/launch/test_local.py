@@ -94,7 +94,7 @@ def test_a_signal_goes_on_to_every_host_once(number):
   assert sorted(lines) == ["[host 0] up\n", "[host 1] up\n"]
   time.sleep(0.2)
   started.send_signal(number)
-  rest, _ = started.communicate(timeout=60)
+  rest, _ = started.communicate(timeout=180)
   assert started.returncode == 128 + number
   assert sorted(rest.splitlines()) == ["[host 0] told 1", "[host 1] told 1"]
 
