@@ -16,6 +16,7 @@ from tfusion.report import page, samples
 from tfusion.report import plot as plot_lib
 from tfusion.report.plot import HUES, Layer
 
+GUIDE = "../../docs/ablations.md"  # from experiments/results of a clone
 GRID_PX, GRID_BYTES = 780, 200_000
 CURVES = {
   "loss_text": ("text loss", "nats per token"),
@@ -50,7 +51,9 @@ def write(place: Place, board: Board, out: Path, *, command: str) -> list[Path]:
   paths = [out / f"{suite.name}.html", out / f"{suite.name}.md"]
   out.mkdir(parents=True, exist_ok=True)
   files.write_whole(paths[0], text.encode("utf-8", errors="replace"))
-  files.write_whole(paths[1], tables.markdown(board, command=command))
+  guide = GUIDE if (out / GUIDE).is_file() else ""
+  text = tables.markdown(board, command=command, guide=guide)
+  files.write_whole(paths[1], text)
   return paths
 
 

@@ -85,6 +85,7 @@ def keep(folder: Path, spec: Spec, workdir: Path, *, commit: str) -> Result:
   """
   trained = {flops: families.read_trained(workdir, flops) for flops in families.FLOPS}
   run = read_run(workdir)
+  spent = run.goodput.get("seconds", {})  # `down` lies between two starts
   known = {name: value for name, value in run.evaluation.items() if _is_small(value)}
   found = Result(
     spec.judged,
@@ -96,7 +97,7 @@ def keep(folder: Path, spec: Spec, workdir: Path, *, commit: str) -> Result:
       "seed": spec.seed,
       "parameters": run.machine.get("parameters", 0),
       "elements": trained["6nd"].flops / training_flops(run.machine["parameters"], 1),
-      "seconds": sum(run.goodput.get("seconds", {}).values()),
+      "seconds": sum(seconds for cause, seconds in spent.items() if cause != "down"),
       "commit": commit,
       "config": json.loads(json.dumps(flatten(spec.config()))),
       "command": f"tfusion {' '.join(spec.train(Path('WORKDIR'), None))}",

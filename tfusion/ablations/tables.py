@@ -138,9 +138,18 @@ def theirs(source: str, number: int | str) -> Table:
   )
 
 
-def markdown(board: Board, *, command: str) -> str:
-  """The tables of a suite as a page of Markdown."""
-  lines = [f"# {board.suite.name}", "", board.suite.about, "", f"    {command}", ""]
+def markdown(board: Board, *, command: str, guide: str = "") -> str:
+  """The tables of a suite as a page of Markdown.
+
+  Args:
+    board: where the suite stands.
+    command: that did the runs.
+    guide: a link to the page that says how to read it; empty: there is none.
+  """
+  name, about = board.suite.name, board.suite.about
+  lines = [f"# Ablation {name}", "", f"This page has what came of a suite. {about}", ""]
+  lines += [f"How to read it: [Ablations]({guide}).", ""] if guide else []
+  lines += [f"    {command}", ""]
   lines += _made_with(board)
   for table in of(board):
     lines += [f"## {table.title}", "", table.sentence, ""]
