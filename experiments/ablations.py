@@ -17,8 +17,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   `ground` is what it stands on: latents, 16 x 16 x 4 numbers of an image; codes, 256 of
   an image (Chameleon); or text, prose alone (Llama 2). `assets` is the folder where
-  `tfusion ablate` puts shards of these. `scale` says how long: tiny is made to take
-  less than four minutes on 2 CPU cores, small is for a GPU.
+  `tfusion ablate` puts shards of these. `scale` says how long: tiny is meant for 2 CPU
+  cores, where a run took 7 to 11 minutes beside other work; small is for a GPU.
     tfusion ablate table5 --scale tiny
   One of its runs alone, when it has made the assets:
     tfusion train --config experiments/ablations.py --workdir runs/base

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_ablations import put, result
 
-from tfusion.ablations import code, plan, results, suites
+from tfusion.ablations import plan, results, suites
 from tfusion.ablations.board import Place
 from tfusion.ablations.plan import Spec
 
@@ -31,8 +31,7 @@ def test_a_result_of_other_code_is_none_of_todays(tmp_path):
   assert results.find(place.results, SPEC) is None
   assert results.find(place.results, SPEC, "0123456789ab") is not None
   put(place, SPEC)
-  both = {"0123456789ab", code.version()}
-  assert set(results.versions(place.results, SPEC)) == both
+  assert len(list(place.results.iterdir())) == 2
 
 
 def test_half_a_result_is_refused_by_its_name(tmp_path):

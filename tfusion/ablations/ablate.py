@@ -47,8 +47,8 @@ def ablate(
 
   Args:
     names: of suites, with commas between them; `all` is every one.
-    scale: tiny, a few minutes on 2 CPU cores for each run; small, for a GPU; smoke,
-      seconds, to see that everything runs.
+    scale: tiny, for 2 CPU cores, minutes for each run; small, for a GPU; smoke, a
+      minute or less for each, to see that everything runs.
     seeds: of each arm.
     folder: for assets and workdirs.
     out: for a page of each suite in HTML and in Markdown, and, in its folder `runs`, a
@@ -80,11 +80,10 @@ def ablate(
       made.extend(pages.write(place, one, Path(out), command=command))
     return boards
 
-  missing = 0
+  todo, missing = [suites.with_arms(suite, only) for suite in wanted], 0
   if show:
     _check_any(place, wanted)
   else:
-    todo = [suites.with_arms(suite, only) for suite in wanted]
     missing = runner.run(place, todo, devices=own, say=say, after=write)
   return Ablated(write(), made, missing)
 

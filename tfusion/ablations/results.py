@@ -50,12 +50,6 @@ def find(folder: Path, spec: Spec, version: str = "") -> Result | None:
   return read(path) if path.is_file() else None
 
 
-def versions(folder: Path, spec: Spec) -> list[str]:
-  """The versions of the code by which there are results of a run."""
-  paths = sorted(folder.glob(f"{spec.judged}-*.json"))
-  return [path.stem.partition("-")[2] for path in paths]
-
-
 def read(path: Path) -> Result:
   """Reads a result.
 
