@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -24,6 +25,10 @@ if LIBTPU and not glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*"):
 def pytest_configure(config):
   """Programs compile in a third of a user's time, without most optimizations, and what
   one process has compiled all others find: those that tests start, too."""
+  # A shell that starts pytest in its background has it ignore SIGINT, and with it every
+  # process that a test starts and stops.
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if hasattr(config, "workerinput"):  # it has the environment of the first
     return
   folder = tempfile.mkdtemp(prefix="tfusion-tests-")

@@ -227,6 +227,7 @@ def test_two_hosts_train_in_a_bucket_and_one_goes_on_from_their_checkpoint(
   assert [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_two_hosts_are_refused_a_workdir_on_s3_before_any_work(server, tmp_path):
   workdir = f"s3://{tiny_stores.BUCKET}/{tmp_path.name}"
   command = test_hosts.train(test_hosts.furnish(tmp_path), workdir)

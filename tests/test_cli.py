@@ -473,6 +473,7 @@ def test_a_full_disk_is_one_line_that_names_the_place_and_the_next_start_goes_on
   assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_data_worker_ends_a_run_that_is_saved_in_one_line(
   tiny_run, tmp_path, capsys, monkeypatch
@@ -511,10 +512,9 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "interrupted", [pytest.param(False, marks=pytest.mark.long), True]
-)
+@pytest.mark.parametrize("interrupted", [False, True])
 def test_a_run_that_nobody_reads_any_more_saves_and_stops(
   tiny_run, tmp_path, interrupted
 ):

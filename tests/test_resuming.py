@@ -149,7 +149,9 @@ def test_a_run_stopped_and_its_photos_moved_goes_on_as_the_run_it_was(
   assert not pathlib.Path("run", "lock.json").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "autoencoder"])
+@pytest.mark.parametrize(
+  "command", ["train", pytest.param("autoencoder", marks=pytest.mark.long)]
+)
 def test_photos_replaced_between_two_starts_are_refused(here, capfd, straight, command):
   shutil.copytree(straight(command) / "run", "run")
   checkpoints = sorted(p.name for p in pathlib.Path("run/checkpoints").iterdir())

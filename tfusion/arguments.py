@@ -410,6 +410,12 @@ def _add_bench(
     ("--rounds", 3, "times that each task runs (default: 3)"),
   ):
     c.add_argument(name, type=whole(1), default=value, metavar="N", help=text)
+  c.add_argument(
+    "--single",
+    action="store_true",
+    help="one row alone, without the batch in which some rows write and others draw,"
+    " which takes most of the time",
+  )
   c = add("attention", commands.bench_attention, to=bench, more=None)
   c.add_argument(
     "--static",

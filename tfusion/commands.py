@@ -217,7 +217,7 @@ def bench_generate(args: argparse.Namespace, rest: list[str]) -> None:
   from tfusion.bench import sampling
 
   sizes = dict(width=args.width, layers=args.layers, rounds=args.rounds)
-  _print_figures(sampling.bench_generate(**sizes))
+  _print_figures(sampling.bench_generate(single=args.single, **sizes))
 
 
 def _print_figures(figures: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ CASES = [
   [
     *itertools.product(ON_CPUS, CASES),
     # Its own file, beside this one, compares a kernel at many more shapes.
-    *(pytest.param(name, CASES[0], marks=pytest.mark.slow) for name in KERNELS),
+    *(pytest.param(name, CASES[0], marks=pytest.mark.long) for name in KERNELS),
   ],
   ids=str,
   indirect=["implementation"],

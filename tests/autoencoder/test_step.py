@@ -88,6 +88,7 @@ def test_before_its_start_the_adversary_is_nothing_at_all(start, step):
   assert is_same(elsewhere.params, new.params)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_average_follows_the_weights(start, step):
   later = start._replace(step=jnp.int32(1))

@@ -41,7 +41,7 @@ def test_every_task_writes_its_tokens_and_draws_its_images(monkeypatch):
 def test_the_figures_fit_together(monkeypatch):
   seconds = dict(text=[2.0, 1.0, 9.0], image=[7.0], few=[3.0], caption=[4.0])
   more = dict(writers=[1.0], drawers=[3.0], mixed=[5.0])
-  turns = iter([seconds, more])
+  turns = iter([dict(seconds), more])
   monkeypatch.setattr(sampling, "_in_turns", lambda tasks, rounds: next(turns))
   rates = iter([2e9, 1e9])  # before and after
   monkeypatch.setattr(machine, "measure_matmul", lambda seconds: next(rates))
@@ -56,4 +56,8 @@ def test_the_figures_fit_together(monkeypatch):
   assert found["floor_ms"] == pytest.approx(1e3 * flops / 2e9)
   assert found["over_floor"] == pytest.approx(found["step_ms"] / found["floor_ms"])
   assert (found["apart_s"], found["over_apart"]) == (4.0, 1.25)
+  turns, rates = iter([dict(seconds)]), iter([2e9, 1e9])
+  single = sampling.bench_generate(width=64, layers=2, rounds=3, single=True)
+  assert single["step_ms"] == found["step_ms"]
+  assert set(found) - set(single) == {"mixed_s", "apart_s", "over_apart"}
   assert found["matmul_gflops"] == 2.0 and np.isfinite(found["peak_rss_gb"])

@@ -10,6 +10,7 @@ from tfusion.config_file import read_config
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_kind_of_weights_is_timed_on_the_same_rows_beside_none():
   knobs = "data.workers=0 model.layers=1 model.width=32 model.mlp=32 train.batch_rows=4"

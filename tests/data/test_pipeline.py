@@ -78,7 +78,9 @@ def test_a_run_goes_on_bit_by_bit_on_another_host_count(corpus, expected, stop, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers, stop", [(1, 3), (2, 0)])
+@pytest.mark.parametrize(
+  "workers, stop", [(1, 3), pytest.param(2, 0, marks=pytest.mark.long)]
+)
 def test_worker_processes_change_no_batch_and_no_state(corpus, expected, workers, stop):
   batches, states = expected
   data = HostBatches(corpus, changed(data=dict(workers=workers)), host=0, hosts=1)

@@ -78,7 +78,11 @@ def test_a_name_is_right_to_the_letter(said, right):
 
 @pytest.mark.slow
 def test_a_run_draws_and_names_them(font, tmp_path):
-  config = with_knobs(tiny.experiment("emoji", "smoke"), {}, section="train")
+  config = with_knobs(
+    tiny.experiment("emoji", "smoke"),
+    {"model.layers": 1, "model.unroll": 1},
+    section="train",
+  )
   tfusion.train(config, tmp_path / "run")
   found = json.loads((tmp_path / "run" / "eval.json").read_text())
   assert found["emoji_seen"] == 4 and found["emoji"] > 4

@@ -64,6 +64,7 @@ def test_a_run_on_scenes_is_asked_for_all_tasks_and_captions(tmp_path):
   knobs = {"train.steps": 2, "train.eval_every_steps": 2, "train.save_every_steps": 2}
   knobs |= {"sample.steps": 2, "sample.max_elements": 96, "eval.prompts": ()}
   knobs |= {"eval.batch": 6, "train.eval_rows": 4, "eval.text_rows": 4}
+  knobs |= {"model.layers": 1, "model.unroll": 1}
   run = tfusion.train(with_knobs(config, knobs, section="train"), tmp_path / "run")
   found = run.evaluate("scenes:1")
   assert found["scenes_images"] == 12 and found["scenes_ceiling"] == 1.0
@@ -76,6 +77,7 @@ def test_a_run_on_scenes_is_asked_for_all_tasks_and_captions(tmp_path):
   assert sheets == {"scenes-guidance-1.png", "scenes-guidance-3.png"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_on_other_images_is_told_what_scenes_are(tmp_path):
   with tiny_trained.trained(tmp_path) as trained:

@@ -56,7 +56,7 @@ print(json.dumps(dict(
   kernels=len(re.findall("attend_forward", text)),
   copies=re.findall(
     r"= bf16.3,(?:4,4,2048|8,4,4096),128.\\S* (?:copy|transpose)\\(", text),
-  cache=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(store.keys)),
+  cache=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(store.cache)),
   reused=memory.alias_size_in_bytes)))
 """
 

@@ -207,6 +207,7 @@ with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, tensor=2))):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_model_on_many_devices_gives_the_same_files(tmp_path, tokenizer):
   made(tmp_path / "one", tokenizer, model__untied="all")

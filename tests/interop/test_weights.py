@@ -258,6 +258,7 @@ print(largest, where)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_device_reads_its_own_part_and_the_numbers_are_those_of_one(tmp_path):
   folder = tiny_weights.folder(tmp_path / "a", "qwen2", files=2)

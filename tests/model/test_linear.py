@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tfusion.model.linear import Product, multiply
+from tfusion.model.linear import ROWS, Product, multiply
 from tfusion.sharding import spec
 
 pytestmark = pytest.mark.usefixtures("mesh")
@@ -61,3 +61,21 @@ def test_the_gradient_of_a_weight_leaves_the_matmul_in_the_dtype_that_is_asked(
   )
   rounded = got.astype(jnp.bfloat16).astype(np.float32)
   assert np.array_equal(got, rounded) == (gradient == "bfloat16")
+
+
+@pytest.mark.parametrize("width", [12, 256])
+def test_a_position_of_each_row_is_multiplied_the_same_beside_any_number(width):
+  """As text is sampled: to the last bit, for up to as many rows as go one by one."""
+  rng = np.random.default_rng(0)
+  w = jnp.asarray(rng.normal(size=(width, 2, width)).astype(np.float32))
+  x = rng.normal(size=(ROWS + 1, 1, width)).astype(np.float32)
+  how = Product((None,) * 3, "float32", out_sharding=spec("batch", None, None, None))
+  product = jax.jit(lambda x: multiply(x, w, how))
+  alone = [np.asarray(product(tiny.put(x[row : row + 1]))) for row in range(len(x))]
+  for rows in (2, 5, ROWS):
+    beside = np.asarray(product(tiny.put(x[:rows])))
+    np.testing.assert_array_equal(beside, np.concatenate(alone[:rows]))
+  want = np.einsum("bld,dhk->blhk", x.astype(np.float64), np.asarray(w, np.float64))
+  # As one product, the sums in another order.
+  np.testing.assert_allclose(product(tiny.put(x)), want, atol=1e-4)
+  np.testing.assert_allclose(np.concatenate(alone), want, atol=1e-4)

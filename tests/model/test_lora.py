@@ -94,6 +94,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_updates_on_eight_devices_are_those_of_one(tmp_path):
   changes = json.dumps(OWN | dict(train__text_lr_factor=0.0))

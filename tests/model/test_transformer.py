@@ -10,7 +10,7 @@ import tiny
 from flax import nnx
 
 from tfusion.model.layers import View, rope_angles
-from tfusion.model.transformer import REMAT, Transformer, empty_keys
+from tfusion.model.transformer import REMAT, Transformer, empty_cache
 
 pytestmark = pytest.mark.usefixtures("mesh")
 
@@ -148,7 +148,7 @@ def test_a_row_fed_in_parts_to_the_cache_gives_what_it_gives_at_once(
   sees = view()
   whole, _ = jax.jit(lambda x: transformer(x, sees))(x_bld)
   # More places than positions: what was never written must not be seen.
-  cache = empty_keys(MODEL, batch=B, length=L + 3, dtype=jnp.float32)
+  cache = empty_cache(MODEL, batch=B, length=L + 3, dtype=jnp.float32)
   cache = jax.tree.map(lambda k: k + 100.0, cache)
   parts = []
   for first, stop in ((0, 3), (3, 6), (6, 7), (7, 8)):  # the image in one part
@@ -162,7 +162,7 @@ def test_a_row_fed_in_parts_to_the_cache_gives_what_it_gives_at_once(
 @pytest.mark.slow
 def test_an_image_written_again_replaces_the_one_before(transformer, x_bld):
   noisy = x_bld.at[:, 3:6].add(1.0)
-  cache = empty_keys(MODEL, batch=B, length=L, dtype=jnp.float32)
+  cache = empty_cache(MODEL, batch=B, length=L, dtype=jnp.float32)
   step = jax.jit(transformer)
   _, cache = step(x_bld[:, :3], view(0, 3, write_at=np.zeros(B, int)), cache)
   image = view(3, 6, write_at=np.full(B, 3))
@@ -174,7 +174,14 @@ def test_an_image_written_again_replaces_the_one_before(transformer, x_bld):
 
 @pytest.mark.slow
 def test_an_empty_cache_has_a_place_for_every_layer_and_key_head():
-  cache = empty_keys(MODEL, batch=B, length=11, dtype=jnp.bfloat16)
-  assert cache.k_nbgsk.shape == cache.v_nbgsk.shape == (3, B, 2, 11, 8)
-  assert cache.k_nbgsk.dtype == jnp.bfloat16 and not cache.k_nbgsk.any()
-  assert cache.length == 11
+  cache = empty_cache(MODEL, batch=B, length=11, dtype=jnp.bfloat16)
+  (keys,) = cache
+  assert keys.k_nbgsk.shape == keys.v_nbgsk.shape == (3, B, 2, 11, 8)
+  assert keys.k_nbgsk.dtype == jnp.bfloat16 and not keys.k_nbgsk.any()
+  assert keys.length == 11
+
+
+def test_a_cache_of_layers_apart_has_an_array_for_each():
+  cache = empty_cache(MODEL, batch=B, length=11, dtype=jnp.float32, apart=True)
+  assert len(cache) == MODEL.layers == 3
+  assert all(x.shape == (1, B, 2, 11, 8) for x in jax.tree.leaves(cache))

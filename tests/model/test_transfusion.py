@@ -247,8 +247,17 @@ def test_patches_at_one_position_are_told_apart_by_what_is_added_and_else_not(ho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("patches", ["linear", "unet"])
-@pytest.mark.parametrize("how", ["shared", "axial", "learned", "sine"])
+@pytest.mark.parametrize(
+  ("how", "patches"),
+  [
+    *((how, "linear") for how in ("shared", "axial", "learned", "sine")),
+    ("axial", "unet"),
+    *(
+      pytest.param(how, "unet", marks=pytest.mark.long)
+      for how in ("shared", "learned", "sine")
+    ),
+  ],
+)
 def test_documents_packed_give_what_they_give_alone_wherever_patches_stand(
   how, patches
 ):

@@ -104,8 +104,15 @@ OTHER = dict(
 )
 
 
-@pytest.mark.parametrize("changes", [{}, OTHER], ids=["plain", "changed"])
-@pytest.mark.parametrize("which", ["mlp", "all"])
+@pytest.mark.parametrize(
+  ("which", "changes"),
+  [
+    pytest.param("mlp", {}, id="mlp"),
+    pytest.param("mlp", OTHER, id="mlp-changed", marks=pytest.mark.long),
+    pytest.param("all", {}, id="all", marks=pytest.mark.long),
+    pytest.param("all", OTHER, id="all-changed"),
+  ],
+)
 def test_at_the_start_it_is_the_tied_model_and_shares_out_its_gradient(which, changes):
   tied, own = (
     gradients_of(tiny.config(**changes, model__untied=u)) for u in ("none", which)
@@ -133,6 +140,7 @@ def joined(grads):
   return grads | {"transformer": transformer | {"blocks": blocks}}, count
 
 
+@pytest.mark.long
 def test_a_modality_gives_the_weights_of_the_other_no_gradient_where_they_do_not_meet():
   c = tiny.config(model__untied="all")
   batch = tiny.batch(c)

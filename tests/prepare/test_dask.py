@@ -211,6 +211,7 @@ def test_an_error_in_a_part_stops_the_job_in_a_line_and_not_the_next(
   assert bytes_of(out) == undisturbed
 
 
+@pytest.mark.long
 def test_a_job_whose_scheduler_or_last_worker_is_lost_ends_and_goes_on_elsewhere(
   photos, undisturbed, tmp_path, capsys, monkeypatch
 ):

@@ -314,6 +314,7 @@ def test_every_kind_is_sampled_on_the_cache_as_without_one(params):
         np.testing.assert_allclose(a.latent, b.latent, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_with_several_kinds_is_the_same_beside_rows_that_wait_for_them(params):
   rng = np.random.default_rng(5)

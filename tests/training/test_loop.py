@@ -522,6 +522,7 @@ def test_a_clock_of_the_system_that_leaps_ends_no_run_and_spoils_no_rate(
     assert sum(account["seconds"].values()) == pytest.approx(spent, rel=0.1)
 
 
+@pytest.mark.long
 def test_a_longer_run_goes_on_with_the_schedule_of_its_new_length(tmp_path, capfd):
   workdir, short = tmp_path / "run", make_config(train__steps=6)
   loop.train(short, workdir)

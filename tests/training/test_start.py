@@ -40,7 +40,14 @@ def changed(old, new) -> set[str]:
   }
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "llama",
+    pytest.param("qwen2", marks=pytest.mark.long),
+    pytest.param("qwen3", marks=pytest.mark.long),
+  ],
+)
 def test_a_frozen_tower_says_of_text_what_it_said_bit_for_bit(kind, tmp_path):
   # LMFusion (arXiv 2412.15188): the tower is frozen and patches have weights of their
   # own, so nothing that a text alone meets can change.
@@ -56,6 +63,7 @@ def test_a_frozen_tower_says_of_text_what_it_said_bit_for_bit(kind, tmp_path):
   assert all("image" in name or "patches" in name for name in moved)
 
 
+@pytest.mark.long
 def test_without_weights_of_their_own_or_with_a_rate_text_changes(tmp_path):
   folder = tiny_weights.folder(tmp_path)
   for changes in (

@@ -24,6 +24,7 @@ from tfusion.config import Config
 from tfusion.generate.interleaved import generate, readable
 from tfusion.generate.prompt import Blank, Prompt
 from tfusion.model.transfusion import Params, Transfusion
+from tfusion.progress import Progress
 from tfusion.sequence import Image, SpecialTokens, Text
 from tfusion.sharding import make_mesh
 from tfusion.training import machine
@@ -81,8 +82,11 @@ def step_flops(config: Config, *, at: int) -> float:
   return sum(PATCHES * m.layers * (linear + 4 * k * m.width) for k in keys)
 
 
-def bench_generate(*, width: int, layers: int, rounds: int) -> dict[str, Any]:
-  """Times text, images, captions and a batch that does both, in turns.
+def bench_generate(
+  *, width: int, layers: int, rounds: int, single: bool = False
+) -> dict[str, Any]:
+  """Times text, images, captions and a batch that does both, in turns; if
+  `single`, all but that batch, whose figures are then left out.
 
   Returns:
     text_s, image_s, caption_s: TOKENS of text behind PROMPT, an image of PATCHES in
@@ -100,16 +104,15 @@ def bench_generate(*, width: int, layers: int, rounds: int) -> dict[str, Any]:
   config = make_config(width=width, layers=layers)
   with jax.set_mesh(make_mesh(config.mesh)):
     params = readable(config, make_params(config))
-    single, mixed = _tasks(config, params)
-    seconds = _in_turns(single, rounds=rounds)
+    alone, mixed = _tasks(config, params)
+    seconds = _in_turns(alone, rounds=rounds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds |= _in_turns(mixed, rounds=rounds)
+    seconds |= {} if single else _in_turns(mixed, rounds=rounds)
   matmul = max(matmul, machine.measure_matmul(seconds=1.0))
   found = {name: statistics.median(own) for name, own in seconds.items()}
   step = (found["image"] - found["few"]) / (STEPS - FEW)
   floor = step_flops(config, at=2 + PROMPT) / matmul
-  apart = found["writers"] + found["drawers"]
-  return machine.environment() | {
+  figures = machine.environment() | {
     "text_s": found["text"],
     "image_s": found["image"],
     "caption_s": found["caption"],
@@ -118,11 +121,16 @@ def bench_generate(*, width: int, layers: int, rounds: int) -> dict[str, Any]:
     "step_ms": 1e3 * step,
     "floor_ms": 1e3 * floor,
     "over_floor": step / floor,
+    "matmul_gflops": matmul / 1e9,
+    "peak_rss_gb": peak * (1 if sys.platform == "darwin" else 1024) / 1e9,
+  }
+  if single:
+    return figures
+  apart = found["writers"] + found["drawers"]
+  return figures | {
     "mixed_s": found["mixed"],
     "apart_s": apart,
     "over_apart": found["mixed"] / apart,
-    "matmul_gflops": matmul / 1e9,
-    "peak_rss_gb": peak * (1 if sys.platform == "darwin" else 1024) / 1e9,
   }
 
 
@@ -167,11 +175,12 @@ def _tasks(config: Config, params: Params) -> tuple[Tasks, Tasks]:
 def _in_turns(tasks: Tasks, *, rounds: int) -> dict[str, list[float]]:
   """Seconds of every task in every round, as a machine's speed changes."""
   seconds: dict[str, list[float]] = {name: [] for name in tasks}
-  for run in tasks.values():
-    run()  # compiles
-  for _ in range(rounds):
-    for name, run in tasks.items():
+  progress = Progress("sampling: tasks", (1 + rounds) * len(tasks))
+  for number in range(1 + rounds):
+    for done, (name, run) in enumerate(tasks.items(), number * len(tasks) + 1):
       start = time.perf_counter()
       run()
-      seconds[name].append(time.perf_counter() - start)
+      if number:  # the first compiles
+        seconds[name].append(time.perf_counter() - start)
+      progress.show(done)
   return seconds

@@ -25,7 +25,6 @@ from tfusion.generate.choices import nucleus
 from tfusion.generate.drawing import IMAGE
 from tfusion.generate.feeding import extend, logits_of
 from tfusion.generate.store import Store
-from tfusion.model.layers import Keys
 from tfusion.model.transfusion import Params, bind
 from tfusion.sequence import CodeBook, SpecialTokens
 from tfusion.sharding import by_row, join_rows, replicate, split_rows
@@ -78,7 +77,7 @@ def sample_codes(
     The store and the codes i32[b, per_image], as token ids.
   """
   model = bind(config, params)
-  branches = [store_lib.take(store.keys, index_b, length=length)]
+  branches = [store_lib.take(store.cache, index_b, length=length)]
   counts = [at_b]
   for block in others:
     _, other = extend(model, block, jax.tree.map(jnp.zeros_like, branches[0]))
@@ -111,9 +110,9 @@ def sample_codes(
   _, joined = read(
     state[0], state[1], book.per_image
   )  # the last code, for what follows
-  keys = Keys(*(split_rows(x, parts=len(branches), axis=1)[0] for x in joined))
-  put = store_lib.put(store.keys, keys, index_b, live_d, at_b, count=book.per_image)
-  return store._replace(keys=put), replicate(codes_nb.T)
+  own = jax.tree.map(lambda x: split_rows(x, parts=len(branches), axis=1)[0], joined)
+  put = store_lib.put(store.cache, own, index_b, live_d, at_b, count=book.per_image)
+  return store._replace(cache=put), replicate(codes_nb.T)
 
 
 def guide_codes(full, images, unconditional, *, scale: float, image_scale: float):

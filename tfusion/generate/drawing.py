@@ -31,7 +31,7 @@ from tfusion.generate.blocks import Block, sizes
 from tfusion.generate.feeding import extend
 from tfusion.generate.store import Store
 from tfusion.kinds import Kind
-from tfusion.model.layers import Keys, View
+from tfusion.model.layers import Cache, View
 from tfusion.model.transfusion import Params, Transfusion, bind
 from tfusion.sequence import count_positions
 from tfusion.sharding import by_row, join_rows, replicate, split_rows
@@ -80,11 +80,11 @@ def begin(
   """
   model = bind(config, params)
   # The loop works in these copies, over whose noisy patches every step writes its own.
-  branches = [store_lib.take(store.keys, index_b, length=length)]
+  branches = [store_lib.take(store.cache, index_b, length=length)]
   at, following = [at_b], [at_b if next_b is None else next_b]
   for block in others:
-    _, keys = extend(model, block, jax.tree.map(jnp.zeros_like, branches[0]))
-    branches.append(keys)
+    _, cache = extend(model, block, jax.tree.map(jnp.zeros_like, branches[0]))
+    branches.append(cache)
     at.append(block.count_b)
     following.append(_next_of(block))
   joined = jax.tree.map(lambda *x: join_rows(*x, axis=1), *branches)
@@ -128,11 +128,11 @@ def advance(
   view = _look(model, kind, drawing)
   parts = drawing.at_j.shape[0] // image_b.shape[0]
 
-  def predict(x_bhwc, t, keys):
+  def predict(x_bhwc, t, cache):
     x_jhwc = join_rows(*[x_bhwc] * parts)
-    out_jhwc, keys = _predict(model, kind, x_jhwc, t, view, keys)
+    out_jhwc, cache = _predict(model, kind, x_jhwc, t, view, cache)
     branches = split_rows(out_jhwc, parts=parts)
-    return _guide(sample, diffusion.timesteps, branches, t), keys
+    return _guide(sample, diffusion.timesteps, branches, t), cache
 
   walk = samplers.denoise(
     predict,
@@ -167,14 +167,16 @@ def finish(
   model = bind(config, params)
   clean_bhwc = drawing.walk.x
   parts = drawing.at_j.shape[0] // index_b.shape[0]
-  keys = Keys(*(split_rows(x, parts=parts, axis=1)[0] for x in drawing.walk.memory))
+  cache = jax.tree.map(
+    lambda x: split_rows(x, parts=parts, axis=1)[0], drawing.walk.memory
+  )
   at_b, next_b = (
     split_rows(x_j, parts=parts)[0] for x_j in (drawing.at_j, drawing.next_j)
   )
-  own = Drawing(samplers.begin(clean_bhwc, keys), at_b, next_b)
-  _, keys = _predict(model, kind, clean_bhwc, 0, _look(model, kind, own), keys)
-  put = store_lib.put(store.keys, keys, index_b, live_d, at_b, count=kind.patches)
-  return store._replace(keys=put), replicate(clean_bhwc)
+  own = Drawing(samplers.begin(clean_bhwc, cache), at_b, next_b)
+  _, cache = _predict(model, kind, clean_bhwc, 0, _look(model, kind, own), cache)
+  put = store_lib.put(store.cache, cache, index_b, live_d, at_b, count=kind.patches)
+  return store._replace(cache=put), replicate(clean_bhwc)
 
 
 def evaluations(sample: SampleConfig, diffusion: DiffusionConfig) -> samplers.Steps:
@@ -228,7 +230,7 @@ def _next_of(block: Block[jax.Array]) -> jax.Array:
 def _look(model: Transfusion, kind: Kind, drawing: Drawing) -> View:
   """What the patches of one image in every row see, and where they go."""
   config, (walk, at_j, next_j) = model.config, drawing
-  patches, length = kind.patches, walk.memory.length
+  patches, length = kind.patches, walk.memory[0].length
   places_jl = at_j[:, None] + jnp.arange(patches)[None]
   hi_jl = jnp.broadcast_to(at_j[:, None] + (patches - 1), places_jl.shape)
   if config.positions == "sequence":
@@ -248,10 +250,10 @@ def _look(model: Transfusion, kind: Kind, drawing: Drawing) -> View:
   )
 
 
-def _predict(model: Transfusion, kind: Kind, x_jhwc, t, view: View, keys: Keys):
+def _predict(model: Transfusion, kind: Kind, x_jhwc, t, view: View, cache: Cache):
   """What is predicted of one image at t in every row; also returns the cache."""
   assert view.write_at_b is not None, "`look` says where its inputs are written"
   t_jn = jnp.zeros_like(view.write_at_b)[:, None] + t
   x_jnmd, skips = model.embed_images(x_jhwc[:, None], t_jn, kind)
-  x_jmd, keys = model.extend(x_jnmd[:, 0], view, keys)
-  return model.predict_images(x_jmd[:, None], skips, kind)[:, 0], keys
+  x_jmd, cache = model.extend(x_jnmd[:, 0], view, cache)
+  return model.predict_images(x_jmd[:, None], skips, kind)[:, 0], cache

@@ -14,7 +14,7 @@ from tfusion.config import ModelConfig
 from tfusion.generate import store as store_lib
 from tfusion.generate.blocks import Block
 from tfusion.generate.store import Store
-from tfusion.model.layers import Keys
+from tfusion.model.layers import Cache
 from tfusion.model.transfusion import Params, Transfusion, bind
 from tfusion.sharding import by_row, spec
 
@@ -43,20 +43,20 @@ def feed(
     block: of these rows.
   """
   model = bind(config, params)
-  keys = store_lib.take(store.keys, index_b, length=length)
-  x_bld, keys = extend(model, block, keys)
+  cache = store_lib.take(store.cache, index_b, length=length)
+  x_bld, cache = extend(model, block, cache)
   last = by_row(lambda x_ld, count: x_ld[jnp.maximum(count - 1, 0)][None])
   logits_bv = logits_of(model, last(x_bld, block.count_b))
   count = block.tokens_bl.shape[1]
   return Store(
-    store_lib.put(store.keys, keys, index_b, live_d, block.at_b, count=count),
+    store_lib.put(store.cache, cache, index_b, live_d, block.at_b, count=count),
     store_lib.put_logits(store.logits_rv, logits_bv, index_b, live_d),
   )
 
 
 def extend(
-  model: Transfusion, block: Block[jax.Array], keys: Keys
-) -> tuple[jax.Array, Keys]:
+  model: Transfusion, block: Block[jax.Array], cache: Cache
+) -> tuple[jax.Array, Cache]:
   """Runs a block on a cache; returns the outputs [b, l, d] and the cache."""
   if block.patch_bl is None:
     x_bld = model.embed_text(block.tokens_bl)
@@ -70,13 +70,13 @@ def extend(
   view = model.look(
     places_bl,
     block.hi_bl,
-    length=keys.length,
+    length=cache[0].length,
     positions_bl=block.positions_bl,
     patch_bl=block.patch_bl,
     slots=tuple(own.shape[1] for own in block.latents),
     of="text" if block.patch_bl is None else "both",
   )
-  return model.extend(x_bld, view, keys)
+  return model.extend(x_bld, view, cache)
 
 
 def logits_of(model: Transfusion, x_b1d: jax.Array) -> jax.Array:

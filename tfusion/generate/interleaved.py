@@ -13,7 +13,7 @@ next are fed in the next round. A program has the rows that need it and no other
 A row's numbers depend neither on its neighbours nor on their number. Which rows are
 computed together follows from sizes that each row has by itself: on a CPU, where the
 number of rows decides how XLA adds up, images and given elements are computed row by
-row, and text in 2 to 16 rows, which add up alike.
+row, and text in as many as add up alike.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,15 +31,12 @@ from tfusion.generate.choices import text_choice
 from tfusion.generate.prompt import Blank, Prompt
 from tfusion.generate.rows import Generated, Row, token
 from tfusion.generate.store import Party
-from tfusion.model.transfusion import Params, apart
+from tfusion.model import linear
+from tfusion.model.transfusion import Params, apart, is_apart
 from tfusion.sequence import CodeBook, Codes, Elements, Image, SpecialTokens, Text
 from tfusion.sharding import batch_shards, fetch_rows, put_rows
 
-# Rows of a program on a device. On a CPU text is written in 2 to 16 rows: a matmul with
-# one row, or with many, adds up in another order.
-TEXT_ROWS = {"cpu": (2, 16)}
-OTHER_ROWS = {"cpu": 1}
-MOST = 64  # elsewhere
+MOST = 64  # rows of a program on an accelerator
 
 
 class Look(NamedTuple):
@@ -109,8 +106,17 @@ def generate(
 
 def readable(config: Config, params: Params) -> Params:
   """The parameters as programs on the mesh in use read them fastest."""
-  is_stack = not isinstance(params["transformer"]["blocks"], tuple)
-  return apart(config.model, params) if is_stack and platform() == "cpu" else params
+  if is_apart(params) or platform() != "cpu":
+    return params
+  return apart(config.model, params)
+
+
+def text_rows() -> tuple[int, int]:
+  """Rows of a program that writes text on a device, at least and at most. On a CPU they
+  must add up alike: of several devices one row does not add up as two to 16 do."""
+  if platform() != "cpu":
+    return 1, MOST
+  return (1, linear.ROWS) if linear.is_row_by_row(1, 1) else (2, 16)
 
 
 def check_prompts(
@@ -186,12 +192,15 @@ class Walk:
       key = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(self.count))
     self.key_impl = jax.random.key_impl(key)
     self.key_data = np.asarray(jax.random.key_data(key))
-    self.most = OTHER_ROWS.get(platform(), MOST)
-    self.text_rows = TEXT_ROWS.get(platform(), (1, MOST))
+    self.most = 1 if platform() == "cpu" else MOST
+    self.text_rows = text_rows()
     # One more may be sampled at the limit.
     self.length = -(-(self.limit + 1) // 16) * 16
     self.store = store.empty_store(
-      config.model, rows=len(self.rows), length=self.length
+      config.model,
+      rows=len(self.rows),
+      length=self.length,
+      apart=is_apart(self.params),
     )
 
   @property

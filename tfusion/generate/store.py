@@ -21,8 +21,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from tfusion.config import ModelConfig
 from tfusion.generate.blocks import round_rows
-from tfusion.model.layers import Keys
-from tfusion.model.transformer import empty_keys
+from tfusion.model.layers import Cache
+from tfusion.model.transformer import empty_cache
 from tfusion.model.transfusion import dtype_of
 from tfusion.sharding import batch_shards, put_rows, spec
 
@@ -30,7 +30,7 @@ from tfusion.sharding import batch_shards, put_rows, spec
 class Store(NamedTuple):
   """Of every row."""
 
-  keys: Keys  # of its elements so far
+  cache: Cache  # of its elements so far
   logits_rv: jax.Array  # f32, after its last element
 
 
@@ -76,18 +76,21 @@ def parties(
   return found
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rows", "length"))
-def empty_store(config: ModelConfig, *, rows: int, length: int) -> Store:
-  """A store of `length` positions."""
-  keys = empty_keys(config, batch=rows, length=length, dtype=dtype_of(config))
+@functools.partial(jax.jit, static_argnames=("config", "rows", "length", "apart"))
+def empty_store(
+  config: ModelConfig, *, rows: int, length: int, apart: bool = False
+) -> Store:
+  """A store of `length` positions; `apart` for parameters that are."""
+  how: dict[str, Any] = dict(dtype=dtype_of(config), apart=apart)
+  cache = empty_cache(config, batch=rows, length=length, **how)
   shape, where = (rows, config.vocab_size), spec("batch", None)
-  return Store(keys, jnp.zeros(shape, jnp.float32, out_sharding=where))
+  return Store(cache, jnp.zeros(shape, jnp.float32, out_sharding=where))
 
 
 KEYS = spec("layers", "batch", "kv_heads", None, None)
 
 
-def take(keys: Keys, index_b: jax.Array, *, length: int) -> Keys:
+def take(cache: Cache, index_b: jax.Array, *, length: int) -> Cache:
   """A copy of the first positions of some rows, with zeros behind the store's end."""
 
   def local(x_nrgsk, index_b):
@@ -103,18 +106,18 @@ def take(keys: Keys, index_b: jax.Array, *, length: int) -> Keys:
     return jax.lax.fori_loop(0, b, row, copy)
 
   taken = jax.shard_map(local, in_specs=(KEYS, spec("batch")), out_specs=KEYS)
-  return Keys(*(taken(x, index_b) for x in keys))
+  return jax.tree.map(lambda x: taken(x, index_b), cache)
 
 
 def put(
-  keys: Keys,
-  new: Keys,
+  cache: Cache,
+  new: Cache,
   index_b: jax.Array,
   live_d: jax.Array,
   at_b: jax.Array,
   *,
   count: int,
-) -> Keys:
+) -> Cache:
   """Puts `count` positions of every live row, from `at_b` on, into the store."""
 
   def local(x_nrgsk, new_nbgsk, index_b, live_d, at_b):
@@ -132,7 +135,7 @@ def put(
 
   specs = (KEYS, KEYS, *(spec("batch"),) * 3)
   write = jax.shard_map(local, in_specs=specs, out_specs=KEYS)
-  return Keys(*(write(x, own, index_b, live_d, at_b) for x, own in zip(keys, new)))
+  return jax.tree.map(lambda x, own: write(x, own, index_b, live_d, at_b), cache, new)
 
 
 def put_logits(logits_rv, new_bv, index_b: jax.Array, live_d: jax.Array) -> jax.Array:

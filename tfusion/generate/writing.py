@@ -99,7 +99,7 @@ def write(
   sample = functools.partial(_sample, _never(config, special, book), choice)
 
   def step(state):
-    keys, logits_bv, writing_b, ended_b, ids_bl, count_b, number, *seen = state
+    cache, logits_bv, writing_b, ended_b, ids_bl, count_b, number, *seen = state
     here_b = at_b + count_b
     token_b = by_row(sample)(logits_bv, keys_b, here_b, *seen)
     if seen:
@@ -110,30 +110,30 @@ def write(
     view = model.look(
       here_b[:, None], here_b[:, None], length=length, positions_bl=positions_bl
     )
-    x_bld, keys = model.extend(model.embed_text(token_b[:, None]), view, keys)
+    x_bld, cache = model.extend(model.embed_text(token_b[:, None]), view, cache)
     # A row that has ended keeps its last logits, as nothing stands behind them.
     logits_bv = jnp.where(writing_b[:, None], logits_of(model, x_bld), logits_bv)
     count_b = count_b + writing_b
     last_b = (token_b[:, None] == np.asarray([special.eos, *special.bois])).any(1)
     stops_b = writing_b & (last_b | (at_b + count_b > limit))
     rows = (writing_b & ~stops_b, ended_b | stops_b, ids_bl, count_b)
-    return keys, logits_bv, *rows, number + 1, *seen
+    return cache, logits_bv, *rows, number + 1, *seen
 
   def goes_on(state):
     return (jnp.sum(state[2]) > least) & (state[6] < most)
 
   count_b, ended_b = jnp.zeros_like(at_b), jnp.zeros_like(writing_b)
   ids_bl = jnp.zeros_like(at_b[:, None] + jnp.arange(CHUNK)[None])
-  keys = store_lib.take(store.keys, index_b, length=length)
+  cache = store_lib.take(store.cache, index_b, length=length)
   logits_bv = store_lib.take_rows(store.logits_rv, index_b)
   seen = () if seen_bv is None else (seen_bv,)
   rows = (writing_b, ended_b, ids_bl, count_b)
-  state = (keys, logits_bv, *rows, jnp.int32(0), *seen)
-  keys, logits_bv, _, ended_b, ids_bl, count_b, *_ = jax.lax.while_loop(
+  state = (cache, logits_bv, *rows, jnp.int32(0), *seen)
+  cache, logits_bv, _, ended_b, ids_bl, count_b, *_ = jax.lax.while_loop(
     goes_on, step, state
   )
   store = Store(
-    store_lib.put(store.keys, keys, index_b, live_d, at_b, count=CHUNK),
+    store_lib.put(store.cache, cache, index_b, live_d, at_b, count=CHUNK),
     store_lib.put_logits(store.logits_rv, logits_bv, index_b, live_d),
   )
   return store, Written(*(replicate(x) for x in (ids_bl, count_b, ended_b)))

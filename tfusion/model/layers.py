@@ -44,6 +44,11 @@ class Keys(NamedTuple):
     return self.k_nbgsk.shape[3]
 
 
+# The keys of all layers at once, or of each layer by itself, as the parameters are: of
+# one array of all layers XLA's CPU backend copies a layer before it reads it.
+Cache = tuple[Keys, ...]
+
+
 class View(NamedTuple):
   """Where the queries stand and what they see, the same for every layer."""
 

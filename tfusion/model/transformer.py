@@ -12,7 +12,7 @@ from flax import nnx
 
 from tfusion.config import ModelConfig
 from tfusion.model import untied
-from tfusion.model.layers import Block, Keys, RMSNorm, View
+from tfusion.model.layers import Block, Cache, Keys, RMSNorm, View
 from tfusion.sharding import spec
 
 REMAT = {
@@ -25,12 +25,15 @@ REMAT = {
 }
 
 
-def empty_keys(config: ModelConfig, *, batch: int, length: int, dtype) -> Keys:
-  """A cache of zeros for `length` positions."""
-  shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
+def empty_cache(
+  config: ModelConfig, *, batch: int, length: int, dtype, apart: bool = False
+) -> Cache:
+  """A cache of zeros for `length` positions; `apart` for parameters that are."""
+  layers = 1 if apart else config.layers
+  shape = (layers, batch, config.kv_heads, length, config.head_dim)
   sharding = spec("layers", "batch", "kv_heads", None, None)
   zeros = jnp.zeros(shape, dtype, out_sharding=sharding)
-  return Keys(zeros, zeros)
+  return (Keys(zeros, zeros),) * (config.layers // layers)
 
 
 class Transformer(nnx.Module):
@@ -44,14 +47,14 @@ class Transformer(nnx.Module):
     self.remat, self.unroll = config.remat, config.unroll
 
   def __call__(
-    self, x_bld: jax.Array, view: View, keys: Keys | None = None
-  ) -> tuple[jax.Array, Keys | None]:
+    self, x_bld: jax.Array, view: View, cache: Cache | None = None
+  ) -> tuple[jax.Array, Cache | None]:
     """Runs the stack.
 
     Args:
       x_bld: embedded inputs.
       view: positions and intervals of the inputs.
-      keys: the cache; None attends among the inputs alone.
+      cache: None attends among the inputs alone.
 
     Returns:
       The normed output and the cache with the inputs written at `view.write_at_b`.
@@ -59,17 +62,15 @@ class Transformer(nnx.Module):
     sorted_ = view.of if isinstance(view.of, untied.Split) else None
     if sorted_ is not None:
       x_bld = untied.sort(x_bld, sorted_)
-    x_bld, keys = self._run(x_bld, view, keys)
+    x_bld, cache = self._run(x_bld, view, cache)
     x_bld = self.norm(x_bld, twin=self.image_norm, of=view.of)
-    return x_bld if sorted_ is None else untied.unsort(x_bld, sorted_), keys
+    return x_bld if sorted_ is None else untied.unsort(x_bld, sorted_), cache
 
   def _run(
-    self, x_bld: jax.Array, view: View, keys: Keys | None
-  ) -> tuple[jax.Array, Keys | None]:
+    self, x_bld: jax.Array, view: View, cache: Cache | None
+  ) -> tuple[jax.Array, Cache | None]:
     if isinstance(self.blocks, nnx.List):  # of `transfusion.apart`
-      for number, block in enumerate(self.blocks):
-        x_bld, keys = block(x_bld, view, keys, number)
-      return x_bld, keys
+      return _run_apart(self.blocks, x_bld, view, cache)
     graphdef, params = nnx.split(self.blocks)
 
     def layer(carry, slices):
@@ -85,4 +86,18 @@ class Transformer(nnx.Module):
     # The cache is carried, for layers to write into: as slices of the scan and their
     # results all of it would be copied.
     slices = (params, jnp.arange(self.layers))
-    return jax.lax.scan(layer, (x_bld, keys), slices, unroll=self.unroll)[0]
+    keys = None if cache is None else cache[0]
+    start = (x_bld, keys)
+    (x_bld, keys), _ = jax.lax.scan(layer, start, slices, unroll=self.unroll)
+    return x_bld, None if keys is None else (keys,)
+
+
+def _run_apart(
+  blocks: nnx.List, x_bld: jax.Array, view: View, cache: Cache | None
+) -> tuple[jax.Array, Cache | None]:
+  written = []
+  for number, block in enumerate(blocks):
+    keys = None if cache is None else cache[number]
+    x_bld, keys = block(x_bld, view, keys, 0)  # the only layer of its cache
+    written.append(keys)
+  return x_bld, None if cache is None else tuple(written)

@@ -21,7 +21,7 @@ from tfusion.attention import prepare
 from tfusion.config import ModelConfig
 from tfusion.kinds import FIRST, Kind
 from tfusion.model import untied
-from tfusion.model.layers import Keys, View, rope_angles
+from tfusion.model.layers import Cache, View, rope_angles
 from tfusion.model.linear import linear, outputs_of, param, zeros
 from tfusion.model.lora import Lora, merged
 from tfusion.model.patches import LinearPatches, waves
@@ -192,7 +192,7 @@ class Transfusion(nnx.Module):
     )
     return view._replace(of=self._of(of, patch_bl))
 
-  def extend(self, x_bld, view: View, cache: Keys) -> tuple[jax.Array, Keys]:
+  def extend(self, x_bld, view: View, cache: Cache) -> tuple[jax.Array, Cache]:
     """Runs embedded inputs on a cache at `view`, from `look`, and adds them to it.
 
     Returns:
@@ -282,7 +282,7 @@ def bind(config: ModelConfig, params: Params) -> Transfusion:
   graphdef, state = _structure(config)
   state = jax.tree.map(lambda x: x, state)  # a copy, which is written to
   inner = params["transformer"]
-  if isinstance(inner["blocks"], tuple):
+  if is_apart(params):
     rest = {name: own for name, own in inner.items() if name != "blocks"}
     nnx.replace_by_pure_dict(state, params | {"transformer": rest})
     model = nnx.merge(graphdef, state)
@@ -318,6 +318,11 @@ def apart(config: ModelConfig, params: Params) -> Params:
     for layer in range(config.layers)
   )
   return params | {"transformer": inner | {"blocks": each}}
+
+
+def is_apart(params: Params) -> bool:
+  """Whether every layer has arrays of its own."""
+  return isinstance(params["transformer"]["blocks"], tuple)
 
 
 def axis_names(config: ModelConfig) -> dict[tuple[str, ...], tuple[str | None, ...]]:

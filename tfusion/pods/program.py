@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from tfusion.config import Config
 from tfusion.diffusion import samplers
 from tfusion.generate import drawing as drawing_lib
-from tfusion.model.transformer import empty_keys
+from tfusion.model.transformer import empty_cache
 from tfusion.model.transfusion import dtype_of
 from tfusion.pods.chips import GPUS, Topology
 from tfusion.sharding import make_mesh, spec
@@ -101,11 +101,11 @@ def _drawing(config: Config) -> drawing_lib.Drawing:
 
   def make():
     dtype, many = dtype_of(config.model), rows * branches
-    keys = empty_keys(config.model, batch=many, length=length, dtype=dtype)
+    cache = empty_cache(config.model, batch=many, length=length, dtype=dtype)
     shape = (rows, *config.model.image_shape)
     noise = jnp.zeros(shape, jnp.float32, out_sharding=spec("batch"))
     at = jnp.zeros(many, jnp.int32, out_sharding=spec("batch"))
-    return drawing_lib.Drawing(samplers.begin(noise, keys), at, at)
+    return drawing_lib.Drawing(samplers.begin(noise, cache), at, at)
 
   return jax.eval_shape(make)
 
