@@ -76,6 +76,6 @@ def test_a_position_of_each_row_is_multiplied_the_same_beside_any_number(width):
     beside = np.asarray(product(tiny.put(x[:rows])))
     np.testing.assert_array_equal(beside, np.concatenate(alone[:rows]))
   want = np.einsum("bld,dhk->blhk", x.astype(np.float64), np.asarray(w, np.float64))
-  # As one product, the sums in another order.
+  # Sums of up to 256 products in float32, of a row or of all, against float64.
   np.testing.assert_allclose(product(tiny.put(x)), want, atol=1e-4)
   np.testing.assert_allclose(np.concatenate(alone), want, atol=1e-4)

@@ -89,7 +89,7 @@ def multiply(x: jax.Array, w: jax.Array, how: Product) -> jax.Array:
 def is_row_by_row(rows: int, positions: int) -> bool:
   """Whether every row is multiplied by itself: where text is sampled, a position of
   each, on a CPU. XLA reads a weight at once for one row, and copies it first for more,
-  which pays from about ten on. And it adds up in the same order for any number."""
+  which pays from about eight on. And it adds up in the same order for any number."""
   alone = jax.sharding.get_abstract_mesh().size <= 1
   return positions == 1 and rows <= ROWS and alone and platform() == "cpu"
 
