@@ -241,6 +241,20 @@ def test_a_suite_that_is_killed_goes_on(work, monkeypatch, tmp_path, number):
   assert len(calls("train")) == before + 4 - len(done)
 
 
+def test_what_an_interrupted_command_left_is_not_taken_for_whole(
+  work, monkeypatch, tmp_path
+):
+  place, calls = work
+  made = tmp_path / "autoencoder.safetensors"
+  made.write_bytes(b"of an earlier save")
+  log = tmp_path / "vae.log"
+  command = assets.Command("autoencoder", made, ["autoencoder"], log)
+  monkeypatch.setattr(assets, "commands", lambda *_, **__: [command])
+  for _ in range(2):
+    runner.run(place, [SUITE])
+  assert calls("autoencoder") == [["autoencoder"]]
+
+
 def test_devices_are_taken_apart():
   assert runner.parse_devices("") == ()
   assert runner.parse_devices("gpu:0, gpu:1") == ("gpu:0", "gpu:1")

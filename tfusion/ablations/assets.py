@@ -30,9 +30,15 @@ class Command(NamedTuple):
   """One command of `tfusion`."""
 
   name: str  # for people
-  makes: Path  # is there when it is done
+  makes: Path
   arguments: list[str]
   log: Path
+
+  @property
+  def done(self) -> Path:
+    """Is there once the command has ended well. What it makes may be there before: an
+    autoencoder is kept at every save."""
+    return self.log.with_suffix(".done")
 
 
 def make_tokenizer(assets: Path) -> Path:

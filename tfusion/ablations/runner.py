@@ -159,7 +159,7 @@ class _Work:
     for command in assets.commands(
       own, grounds, scale=self.place.scale, experiments=experiments
     ):
-      if not command.makes.is_file():
+      if not command.done.is_file():
         self.say(f"{command.name}: {command.log} says how far it is")
         self._prepare(command)
 
@@ -173,6 +173,7 @@ class _Work:
       self.free.put(device)
     if not command.makes.is_file():
       raise Failed(f"{command.name}: {command.makes} was not made; see {command.log}")
+    command.done.touch()
 
   def do(self, specs: Sequence[Spec], what: str) -> None:
     """Does the runs that have no result yet."""
