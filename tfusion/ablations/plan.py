@@ -21,7 +21,7 @@ from tfusion.config_file import read_config
 
 EXPERIMENT = "experiments/ablations.py"
 # Images of every task of `scenes:N`.
-IMAGES = {"tiny": 8, "small": 32, "smoke": 1}
+IMAGES = {"tiny": 12, "small": 32, "smoke": 1}
 RATES = (0.5, 1.0, 2.0)  # times an arm's learning rate, that are tried
 SEARCHED = 4  # a search trains this part of the updates
 # What a run does not depend on, but for rounding: where it is trained.
