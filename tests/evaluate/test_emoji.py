@@ -4,6 +4,7 @@ import json
 import types
 
 import numpy as np
+import PIL.Image
 import pytest
 import tiny
 import tiny_emoji
@@ -90,4 +91,7 @@ def test_a_run_draws_and_names_them(font, tmp_path):
     assert 0 <= found[f"emoji_{part}_right"] <= 1
     assert 0 <= found[f"emoji_{part}_named"] <= 1
   assert found["emoji_classifier_right_blurred_0.5"] == 1.0
-  assert (tmp_path / "run" / "eval" / "emoji.png").is_file()
+  with PIL.Image.open(tmp_path / "run" / "eval" / "emoji.png") as sheet:
+    width, height = sheet.size
+  # Of each part the originals, and the drawings below them.
+  assert (height - 1) / 4 == (width - 1) / emoji.COLUMNS

@@ -81,8 +81,9 @@ def evaluate_emoji(trained: Trained, corpus: Corpus, out: Path) -> dict[str, flo
       ),
     }
     for start in range(0, min(len(own), SHOWN), COLUMNS):
-      rows += [*every.images[own][start : start + COLUMNS]]
-      rows += [*drawn[start : start + COLUMNS]]
+      for images in (every.images[own], drawn):
+        line = images[start : min(start + COLUMNS, SHOWN)]
+        rows += [*line, *([np.ones_like(line[0])] * (COLUMNS - len(line)))]
   if jax.process_index() == 0:
     sheet = png.sheet([png.to_pixels(x) for x in rows], columns=COLUMNS)
     png.write(sheet, out / "emoji.png", enlarge=False)
