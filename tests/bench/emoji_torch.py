@@ -91,9 +91,7 @@ def main() -> None:
     modality_default_shape=tuple(grid),
     add_pos_emb=True,
     model_output_clean=args.clean,
-    transformer=dict(
-      dim=args.dim, depth=args.depth, heads=args.dim // 64, dim_head=64
-    ),
+    transformer=dict(dim=args.dim, depth=args.depth, heads=args.dim // 64, dim_head=64),
   )
   average = copy.deepcopy(model)
   optimizer = torch.optim.Adam(model.parameters(), lr=args.rate)
