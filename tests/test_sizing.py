@@ -1,5 +1,6 @@
 """Sizes chosen from what a folder holds, by the numbers of experiments/folder.py."""
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -36,9 +37,9 @@ def load_experiment():
   "side, image, patch, caption, smoke",
   [
     (5, 8, 2, "a", ""),
-    (20, 16, 2, "a long story " * 30, ""),
+    (20, 16, 4, "a long story " * 30, ""),
     (300, 64, 8, "a house", ""),
-    (20, 16, 2, "a house", ",smoke"),
+    (20, 16, 4, "a house", ",smoke"),
   ],
 )
 def test_a_folder_of_images_gives_a_valid_config_that_holds_every_caption(
@@ -65,7 +66,7 @@ def test_a_folder_of_images_gives_a_valid_config_that_holds_every_caption(
 @pytest.mark.parametrize(
   "kind, shape, patch",
   [
-    ("pixels", (32, 32, 3), 4),
+    ("pixels", (32, 32, 3), 8),
     ("pixels", (6, 4, 3), 1),
     ("mean", (16, 16, 2), 2),
     ("codes", (16,), None),
@@ -133,8 +134,8 @@ BOUNDS = sizing.Bounds(
 )
 
 
-@pytest.mark.parametrize("images, layers", [(3, 1), (4, 2)])
-def test_every_number_comes_from_the_bounds(tmp_path, images, layers, capsys):
+@pytest.mark.parametrize("images, layers, times", [(3, 1, 284), (4, 2, 427)])
+def test_every_number_comes_from_the_bounds(tmp_path, images, layers, times, capsys):
   for number in range(images):
     add(tmp_path, f"{number}.png", caption=f"{number} abcdefgh", size=(90, 30))
   c = config_lib.defaults()
@@ -150,6 +151,22 @@ def test_every_number_comes_from_the_bounds(tmp_path, images, layers, capsys):
   said = capsys.readouterr().out
   assert f"{images} images of about 30 px (colour), {images} captions" in said
   assert f"vocabulary 320, {layers} layers of width {32 * layers}, rows of 64" in said
+  # Rows of 64, 8 in an update, of images of 19 elements with captions of 5.
+  assert "on two CPU cores about 1 min, in which each image is learned" in said
+  assert f"learned about {times} times" in said
+
+
+def test_how_long_it_takes_goes_with_the_work(tmp_path, capsys):
+  add(tmp_path, "a.png")
+  minutes = []
+  for steps in (300_000, 600_000):
+    bounds = dataclasses.replace(
+      BOUNDS, models={math.inf: ModelSize(1, 32, 2, 64, 1e-2, steps)}
+    )
+    sizing.fit(config_lib.defaults(), str(tmp_path), bounds)
+    said = capsys.readouterr().out
+    minutes.append(int(said.partition("cores about ")[2].split()[0]))
+  assert minutes[0] > 5 and minutes[1] == pytest.approx(2 * minutes[0], abs=1)
 
 
 def test_what_is_given_instead_is_set_and_said(tmp_path, capsys):

@@ -21,6 +21,9 @@ from tfusion.generate import prompt
 # Captions with fewer different characters than this are in an alphabet, of which a
 # token has two characters or more on average; in other scripts it may have just one.
 ALPHABET = 300
+# FLOP/s that the training of such models reaches on two CPU cores, by what
+# docs/emoji.md measured on one.
+TWO_CORES = 60e9
 
 
 class ModelSize(NamedTuple):
@@ -54,6 +57,7 @@ class _Found(NamedTuple):
   size: int  # images to train on, or documents without any
   examples: tuple[str, ...]  # texts from which images can be sampled, or text alone
   images: bool  # whether there are any
+  document: float = 0.0  # elements of an image with its caption, where that is known
 
 
 def fit(
@@ -98,6 +102,7 @@ def fit(
     f"{found.said}; chosen: image {tuple(model.image_shape)}, patch {model.patch},"
     f" vocabulary {model.vocab_size}, {model.layers} layers of width {model.width},"
     f" rows of {config.data.row_length}, {config.train.steps} steps"
+    f"{_what_to_expect(config, found)}"
   )
 
 
@@ -134,7 +139,10 @@ def _fit_folder(
   )
   if aspects > 1:
     said += f"; aspects, height x width: {_of_aspects(found.sizes, shapes)}"
-  return _Found(said, found.images, found.examples, images=True)
+  spoken = found.characters / found.captions / (2 if found.alphabet < ALPHABET else 1)
+  return _Found(
+    said, found.images, found.examples, images=True, document=image + spoken
+  )
 
 
 def _of_aspects(
@@ -229,6 +237,23 @@ def _choose_training(
   c.train.eval_every_steps = c.train.save_every_steps = model.steps // 4
   ending = " <image>" if found.images else ""
   c.eval.prompts = tuple(f"{prompt.escape(t)}{ending}" for t in found.examples)
+
+
+def _what_to_expect(c: ml_collections.ConfigDict, found: _Found) -> str:
+  """How long it will take, and how often each image is learned."""
+  width, mlp = c.model.width, c.model.mlp
+  layer = 2 * width * width * (1 + c.model.kv_heads / c.model.heads) + 3 * width * mlp
+  parameters = c.model.layers * layer + 2 * c.model.vocab_size * width
+  elements = c.train.steps * c.train.batch_rows * c.data.row_length
+  minutes = 6 * parameters * elements / TWO_CORES / 60
+  said = f"; on two CPU cores about {max(round(minutes), 1)} min"
+  if found.document:
+    times = elements / found.document / found.size
+    said += (
+      f", in which each image is learned about {times:.0f} times (docs/data.md says"
+      " what to expect of that)"
+    )
+  return said
 
 
 def _up(value: int, multiple: int) -> int:
