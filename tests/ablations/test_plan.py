@@ -58,13 +58,13 @@ def test_the_commands_are_those_of_tfusion():
   assert train[:2] == ["train", "--config"]
   assert "--config.seed=2" in train and "--config.model.patches=unet" in train
   evaluate = spec(guidance("guidance 8")).evaluate(Path("w"))
-  assert evaluate[:5] == ["eval", "--workdir", "w", "--suite", "scenes:8,loss"]
+  assert evaluate[:5] == ["eval", "--workdir", "w", "--suite", "scenes:12,loss"]
   assert evaluate[5:] == ["--config.sample.guidance=8.0"]
 
 
 def test_what_is_measured_is_what_a_model_can_do():
   assert spec(suites.TEXT_ONLY).evaluations == ""
-  assert spec(suites.CHAMELEON).evaluations == "scenes:8"
+  assert spec(suites.CHAMELEON).evaluations == "scenes:12"
 
 
 def test_arms_come_before_those_that_start_from_them():

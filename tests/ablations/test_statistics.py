@@ -39,6 +39,8 @@ def test_what_both_arms_share_of_a_seed_falls_out_of_the_difference():
     ([1.0, 1.5], [2.0, 9.0], "opposite sign"),
     ([1.0, 1.1, 1.2], [3.0, 3.1, 3.2], "does not hold: the opposite does"),
     ([2.0], [1.0], "same sign"),
+    ([0.0], [0.0], "no difference"),
+    ([0.0, 1.0], [0.0, 1.0], "no difference"),
   ],
 )
 def test_a_verdict_says_what_the_seeds_allow(better, worse, verdict):

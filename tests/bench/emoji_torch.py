@@ -4,9 +4,7 @@ Owns: the package on the documents of experiments/emoji.py:few. Not: our own pro
 which `tfusion train` and `tfusion eval` run; nothing here imports tfusion, so that the
 package has an environment of its own.
 
-First the emoji, with tfusion's environment; then the package, with that of PyTorch:
-  python -c "from tests.bench.emoji_torch import export; export('emoji.npz')"
-  python tests/bench/emoji_torch.py emoji.npz --minutes 20
+tests/bench/README.md has the commands.
 
 The package is used as its README does (velocity, Adam, an average of the weights for
 sampling, guidance 3); what is ours are the sizes, the rate, and its patches as latents.

@@ -35,14 +35,17 @@ class Difference(NamedTuple):
 
   @property
   def verdict(self) -> str:
-    """In words: holds, same sign, mixed, opposite sign, or does not hold."""
+    """In words: holds, same sign, mixed, opposite sign, no difference, or does not
+    hold."""
     if self.low > 0:
       return "holds"
     if self.high < 0:
       return "does not hold: the opposite does"
     if self.better == self.seeds:
       return "same sign"
-    return "opposite sign" if not self.better else "mixed"
+    if self.better:
+      return "mixed"
+    return "opposite sign" if self.mean else "no difference"
 
 
 def spread(values: Sequence[float]) -> Spread:
