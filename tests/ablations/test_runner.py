@@ -39,7 +39,7 @@ if command == "train":
   where.mkdir(parents=True, exist_ok=True)
   workdir_lib.save_config(config, where)
   steps, rate = config.train.steps, config.optim.peak_lr
-  line = {"step": steps, "loss_text": 1 + abs(rate - 2e-3), "loss_image": 0.1}
+  line = {"step": steps, "loss_text": 1 + abs(rate - 3e-3), "loss_image": 0.1}
   line |= {"elements": 100.0}
   (where / "metrics.jsonl").write_text(json.dumps(line) + "\\n")
   (where / "validation.jsonl").write_text(json.dumps(line) + "\\n")
